@@ -1,0 +1,10 @@
+//! Sparse Mixer encoders (Lee-Thorp & Ainslie 2022, "Sparse Mixers: Combining MoE and Mixing to build a more
+//! efficient BERT") on CPUs: the computation of TensorFlow Model Garden's `networks.SparseMixer`, in Rust.
+//!
+//! Letters used for sizes throughout: `B` batch, `S` sequence length, `H` hidden size, `W` embedding width,
+//! `F` inner size, `N` attention heads, `D` head size, `G` routing groups, `T` tokens per group, `E` experts,
+//! `C` expert capacity, `V` vocabulary. Activations are `[B*S, H]`, row-major.
+
+pub mod error;
+
+pub use error::{Error, Result};
