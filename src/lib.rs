@@ -6,5 +6,6 @@
 //! `C` expert capacity, `V` vocabulary. Activations are `[B*S, H]`, row-major.
 
 pub mod error;
+pub mod kernels;
 
 pub use error::{Error, Result};

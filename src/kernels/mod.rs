@@ -1,0 +1,29 @@
+//! Arithmetic on slices: the only folder that may hold `unsafe`, each block with its reason and each fast path
+//! with a portable twin that it is tested against.
+//!
+//! Everything here is single-threaded; the layers split work over threads. Every product sums over `k` in ascending
+//! order into one accumulator per output, so an output row depends on nothing but its own input row and the
+//! weights: not on the number of rows, its place among them, or the number of threads.
+
+#![allow(unsafe_code)]
+
+mod aligned;
+mod elementwise;
+mod isa;
+mod matmul;
+mod packed;
+mod real;
+mod rows;
+
+pub use aligned::AlignedVec;
+pub use elementwise::{Elementwise, elementwise, elementwise_backward};
+pub use isa::Isa;
+pub use matmul::{Init, Lhs, LhsBuffer, matmul, prepare_lhs};
+pub use packed::{
+    INT8_K_BLOCK, PANEL, PackedMatrix, Panels, WeightDtype, pack_bfloat16, pack_native, packed_len,
+};
+pub use real::Real;
+pub use rows::{
+    add_in_place, axpy, layer_norm, layer_norm_backward, log_sum_exp, softmax_backward, softmax_in_place,
+    transpose,
+};

@@ -1,0 +1,352 @@
+//! Right operands of products, packed in panels of [`PANEL`] columns.
+//!
+//! A `k x n` matrix becomes `ceil(n / 32)` panels. Element `(i, j)` of panel `p = j / 32`, column `c = j % 32`, is at
+//! - `Native` and `Float16`: `[p][i][c]`
+//! - `Bfloat16`: `[p][i / 2][c][i % 2]`, `k` padded with zeros to a multiple of 32
+//! - `Int8`: `[p][i / 4][c][i % 4]`, `k` padded with zeros to a multiple of 64
+//!
+//! Missing columns of the last panel are zeros.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use super::{AlignedVec, Isa, Real};
+
+/// Columns in a panel.
+pub const PANEL: usize = 32;
+
+/// Storage type of a matrix that stands on the right of products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightDtype {
+    /// The type of the activations (`f32`; `f64` in gradient tests).
+    Native,
+    /// bfloat16 weights and activations, `f32` sums.
+    Bfloat16,
+    /// float16 weights, widened to `f32` as they are read.
+    Float16,
+    /// 8-bit weights with one scale per output column, 8-bit activations with one scale per row, 32-bit integer sums.
+    Int8,
+}
+
+impl WeightDtype {
+    /// Rows are padded to a multiple of this.
+    pub fn k_multiple(self) -> usize {
+        match self {
+            WeightDtype::Native | WeightDtype::Float16 => 1,
+            WeightDtype::Bfloat16 => 32,
+            WeightDtype::Int8 => 64,
+        }
+    }
+}
+
+/// k-ranges of an `Int8` matrix must begin at a multiple of this (column sums are kept per block).
+pub const INT8_K_BLOCK: usize = 256;
+
+#[derive(Clone, Debug)]
+enum Storage<R> {
+    Native(AlignedVec<R>),
+    Bfloat16(AlignedVec<bf16>),
+    Float16(AlignedVec<f16>),
+    /// `block_sums[b * padded_n + j]` is the sum of column `j` over the `b`-th block of [`INT8_K_BLOCK`] rows.
+    Int8 {
+        values: AlignedVec<i8>,
+        scales: Vec<f32>,
+        block_sums: Vec<i32>,
+    },
+}
+
+/// An owned `k x n` matrix in panels.
+#[derive(Clone, Debug)]
+pub struct PackedMatrix<R> {
+    k: usize,
+    n: usize,
+    storage: Storage<R>,
+}
+
+/// A borrowed matrix in panels, perhaps a run of its rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Panels<'a, R> {
+    /// Rows in view.
+    pub k: usize,
+    /// Columns.
+    pub n: usize,
+    /// Elements from one panel to the next.
+    pub(super) panel_stride: usize,
+    pub(super) data: PanelData<'a, R>,
+}
+
+/// Elements of the first panel's first row in view onwards.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PanelData<'a, R> {
+    Native(&'a [R]),
+    Bfloat16(&'a [bf16]),
+    Float16(&'a [f16]),
+    Int8 { values: &'a [i8], scales: &'a [f32], block_sums: &'a [i32] },
+}
+
+fn padded_k(k: usize, dtype: WeightDtype) -> usize {
+    k.next_multiple_of(dtype.k_multiple())
+}
+
+/// Elements that a `k x n` matrix of `dtype` takes in panels.
+pub fn packed_len(k: usize, n: usize, dtype: WeightDtype) -> usize {
+    n.div_ceil(PANEL) * padded_k(k, dtype) * PANEL
+}
+
+/// Offset of element `(i, c)` in a panel.
+pub(super) fn offset_in_panel(i: usize, c: usize, dtype: WeightDtype) -> usize {
+    match dtype {
+        WeightDtype::Native | WeightDtype::Float16 => i * PANEL + c,
+        WeightDtype::Bfloat16 => (i / 2) * 2 * PANEL + 2 * c + i % 2,
+        WeightDtype::Int8 => (i / 4) * 4 * PANEL + 4 * c + i % 4,
+    }
+}
+
+impl<R: Real> PackedMatrix<R> {
+    /// Packs row-major `values` (`k x n`), rounding to `dtype`.
+    pub fn pack(k: usize, n: usize, dtype: WeightDtype, values: &[R]) -> Self {
+        assert_eq!(values.len(), k * n, "a {k} x {n} matrix has {} values", k * n);
+        let panel_len = padded_k(k, dtype) * PANEL;
+        let place = |visit: &mut dyn FnMut(usize, R, usize)| {
+            for i in 0..k {
+                for j in 0..n {
+                    let at = (j / PANEL) * panel_len + offset_in_panel(i, j % PANEL, dtype);
+                    visit(at, values[i * n + j], j);
+                }
+            }
+        };
+        let len = packed_len(k, n, dtype);
+        let storage = match dtype {
+            WeightDtype::Native => {
+                let mut out = AlignedVec::zeros(len);
+                place(&mut |at, x, _| out[at] = x);
+                Storage::Native(out)
+            }
+            WeightDtype::Bfloat16 => {
+                let mut out = AlignedVec::zeros(len);
+                place(&mut |at, x, _| out[at] = bf16::from_f32(x.to_f32()));
+                Storage::Bfloat16(out)
+            }
+            WeightDtype::Float16 => {
+                let mut out = AlignedVec::zeros(len);
+                place(&mut |at, x, _| out[at] = f16::from_f32(x.to_f32()));
+                Storage::Float16(out)
+            }
+            WeightDtype::Int8 => {
+                let padded_n = n.next_multiple_of(PANEL);
+                let mut scales = vec![0f32; padded_n];
+                for row in values.chunks_exact(n.max(1)) {
+                    for (s, x) in scales.iter_mut().zip(row) {
+                        *s = s.max(x.to_f32().abs());
+                    }
+                }
+                scales.iter_mut().for_each(|s| *s = if *s > 0.0 { *s / 127.0 } else { 1.0 });
+                let mut out = AlignedVec::<i8>::zeros(len);
+                let mut block_sums = vec![0i32; k.div_ceil(INT8_K_BLOCK) * padded_n];
+                place(&mut |at, x, j| out[at] = (x.to_f32() / scales[j]).round_ties_even() as i8);
+                for i in 0..k {
+                    for j in 0..n {
+                        let at = (j / PANEL) * panel_len + offset_in_panel(i, j % PANEL, dtype);
+                        block_sums[(i / INT8_K_BLOCK) * padded_n + j] += i32::from(out[at]);
+                    }
+                }
+                Storage::Int8 { values: out, scales, block_sums }
+            }
+        };
+        PackedMatrix { k, n, storage }
+    }
+
+    /// The matrix row-major, widened from its storage type.
+    pub fn unpack(&self) -> Vec<R> {
+        let mut out = vec![R::ZERO; self.k * self.n];
+        self.unpack_into(&mut out);
+        out
+    }
+
+    /// Writes the matrix row-major into `out` (`k * n`).
+    pub fn unpack_into(&self, out: &mut [R]) {
+        let view = self.view();
+        for i in 0..self.k {
+            for j in 0..self.n {
+                out[i * self.n + j] = view.get(i, j);
+            }
+        }
+    }
+
+    /// Rows.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Storage type.
+    pub fn dtype(&self) -> WeightDtype {
+        self.view().dtype()
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.storage {
+            Storage::Native(v) => size_of_val(&v[..]),
+            Storage::Bfloat16(v) => size_of_val(&v[..]),
+            Storage::Float16(v) => size_of_val(&v[..]),
+            Storage::Int8 { values, scales, block_sums } => {
+                values.len() + size_of_val(&scales[..]) + size_of_val(&block_sums[..])
+            }
+        }
+    }
+
+    /// The packed elements, for updates in place; `None` unless `Native`. Elements of padding columns must stay zero.
+    pub fn native_mut(&mut self) -> Option<&mut [R]> {
+        match &mut self.storage {
+            Storage::Native(v) => Some(v),
+            _ => None,
+        }
+    }
+
+    /// The transposed matrix in panels, for `dX = dY W^T`.
+    pub fn transposed(&self) -> PackedMatrix<R> {
+        let rows = self.unpack();
+        let mut turned = vec![R::ZERO; rows.len()];
+        for i in 0..self.k {
+            for j in 0..self.n {
+                turned[j * self.k + i] = rows[i * self.n + j];
+            }
+        }
+        PackedMatrix::pack(self.n, self.k, self.dtype(), &turned)
+    }
+
+    /// The whole matrix as a right operand.
+    pub fn view(&self) -> Panels<'_, R> {
+        let dtype = match &self.storage {
+            Storage::Native(_) => WeightDtype::Native,
+            Storage::Bfloat16(_) => WeightDtype::Bfloat16,
+            Storage::Float16(_) => WeightDtype::Float16,
+            Storage::Int8 { .. } => WeightDtype::Int8,
+        };
+        let data = match &self.storage {
+            Storage::Native(v) => PanelData::Native(v),
+            Storage::Bfloat16(v) => PanelData::Bfloat16(v),
+            Storage::Float16(v) => PanelData::Float16(v),
+            Storage::Int8 { values, scales, block_sums } => PanelData::Int8 { values, scales, block_sums },
+        };
+        Panels { k: self.k, n: self.n, panel_stride: padded_k(self.k, dtype) * PANEL, data }
+    }
+}
+
+impl<'a, R: Real> Panels<'a, R> {
+    /// Storage type.
+    pub fn dtype(&self) -> WeightDtype {
+        match self.data {
+            PanelData::Native(_) => WeightDtype::Native,
+            PanelData::Bfloat16(_) => WeightDtype::Bfloat16,
+            PanelData::Float16(_) => WeightDtype::Float16,
+            PanelData::Int8 { .. } => WeightDtype::Int8,
+        }
+    }
+
+    /// A `Native` right operand over `panels` (layout in the module's text), `k x n`.
+    pub fn from_native(panels: &'a [R], k: usize, n: usize) -> Self {
+        assert!(panels.len() >= packed_len(k, n, WeightDtype::Native));
+        Panels { k, n, panel_stride: k * PANEL, data: PanelData::Native(panels) }
+    }
+
+    /// A `Bfloat16` right operand over `panels` as [`pack_bfloat16`] fills them, `k x n`.
+    pub fn from_bfloat16(panels: &'a [bf16], k: usize, n: usize) -> Self {
+        assert!(panels.len() >= packed_len(k, n, WeightDtype::Bfloat16));
+        let panel_stride = padded_k(k, WeightDtype::Bfloat16) * PANEL;
+        Panels { k, n, panel_stride, data: PanelData::Bfloat16(panels) }
+    }
+
+    /// Rows `range` of the matrix. `range.start` must be a multiple of [`WeightDtype::k_multiple`], for `Int8` of
+    /// [`INT8_K_BLOCK`]; `range.end` too, unless it is the last row.
+    pub fn k_range(&self, range: Range<usize>) -> Panels<'a, R> {
+        assert!(range.start <= range.end && range.end <= self.k, "rows {range:?} of {}", self.k);
+        let at = range.start * PANEL;
+        let data = match self.data {
+            PanelData::Native(v) => PanelData::Native(&v[at..]),
+            PanelData::Float16(v) => PanelData::Float16(&v[at..]),
+            PanelData::Bfloat16(v) => {
+                assert!(range.start.is_multiple_of(32));
+                PanelData::Bfloat16(&v[at..])
+            }
+            PanelData::Int8 { values, scales, block_sums } => {
+                assert!(range.start.is_multiple_of(INT8_K_BLOCK));
+                let skip = range.start / INT8_K_BLOCK * self.n.next_multiple_of(PANEL);
+                PanelData::Int8 { values: &values[at..], scales, block_sums: &block_sums[skip..] }
+            }
+        };
+        Panels { k: range.end - range.start, data, ..*self }
+    }
+
+    /// Element `(i, j)`, widened.
+    pub fn get(&self, i: usize, j: usize) -> R {
+        let at = (j / PANEL) * self.panel_stride + offset_in_panel(i, j % PANEL, self.dtype());
+        match self.data {
+            PanelData::Native(v) => v[at],
+            PanelData::Bfloat16(v) => R::from_f32(v[at].to_f32()),
+            PanelData::Float16(v) => R::from_f32(v[at].to_f32()),
+            PanelData::Int8 { values, scales, .. } => R::from_f32(f32::from(values[at]) * scales[j]),
+        }
+    }
+}
+
+/// Packs activations into `Native` panels that the caller owns, so that tasks can fill disjoint panels at once.
+///
+/// `out` receives the panels of columns `cols` (its start a multiple of [`PANEL`]) of the `k x n` matrix whose element
+/// `(i, j)` is `source[i * stride + j]`, or `source[j * stride + i]` if `transposed`: [`packed_len`] elements.
+pub fn pack_native<R: Real>(
+    _isa: Isa,
+    source: &[R],
+    stride: usize,
+    transposed: bool,
+    k: usize,
+    cols: Range<usize>,
+    out: &mut [R],
+) {
+    pack_activations(source, stride, transposed, k, cols, WeightDtype::Native, out, |x| x);
+}
+
+/// As [`pack_native`], rounding to `Bfloat16` panels; `k` is padded with zeros.
+pub fn pack_bfloat16<R: Real>(
+    _isa: Isa,
+    source: &[R],
+    stride: usize,
+    transposed: bool,
+    k: usize,
+    cols: Range<usize>,
+    out: &mut [bf16],
+) {
+    let round = |x: R| bf16::from_f32(x.to_f32());
+    pack_activations(source, stride, transposed, k, cols, WeightDtype::Bfloat16, out, round);
+}
+
+fn pack_activations<R: Real, T: Copy + Default>(
+    source: &[R],
+    stride: usize,
+    transposed: bool,
+    k: usize,
+    cols: Range<usize>,
+    dtype: WeightDtype,
+    out: &mut [T],
+    round: impl Fn(R) -> T,
+) {
+    assert!(cols.start.is_multiple_of(PANEL));
+    let rows = padded_k(k, dtype);
+    for (p, first) in cols.clone().step_by(PANEL).enumerate() {
+        let panel = &mut out[p * rows * PANEL..][..rows * PANEL];
+        for i in 0..rows {
+            for c in 0..PANEL {
+                let j = first + c;
+                let at = if transposed { j * stride + i } else { i * stride + j };
+                let inside = i < k && j < cols.end;
+                panel[offset_in_panel(i, c, dtype)] = if inside { round(source[at]) } else { T::default() };
+            }
+        }
+    }
+}
