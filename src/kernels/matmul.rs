@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::packed::{INT8_K_BLOCK, PanelData, offset_in_panel};
-use super::{AlignedVec, Isa, PANEL, Panels, Real, WeightDtype};
+use super::packed::PanelData;
+use super::{
+    AlignedVec, Isa, PANEL, Panels, Real, WeightDtype, matmul_bf16, matmul_f16, matmul_int8, matmul_native,
+};
 
 /// A left operand in the form that products with a right operand of some [`WeightDtype`] want; made by
 /// [`prepare_lhs`]. Row `r` begins at `r * stride`.
@@ -117,7 +119,7 @@ impl<'a, R: Real> Lhs<'a, R> {
 /// # Panics
 /// If an operand is too short, or the left operand was prepared for another type.
 pub fn matmul<R: Real>(
-    _isa: Isa,
+    isa: Isa,
     rows: usize,
     lhs: Lhs<'_, R>,
     rhs: Panels<'_, R>,
@@ -126,40 +128,66 @@ pub fn matmul<R: Real>(
     out_stride: usize,
     init: Init<'_, R>,
 ) {
-    assert!(cols.start.is_multiple_of(PANEL) && cols.end <= rhs.n);
-    for r in 0..rows {
-        for j in cols.clone() {
-            let out = &mut out[r * out_stride + j - cols.start];
-            let start = match init {
-                Init::Zero => R::ZERO,
-                Init::Bias(bias) => bias[j],
-                Init::Accumulate => *out,
-            };
-            let panel = (j / PANEL) * rhs.panel_stride;
-            let at = |i| panel + offset_in_panel(i, j % PANEL, rhs.dtype());
-            *out = match (lhs, rhs.data) {
-                (Lhs::Native { values, stride }, PanelData::Native(b)) => {
-                    (0..rhs.k).fold(start, |sum, i| sum + values[r * stride + i] * b[at(i)])
-                }
-                (Lhs::Native { values, stride }, PanelData::Float16(b)) => (0..rhs.k)
-                    .fold(start, |sum, i| sum + values[r * stride + i] * R::from_f32(b[at(i)].to_f32())),
-                (Lhs::Bfloat16 { values, stride }, PanelData::Bfloat16(b)) => (0..rhs.k)
-                    .fold(start, |sum, i| {
-                        sum + R::from_f32(values[r * stride + i].to_f32() * b[at(i)].to_f32())
-                    }),
-                (
-                    Lhs::Int8 { values, stride, scales },
-                    PanelData::Int8 { values: b, scales: column, block_sums },
-                ) => {
-                    let dot: i32 =
-                        (0..rhs.k).map(|i| i32::from(values[r * stride + i]) * i32::from(b[at(i)])).sum();
-                    let sum_b: i32 = (0..rhs.k.div_ceil(INT8_K_BLOCK))
-                        .map(|block| block_sums[block * rhs.n.next_multiple_of(PANEL) + j])
-                        .sum();
-                    start + R::from_f32((dot - 128 * sum_b) as f32 * (scales[r] * column[j]))
-                }
-                _ => panic!("the left operand was prepared for another storage type"),
-            };
+    assert!(cols.start.is_multiple_of(PANEL) && cols.end <= rhs.n, "columns {cols:?} of {}", rhs.n);
+    let block = Block { rows, k: rhs.k, n: rhs.n, panel_stride: rhs.panel_stride, cols, out_stride, init };
+    match (lhs, rhs.data) {
+        (Lhs::Native { values, stride }, PanelData::Native(b)) => {
+            matmul_native::matmul(isa, &block, values, stride, b, out);
         }
+        (Lhs::Native { values, stride }, PanelData::Float16(b)) => {
+            matmul_f16::matmul(isa, &block, values, stride, b, out);
+        }
+        (Lhs::Bfloat16 { values, stride }, PanelData::Bfloat16(b)) => {
+            matmul_bf16::matmul(isa, &block, values, stride, b, out);
+        }
+        (
+            Lhs::Int8 { values, stride, scales },
+            PanelData::Int8 { values: b, scales: columns, block_sums },
+        ) => {
+            let lhs = matmul_int8::QuantisedRows { values, stride, scales };
+            let rhs = matmul_int8::QuantisedPanels { values: b, scales: columns, block_sums };
+            matmul_int8::matmul(isa, &block, lhs, rhs, out);
+        }
+        _ => panic!("the left operand was prepared for another storage type"),
+    }
+}
+
+/// What all kernels of a product need to know besides the operands.
+pub(super) struct Block<'a, R> {
+    /// Rows of the result.
+    pub rows: usize,
+    /// Terms of each sum.
+    pub k: usize,
+    /// Columns of the whole right operand.
+    pub n: usize,
+    /// Elements from one panel to the next.
+    pub panel_stride: usize,
+    /// Columns to compute, from the start of a panel.
+    pub cols: Range<usize>,
+    /// Elements from one row of the result to the next.
+    pub out_stride: usize,
+    /// What the product is added to.
+    pub init: Init<'a, R>,
+}
+
+impl<R: Real> Block<'_, R> {
+    /// Sets each output to its initial value plus `sum(row, column)`: the plain form of every kernel.
+    pub fn for_each_output(&self, out: &mut [R], sum: impl Fn(R, usize, usize) -> R) {
+        for r in 0..self.rows {
+            for j in self.cols.clone() {
+                let out = &mut out[r * self.out_stride + j - self.cols.start];
+                let start = match self.init {
+                    Init::Zero => R::ZERO,
+                    Init::Bias(bias) => bias[j],
+                    Init::Accumulate => *out,
+                };
+                *out = sum(start, r, j);
+            }
+        }
+    }
+
+    /// Where element `(0, j)` of the right operand begins.
+    pub fn panel_start(&self, j: usize) -> usize {
+        j / PANEL * self.panel_stride
     }
 }

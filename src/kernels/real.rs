@@ -47,10 +47,14 @@ pub trait Real:
     fn max(self, other: Self) -> Self;
     /// Neither infinite nor NaN.
     fn is_finite(self) -> bool;
+    /// The slice itself if its elements are `f32`: the way into kernels that exist for `f32` only.
+    fn f32_slice(x: &[Self]) -> Option<&[f32]>;
+    /// As [`Real::f32_slice`], to write to.
+    fn f32_slice_mut(x: &mut [Self]) -> Option<&mut [f32]>;
 }
 
 macro_rules! impl_real {
-    ($t:ty) => {
+    ($t:ty, |$x:ident| $as_f32:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -81,9 +85,15 @@ macro_rules! impl_real {
             fn is_finite(self) -> bool {
                 self.is_finite()
             }
+            fn f32_slice($x: &[Self]) -> Option<&[f32]> {
+                $as_f32
+            }
+            fn f32_slice_mut($x: &mut [Self]) -> Option<&mut [f32]> {
+                $as_f32
+            }
         }
     };
 }
 
-impl_real!(f32);
-impl_real!(f64);
+impl_real!(f32, |x| Some(x));
+impl_real!(f64, |_x| None);
