@@ -7,5 +7,6 @@
 
 pub mod error;
 pub mod kernels;
+pub mod optim;
 
 pub use error::{Error, Result};

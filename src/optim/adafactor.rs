@@ -1,0 +1,247 @@
+//! Adafactor: second moments of matrices kept as row and column means (Shazeer & Stern 2018,
+//! <https://arxiv.org/abs/1804.04235>), as Keras's `Adafactor`.
+//!
+//! With step `t = 1, 2, ...`, gradient `g`, `b = 1 - t^beta_2_decay`, the last two axes factored:
+//! ```text
+//! p <- p - lr decay p
+//! r_i <- b r_i + (1 - b) mean_j(g_ij^2 + epsilon_1)      c_j <- b c_j + (1 - b) mean_i(g_ij^2 + epsilon_1)
+//! u_ij = g_ij / sqrt(r_i c_j / mean_i(r_i))              vectors: u = g / sqrt(v), v kept whole
+//! p <- p - max(epsilon_2, rms(p)) rho u / max(1, rms(u) / clip_threshold)
+//! rho = min(lr, 1 / sqrt(t)), or lr if relative_step is off
+//! ```
+//!
+//! Differs from Keras: `relative_step = false` takes `lr` as it is (Keras bounds it all the same), and the product
+//! `r_i c_j` is not formed, so rows that never had a gradient cannot underflow to 0/0.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::blocks::{BLOCK, Block, cut, map_blocks};
+use super::clip::sum_of_squares;
+use super::layout::{Gradient, ParameterSpec, Update};
+use super::optimizer::{check_non_negative, check_positive};
+use crate::error::Result;
+use crate::kernels::Real;
+
+/// Settings of Adafactor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adafactor {
+    /// Exponent of the step in the decay of the second moment.
+    pub beta_2_decay: f64,
+    /// Added to squared gradients; positive.
+    pub epsilon_1: f64,
+    /// Lower bound of the parameter's root mean square in the step size.
+    pub epsilon_2: f64,
+    /// Largest root mean square of a direction; positive.
+    pub clip_threshold: f64,
+    /// Whether the learning rate is bounded by one over the root of the step.
+    pub relative_step: bool,
+    /// Factor of the parameter in its own step, for parameters that decay.
+    pub weight_decay: f64,
+}
+
+/// The last two axes of a shape, the others merged.
+#[derive(Clone, Copy)]
+struct Matrices {
+    batches: usize,
+    rows: usize,
+    cols: usize,
+}
+
+/// Factors that turn a gradient into a direction.
+enum Whitening<'a, R> {
+    /// `1 / sqrt(r_i / mean(r))` for every row of every matrix, `1 / sqrt(c_j)` for every column of every matrix.
+    Factored { dims: Matrices, row_factors: Vec<R>, col_factors: Vec<R> },
+    /// The second moment of every element.
+    Whole(&'a [R]),
+}
+
+/// Shapes of the statistics of a weight of `shape`.
+pub(super) fn slot_shapes(shape: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
+    match shape {
+        [batch @ .., rows, cols] => {
+            let with = |last: usize| [batch, &[last]].concat();
+            vec![("r", with(*rows)), ("c", with(*cols))]
+        }
+        _ => vec![("v", shape.to_vec())],
+    }
+}
+
+impl Adafactor {
+    pub(super) fn validate(&self) -> Result<()> {
+        check_positive("epsilon_1", self.epsilon_1)?;
+        check_non_negative("epsilon_2", self.epsilon_2)?;
+        check_positive("clip_threshold", self.clip_threshold)?;
+        check_non_negative("weight_decay", self.weight_decay)
+    }
+
+    /// One step of every parameter that has a gradient; moments as [`slot_shapes`] names them.
+    pub(super) fn apply<R: Real>(
+        &self,
+        specs: &[ParameterSpec],
+        updates: &mut [Update<'_, R>],
+        slots: &mut [Vec<Vec<R>>],
+        step: u64,
+        learning_rate: f64,
+        scale: f64,
+    ) {
+        for ((spec, update), slots) in specs.iter().zip(updates).zip(slots) {
+            if !matches!(update.gradient, Gradient::None) && !spec.is_empty() {
+                self.apply_one(spec, update, slots, step, learning_rate, scale);
+            }
+        }
+    }
+
+    fn apply_one<R: Real>(
+        &self,
+        spec: &ParameterSpec,
+        update: &mut Update<'_, R>,
+        slots: &mut [Vec<R>],
+        step: u64,
+        learning_rate: f64,
+        scale: f64,
+    ) {
+        let whitening = self.advance(spec, update.gradient, slots, step, scale);
+        let mut no_slots = [Vec::new()];
+        let mut blocks: Vec<Block<'_, R, 0>> =
+            cut(std::slice::from_ref(spec), std::slice::from_mut(update), &mut no_slots);
+        let parts = map_blocks(&mut blocks, |block| {
+            let mut sums = [0.0; 2];
+            block.for_each_run(|offset, values, [], gradient| {
+                sums[0] += sum_of_squares(values);
+                whitening.for_each_direction(offset, gradient, |_, u| sums[1] += u.to_f64() * u.to_f64());
+            });
+            sums
+        });
+        let keep = if spec.decay { 1.0 - learning_rate * self.weight_decay } else { 1.0 };
+        let root_mean =
+            |which: usize| (parts.iter().map(|part| part[which]).sum::<f64>() / spec.len() as f64).sqrt();
+        let (values_rms, direction_rms) = (keep * root_mean(0), scale * root_mean(1));
+        let bound = if self.relative_step { 1.0 / (step as f64).sqrt() } else { f64::INFINITY };
+        let size = self.epsilon_2.max(values_rms) * learning_rate.min(bound);
+        let rate = R::from_f64(scale * size / (direction_rms / self.clip_threshold).max(1.0));
+        let keep = R::from_f64(keep);
+        map_blocks(&mut blocks, |block| {
+            block.for_each_run(|offset, values, [], gradient| {
+                whitening.for_each_direction(offset, gradient, |at, u| {
+                    values[at] = values[at] * keep - u * rate;
+                });
+            });
+        });
+    }
+
+    /// Moves the statistics towards the squared gradient and returns the factors they give.
+    fn advance<'s, R: Real>(
+        &self,
+        spec: &ParameterSpec,
+        gradient: Gradient<'_, R>,
+        slots: &'s mut [Vec<R>],
+        step: u64,
+        scale: f64,
+    ) -> Whitening<'s, R> {
+        let forget = (step as f64).powf(self.beta_2_decay);
+        let blend = |old: R, new: f64| R::from_f64((1.0 - forget) * old.to_f64() + forget * new);
+        let squared_scale = scale * scale;
+        let [batch @ .., rows, cols] = &spec.shape[..] else {
+            let v = &mut slots[0];
+            if let Gradient::Dense(g) = gradient {
+                v.par_iter_mut().with_min_len(BLOCK).zip(g).for_each(|(v, g)| {
+                    *v = blend(*v, g.to_f64() * g.to_f64() * squared_scale + self.epsilon_1);
+                });
+            }
+            return Whitening::Whole(v);
+        };
+        let dims = Matrices { batches: batch.iter().product(), rows: *rows, cols: *cols };
+        let (row_squares, col_squares) = squares_by_row_and_column(dims, gradient);
+        let [r, c] = slots else { unreachable!("a matrix has row and column statistics") };
+        let mean = |squares: f64, count: usize| squares * squared_scale / count as f64 + self.epsilon_1;
+        for (r, squares) in r.iter_mut().zip(row_squares) {
+            *r = blend(*r, mean(squares, dims.cols));
+        }
+        for (c, squares) in c.iter_mut().zip(col_squares) {
+            *c = blend(*c, mean(squares, dims.rows));
+        }
+        let row_factors = r
+            .chunks_exact(dims.rows)
+            .flat_map(|r| {
+                let mean = r.iter().map(|x| x.to_f64()).sum::<f64>() / dims.rows as f64;
+                r.iter().map(move |x| R::from_f64((mean / x.to_f64()).sqrt()))
+            })
+            .collect();
+        let col_factors = c.iter().map(|c| R::from_f64(c.to_f64().sqrt().recip())).collect();
+        Whitening::Factored { dims, row_factors, col_factors }
+    }
+}
+
+impl<R: Real> Whitening<'_, R> {
+    /// Calls `visit(index in gradient, direction)` for a run of the gradient that begins at row-major index `offset`;
+    /// the gradient's scale is left out.
+    #[inline]
+    fn for_each_direction(&self, offset: usize, gradient: &[R], mut visit: impl FnMut(usize, R)) {
+        match self {
+            Whitening::Whole(v) => {
+                for (at, (&g, v)) in gradient.iter().zip(&v[offset..]).enumerate() {
+                    visit(at, g / v.sqrt());
+                }
+            }
+            Whitening::Factored { dims, row_factors, col_factors } => {
+                let mut at = 0;
+                while at < gradient.len() {
+                    let (row, col) = ((offset + at) / dims.cols, (offset + at) % dims.cols);
+                    let len = (dims.cols - col).min(gradient.len() - at);
+                    let first_col = row / dims.rows * dims.cols + col;
+                    let row_factor = row_factors[row];
+                    for i in 0..len {
+                        visit(at + i, gradient[at + i] * row_factor * col_factors[first_col + i]);
+                    }
+                    at += len;
+                }
+            }
+        }
+    }
+}
+
+/// Sums of squares of `gradient` along the columns (`[batches * rows]`) and along the rows (`[batches * cols]`).
+///
+/// Column sums are formed per band of rows and the bands added in order, so threads do not change the bits.
+fn squares_by_row_and_column<R: Real>(dims: Matrices, gradient: Gradient<'_, R>) -> (Vec<f64>, Vec<f64>) {
+    let Matrices { batches, rows, cols } = dims;
+    let row_at = |row: usize| match gradient {
+        Gradient::Dense(g) => &g[row * cols..][..cols],
+        Gradient::Rows { rows, values } => match rows.binary_search(&(row as u32)) {
+            Ok(at) => &values[at * cols..][..cols],
+            Err(_) => &[],
+        },
+        Gradient::None => &[],
+    };
+    let band_rows = (4 * BLOCK / cols).max(1);
+    let bands: Vec<_> = (0..batches)
+        .flat_map(|batch| (0..rows).step_by(band_rows).map(move |first| (batch, first)))
+        .collect();
+    let sums: Vec<(Vec<f64>, Vec<f64>)> = bands
+        .par_iter()
+        .map(|&(batch, first)| {
+            let mut by_col = vec![0.0; cols];
+            let by_row = (first..rows.min(first + band_rows))
+                .map(|row| {
+                    let g = row_at(batch * rows + row);
+                    for (sum, x) in by_col.iter_mut().zip(g) {
+                        *sum += x.to_f64() * x.to_f64();
+                    }
+                    sum_of_squares(g)
+                })
+                .collect();
+            (by_row, by_col)
+        })
+        .collect();
+    let mut row_squares = Vec::with_capacity(batches * rows);
+    let mut col_squares = vec![0.0; batches * cols];
+    for (&(batch, _), (by_row, by_col)) in bands.iter().zip(sums) {
+        row_squares.extend(by_row);
+        for (total, x) in col_squares[batch * cols..][..cols].iter_mut().zip(by_col) {
+            *total += x;
+        }
+    }
+    (row_squares, col_squares)
+}

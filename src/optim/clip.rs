@@ -1,0 +1,43 @@
+//! Norms of gradients and the factor of clipping by the global norm.
+
+use rayon::prelude::*;
+
+use super::blocks::BLOCK;
+use super::layout::Gradient;
+use crate::kernels::Real;
+
+/// Sum of the squares of `values` in double precision, in an order that depends only on their number.
+pub(super) fn sum_of_squares<R: Real>(values: &[R]) -> f64 {
+    const LANES: usize = 8;
+    let mut lanes = [0f64; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += x.to_f64() * x.to_f64();
+        }
+    }
+    let tail: f64 = rest.iter().map(|x| x.to_f64() * x.to_f64()).sum();
+    lanes.iter().sum::<f64>() + tail
+}
+
+/// Euclidean norm over all `gradients` together. Threads of the current pool share the work; the bits do not depend
+/// on how many there are.
+pub fn global_norm<'a, R: Real>(gradients: impl IntoIterator<Item = Gradient<'a, R>>) -> f64 {
+    let pieces: Vec<&[R]> = gradients
+        .into_iter()
+        .flat_map(|gradient| match gradient {
+            Gradient::None => [].chunks(BLOCK),
+            Gradient::Dense(values) | Gradient::Rows { values, .. } => values.chunks(BLOCK),
+        })
+        .collect();
+    let squares: Vec<f64> = pieces.par_iter().map(|piece| sum_of_squares(piece)).collect();
+    squares.iter().sum::<f64>().sqrt()
+}
+
+/// What gradients of global norm `norm` are multiplied by so that it is at most `limit`: `min(1, limit / norm)`.
+///
+/// This is `tf.clip_by_global_norm` and, equally, the paper's rule (scale by `limit / norm` once the norm reaches the
+/// limit).
+pub fn clip_factor(norm: f64, limit: f64) -> f64 {
+    if norm > limit { limit / norm } else { 1.0 }
+}

@@ -1,0 +1,86 @@
+//! LAMB: Adam's direction, scaled per tensor by a trust ratio (You et al. 2020, <https://arxiv.org/abs/1904.00962>),
+//! as `official.modeling.optimization.lamb.LAMB`.
+//!
+//! ```text
+//! u = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + epsilon) + decay p
+//! p <- p - lr ratio u      ratio = |p| / |u|, 1 if either norm is 0 or the tensor does not adapt
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use super::adamw::{EpsilonRule, Moments};
+use super::blocks::{Block, map_blocks, sum_by_parameter};
+use super::clip::sum_of_squares;
+use super::layout::ParameterSpec;
+use super::optimizer::{check_fraction, check_non_negative};
+use crate::error::Result;
+use crate::kernels::Real;
+
+/// Settings of LAMB.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lamb {
+    /// Decay of the first moment, in `[0, 1)`.
+    pub beta_1: f64,
+    /// Decay of the second moment, in `[0, 1)`.
+    pub beta_2: f64,
+    /// Added to the root of the corrected second moment.
+    pub epsilon: f64,
+    /// Factor of the parameter in its own direction, for parameters that decay.
+    pub weight_decay: f64,
+}
+
+impl Lamb {
+    pub(super) fn validate(&self) -> Result<()> {
+        check_fraction("beta_1", self.beta_1)?;
+        check_fraction("beta_2", self.beta_2)?;
+        check_non_negative("epsilon", self.epsilon)?;
+        check_non_negative("weight_decay", self.weight_decay)
+    }
+
+    /// One step over all blocks; moments are `[m, v]`.
+    ///
+    /// The ratio needs the norm of the whole tensor's direction first. The direction is computed twice rather than
+    /// kept, which would take a third moment's memory.
+    pub(super) fn apply<R: Real>(
+        &self,
+        specs: &[ParameterSpec],
+        blocks: &mut [Block<'_, R, 2>],
+        step: u64,
+        learning_rate: f64,
+        scale: f64,
+    ) {
+        let moments =
+            Moments::<R>::new(self.beta_1, self.beta_2, self.epsilon, EpsilonRule::Corrected, step, scale);
+        let decay_of =
+            |parameter: usize| R::from_f64(if specs[parameter].decay { self.weight_decay } else { 0.0 });
+        let parts = map_blocks(blocks, |block| {
+            let decay = decay_of(block.parameter);
+            let mut sums = [0.0; 2];
+            block.for_each_run(|_, values, [m, v], gradient| {
+                sums[0] += sum_of_squares(values);
+                let mut directions = 0.0;
+                for (((p, m), v), &g) in values.iter().zip(m).zip(v).zip(gradient) {
+                    moments.advance(m, v, g);
+                    let u = (moments.direction(*m, *v) + decay * *p).to_f64();
+                    directions += u * u;
+                }
+                sums[1] += directions;
+            });
+            sums
+        });
+        let squares = sum_by_parameter(specs.len(), blocks, &parts);
+        map_blocks(blocks, |block| {
+            let decay = decay_of(block.parameter);
+            let [values_squared, direction_squared] = squares[block.parameter];
+            let adapts = specs[block.parameter].adapt && values_squared > 0.0 && direction_squared > 0.0;
+            let ratio = if adapts { (values_squared / direction_squared).sqrt() } else { 1.0 };
+            let rate = R::from_f64(learning_rate * ratio);
+            block.for_each_run(|_, values, [m, v], _| {
+                for ((p, m), v) in values.iter_mut().zip(m).zip(v) {
+                    *p = *p - (moments.direction(*m, *v) + decay * *p) * rate;
+                }
+            });
+        });
+    }
+}

@@ -1,0 +1,204 @@
+//! How a parameter is stored, and what one update of it consists of.
+
+use crate::error::{Error, Result};
+use crate::kernels::{PANEL, Real};
+
+/// Storage order of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Row-major, as the gradient.
+    Flat,
+    /// `matrices` matrices of `k x n` one after the other, each in column panels: element `(i, j)` is at
+    /// `[j / 32][i][j % 32]`, missing columns of the last panel are zeros.
+    Panels {
+        /// Number of matrices (experts; else 1).
+        matrices: usize,
+        /// Rows of one matrix.
+        k: usize,
+        /// Columns of one matrix.
+        n: usize,
+    },
+}
+
+/// What the optimiser must know about a parameter before the first step.
+#[derive(Clone, Debug)]
+pub struct ParameterSpec {
+    /// The weight's name, for checkpoints and errors.
+    pub name: String,
+    /// Shape of the weight and its gradient. Its flattening is the row-major order of `layout`'s matrices.
+    pub shape: Vec<usize>,
+    /// Storage order of the values.
+    pub layout: Layout,
+    /// Whether weight decay applies.
+    pub decay: bool,
+    /// Whether LAMB scales the step by the trust ratio.
+    pub adapt: bool,
+}
+
+/// A gradient, row-major in the parameter's shape.
+#[derive(Clone, Copy, Debug)]
+pub enum Gradient<'a, R> {
+    /// The parameter is frozen or was not reached: values and moments stay as they are.
+    None,
+    /// One number per element.
+    Dense(&'a [R]),
+    /// Of a table `[V, W]` only some rows are not zero. The update is that of the dense gradient.
+    Rows {
+        /// Row numbers, strictly ascending.
+        rows: &'a [u32],
+        /// The rows' values, `[rows.len(), W]`.
+        values: &'a [R],
+    },
+}
+
+/// One parameter's part in a step.
+#[derive(Debug)]
+pub struct Update<'a, R> {
+    /// The storage: one slice, or for [`Layout::Panels`] any number of slices that hold whole matrices.
+    pub values: Vec<&'a mut [R]>,
+    /// The gradient.
+    pub gradient: Gradient<'a, R>,
+}
+
+impl Layout {
+    /// Elements of the storage of a parameter of `shape`, padding included.
+    pub fn storage_len(self, shape: &[usize]) -> usize {
+        match self {
+            Layout::Flat => shape.iter().product(),
+            Layout::Panels { matrices, k, n } => matrices * panels_len(k, n),
+        }
+    }
+
+    /// Row-major copy of `storage`.
+    pub fn unpack<R: Real>(self, storage: &[R]) -> Vec<R> {
+        match self {
+            Layout::Flat => storage.to_vec(),
+            Layout::Panels { matrices, k, n } => {
+                let mut out = vec![R::ZERO; matrices * k * n];
+                self.for_each_panel_row(|at, row_major, width| {
+                    out[row_major..row_major + width].copy_from_slice(&storage[at..at + width]);
+                });
+                out
+            }
+        }
+    }
+
+    /// Storage holding the `row_major` values of a parameter of `shape`.
+    pub fn pack<R: Real>(self, shape: &[usize], row_major: &[R]) -> Vec<R> {
+        match self {
+            Layout::Flat => row_major.to_vec(),
+            Layout::Panels { .. } => {
+                let mut out = vec![R::ZERO; self.storage_len(shape)];
+                self.for_each_panel_row(|at, from, width| {
+                    out[at..at + width].copy_from_slice(&row_major[from..from + width]);
+                });
+                out
+            }
+        }
+    }
+
+    /// Calls `visit(offset in storage, offset row-major, columns)` for every row of every panel.
+    fn for_each_panel_row(self, mut visit: impl FnMut(usize, usize, usize)) {
+        let Layout::Panels { matrices, k, n } = self else { return };
+        let mut at = 0;
+        for matrix in 0..matrices {
+            for column in (0..n).step_by(PANEL) {
+                for row in 0..k {
+                    visit(at, (matrix * k + row) * n + column, PANEL.min(n - column));
+                    at += PANEL;
+                }
+            }
+        }
+    }
+}
+
+/// Elements of one `k x n` matrix in panels.
+pub(super) fn panels_len(k: usize, n: usize) -> usize {
+    n.div_ceil(PANEL) * k * PANEL
+}
+
+impl ParameterSpec {
+    /// Elements of the weight, without padding.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether the weight has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Checks that shape and layout have the same number of elements.
+    pub(super) fn validate(&self) -> Result<()> {
+        match self.layout {
+            Layout::Panels { matrices, k, n } if matrices * k * n != self.len() => {
+                Err(Error::Internal(format!(
+                    "{}: shape {:?} does not have the {matrices} x {k} x {n} elements of its layout",
+                    self.name, self.shape
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks one update against the spec, before anything is changed.
+    pub(super) fn check<R: Real>(&self, update: &Update<'_, R>) -> Result<()> {
+        let stored: usize = update.values.iter().map(|v| v.len()).sum();
+        let expected = self.layout.storage_len(&self.shape);
+        let whole = match self.layout {
+            Layout::Flat => update.values.len() == 1,
+            Layout::Panels { k, n, .. } => {
+                let matrix = panels_len(k, n);
+                update.values.iter().all(|v| matrix == 0 || v.len().is_multiple_of(matrix))
+            }
+        };
+        if stored != expected || !whole {
+            return Err(Error::Internal(format!(
+                "{}: storage of {stored} elements, expected {expected}",
+                self.name
+            )));
+        }
+        self.check_gradient(&update.gradient)
+    }
+
+    /// Checks a gradient against the spec.
+    pub(super) fn check_gradient<R: Real>(&self, gradient: &Gradient<'_, R>) -> Result<()> {
+        match gradient {
+            Gradient::None => Ok(()),
+            Gradient::Dense(g) if g.len() == self.len() => Ok(()),
+            Gradient::Dense(g) => Err(Error::value(
+                format!("gradient of {}", self.name),
+                format!("got {} elements, expected shape {:?}", g.len(), self.shape),
+            )),
+            Gradient::Rows { rows, values } => self.check_rows(rows, values.len()),
+        }
+    }
+
+    fn check_rows(&self, rows: &[u32], len: usize) -> Result<()> {
+        let argument = || format!("gradient of {}", self.name);
+        let &[table_rows, width] = &self.shape[..] else {
+            return Err(Error::value(
+                argument(),
+                format!("got rows of a table, but the shape is {:?}", self.shape),
+            ));
+        };
+        if self.layout != Layout::Flat {
+            return Err(Error::Internal(format!("{}: row gradients need flat storage", self.name)));
+        }
+        if len != rows.len() * width {
+            return Err(Error::value(
+                argument(),
+                format!("got {len} values for {} rows of {width}", rows.len()),
+            ));
+        }
+        if !rows.windows(2).all(|w| w[0] < w[1]) {
+            return Err(Error::value(argument(), "row numbers must be strictly ascending"));
+        }
+        match rows.last() {
+            Some(&last) if last as usize >= table_rows => {
+                Err(Error::value(argument(), format!("got row {last}, expected less than {table_rows}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Optimisers: parameters are updated in place, in whatever layout the network stores them.
+//!
+//! An [`Optimizer`] knows the parameters by their [`ParameterSpec`]s and owns their moments. A step takes one
+//! [`Update`] per parameter, in the same order: the storage to change and the gradient. Gradients are row-major in
+//! the parameter's shape; storage may be packed ([`Layout`]).
+//!
+//! | file | rule |
+//! |---|---|
+//! | `adamw` | Adam with decoupled weight decay, as Keras and as optax place epsilon |
+//! | `lamb` | Adam with a trust ratio per tensor |
+//! | `sgd` | gradient descent, momentum, Nesterov |
+//! | `adafactor` | factored second moments |
+//! | `clip` | norms and the global clipping factor |
+//! | `schedule` | learning rates as functions of the step |
+//! | `accumulate` | sums of gradients over micro-batches |
+//! | `blocks` | how storage and gradient are cut into pieces that threads take |
+//!
+//! Work runs on the rayon pool that the caller installs. Pieces have a fixed size and sums over pieces are added in
+//! a fixed order, so the bits do not depend on the number of threads.
+
+mod accumulate;
+mod adafactor;
+mod adamw;
+mod blocks;
+mod clip;
+mod lamb;
+mod layout;
+mod optimizer;
+mod schedule;
+mod sgd;
+
+pub use accumulate::{Accumulator, OwnedGradient};
+pub use adafactor::Adafactor;
+pub use adamw::{AdamW, EpsilonRule};
+pub use clip::{clip_factor, global_norm};
+pub use lamb::Lamb;
+pub use layout::{Gradient, Layout, ParameterSpec, Update};
+pub use optimizer::{NamedArray, Optimizer, Rule, Step};
+pub use schedule::Schedule;
+pub use sgd::Sgd;
+
+#[cfg(test)]
+mod tests;

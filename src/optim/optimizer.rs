@@ -1,0 +1,266 @@
+//! The optimiser: a rule, the parameters it serves, their moments, the step count.
+
+use serde::{Deserialize, Serialize};
+
+use super::adafactor::{Adafactor, slot_shapes};
+use super::adamw::AdamW;
+use super::blocks::cut;
+use super::clip::{clip_factor, global_norm};
+use super::lamb::Lamb;
+use super::layout::{Gradient, Layout, ParameterSpec, Update};
+use super::sgd::Sgd;
+use crate::error::{Error, Result};
+use crate::kernels::Real;
+
+/// An update rule and its settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub enum Rule {
+    /// Adam with decoupled weight decay.
+    Adamw(AdamW),
+    /// Adam with a trust ratio per tensor.
+    Lamb(Lamb),
+    /// Gradient descent with momentum.
+    Sgd(Sgd),
+    /// Factored second moments.
+    Adafactor(Adafactor),
+}
+
+/// What one step shall do with the gradients, besides the rule.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// The learning rate, of the schedule at [`Optimizer::step`].
+    pub learning_rate: f64,
+    /// Largest global norm; larger gradients are scaled down to it.
+    pub clip_norm: Option<f64>,
+    /// Factor of all gradients before clipping: `1 / n` for the sum over `n` micro-batches.
+    pub gradient_scale: f64,
+}
+
+/// An array of the optimiser's state, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedArray<R> {
+    /// `<weight name>/<moment>`, for example `word_embeddings/embeddings/m`.
+    pub name: String,
+    /// Shape of the array.
+    pub shape: Vec<usize>,
+    /// Its elements.
+    pub values: Vec<R>,
+}
+
+/// A rule with the moments of every parameter.
+#[derive(Clone, Debug)]
+pub struct Optimizer<R> {
+    rule: Rule,
+    specs: Vec<ParameterSpec>,
+    /// Per parameter the rule's moments; empty until the first gradient. Moments of the parameter's shape are laid
+    /// out as its storage, statistics of other shapes row-major.
+    slots: Vec<Vec<Vec<R>>>,
+    step: u64,
+}
+
+/// One moment of one parameter.
+struct Slot {
+    name: &'static str,
+    shape: Vec<usize>,
+    layout: Layout,
+}
+
+impl Rule {
+    /// Checks the settings; the error names the argument.
+    pub fn validate(&self) -> Result<()> {
+        match self {
+            Rule::Adamw(rule) => rule.validate(),
+            Rule::Lamb(rule) => rule.validate(),
+            Rule::Sgd(rule) => rule.validate(),
+            Rule::Adafactor(rule) => rule.validate(),
+        }
+    }
+
+    fn slots(&self, spec: &ParameterSpec) -> Vec<Slot> {
+        let like_parameter = |name| Slot { name, shape: spec.shape.clone(), layout: spec.layout };
+        match self {
+            Rule::Adamw(_) | Rule::Lamb(_) => vec![like_parameter("m"), like_parameter("v")],
+            Rule::Sgd(sgd) if sgd.momentum == 0.0 => vec![],
+            Rule::Sgd(_) => vec![like_parameter("m")],
+            Rule::Adafactor(_) => slot_shapes(&spec.shape)
+                .into_iter()
+                .map(|(name, shape)| Slot { name, shape, layout: Layout::Flat })
+                .collect(),
+        }
+    }
+}
+
+impl<R: Real> Optimizer<R> {
+    /// An optimiser at step 0 for the parameters of `specs`, in this order.
+    pub fn new(rule: Rule, specs: Vec<ParameterSpec>) -> Result<Self> {
+        rule.validate()?;
+        specs.iter().try_for_each(ParameterSpec::validate)?;
+        let slots = specs.iter().map(|_| Vec::new()).collect();
+        Ok(Optimizer { rule, specs, slots, step: 0 })
+    }
+
+    /// The rule.
+    pub fn rule(&self) -> &Rule {
+        &self.rule
+    }
+
+    /// The parameters.
+    pub fn specs(&self) -> &[ParameterSpec] {
+        &self.specs
+    }
+
+    /// Number of updates done.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Bytes of the moments that exist so far.
+    pub fn state_bytes(&self) -> usize {
+        self.slots.iter().flatten().map(|slot| size_of_val(&slot[..])).sum()
+    }
+
+    /// Updates every parameter that has a gradient. `updates` are in the order of the specs. Returns the global norm
+    /// of the scaled gradients before clipping, if it was needed.
+    ///
+    /// # Errors
+    /// Lengths that do not fit, a learning rate that is negative or not finite, or, with clipping, gradients whose
+    /// norm is not finite. Nothing is changed then.
+    pub fn apply(&mut self, updates: &mut [Update<'_, R>], how: Step) -> Result<Option<f64>> {
+        let Step { learning_rate, clip_norm, gradient_scale } = how;
+        check_non_negative("learning_rate", learning_rate)?;
+        if updates.len() != self.specs.len() {
+            let message = format!("got {} of them, expected {}", updates.len(), self.specs.len());
+            return Err(Error::value("gradients", message));
+        }
+        for (spec, update) in self.specs.iter().zip(updates.iter()) {
+            spec.check(update)?;
+        }
+        let norm = match clip_norm {
+            None => None,
+            Some(limit) => {
+                check_positive("clip_norm", limit)?;
+                let norm = gradient_scale * global_norm(updates.iter().map(|update| update.gradient));
+                if !norm.is_finite() {
+                    return Err(Error::value("gradients", format!("their global norm is {norm}")));
+                }
+                Some((norm, clip_factor(norm, limit)))
+            }
+        };
+        let scale = gradient_scale * norm.map_or(1.0, |(_, factor)| factor);
+        self.allocate_slots(updates);
+        self.step += 1;
+        let (specs, slots, step) = (&self.specs[..], &mut self.slots[..], self.step);
+        match &self.rule {
+            Rule::Adamw(rule) => {
+                rule.apply(specs, &mut cut(specs, updates, slots), step, learning_rate, scale);
+            }
+            Rule::Lamb(rule) => {
+                rule.apply(specs, &mut cut(specs, updates, slots), step, learning_rate, scale);
+            }
+            Rule::Sgd(rule) if rule.momentum == 0.0 => {
+                rule.apply_plain(specs, &mut cut(specs, updates, slots), learning_rate, scale);
+            }
+            Rule::Sgd(rule) => {
+                rule.apply_momentum(specs, &mut cut(specs, updates, slots), learning_rate, scale);
+            }
+            Rule::Adafactor(rule) => rule.apply(specs, updates, slots, step, learning_rate, scale),
+        }
+        Ok(norm.map(|(norm, _)| norm))
+    }
+
+    /// Makes the moments, zeros, of parameters that have a gradient for the first time.
+    fn allocate_slots(&mut self, updates: &[Update<'_, R>]) {
+        for ((spec, update), slots) in self.specs.iter().zip(updates).zip(&mut self.slots) {
+            if slots.is_empty() && !matches!(update.gradient, Gradient::None) {
+                let zeros = |slot: Slot| vec![R::ZERO; slot.layout.storage_len(&slot.shape)];
+                *slots = self.rule.slots(spec).into_iter().map(zeros).collect();
+            }
+        }
+    }
+
+    /// Copies of all moments that exist, in the order of the parameters. With [`Optimizer::step`] this is the whole
+    /// state.
+    pub fn state(&self) -> Vec<NamedArray<R>> {
+        let mut arrays = Vec::new();
+        for (spec, slots) in self.specs.iter().zip(&self.slots) {
+            for (slot, stored) in self.rule.slots(spec).into_iter().zip(slots) {
+                let name = format!("{}/{}", spec.name, slot.name);
+                arrays.push(NamedArray { name, values: slot.layout.unpack(stored), shape: slot.shape });
+            }
+        }
+        arrays
+    }
+
+    /// Takes over a state from [`Optimizer::state`]. Moments that `arrays` lacks altogether become zeros.
+    ///
+    /// # Errors
+    /// An array of an unknown name or of another shape, or only some of a parameter's moments. Nothing is changed
+    /// then.
+    pub fn restore(&mut self, step: u64, arrays: &[NamedArray<R>]) -> Result<()> {
+        let by_name: std::collections::HashMap<&str, &NamedArray<R>> =
+            arrays.iter().map(|array| (&array.name[..], array)).collect();
+        let mut used = 0;
+        let mut restored = Vec::with_capacity(self.specs.len());
+        for spec in &self.specs {
+            let mut slots = Vec::new();
+            let planned = self.rule.slots(spec);
+            let expected = planned.len();
+            for slot in planned {
+                let name = format!("{}/{}", spec.name, slot.name);
+                let Some(array) = by_name.get(&name[..]) else { continue };
+                let len = slot.shape.iter().product::<usize>();
+                if array.shape != slot.shape || array.values.len() != len {
+                    let message = format!("{name} has shape {:?}, expected {:?}", array.shape, slot.shape);
+                    return Err(Error::value("state", message));
+                }
+                slots.push(slot.layout.pack(&slot.shape, &array.values));
+            }
+            used += slots.len();
+            if !slots.is_empty() && slots.len() != expected {
+                let message = format!("it has only some of the moments of {}", spec.name);
+                return Err(Error::value("state", message));
+            }
+            restored.push(slots);
+        }
+        if used != arrays.len() {
+            let known: std::collections::HashSet<String> = self
+                .specs
+                .iter()
+                .flat_map(|spec| {
+                    self.rule.slots(spec).into_iter().map(move |slot| format!("{}/{}", spec.name, slot.name))
+                })
+                .collect();
+            let unknown: Vec<&str> =
+                arrays.iter().map(|a| &a.name[..]).filter(|name| !known.contains(*name)).collect();
+            let message = format!("it has arrays that this optimizer does not know: {unknown:?}");
+            return Err(Error::value("state", message));
+        }
+        (self.slots, self.step) = (restored, step);
+        Ok(())
+    }
+}
+
+/// `value` is in `[0, 1)`.
+pub(super) fn check_fraction(argument: &str, value: f64) -> Result<()> {
+    if (0.0..1.0).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::value(argument, format!("got {value}, expected at least 0 and less than 1")))
+}
+
+/// `value` is finite and not negative.
+pub(super) fn check_non_negative(argument: &str, value: f64) -> Result<()> {
+    if value.is_finite() && value >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::value(argument, format!("got {value}, expected a finite number, at least 0")))
+}
+
+/// `value` is finite and positive.
+pub(super) fn check_positive(argument: &str, value: f64) -> Result<()> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(());
+    }
+    Err(Error::value(argument, format!("got {value}, expected a finite number above 0")))
+}

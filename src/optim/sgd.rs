@@ -1,0 +1,82 @@
+//! Gradient descent with momentum, as Keras's `SGD`.
+//!
+//! ```text
+//! p <- p - lr decay p
+//! m <- momentum m - lr g
+//! p <- p + m                       plain
+//! p <- p + momentum m - lr g       Nesterov
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use super::blocks::{Block, map_blocks};
+use super::layout::ParameterSpec;
+use super::optimizer::{check_fraction, check_non_negative};
+use crate::error::Result;
+use crate::kernels::Real;
+
+/// Settings of gradient descent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sgd {
+    /// Share of the last step that is kept, in `[0, 1)`; with 0 no moment is stored.
+    pub momentum: f64,
+    /// Whether the gradient is taken where the momentum leads.
+    pub nesterov: bool,
+    /// Factor of the parameter in its own step, for parameters that decay.
+    pub weight_decay: f64,
+}
+
+impl Sgd {
+    pub(super) fn validate(&self) -> Result<()> {
+        check_fraction("momentum", self.momentum)?;
+        check_non_negative("weight_decay", self.weight_decay)
+    }
+
+    /// `1 - lr decay` for each block's parameter.
+    fn keep<R: Real>(&self, spec: &ParameterSpec, learning_rate: f64) -> R {
+        R::from_f64(if spec.decay { 1.0 - learning_rate * self.weight_decay } else { 1.0 })
+    }
+
+    /// One step without momentum.
+    pub(super) fn apply_plain<R: Real>(
+        &self,
+        specs: &[ParameterSpec],
+        blocks: &mut [Block<'_, R, 0>],
+        learning_rate: f64,
+        scale: f64,
+    ) {
+        let rate = R::from_f64(learning_rate * scale);
+        map_blocks(blocks, |block| {
+            let keep = self.keep::<R>(&specs[block.parameter], learning_rate);
+            block.for_each_run(|_, values, [], gradient| {
+                for (p, &g) in values.iter_mut().zip(gradient) {
+                    *p = *p * keep - g * rate;
+                }
+            });
+        });
+    }
+
+    /// One step with momentum; the moment is `[m]`.
+    pub(super) fn apply_momentum<R: Real>(
+        &self,
+        specs: &[ParameterSpec],
+        blocks: &mut [Block<'_, R, 1>],
+        learning_rate: f64,
+        scale: f64,
+    ) {
+        let rate = R::from_f64(learning_rate * scale);
+        let momentum = R::from_f64(self.momentum);
+        map_blocks(blocks, |block| {
+            let keep = self.keep::<R>(&specs[block.parameter], learning_rate);
+            block.for_each_run(|_, values, [m], gradient| {
+                for ((p, m), &g) in values.iter_mut().zip(m).zip(gradient) {
+                    let move_down = g * rate;
+                    *m = momentum * *m - move_down;
+                    let change = if self.nesterov { momentum * *m - move_down } else { *m };
+                    *p = *p * keep + change;
+                }
+            });
+        });
+    }
+}
