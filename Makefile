@@ -1,0 +1,104 @@
+# Everything that a developer or CI runs, by name. `make` alone lists the targets.
+#
+#   VENV=path    virtual environment to build and test in (default .venv, created when missing)
+#   PYTHON=exe   interpreter that creates it (Python >= 3.11)
+#   PYTEST_ARGS  further arguments of pytest, for example PYTEST_ARGS="-k golden -x"
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON      ?= $(shell command -v python3.11 || command -v python3)
+VENV        ?= .venv
+PYTEST_ARGS ?=
+
+BIN    := $(VENV)/bin
+PY     := $(BIN)/python
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check
+STAMPS := $(VENV)/.stamps
+NEEDS  := tests/requirements
+CARGO_FEATURES := --no-default-features
+SOURCES := $(shell find src python -type f -not -name '*.pyc' 2>/dev/null) Cargo.toml Cargo.lock pyproject.toml
+
+# Clippy and rustdoc of the binding look at an interpreter; it shall be the one tested with.
+export PYO3_PYTHON := $(abspath $(PY))
+
+.PHONY: help build quickstart test test-rust test-python parity lint format docs bench check clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- environments -------------------------------------------------------------------------------
+
+$(STAMPS)/venv:
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+$(STAMPS)/test: $(NEEDS)/test.txt | $(STAMPS)/venv
+	$(PIP) -r $<
+	touch $@
+
+$(STAMPS)/lint: $(NEEDS)/lint.txt | $(STAMPS)/venv
+	$(PIP) -r $<
+	touch $@
+
+$(STAMPS)/parity: $(NEEDS)/parity.txt $(NEEDS)/parity-no-deps.txt | $(STAMPS)/venv
+	@echo "Installing TensorFlow for the parity tests (about 2 GB on disk) ..."
+	$(PIP) -r $(NEEDS)/parity.txt
+	$(PIP) --no-deps -r $(NEEDS)/parity-no-deps.txt
+	touch $@
+
+# The released form of the package: what is tested is the wheel, not the working tree.
+$(STAMPS)/package: $(SOURCES) | $(STAMPS)/venv
+	rm -rf dist
+	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(PIP) --force-reinstall --no-deps dist/sparse_mixer-*.whl
+	$(PIP) "sparse-mixer[all]"
+	touch $@
+
+build: $(STAMPS)/package  ## build the release wheel into dist/ and install it into the venv
+
+# --- use ----------------------------------------------------------------------------------------
+
+quickstart: build  ## encode real text with the Base model (no TensorFlow needed)
+	$(PY) examples/quickstart.py $(QUICKSTART_ARGS)
+
+bench: build $(STAMPS)/parity  ## measure against TensorFlow; see benchmarks/README.md
+	$(PY) benchmarks/network.py $(BENCH_ARGS)
+
+# --- tests --------------------------------------------------------------------------------------
+
+test: test-rust test-python  ## all tests, parity with TensorFlow included
+
+test-rust:  ## tests of the core; needs no Python
+	cargo test --locked $(CARGO_FEATURES)
+
+test-python: build $(STAMPS)/test $(STAMPS)/parity  ## pytest on the installed wheel
+	SPARSE_MIXER_REQUIRE_TF=1 $(PY) -m pytest $(PYTEST_ARGS)
+
+# --- style --------------------------------------------------------------------------------------
+
+lint: build $(STAMPS)/lint  ## formatting, clippy, rustdoc, ruff, mypy, stubs
+	cargo fmt --check
+	cargo clippy --locked --all-targets $(CARGO_FEATURES) -- -D warnings
+	cargo clippy --locked --all-targets --features python -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features python
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict python/sparse_mixer
+	cd /tmp && $(abspath $(PY)) -m mypy.stubtest sparse_mixer._native
+
+format: $(STAMPS)/lint  ## rewrite the sources in the house style
+	cargo fmt
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs:  ## API documentation of the core into target/doc
+	cargo doc --no-deps
+
+check: lint test  ## everything that CI checks
+
+clean:  ## remove build outputs, keep the environment
+	cargo clean
+	rm -rf dist out $(STAMPS)/package
