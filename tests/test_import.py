@@ -1,0 +1,83 @@
+"""Importing is quick, quiet and idle, and the package is small."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import sparse_mixer
+
+MEGABYTE = 10**6
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs an interpreter without this one's environment of test settings."""
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=60, cwd="/"
+    )
+
+
+def test_import_is_quick() -> None:
+    """At most 0.10 s on top of numpy."""
+    program = """
+import time, numpy
+start = time.perf_counter()
+import sparse_mixer
+print(time.perf_counter() - start)
+"""
+    python("-c", program)  # fills the file cache
+    seconds = statistics.median(float(python("-c", program).stdout) for _ in range(5))
+    assert seconds <= 0.10
+
+
+def test_import_is_silent() -> None:
+    result = python("-W", "error", "-X", "dev", "-c", "import sparse_mixer")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_import_starts_no_thread() -> None:
+    program = """
+import os, numpy
+before = len(os.listdir("/proc/self/task"))
+import sparse_mixer
+sparse_mixer.SparseMixer(10, hidden_size=4, num_layers=1, num_attention_heads=1, inner_dim=4, max_sequence_length=4)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    assert python("-c", program).stdout.strip() == "0"
+
+
+def test_import_needs_only_numpy() -> None:
+    """No optional dependency is imported before it is needed, TensorFlow least of all."""
+    program = """
+import sys, numpy
+before = set(sys.modules)
+import sparse_mixer
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(new - set(sys.stdlib_module_names) - {"sparse_mixer", "numpy"}))
+"""
+    assert python("-c", program).stdout.split() == []
+
+
+def test_numpy_is_the_only_dependency() -> None:
+    required = [line for line in metadata.requires("sparse_mixer") or [] if "extra ==" not in line]
+    assert len(required) == 1
+    assert required[0].startswith("numpy")
+
+
+def test_installed_package_is_small() -> None:
+    """The wheel may have 8 MB; it is looked at when it lies in dist/, as after `make build`."""
+    (wheel, *_) = sorted((Path(__file__).parents[1] / "dist").glob("sparse_mixer-*.whl")) or [None]
+    if wheel is not None:
+        assert wheel.stat().st_size <= 8 * MEGABYTE
+        assert any(name.endswith("py.typed") for name in zipfile.ZipFile(wheel).namelist())
+        assert "-abi3-" in wheel.name
+    folder = Path(sparse_mixer.__file__).parent
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    assert size <= 24 * MEGABYTE, os.listdir(folder)
