@@ -17,7 +17,7 @@ MEGABYTE = 10**6
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs an interpreter without this one's environment of test settings."""
+    """Runs a fresh interpreter, away from the working tree."""
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=60, cwd="/"
     )
