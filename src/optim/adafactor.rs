@@ -108,7 +108,7 @@ impl Adafactor {
             cut(std::slice::from_ref(spec), std::slice::from_mut(update), &mut no_slots);
         let parts = map_blocks(&mut blocks, |block| {
             let mut sums = [0.0; 2];
-            block.for_each_run(|offset, values, [], gradient| {
+            block.for_each_row_major_run(|offset, values, [], gradient| {
                 sums[0] += sum_of_squares(values);
                 whitening.for_each_direction(offset, gradient, |_, u| sums[1] += u.to_f64() * u.to_f64());
             });
@@ -123,7 +123,7 @@ impl Adafactor {
         let rate = R::from_f64(scale * size / (direction_rms / self.clip_threshold).max(1.0));
         let keep = R::from_f64(keep);
         map_blocks(&mut blocks, |block| {
-            block.for_each_run(|offset, values, [], gradient| {
+            block.for_each_row_major_run(|offset, values, [], gradient| {
                 whitening.for_each_direction(offset, gradient, |at, u| {
                     values[at] = values[at] * keep - u * rate;
                 });

@@ -111,7 +111,7 @@ impl AdamW {
         map_blocks(blocks, |block| {
             let decay = if specs[block.parameter].decay { self.weight_decay } else { 0.0 };
             let keep = R::from_f64(1.0 - learning_rate * decay);
-            block.for_each_run(|_, values, [m, v], gradient| {
+            block.for_each_run(|values, [m, v], gradient| {
                 for (((p, m), v), &g) in values.iter_mut().zip(m).zip(v).zip(gradient) {
                     moments.advance(m, v, g);
                     *p = *p * keep - moments.direction(*m, *v) * rate;

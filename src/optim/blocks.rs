@@ -44,6 +44,9 @@ enum Source<'a, R> {
     },
 }
 
+/// Rows of a panel whose gradients are gathered at a time.
+const GATHERED_ROWS: usize = 32;
+
 /// Longest run of elements that a sparse gradient does not name.
 const ZERO_RUN: usize = 1024;
 
@@ -116,9 +119,36 @@ fn next_source<'a, R: Real>(
 }
 
 impl<R: Real, const SLOTS: usize> Block<'_, R, SLOTS> {
-    /// Calls `visit(row-major index of the first element, values, moments, gradient)` for each run of the block.
+    /// Calls `visit(values, moments, gradient)` for each run of the block.
     #[inline]
-    pub fn for_each_run(&mut self, mut visit: impl FnMut(usize, &mut [R], [&mut [R]; SLOTS], &[R])) {
+    pub fn for_each_run(&mut self, mut visit: impl FnMut(&mut [R], [&mut [R]; SLOTS], &[R])) {
+        match self.source {
+            Source::Strided { gradient, offset, stride, width: PANEL } => {
+                // Rows of the gradient are pages apart. Gathered by a loop that does nothing else, many of them are
+                // on their way from memory at once.
+                let mut gathered = [R::ZERO; GATHERED_ROWS * PANEL];
+                let mut first = offset;
+                for (piece, values) in self.values.chunks_mut(gathered.len()).enumerate() {
+                    let gathered = &mut gathered[..values.len()];
+                    for row in gathered.chunks_exact_mut(PANEL) {
+                        row.copy_from_slice(&gradient[first..first + PANEL]);
+                        first += stride;
+                    }
+                    let at = piece * GATHERED_ROWS * PANEL;
+                    visit(values, self.slots.each_mut().map(|s| &mut s[at..at + values.len()]), gathered);
+                }
+            }
+            _ => self.for_each_row_major_run(|_, values, slots, gradient| visit(values, slots, gradient)),
+        }
+    }
+
+    /// Calls `visit(row-major index of the first element, values, moments, gradient)` for each run of the
+    /// block that is contiguous in row-major order.
+    #[inline]
+    pub fn for_each_row_major_run(
+        &mut self,
+        mut visit: impl FnMut(usize, &mut [R], [&mut [R]; SLOTS], &[R]),
+    ) {
         match self.source {
             Source::Dense { gradient, offset } => {
                 visit(offset, self.values, self.slots.each_mut().map(|s| &mut **s), gradient);

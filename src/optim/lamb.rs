@@ -57,7 +57,7 @@ impl Lamb {
         let parts = map_blocks(blocks, |block| {
             let decay = decay_of(block.parameter);
             let mut sums = [0.0; 2];
-            block.for_each_run(|_, values, [m, v], gradient| {
+            block.for_each_run(|values, [m, v], gradient| {
                 sums[0] += sum_of_squares(values);
                 let mut directions = 0.0;
                 for (((p, m), v), &g) in values.iter().zip(m).zip(v).zip(gradient) {
@@ -76,7 +76,7 @@ impl Lamb {
             let adapts = specs[block.parameter].adapt && values_squared > 0.0 && direction_squared > 0.0;
             let ratio = if adapts { (values_squared / direction_squared).sqrt() } else { 1.0 };
             let rate = R::from_f64(learning_rate * ratio);
-            block.for_each_run(|_, values, [m, v], _| {
+            block.for_each_run(|values, [m, v], _| {
                 for ((p, m), v) in values.iter_mut().zip(m).zip(v) {
                     *p = *p - (moments.direction(*m, *v) + decay * *p) * rate;
                 }

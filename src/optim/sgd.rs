@@ -49,7 +49,7 @@ impl Sgd {
         let rate = R::from_f64(learning_rate * scale);
         map_blocks(blocks, |block| {
             let keep = self.keep::<R>(&specs[block.parameter], learning_rate);
-            block.for_each_run(|_, values, [], gradient| {
+            block.for_each_run(|values, [], gradient| {
                 for (p, &g) in values.iter_mut().zip(gradient) {
                     *p = *p * keep - g * rate;
                 }
@@ -69,7 +69,7 @@ impl Sgd {
         let momentum = R::from_f64(self.momentum);
         map_blocks(blocks, |block| {
             let keep = self.keep::<R>(&specs[block.parameter], learning_rate);
-            block.for_each_run(|_, values, [m], gradient| {
+            block.for_each_run(|values, [m], gradient| {
                 for ((p, m), &g) in values.iter_mut().zip(m).zip(gradient) {
                     let move_down = g * rate;
                     *m = momentum * *m - move_down;
