@@ -1,0 +1,115 @@
+"""OpenVINO's CPU plugin on a model converted from TensorFlow's SavedModel."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from benchmarks.workload import Workload
+
+OUTPUTS = ("sequence_output", "pooled_output")
+
+CALIBRATION_BATCHES = 8
+"""Batches of one sequence that post-training quantisation sees."""
+
+
+def cache_directory() -> pathlib.Path:
+    """Return the folder that holds converted models: `$SPARSE_MIXER_BENCH_CACHE` or one under the temp folder."""
+    default = pathlib.Path(tempfile.gettempdir()) / "sparse-mixer-benchmarks"
+    folder = pathlib.Path(os.environ.get("SPARSE_MIXER_BENCH_CACHE", default))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _run_apart(target: Any, *arguments: Any) -> None:
+    """Run `target` in a process of its own, so that its memory and thread pools are gone afterwards."""
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise RuntimeError(f"{target.__module__}.{target.__name__} failed with exit code {process.exitcode}")
+
+
+def _convert(workload: Workload, batch: int, path: str, threads: int) -> None:
+    """Write the float32 OpenVINO model of `workload` at a fixed batch size to `path`."""
+    import openvino
+
+    from benchmarks.peer_tensorflow import export_saved_model
+
+    with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
+        export_saved_model(workload, folder, threads)
+        shape = [batch, workload.max_sequence_length]
+        model = openvino.convert_model(folder, input={name: shape for name in workload.inputs(1)})
+        openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _quantize(workload: Workload, batch: int, source: str, path: str) -> None:
+    """Write the post-training int8 quantisation (NNCF, transformer preset) of the model in `source` to `path`."""
+    import nncf
+    import openvino
+
+    def feed(seed: int) -> dict[str, np.ndarray]:
+        return workload.inputs(batch, seed=1000 + seed)
+
+    model = openvino.Core().read_model(source)
+    quantized = nncf.quantize(
+        model,
+        nncf.Dataset(range(CALIBRATION_BATCHES), feed),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=CALIBRATION_BATCHES,
+    )
+    openvino.save_model(quantized, path, compress_to_fp16=False)
+
+
+def _model_file(workload: Workload, batch: int, precision: str, threads: int) -> pathlib.Path:
+    """Return the converted (and quantised) model of this workload, made at the first request."""
+    import openvino
+
+    key = hashlib.sha256(repr((workload, batch, openvino.__version__)).encode()).hexdigest()[:16]
+    plain = cache_directory() / f"{key}.xml"
+    if not plain.exists():
+        _run_apart(_convert, workload, batch, str(plain), threads)
+    if precision != "int8":
+        return plain
+    quantized = cache_directory() / f"{key}-int8.xml"
+    if not quantized.exists():
+        _run_apart(_quantize, workload, batch, str(plain), str(quantized))
+    return quantized
+
+
+class Peer:
+    """One compiled model per batch size; `precision` is "float32", "bfloat16" or "int8"."""
+
+    def __init__(self, workload: Workload, threads: int, *, precision: str = "float32") -> None:
+        """Remember what to compile; the model of a batch size is made at its first call."""
+        self._workload = workload
+        self._threads = threads
+        self._precision = precision
+        self._requests: dict[int, Any] = {}
+
+    def _compile(self, batch: int) -> Any:
+        import openvino
+
+        path = _model_file(self._workload, batch, self._precision, self._threads)
+        hints = {
+            "INFERENCE_NUM_THREADS": self._threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if self._precision == "bfloat16" else "f32",
+        }
+        return openvino.Core().compile_model(path, "CPU", hints).create_infer_request()
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return `sequence_output` and `pooled_output` as float32 arrays."""
+        batch = len(inputs["input_word_ids"])
+        if batch not in self._requests:
+            self._requests[batch] = self._compile(batch)
+        result = self._requests[batch].infer(inputs, share_inputs=True, share_outputs=True)
+        sequence, pooled = (result[name] for name in OUTPUTS)
+        return sequence, pooled

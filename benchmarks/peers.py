@@ -1,0 +1,50 @@
+"""The engines that can be measured, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.workload import Workload
+
+
+class Engine(Protocol):
+    """An encoder ready to be called with numpy arrays."""
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return `sequence_output` [batch, sequence, hidden] and `pooled_output` [batch, hidden]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerSpec:
+    """How to make one engine: a module with a class `Peer`, its options, and the peak it is held against."""
+
+    label: str
+    module: str
+    options: dict[str, Any]
+    compute: str
+
+    def build(self, workload: Workload, threads: int) -> Engine:
+        """Import the engine's module and construct it; called inside the engine's own process."""
+        engine: Engine = importlib.import_module(self.module).Peer(workload, threads, **self.options)
+        return engine
+
+
+_OURS, _TENSORFLOW, _OPENVINO = (f"benchmarks.peer_{name}" for name in ("ours", "tensorflow", "openvino"))
+
+PEERS = {
+    "ours-f32": PeerSpec("sparse_mixer float32", _OURS, {"dtype": "float32"}, "float32"),
+    "ours-bf16": PeerSpec("sparse_mixer bfloat16", _OURS, {"dtype": "bfloat16"}, "bfloat16"),
+    "ours-int8": PeerSpec("sparse_mixer int8", _OURS, {"dtype": "int8"}, "int8"),
+    "tf": PeerSpec("TensorFlow graph", _TENSORFLOW, {}, "float32"),
+    "tf-xla": PeerSpec("TensorFlow XLA", _TENSORFLOW, {"jit": True}, "float32"),
+    "tf-bf16": PeerSpec("TensorFlow mixed_bfloat16", _TENSORFLOW, {"policy": "mixed_bfloat16"}, "bfloat16"),
+    "openvino-f32": PeerSpec("OpenVINO float32", _OPENVINO, {"precision": "float32"}, "float32"),
+    "openvino-bf16": PeerSpec("OpenVINO bfloat16", _OPENVINO, {"precision": "bfloat16"}, "bfloat16"),
+    "openvino-int8": PeerSpec("OpenVINO int8 (NNCF)", _OPENVINO, {"precision": "int8"}, "int8"),
+}
+"""All engines, in the order of the printed table."""

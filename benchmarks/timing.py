@@ -1,0 +1,44 @@
+"""Interleaved timing of several workers, so that a slow minute of the machine hits all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from tqdm.auto import tqdm
+
+from benchmarks.worker import Worker
+
+TURN_SECONDS = 0.4
+"""A turn of a worker repeats its call for about this long."""
+
+
+def calls_per_turn(worker: Worker, batch: int) -> int:
+    """Warm `worker` up at this batch size and return how many calls fill a turn."""
+    worker.call(batch, 2)
+    (seconds,) = worker.call(batch)
+    return max(1, round(TURN_SECONDS / seconds))
+
+
+def interleaved(workers: Sequence[Worker], batch: int, rounds: int, *, label: str = "") -> dict[str, list[float]]:
+    """Time every worker in turn, `rounds` times; each turn starts with a call that is not counted.
+
+    Args:
+        workers: built workers; the order is turned by one from round to round.
+        batch: sequences per call.
+        rounds: turns of each worker.
+        label: text of the progress bar.
+
+    Returns:
+        For each worker's name the median seconds per call of each of its turns.
+    """
+    calls = {worker.peer: calls_per_turn(worker, batch) for worker in workers}
+    turns: dict[str, list[float]] = {worker.peer: [] for worker in workers}
+    with tqdm(total=rounds * len(workers), desc=label or f"batch {batch}", leave=False) as progress:
+        for round_index in range(rounds):
+            shift = round_index % len(workers)
+            for worker in (*workers[shift:], *workers[:shift]):
+                counted = worker.call(batch, 1 + calls[worker.peer])[1:]
+                turns[worker.peer].append(statistics.median(counted))
+                progress.update()
+    return turns
