@@ -1,0 +1,120 @@
+"""Inference of the Base model: sequences per second of every engine in one interleaved run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from benchmarks import peak, report
+from benchmarks.peers import PEERS
+from benchmarks.timing import interleaved
+from benchmarks.worker import Worker
+from benchmarks.workload import Workload
+
+
+SAME_DIRECTION = 0.995
+"""Cosine above which two outputs of a token count as the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One engine at one batch size."""
+
+    peer: str
+    batch: int
+    seconds_per_call: float
+    turns: list[float]
+    sequences_per_second: float
+    ratio: float
+    share_of_peak: float
+
+
+def median_ratio(baseline: Sequence[float], turns: Sequence[float]) -> float:
+    """Return the median over rounds of `baseline / turns`: how much faster than the baseline, noise cancelled."""
+    return statistics.median(b / t for b, t in zip(baseline, turns, strict=True))
+
+
+def agreement(workers: Sequence[Worker], baseline: Worker) -> dict[str, float]:
+    """Return for each engine the share of tokens whose output points where the baseline's does (batch 1).
+
+    "Where" means a cosine of at least `SAME_DIRECTION`. Lower precision moves some tokens to other experts, which
+    changes them altogether, so shares tell more than a largest difference.
+    """
+    wanted, _ = baseline.outputs(1)
+    shares = {}
+    for worker in workers:
+        sequence, _ = worker.outputs(1)
+        norms = np.linalg.norm(sequence, axis=-1) * np.linalg.norm(wanted, axis=-1)
+        cosine = (sequence * wanted).sum(-1) / np.maximum(norms, 1e-30)
+        shares[worker.peer] = float((cosine >= SAME_DIRECTION).mean())
+    return shares
+
+
+def run(
+    peers: Sequence[str], batches: Sequence[int], threads: int, rounds: int, baseline: str, folder: pathlib.Path | None
+) -> str:
+    """Measure `peers` and return the printed table.
+
+    Args:
+        peers: keys of `PEERS`.
+        batches: batch sizes.
+        threads: threads of every engine.
+        rounds: timed turns of each engine per batch size.
+        baseline: the peer that ratios refer to (higher is faster).
+        folder: where `inference.json` and `inference.md` go, or None.
+    """
+    workload = Workload()
+    rates = peak.measure(threads)
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(peer, threads)) for peer in peers]
+        for worker in tqdm(workers, desc="building", leave=False):
+            worker.build(workload)
+        rows = [row for batch in batches for row in _rows(workers, workload, batch, rounds, baseline, rates)]
+        by_name = {worker.peer: worker for worker in workers}
+        shares = agreement(workers, by_name[baseline])
+
+    table = _table(rows, batches, baseline)
+    if folder is not None:
+        results = {
+            "threads": threads,
+            "baseline": baseline,
+            "operations_per_second_peak": rates,
+            "flops_per_sequence": workload.flops_per_sequence(),
+            "tokens_as_baseline": shares,
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        report.save(folder, "inference", results, table)
+    agree = ", ".join(f"{peer} {share:.1%}" for peer, share in shares.items())
+    return f"{table}\n\nTokens within cosine {SAME_DIRECTION} of {PEERS[baseline].label}: {agree}"
+
+
+def _rows(
+    workers: Sequence[Worker], workload: Workload, batch: int, rounds: int, baseline: str, rates: dict[str, float]
+) -> list[Row]:
+    turns = interleaved(workers, batch, rounds)
+    rows = []
+    for peer, seconds in turns.items():
+        median = statistics.median(seconds)
+        ceiling = peak.of_storage_type(rates, PEERS[peer].compute)
+        share = workload.flops_per_sequence() * batch / median / ceiling if ceiling else float("nan")
+        rows.append(Row(peer, batch, median, seconds, batch / median, median_ratio(turns[baseline], seconds), share))
+    return rows
+
+
+def _table(rows: Sequence[Row], batches: Sequence[int], baseline: str) -> str:
+    header = ["engine"]
+    for batch in batches:
+        header += [f"seq/s, batch {batch}", f"x {baseline}", "of peak"]
+    lines = []
+    for peer in dict.fromkeys(row.peer for row in rows):
+        cells = [PEERS[peer].label]
+        for row in (row for row in rows if row.peer == peer):
+            cells += [f"{row.sequences_per_second:.2f}", f"{row.ratio:.2f}", f"{row.share_of_peak:.0%}"]
+        lines.append(cells)
+    return report.markdown_table(header, lines)
