@@ -54,9 +54,7 @@ def assert_metrics_close(ours: Array, reference: Array, noise: Array | float = 0
     assert (error <= allowed).all(), f"got {ours}, expected {reference}"
 
 
-def assert_gradients_close(
-    names: Sequence[str], ours: Mapping[str, Array], reference: Mapping[str, Array]
-) -> None:
+def assert_gradients_close(names: Sequence[str], ours: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
     """Compares one gradient per name."""
     floor = GRADIENT_FLOOR * max(float(np.abs(reference[name]).max(initial=0)) for name in names)
     wrong = []

@@ -95,7 +95,4 @@ def golden_case(name: str) -> GoldenCase:
 
 def manifests() -> dict[str, dict[str, Any]]:
     """Names and shapes of the reference's weights for a dozen configurations, by file name."""
-    return {
-        path.stem: json.loads(path.read_text())
-        for path in sorted((GOLDEN / "manifests").glob("*.json"))
-    }
+    return {path.stem: json.loads(path.read_text()) for path in sorted((GOLDEN / "manifests").glob("*.json"))}

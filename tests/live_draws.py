@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import live_cases
 import numpy as np
-import reference_numpy
 import sparse_mixer
+
+import live_cases
+import reference_numpy
 import tensorflow_reference as reference
 from closeness import ROUTER_MARGIN
 from live_cases import Assignment

@@ -235,9 +235,7 @@ class _Encoder:
         if layer in self.config["moe_layers"]:
             y, metrics, routing = self.route(f"{prefix}/moe", h, training)
             return (residual + y if pre else y), (metrics, routing)
-        inner = self.activation(
-            h @ self[f"{prefix}/intermediate/kernel"] + self[f"{prefix}/intermediate/bias"]
-        )
+        inner = self.activation(h @ self[f"{prefix}/intermediate/kernel"] + self[f"{prefix}/intermediate/bias"])
         y = inner @ self[f"{prefix}/output/kernel"] + self[f"{prefix}/output/bias"]
         if pre:
             return residual + y, None
@@ -251,7 +249,7 @@ class _Encoder:
         # cos(s + h) = cos s cos h - sin s sin h, and likewise for sin(s + h).
         cos_s, sin_s = self._waves(x.shape[1])
         cos_h, sin_h = self._waves(x.shape[2])
-        real = cos_s @ x @ cos_h - sin_s @ x @ sin_h
+        real: Array = cos_s @ x @ cos_h - sin_s @ x @ sin_h
         if mechanism == "fourier":
             return real
         return real + sin_s @ x @ cos_h + cos_s @ x @ sin_h
@@ -273,7 +271,7 @@ class _Encoder:
         masked = (scores.astype(np.float32) + adder).astype(self.dtype)
         weights = _softmax(np.where(adder == 0, scores, masked))
         kernel = self[f"{prefix}/self_attention/attention_output/kernel"]
-        output = np.einsum("bnsd,ndh->bsh", weights @ v, kernel)
+        output: Array = np.einsum("bnsd,ndh->bsh", weights @ v, kernel)
         return output + self[f"{prefix}/self_attention/attention_output/bias"]
 
     def route(self, prefix: str, h: Array, training: bool) -> tuple[Array, list[float], Routing]:
@@ -303,9 +301,7 @@ class _Encoder:
             inner = self.activation(inner + self[f"{prefix}/experts/intermediate/bias"][expert])
             result = inner @ self[f"{prefix}/experts/output/kernel"][expert]
             result = result + self[f"{prefix}/experts/output/bias"][expert]
-            output += np.where(
-                picked[..., expert, None], probabilities[..., expert, None] * result, 0
-            )
+            output += np.where(picked[..., expert, None], probabilities[..., expert, None] * result, 0)
 
         peak = logits.max(axis=-1)
         log_sum = peak + np.log(np.exp(logits - peak[..., None]).sum(axis=-1))

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import live_cases
 import numpy as np
 import pytest
-import reference_numpy
 import sparse_mixer
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+
+import live_cases
+import reference_numpy
 
 Array = np.ndarray[Any, Any]
 
 pytestmark = pytest.mark.filterwarnings("ignore:the expert capacity rounds to 0")
 
 # Encoders are cheap here (some thousand weights), but not free.
-few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 
 
 @st.composite
-def configurations(draw: st.DrawFn, **fixed: Any) -> dict[str, Any]:
+def configurations(draw: st.DrawFn, /, **fixed: Any) -> dict[str, Any]:
     """Constructor arguments of a small encoder that can be called with any batch."""
     heads = draw(st.integers(1, 3))
     layers = draw(st.integers(1, 3))
@@ -84,22 +85,18 @@ def test_shapes(arguments: dict[str, Any], batch: int) -> None:
 
 @few
 @given(configurations(), st.integers(1, 4))
-def test_agrees_with_the_numpy_reference(arguments: dict[str, Any], batch: int) -> None:
-    """Values up to the first router; what comes after it may hang on a rounding error."""
+def test_agrees_with_the_formulas(arguments: dict[str, Any], batch: int) -> None:
+    """Far looser than the parity tests, but on any configuration and without TensorFlow."""
+    # Layer norms over a few nearly equal numbers amplify rounding without bound.
+    assume(arguments["hidden_size"] >= 4)
     encoder = sparse_mixer.SparseMixer(**arguments)
     inputs = inputs_for(arguments, batch)
     names = [weight.key for weight in encoder.weights]
     with np.errstate(all="ignore"):
         exact = reference_numpy.encode(arguments, encoder.get_weights(), names, inputs)
-    outputs = encoder(inputs)
-    margins = iter(exact.routing)
-    for layer, (output, expected) in enumerate(zip(outputs["encoder_outputs"], exact.encoder_outputs, strict=True)):
-        if layer in arguments["moe_layers"] and next(margins).margin < 1e-4 * np.abs(expected).max(initial=1):
-            return
-        # Layer norms of a few nearly equal numbers amplify rounding without bound.
-        if arguments["hidden_size"] < 4:
-            return
-        np.testing.assert_allclose(output, expected, atol=2e-3 * np.abs(expected).max(initial=1), err_msg=str(layer))
+    assume(exact.router_margin > 1e-4)
+    for output, expected in zip(encoder(inputs)["encoder_outputs"], exact.encoder_outputs, strict=True):
+        np.testing.assert_allclose(output, expected, atol=2e-3 * np.abs(expected).max(initial=1))
 
 
 @few

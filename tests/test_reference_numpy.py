@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 import reference_numpy
 from closeness import assert_metrics_close
 from golden_cases import golden_case, golden_names
@@ -12,9 +13,7 @@ from golden_cases import golden_case, golden_names
 @pytest.mark.parametrize("name", golden_names())
 def test_golden_case(name: str) -> None:
     case = golden_case(name)
-    result = reference_numpy.encode(
-        case.config, case.weights, case.weight_names, case.inputs, training=case.training
-    )
+    result = reference_numpy.encode(case.config, case.weights, case.weight_names, case.inputs, training=case.training)
     for key, output in result.named().items():
         # The stored noise was measured with another float64 program; both must agree on it.
         noise = float(np.abs(output - case.outputs[key]).max())

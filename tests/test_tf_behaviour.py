@@ -112,9 +112,7 @@ def moe_alone(width: int, length: int, weights: dict[str, Array], **arguments: A
 
 def test_router_z_loss_of_known_logits() -> None:
     # Logits 10 and 5 for every token, from the router's bias.
-    encoder = moe_alone(
-        4, 6, {"moe/router/router_weights/bias": np.array([10.0, 5.0])}, num_experts=2, inner_dim=4
-    )
+    encoder = moe_alone(4, 6, {"moe/router/router_weights/bias": np.array([10.0, 5.0])}, num_experts=2, inner_dim=4)
     encoder(example(2, 6, vocab=10))
     expected = (5 + math.log(math.exp(5) + 1)) ** 2
     assert encoder.aux_losses["unscaled_router_z_loss"][0] == pytest.approx(expected, rel=1e-6)
