@@ -114,6 +114,13 @@ class Arguments:
         """
         return cls(**{field.name: _CHECKS[field.name](field.name, given[field.name]) for field in fields(cls)})
 
+    def __post_init__(self) -> None:
+        # TensorFlow takes any value; a strict encoder does so, too.
+        if self.output_range is not None and self.output_range < 0 and self.semantics != "keras_strict":
+            raise ValueError(
+                f"output_range: got {self.output_range}, expected 1 to max_sequence_length ({self.max_sequence_length})"
+            )
+
     def width(self) -> int:
         """Width of the word embeddings: `embedding_width`, or `hidden_size` where that is not given."""
         return self.hidden_size if self.embedding_width is None else self.embedding_width
@@ -162,7 +169,6 @@ class Arguments:
             else self.inner_activation,
             # Where the core cannot draw, `_provider` in networks.py hands it every weight.
             "initializer": self.native_initializer() or Zeros().spec(),
-            # TensorFlow's code ignores any value; the strict rules of the core do so for those it can read.
             "output_range": None if self.semantics == "keras_strict" else self.output_range,
             "embedding_width": self.width(),
             "seed": seed,
@@ -280,9 +286,7 @@ def _as_float(argument: str, value: Any) -> float:
 
 def _as_layers(argument: str, value: Any) -> tuple[int, ...]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise TypeError(
-            f"{argument}: expected a sequence of layer indices, got {value!r} ({type(value).__name__})"
-        )
+        raise TypeError(f"{argument}: expected a sequence of layer indices, got {value!r} ({type(value).__name__})")
     entries = sorted(value) if isinstance(value, set | frozenset) else value
     return tuple(as_int(f"{argument}[{position}]", entry) for position, entry in enumerate(entries))
 

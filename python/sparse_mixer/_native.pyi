@@ -31,7 +31,7 @@ class Encoder:
             config: Canonical JSON.
             provider: Called with name and shape of each weight, in Keras order, for its initial values (float32). None
                 draws them from the configured seed.
-            activation: The function, if the configured activation is ``"custom"``: float32 ``[rows, width]`` to the same.
+            activation: The function behind the activation ``"custom"``: float32 ``[rows, width]`` to the same.
             activation_derivative: Its derivative, for training.
             num_threads: Most threads per call; None follows `get_num_threads`.
             isa: Instruction set; None for the best.
@@ -84,8 +84,8 @@ class Encoder:
     def weight_specs(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name, without the encoder's, and shape of each weight in Keras order."""
 
-    def get_weights(self) -> list[npt.NDArray[np.float32]]:
-        """Copies of all weights, of one moment."""
+    def get_weights(self, indices: Sequence[int] | None = None) -> list[npt.NDArray[np.float32]]:
+        """Copies of the weights at `indices` in Keras order, of one moment; None for all."""
 
     def get_weight(self, index: int) -> npt.NDArray[np.float32]:
         """A copy of the weight at `index` in Keras order."""

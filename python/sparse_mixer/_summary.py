@@ -47,8 +47,8 @@ def rows(encoder: SparseMixer) -> list[Row]:
 def text(encoder: SparseMixer) -> str:
     """The summary as lines of text."""
     parts = rows(encoder)
-    cells = [("layer", "type", "parameters", "GFLOP / sequence")]
-    cells += [(row.name, row.kind, f"{row.parameters:,}", f"{row.flops / 1e9:.3f}") for row in parts]
+    cells = [("layer", "type", "parameters", "MFLOP / sequence")]
+    cells += [(row.name, row.kind, f"{row.parameters:,}", f"{row.flops / 1e6:,.1f}") for row in parts]
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
     lines = [_line(cells[0], widths), "  ".join("-" * width for width in widths)]
     lines += [_line(line, widths) for line in cells[1:]]
@@ -61,13 +61,13 @@ def as_html(encoder: SparseMixer) -> str:
     body = "".join(
         f"<tr><td>{html.escape(row.name)}</td><td>{html.escape(row.kind)}</td>"
         f"<td style='text-align:right'>{row.parameters:,}</td>"
-        f"<td style='text-align:right'>{row.flops / 1e9:.3f}</td></tr>"
+        f"<td style='text-align:right'>{row.flops / 1e6:,.1f}</td></tr>"
         for row in parts
     )
     totals = "".join(f"<div>{html.escape(line)}</div>" for line in _totals(encoder, parts))
     return (
         f"<details open><summary><b>SparseMixer</b> {html.escape(encoder.name)}</summary><table><thead><tr>"
-        "<th>layer</th><th>type</th><th>parameters</th><th>GFLOP / sequence</th></tr></thead>"
+        "<th>layer</th><th>type</th><th>parameters</th><th>MFLOP / sequence</th></tr></thead>"
         f"<tbody>{body}</tbody></table>{totals}</details>"
     )
 

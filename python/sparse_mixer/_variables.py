@@ -86,6 +86,25 @@ class Variable:
         return f"<Variable {self.name!r} shape={self.shape} dtype=float32>"
 
 
+def read_all(variables: Sequence[Any]) -> list[npt.NDArray[np.float32]]:
+    """Copies of all `variables`, float32; those of one encoder are of one moment."""
+    by_owner: dict[_native.Encoder, list[int]] = {}
+    for variable in variables:
+        if isinstance(variable, Variable):
+            by_owner.setdefault(variable._native, []).append(variable.index)
+    copies = {
+        (native, index): array
+        for native, indices in by_owner.items()
+        for index, array in zip(indices, native.get_weights(indices), strict=True)
+    }
+    return [
+        copies[variable._native, variable.index]
+        if isinstance(variable, Variable)
+        else np.array(variable, dtype=np.float32)
+        for variable in variables
+    ]
+
+
 def assign_all(variables: Sequence[Any], values: Sequence[npt.ArrayLike]) -> None:
     """Give all `variables` their new `values`, or change nothing.
 

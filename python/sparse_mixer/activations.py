@@ -125,8 +125,7 @@ def resolve(identifier: Any, argument: str = "inner_activation") -> NativeActiva
         return _from_mapping(identifier, argument)
     if not callable(identifier):
         raise TypeError(
-            f"{argument}: expected a name, a Keras activation, a dict or a callable, "
-            f"got {type(identifier).__name__}"
+            f"{argument}: expected a name, a Keras activation, a dict or a callable, got {type(identifier).__name__}"
         )
     native = _from_framework_object(identifier, argument)
     if native is not None:

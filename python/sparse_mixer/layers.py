@@ -6,13 +6,14 @@ The computation is the core's; objects of this module name, show, freeze, read a
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._variables import Variable, assign_all
+from sparse_mixer._variables import Variable, assign_all, read_all
 
 
 class MixingMechanism(enum.Enum):
@@ -53,62 +54,75 @@ class MixingMechanism(enum.Enum):
 
 
 class Layer:
-    """A named part of an encoder, with the weights it owns in Keras order.
+    """A named part of an encoder, or a whole one, with the weights it owns.
 
     Attributes:
-        name: Keras's name of the layer, without the encoder's.
+        name: Keras's name of the layer; for parts, without the encoder's.
+        layers: The layers that it is made of, in Keras order.
     """
 
-    def __init__(self, name: str, variables: Sequence[Variable]) -> None:
+    def __init__(self, name: str, variables: Sequence[Any], layers: Sequence[Layer] = ()) -> None:
         self.name = name
+        self.layers = list(layers)
         self._variables = list(variables)
         self._trainable = True
 
     @property
     def trainable(self) -> bool:
-        """Whether optimisers may change this layer's weights; setting it sets all of them."""
+        """Whether optimisers may change the weights; setting it sets the layers within, too.
+
+        Dropout does not depend on it.
+        """
         return self._trainable
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
         self._trainable = bool(value)
+        for layer in self.layers:
+            layer.trainable = self._trainable
         for variable in self._variables:
-            variable.trainable = self._trainable
+            if isinstance(variable, Variable):
+                variable.trainable = self._trainable
 
     @property
-    def weights(self) -> list[Variable]:
-        """The layer's weights."""
-        return list(self._variables)
+    def trainable_weights(self) -> list[Any]:
+        """Variables that optimisers may change, in Keras order."""
+        return [variable for variable in self._variables if getattr(variable, "trainable", True)]
 
     @property
-    def trainable_weights(self) -> list[Variable]:
-        """The weights that optimisers may change."""
-        return [variable for variable in self._variables if variable.trainable]
+    def non_trainable_weights(self) -> list[Any]:
+        """Variables that optimisers leave alone, in Keras order."""
+        return [variable for variable in self._variables if not getattr(variable, "trainable", True)]
 
     @property
-    def non_trainable_weights(self) -> list[Variable]:
-        """The weights that optimisers leave alone."""
-        return [variable for variable in self._variables if not variable.trainable]
+    def weights(self) -> list[Any]:
+        """All variables: as in Keras the trainable ones, then the others."""
+        return [*self.trainable_weights, *self.non_trainable_weights]
+
+    variables = weights
+    trainable_variables = trainable_weights
+    non_trainable_variables = non_trainable_weights
 
     def get_weights(self) -> list[npt.NDArray[np.float32]]:
-        """Copies of the weights, float32."""
-        return [variable.numpy() for variable in self._variables]
+        """Copies of the weights, float32, in the order of `weights`, all of one moment."""
+        return read_all(self.weights)
 
     def set_weights(self, weights: Sequence[npt.ArrayLike]) -> None:
-        """Replace all weights of this layer, or none.
+        """Replace all weights, or none.
 
         Args:
-            weights: One array per weight, in the order and shapes of `get_weights`.
+            weights: One array per weight, in the order and shapes of `get_weights`. What TensorFlow's
+                ``get_weights()`` returned for the same layer fits as it is.
 
         Raises:
             ValueError: Wrong number of arrays or a wrong shape; nothing has changed then.
             TypeError: An array is not numeric.
         """
-        assign_all(self._variables, weights)
+        assign_all(self.weights, weights)
 
     def count_params(self) -> int:
-        """Number of parameters of this layer."""
-        return sum(variable.size for variable in self._variables)
+        """Number of parameters."""
+        return sum(math.prod(variable.shape) for variable in self._variables)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}, {self.count_params():,} parameters>"
@@ -120,7 +134,8 @@ class EmbeddingLayer(Layer):
     @property
     def embeddings(self) -> Variable:
         """The table."""
-        return self._variables[0]
+        table: Variable = self._variables[0]
+        return table
 
     def __call__(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Look up rows.
@@ -142,7 +157,8 @@ class EmbeddingLayer(Layer):
         if rows.size and not (rows.min() >= 0 and rows.max() < vocab_size):
             position = tuple(int(i) for i in np.argwhere((rows < 0) | (rows >= vocab_size))[0])
             raise ValueError(f"ids{list(position)}: got {rows[position]}, expected 0 <= id < {vocab_size}")
-        return self.embeddings.numpy()[rows]
+        found: npt.NDArray[np.float32] = self.embeddings.numpy()[rows]
+        return found
 
 
 class TransformerLayer(Layer):
@@ -154,9 +170,7 @@ class TransformerLayer(Layer):
         is_moe: Whether the feed-forward sublayer is a mixture of experts.
     """
 
-    def __init__(
-        self, name: str, variables: Sequence[Variable], *, index: int, mixing: str, is_moe: bool
-    ) -> None:
+    def __init__(self, name: str, variables: Sequence[Variable], *, index: int, mixing: str, is_moe: bool) -> None:
         super().__init__(name, variables)
         self.index = index
         self.mixing = mixing
@@ -172,3 +186,32 @@ class TransformerLayer(Layer):
             f"<{type(self).__name__} {self.name!r}, {self.mixing} + {self.feed_forward}, "
             f"{self.count_params():,} parameters>"
         )
+
+
+def group_into_layers(
+    variables: Sequence[Variable], attention: Sequence[int], moe: Sequence[int], mixing: MixingMechanism
+) -> list[Layer]:
+    """One layer per part of an encoder, in Keras order.
+
+    Args:
+        variables: The encoder's weights, in Keras order.
+        attention: Indices of the blocks with attention.
+        moe: Indices of the blocks with a mixture of experts.
+        mixing: What the other blocks mix by.
+    """
+    owned: dict[str, list[Variable]] = {}
+    for variable in variables:
+        parts = variable.key.split("/")
+        depth = 2 if parts[0] in ("transformer", "embeddings") else 1
+        owned.setdefault("/".join(parts[:depth]), []).append(variable)
+    layers: list[Layer] = []
+    for name, group in owned.items():
+        if name == "word_embeddings":
+            layers.append(EmbeddingLayer(name, group))
+        elif name.startswith("transformer/layer_"):
+            index = int(name.removeprefix("transformer/layer_"))
+            by = "attention" if index in attention else mixing.value
+            layers.append(TransformerLayer(name, group, index=index, mixing=by, is_moe=index in moe))
+        else:
+            layers.append(Layer(name, group))
+    return layers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,22 +21,22 @@ from sparse_mixer._arguments import (
     as_int,
     as_seed,
 )
+from sparse_mixer._construction import SEED_RANGE, make_native, provider, weight_seed
 from sparse_mixer._metrics import Mean, RouterMetrics
-from sparse_mixer._variables import Variable, as_float32, assign_all
+from sparse_mixer._variables import Variable
 from sparse_mixer.activations import Activation
 from sparse_mixer.initializers import Initializer
-from sparse_mixer.layers import EmbeddingLayer, Layer, MixingMechanism, TransformerLayer
+from sparse_mixer.layers import Layer, MixingMechanism, TransformerLayer, group_into_layers
 
 Array = npt.NDArray[np.float32]
 
 _OUTPUTS = ("sequence_output", "pooled_output", "encoder_outputs")
-_SEED_RANGE = 2**64
 # Odd, far from small integers (2^64 / golden ratio): successive training calls get unrelated dropout seeds.
 _SEED_STRIDE = 0x9E3779B97F4A7C15
 _name_counter = itertools.count()
 
 
-class SparseMixer:
+class SparseMixer(Layer):
     """Sparse Mixer encoder (Lee-Thorp & Ainslie 2022, https://arxiv.org/abs/2205.12399) on the CPU.
 
     Each of `num_layers` blocks lets tokens exchange information (a learned linear mixing, a Fourier or Hartley
@@ -147,29 +146,30 @@ class SparseMixer:
         given = locals()
         arguments = Arguments.check({field: given[field] for field in Arguments.__dataclass_fields__})
         arguments.warn_about_ignored_layers(stacklevel=2)
-        drawn = _weight_seed(arguments)
-        native = _make_native(arguments, drawn, _provider(arguments, drawn), num_threads, isa)
+        drawn = weight_seed(arguments)
+        native = make_native(arguments, drawn, provider(arguments, drawn), num_threads, isa)
         self._assemble(arguments, native, drawn, _default_name() if name is None else str(name))
         self.trainable = as_bool("trainable", trainable)
 
     def _assemble(self, arguments: Arguments, native: _native.Encoder, seed: int, name: str) -> None:
         """Set all attributes. Layers and variables refer to `native`, never to `self`: no reference cycle."""
-        self.name = name
+        variables = [
+            Variable(native, index, key, tuple(shape), name) for index, (key, shape) in enumerate(native.weight_specs())
+        ]
+        attention, moe = arguments.layers_within("attention_layers"), arguments.layers_within("moe_layers")
+        foreign: Sequence[Any] = ()
+        if arguments.embedding_layer is not None:
+            del variables[0]
+            foreign = getattr(arguments.embedding_layer, "weights", ())
+        layers = group_into_layers(variables, attention, moe, arguments.mixing_mechanism)
+        super().__init__(name, [*foreign, *variables], layers)
         self.arguments = arguments
         self._native = native
         self._seed = seed
         self._training_calls = itertools.count(1)
         self._last = threading.local()
-        self._metrics = RouterMetrics(arguments.layers_within("moe_layers") if arguments.export_metrics else [])
-        self._needs_mask = bool(arguments.layers_within("attention_layers"))
-        self._variables = [
-            Variable(native, index, key, tuple(shape), name)
-            for index, (key, shape) in enumerate(native.weight_specs())
-        ]
-        if arguments.embedding_layer is not None:
-            del self._variables[0]
-        self.layers = _group_into_layers(self._variables, arguments)
-        self._trainable = True
+        self._metrics = RouterMetrics(moe if arguments.export_metrics else [])
+        self._needs_mask = bool(attention)
 
     # Calling ------------------------------------------------------------------------------------------------------
 
@@ -188,10 +188,10 @@ class SparseMixer:
             inputs: Dict of array-likes; B examples of exactly S = `max_sequence_length` positions.
 
                 * ``input_word_ids``: integers [B, S] in ``[0, vocab_size)``.
-                * ``input_mask``: numbers [B, S]; 1 where attention may look, 0 at padding. Only attention blocks use it.
+                * ``input_mask``: numbers [B, S]; 1 where attention may look, 0 at padding. Only attention uses it.
                 * ``input_type_ids``: integers [B, S] in ``[0, type_vocab_size)``.
                 * ``input_word_embeddings``: floats [B, S, embedding_width]; replaces the word ids.
-                * ``dense_inputs``, ``dense_mask``, ``dense_type_ids``: floats [B, M, embedding_width] and their mask and
+                * ``dense_inputs``, ``dense_mask``, ``dense_type_ids``: floats [B, M, embedding_width], mask and
                   types [B, M], put after the others, which then have S - M positions.
 
                 Other keys are ignored.
@@ -217,9 +217,7 @@ class SparseMixer:
         train = False if training is None else as_bool("training", training)
         if isinstance(outputs, str):
             raise TypeError(f"outputs: expected a sequence of names such as ({outputs!r},), got a string")
-        arrays = _inputs.read(
-            inputs, needs_mask=self._needs_mask, embedding_layer=self.arguments.embedding_layer
-        )
+        arrays = _inputs.read(inputs, needs_mask=self._needs_mask, embedding_layer=self.arguments.embedding_layer)
         results, aux = self._native.forward(
             arrays.word_ids,
             arrays.mask,
@@ -245,7 +243,7 @@ class SparseMixer:
             return as_seed("seed", seed)
         if not training:
             return 0
-        return (self._seed + next(self._training_calls) * _SEED_STRIDE) % _SEED_RANGE
+        return (self._seed + next(self._training_calls) * _SEED_STRIDE) % SEED_RANGE
 
     @property
     def inputs(self) -> dict[str, _inputs.InputSpec]:
@@ -272,67 +270,7 @@ class SparseMixer:
         """Six running means per MoE layer, over all calls since their `reset_state`; none without `export_metrics`."""
         return list(self._metrics.means)
 
-    # Weights ------------------------------------------------------------------------------------------------------
-
-    @property
-    def trainable(self) -> bool:
-        """Whether optimisers may change the weights; setting it sets all layers. Dropout does not depend on it."""
-        return self._trainable
-
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
-        self._trainable = bool(value)
-        for layer in self.layers:
-            layer.trainable = self._trainable
-
-    @property
-    def weights(self) -> list[Any]:
-        """All weights as variables: the trainable ones in Keras order, then the frozen ones."""
-        return [*self.trainable_weights, *self.non_trainable_weights]
-
-    @property
-    def trainable_weights(self) -> list[Any]:
-        """Weights that optimisers may change."""
-        return [variable for variable in self._all_variables() if getattr(variable, "trainable", True)]
-
-    @property
-    def non_trainable_weights(self) -> list[Any]:
-        """Weights that optimisers leave alone."""
-        return [variable for variable in self._all_variables() if not getattr(variable, "trainable", True)]
-
-    variables = weights
-    trainable_variables = trainable_weights
-    non_trainable_variables = non_trainable_weights
-
-    def _all_variables(self) -> list[Any]:
-        """Variables in Keras order; those of an own embedding layer come first, as they are."""
-        return [*getattr(self.arguments.embedding_layer, "weights", ()), *self._variables]
-
-    def get_weights(self) -> list[Array]:
-        """Copies of all weights, float32, in the order of `weights`, all from one moment."""
-        snapshot = self._native.get_weights()
-        own = set(self._variables)
-        return [
-            snapshot[variable.index] if variable in own else as_float32(variable.name, variable)
-            for variable in self.weights
-        ]
-
-    def set_weights(self, weights: Sequence[npt.ArrayLike]) -> None:
-        """Replace all weights, or none.
-
-        Args:
-            weights: One array per weight in the order and shapes of `get_weights`; those of TensorFlow's
-                ``get_weights()`` fit as they are.
-
-        Raises:
-            ValueError: Wrong number of arrays or a wrong shape; nothing has changed then.
-            TypeError: An array is not numeric.
-        """
-        assign_all(self.weights, weights)
-
-    def count_params(self) -> int:
-        """Number of parameters."""
-        return sum(int(np.prod(variable.shape)) for variable in self._all_variables())
+    # Parts -----------------------------------------------------------------------------------------------------------
 
     @property
     def transformer_layers(self) -> list[TransformerLayer]:
@@ -454,82 +392,11 @@ class SparseMixer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         arguments, seed = state["arguments"], state["seed"]
         stored = iter(state["weights"])
-        native = _make_native(arguments, seed, lambda _name, _shape: next(stored), None, None)
+        native = make_native(arguments, seed, lambda _name, _shape: next(stored), None, None)
         self._assemble(arguments, native, seed, state["name"])
         self._trainable, flags = state["trainable"]
         for layer, flag in zip(self.layers, flags, strict=True):
             layer.trainable = flag
-
-
-def _make_native(
-    arguments: Arguments,
-    seed: int,
-    provider: Callable[[str, tuple[int, ...]], Array] | None,
-    num_threads: int | None,
-    isa: str | None,
-) -> _native.Encoder:
-    activation = arguments.inner_activation
-    custom = activation if isinstance(activation, Activation) else None
-    return _native.Encoder(
-        arguments.native_config(seed),
-        provider,
-        activation=None if custom is None else custom.function,
-        activation_derivative=None if custom is None else custom.derivative,
-        num_threads=None if num_threads is None else as_int("num_threads", num_threads),
-        isa=isa,
-    )
-
-
-def _provider(arguments: Arguments, seed: int) -> Callable[[str, tuple[int, ...]], Array] | None:
-    """Initial values by weight name, made in Python; None where the core draws them."""
-    if arguments.native_initializer() is not None:
-        return None
-    initializer = arguments.initializer
-    number = itertools.count()
-
-    def provide(name: str, shape: tuple[int, ...]) -> Array:
-        stream = np.random.default_rng([seed, next(number)])
-        if name.endswith(("bias", "beta")):
-            return np.zeros(shape, np.float32)
-        if name.endswith("gamma"):
-            return np.ones(shape, np.float32)
-        if isinstance(initializer, Initializer):
-            return initializer.draw(shape, stream)
-        values = as_float32(f"initializer({shape})", initializer(shape))
-        if values.shape != shape:
-            raise ValueError(f"initializer: expected an array of shape {shape} for {name}, got {values.shape}")
-        return values
-
-    return provide
-
-
-def _group_into_layers(variables: Sequence[Variable], arguments: Arguments) -> list[Layer]:
-    """One `Layer` per sublayer, in Keras order; spectral blocks without weights of their own included."""
-    owned: dict[str, list[Variable]] = {}
-    for variable in variables:
-        parts = variable.key.split("/")
-        depth = 2 if parts[0] in ("transformer", "embeddings") else 1
-        owned.setdefault("/".join(parts[:depth]), []).append(variable)
-    attention, moe = arguments.layers_within("attention_layers"), arguments.layers_within("moe_layers")
-    layers = []
-    for name, group in owned.items():
-        if name == "word_embeddings":
-            layers.append(EmbeddingLayer(name, group))
-        elif name.startswith("transformer/layer_"):
-            index = int(name.removeprefix("transformer/layer_"))
-            mixing = "attention" if index in attention else arguments.mixing_mechanism.value
-            layers.append(TransformerLayer(name, group, index=index, mixing=mixing, is_moe=index in moe))
-        else:
-            layers.append(Layer(name, group))
-    return layers
-
-
-def _weight_seed(arguments: Arguments) -> int:
-    """The encoder's seed, else its initialiser's, else one from the operating system."""
-    for seed in (arguments.seed, getattr(arguments.initializer, "seed", None)):
-        if seed is not None:
-            return int(seed) % _SEED_RANGE
-    return int.from_bytes(os.urandom(8), "little")
 
 
 def _default_name() -> str:
