@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 import sparse_mixer
 
 Array = np.ndarray[Any, Any]

@@ -5,14 +5,11 @@ from __future__ import annotations
 import inspect
 import json
 import pathlib
-import subprocess
-import sys
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
-
 import sparse_mixer
 from encoders import ARGUMENTS, LENGTH, TYPES, VOCAB_SIZE, WIDTH, assert_same_outputs, small_encoder, small_inputs
 from sparse_mixer import MixingMechanism, SparseMixer
@@ -497,20 +494,6 @@ def test_threads_can_be_limited() -> None:
     assert encoder.num_threads == 3
     encoder.num_threads = None
     assert encoder.num_threads == sparse_mixer.get_num_threads() >= 1
-
-
-def test_import_is_silent_and_starts_no_thread() -> None:
-    code = (
-        "import threading, sys, os; import sparse_mixer\n"
-        "tasks = '/proc/self/task'\n"
-        "assert not os.path.isdir(tasks) or len(os.listdir(tasks)) == int(sys.argv[1]), os.listdir(tasks)\n"
-        "assert 'matplotlib' not in sys.modules and 'h5py' not in sys.modules and 'tqdm' not in sys.modules\n"
-    )
-    # numpy's linear algebra may start threads of its own.
-    count = "import numpy, os; print(len(os.listdir('/proc/self/task')) if os.path.isdir('/proc/self/task') else 1)"
-    numpy_threads = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, check=True).stdout
-    done = subprocess.run([sys.executable, "-c", code, numpy_threads.strip()], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_positional_arguments() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 import sparse_mixer
 from encoders import assert_same_outputs, small_encoder, small_inputs
 
