@@ -5,8 +5,14 @@
 //! `F` inner size, `N` attention heads, `D` head size, `G` routing groups, `T` tokens per group, `E` experts,
 //! `C` expert capacity, `V` vocabulary. Activations are `[B*S, H]`, row-major.
 
+pub mod config;
 pub mod error;
 pub mod kernels;
+pub mod layers;
+pub mod network;
 pub mod optim;
+pub mod params;
+pub mod random;
+pub mod runtime;
 
 pub use error::{Error, Result};

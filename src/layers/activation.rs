@@ -1,0 +1,140 @@
+//! The activation between the two products of a feed-forward layer.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use crate::config::ActivationConfig;
+use crate::error::{Error, Result};
+use crate::kernels::{
+    Elementwise, Isa, Real, elementwise, elementwise_backward, softmax_backward, softmax_in_place,
+};
+
+/// A function that the user supplies. Called on one thread, on whole arrays.
+pub trait CustomActivation<R>: Debug + Send + Sync {
+    /// Replaces `x`, rows of `width`, by the function of it.
+    fn forward(&self, x: &mut [R], width: usize) -> Result<()>;
+
+    /// Multiplies `dy` by the derivative at `x`.
+    ///
+    /// # Errors
+    /// If the user gave no derivative.
+    fn backward(&self, x: &[R], dy: &mut [R], width: usize) -> Result<()>;
+}
+
+/// An activation function.
+#[derive(Clone, Debug)]
+pub enum Activation<R> {
+    /// Each value for itself.
+    Elementwise(Elementwise),
+    /// Over the last axis.
+    Softmax,
+    /// Logarithm of softmax over the last axis.
+    LogSoftmax,
+    /// The user's.
+    Custom(Arc<dyn CustomActivation<R>>),
+}
+
+impl<R: Real> Activation<R> {
+    /// The activation that `config` names; `custom` is the function behind the name `"custom"`.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a name that is not known.
+    pub fn from_config(
+        config: &ActivationConfig,
+        custom: Option<Arc<dyn CustomActivation<R>>>,
+    ) -> Result<Self> {
+        use Elementwise as E;
+        let relu = |max_value, negative_slope| E::Relu { max_value, negative_slope, threshold: 0.0 };
+        let function = match config.name.as_str() {
+            "linear" => E::Linear,
+            "gelu_tanh" => E::GeluTanh,
+            "gelu" => E::GeluErf,
+            "relu" => E::Relu {
+                max_value: config.max_value.unwrap_or(f64::INFINITY),
+                negative_slope: config.negative_slope.unwrap_or(0.0),
+                threshold: config.threshold.unwrap_or(0.0),
+            },
+            "relu6" => relu(6.0, 0.0),
+            "leaky_relu" => relu(f64::INFINITY, config.negative_slope.unwrap_or(0.2)),
+            "sigmoid" => E::Sigmoid,
+            "hard_sigmoid" => E::HardSigmoid,
+            "silu" | "swish" => E::Silu,
+            "hard_swish" => E::HardSwish,
+            "tanh" => E::Tanh,
+            "elu" => E::Elu { alpha: config.alpha.unwrap_or(1.0) },
+            "selu" => E::Selu,
+            "exponential" => E::Exponential,
+            "softplus" => E::Softplus,
+            "softsign" => E::Softsign,
+            "mish" => E::Mish,
+            "softmax" => return Ok(Activation::Softmax),
+            "log_softmax" => return Ok(Activation::LogSoftmax),
+            "custom" => {
+                // While only the configuration is checked there is no function yet: any stands in for it.
+                return Ok(custom.map_or(Activation::Elementwise(E::Linear), Activation::Custom));
+            }
+            name => {
+                return Err(Error::value(
+                    "inner_activation",
+                    format!("got {name:?}, which is not an activation"),
+                ));
+            }
+        };
+        Ok(Activation::Elementwise(function))
+    }
+
+    /// Whether a slice of a row can be computed without the rest of it.
+    pub fn is_elementwise(&self) -> bool {
+        matches!(self, Activation::Elementwise(_))
+    }
+
+    /// Whether only the coordinating thread may call it.
+    pub fn is_custom(&self) -> bool {
+        matches!(self, Activation::Custom(_))
+    }
+
+    /// Replaces `x`, rows of `width`, by the function of it.
+    pub fn forward(&self, isa: Isa, x: &mut [R], width: usize) -> Result<()> {
+        match self {
+            Activation::Elementwise(function) => elementwise(isa, *function, x),
+            Activation::Softmax => softmax_in_place(isa, x, width),
+            Activation::LogSoftmax => {
+                for row in x.chunks_exact_mut(width) {
+                    let shift = log_sum_exp_row(row);
+                    row.iter_mut().for_each(|v| *v -= shift);
+                }
+            }
+            Activation::Custom(function) => function.forward(x, width)?,
+        }
+        Ok(())
+    }
+
+    /// Multiplies `dy` by the derivative at `x` (the function's input), rows of `width`.
+    pub fn backward(&self, isa: Isa, x: &[R], dy: &mut [R], width: usize) -> Result<()> {
+        match self {
+            Activation::Elementwise(function) => elementwise_backward(isa, *function, x, dy),
+            Activation::Softmax => {
+                let mut p = x.to_vec();
+                softmax_in_place(isa, &mut p, width);
+                softmax_backward(isa, &p, dy, width);
+            }
+            Activation::LogSoftmax => {
+                for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact_mut(width)) {
+                    let shift = log_sum_exp_row(x);
+                    let sum = dy.iter().fold(R::ZERO, |s, &d| s + d);
+                    for (d, &v) in dy.iter_mut().zip(x) {
+                        *d -= (v - shift).exp() * sum;
+                    }
+                }
+            }
+            Activation::Custom(function) => function.backward(x, dy, width)?,
+        }
+        Ok(())
+    }
+}
+
+fn log_sum_exp_row<R: Real>(row: &[R]) -> R {
+    let mut out = [R::ZERO];
+    crate::kernels::log_sum_exp(Isa::PORTABLE, row, row.len(), &mut out);
+    out[0]
+}

@@ -1,0 +1,27 @@
+//! Inverted dropout: kept values are divided by the keep probability. The mask is a function of seed, place in the
+//! network and element index, so backward re-makes it instead of storing it.
+
+use crate::kernels::Real;
+use crate::random::{Stream, unit};
+
+/// Dropout at one place of one call.
+#[derive(Clone, Copy, Debug)]
+pub struct Dropout {
+    rate: f32,
+    stream: Stream,
+}
+
+impl Dropout {
+    /// Dropout at `rate`; `None` if that drops nothing.
+    pub fn new(rate: f64, stream: Stream) -> Option<Self> {
+        (rate > 0.0).then_some(Dropout { rate: rate as f32, stream })
+    }
+
+    /// Drops among `x`, elements `first..` of the tensor. Also the backward step, on gradients.
+    pub fn apply<R: Real>(&self, x: &mut [R], first: usize) {
+        let keep = R::from_f64(1.0 / (1.0 - f64::from(self.rate)));
+        self.stream.for_each_word(first as u64, x.len(), |i, word| {
+            x[i] = if unit(word) >= self.rate { x[i] * keep } else { R::ZERO };
+        });
+    }
+}

@@ -1,0 +1,136 @@
+//! Matrices that are read by rows: embedding tables, and the matrices that mix along the sequence.
+
+use half::{bf16, f16};
+
+use crate::kernels::{Lhs, Real};
+
+/// Storage type of a [`Table`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableDtype {
+    /// The type of the activations.
+    Native,
+    /// bfloat16
+    Bfloat16,
+    /// float16
+    Float16,
+}
+
+#[derive(Clone, Debug)]
+enum Storage<R> {
+    Native(Vec<R>),
+    Bfloat16(Vec<bf16>),
+    Float16(Vec<f16>),
+}
+
+/// `rows` rows of `width` values.
+#[derive(Clone, Debug)]
+pub struct Table<R> {
+    rows: usize,
+    width: usize,
+    /// Elements from one row to the next; bfloat16 rows are padded with zeros as left operands must be.
+    stride: usize,
+    storage: Storage<R>,
+}
+
+impl<R: Real> Table<R> {
+    /// Stores row-major `values`, rounding to `dtype`.
+    pub fn new(rows: usize, width: usize, dtype: TableDtype, values: Vec<R>) -> Self {
+        let mut stride = width;
+        let storage = match dtype {
+            TableDtype::Native => Storage::Native(values),
+            TableDtype::Bfloat16 => {
+                stride = width.next_multiple_of(32);
+                let mut out = vec![bf16::ZERO; rows * stride];
+                for (out, row) in out.chunks_exact_mut(stride).zip(values.chunks_exact(width)) {
+                    out.iter_mut().zip(row).for_each(|(o, x)| *o = bf16::from_f32(x.to_f32()));
+                }
+                Storage::Bfloat16(out)
+            }
+            TableDtype::Float16 => {
+                Storage::Float16(values.iter().map(|x| f16::from_f32(x.to_f32())).collect())
+            }
+        };
+        Table { rows, width, stride, storage }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values per row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match &self.storage {
+            Storage::Native(v) => size_of_val(&v[..]),
+            Storage::Bfloat16(v) => size_of_val(&v[..]),
+            Storage::Float16(v) => size_of_val(&v[..]),
+        }
+    }
+
+    /// Row-major values, widened.
+    pub fn to_vec(&self) -> Vec<R> {
+        if let Storage::Native(v) = &self.storage {
+            return v.clone();
+        }
+        let mut out = vec![R::ZERO; self.rows * self.width];
+        out.chunks_exact_mut(self.width).enumerate().for_each(|(i, out)| self.copy_row(i, out));
+        out
+    }
+
+    /// The values, for updates in place; `None` unless in the activations' type.
+    pub fn native_mut(&mut self) -> Option<&mut [R]> {
+        match &mut self.storage {
+            Storage::Native(v) => Some(v),
+            _ => None,
+        }
+    }
+
+    /// The values; `None` unless in the activations' type.
+    pub fn native(&self) -> Option<&[R]> {
+        match &self.storage {
+            Storage::Native(v) => Some(v),
+            _ => None,
+        }
+    }
+
+    /// Copies row `i` to `out`.
+    pub fn copy_row(&self, i: usize, out: &mut [R]) {
+        let at = i * self.stride;
+        match &self.storage {
+            Storage::Native(v) => out.copy_from_slice(&v[at..at + self.width]),
+            Storage::Bfloat16(v) => widen(&v[at..at + self.width], out),
+            Storage::Float16(v) => widen(&v[at..at + self.width], out),
+        }
+    }
+
+    /// Rows `first..first + rows` as a left operand of products with right operands in [`Native`] (or bfloat16 if this
+    /// table is); `widened` is memory for `rows * width` values, used when the storage type needs it.
+    ///
+    /// [`Native`]: crate::kernels::WeightDtype::Native
+    pub fn lhs<'a>(&'a self, first: usize, rows: usize, widened: &'a mut [R]) -> Lhs<'a, R> {
+        match &self.storage {
+            Storage::Native(v) => Lhs::Native { values: &v[first * self.stride..], stride: self.stride },
+            Storage::Bfloat16(v) => Lhs::Bfloat16 { values: &v[first * self.stride..], stride: self.stride },
+            Storage::Float16(_) => {
+                for (i, out) in widened.chunks_exact_mut(self.width).take(rows).enumerate() {
+                    self.copy_row(first + i, out);
+                }
+                Lhs::Native { values: widened, stride: self.width }
+            }
+        }
+    }
+}
+
+fn widen<T: Copy, R: Real>(source: &[T], out: &mut [R])
+where
+    f32: From<T>,
+{
+    for (o, x) in out.iter_mut().zip(source) {
+        *o = R::from_f32(f32::from(*x));
+    }
+}

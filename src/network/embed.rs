@@ -1,0 +1,139 @@
+//! Embeddings: `dropout(LN(word + position + type))`, `[B*S, W]`, then a projection to `H` if `W != H`.
+//!
+//! Norm, dropout, projection, in this order, and no norm after the projection. Source: `SparseMixer.call`,
+//! `OnDeviceEmbedding`, `PositionEmbedding`.
+
+use crate::config::SparseMixerConfig;
+use crate::error::Result;
+use crate::kernels::{Init, PackedMatrix, Real, add_in_place, matmul, prepare_lhs};
+use crate::layers::{LayerNorm, Table};
+use crate::params::{Loader, Param, ParamMut, Spec};
+
+use super::inputs::{Inputs, Words};
+use super::pass::{Pass, Site};
+
+/// Tables, norm, and the projection if there is one.
+#[derive(Clone, Debug)]
+pub struct Embed<R> {
+    /// `[V, W]`
+    pub word: Table<R>,
+    /// `[S, W]`
+    pub position: Table<R>,
+    /// `[Y, W]`
+    pub types: Table<R>,
+    /// Over `W`.
+    pub norm: LayerNorm<R>,
+    /// `[W, H]` and `[H]`
+    pub projection: Option<(PackedMatrix<R>, Vec<R>)>,
+}
+
+/// The weights.
+pub fn specs(config: &SparseMixerConfig) -> Vec<Spec> {
+    let (width, hidden) = (config.embedding_width, config.hidden_size);
+    let mut specs = vec![
+        Spec::kernel("word_embeddings/embeddings", &[config.vocab_size, width]),
+        Spec::kernel("position_embedding/embeddings", &[config.max_sequence_length, width]),
+        Spec::kernel("type_embeddings/embeddings", &[config.type_vocab_size, width]),
+    ];
+    specs.extend(Spec::layer_norm("embeddings/layer_norm", width));
+    if width != hidden {
+        specs.push(Spec::kernel("embedding_projection/kernel", &[width, hidden]));
+        specs.push(Spec::bias("embedding_projection/bias", &[hidden]));
+    }
+    specs
+}
+
+impl<R: Real> Embed<R> {
+    /// Takes the weights in the order of [`specs`].
+    pub fn load(loader: &mut Loader<'_, R>, config: &SparseMixerConfig) -> Result<Self> {
+        let (width, hidden) = (config.embedding_width, config.hidden_size);
+        let word = loader.table(config.vocab_size, width)?;
+        let position = loader.table(config.max_sequence_length, width)?;
+        let types = loader.table(config.type_vocab_size, width)?;
+        let norm = LayerNorm::load(loader, width)?;
+        let projection = if width == hidden {
+            None
+        } else {
+            Some((loader.matrix(width, hidden)?, loader.vector(hidden)?))
+        };
+        Ok(Embed { word, position, types, norm, projection })
+    }
+
+    /// The weights in the order of [`specs`].
+    pub fn params(&self) -> Vec<Param<'_, R>> {
+        let mut params =
+            vec![Param::Table(&self.word), Param::Table(&self.position), Param::Table(&self.types)];
+        params.extend(self.norm.params());
+        if let Some((kernel, bias)) = &self.projection {
+            params.extend([Param::matrix(kernel), Param::vector(bias)]);
+        }
+        params
+    }
+
+    /// The same, to be changed.
+    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
+        let mut params = vec![
+            ParamMut::Table(&mut self.word),
+            ParamMut::Table(&mut self.position),
+            ParamMut::Table(&mut self.types),
+        ];
+        params.extend(self.norm.params_mut());
+        if let Some((kernel, bias)) = &mut self.projection {
+            params.extend([ParamMut::matrix(kernel), ParamMut::vector(bias)]);
+        }
+        params
+    }
+
+    /// The stream that the first block reads, `[B*S, H]`, into `out`.
+    pub fn forward(&self, pass: &Pass<'_, R>, inputs: &Inputs<'_, R>, out: &mut [R]) -> Result<()> {
+        let (isa, seq) = (pass.context.isa, pass.seq);
+        let (width, hidden) = (self.word.width(), pass.config.hidden_size);
+        let dropout = pass.dropout(pass.config.output_dropout, Site::Embedding, 0);
+        pass.each_block(&pass.row_blocks(seq), out, hidden, |block, out, scratch| {
+            let n = block.rows * width;
+            let ([sum, row, normal], [lhs, _]) = scratch.split([n, width, n]);
+            // 1. word + position + type
+            for (r, sum) in sum.chunks_exact_mut(width).enumerate() {
+                let (example, s) = (block.example, block.first + r);
+                self.word_row(inputs, example, s, seq, sum);
+                self.position.copy_row(s, row);
+                add_in_place(isa, sum, row);
+                if let Ok(id) = usize::try_from(inputs.type_ids[example * seq + s])
+                    && id < self.types.rows()
+                {
+                    self.types.copy_row(id, row);
+                    add_in_place(isa, sum, row);
+                }
+            }
+            // 2. norm
+            let target = if self.projection.is_some() { &mut *normal } else { &mut *out };
+            self.norm.forward(isa, sum, target, None);
+            // 3. dropout
+            if let Some(dropout) = &dropout {
+                dropout.apply(target, (block.example * seq + block.first) * width);
+            }
+            // 4. projection
+            if let Some((kernel, bias)) = &self.projection {
+                let x = prepare_lhs(isa, normal, block.rows, width, width, kernel.dtype(), lhs);
+                matmul(isa, block.rows, x, kernel.view(), 0..hidden, out, hidden, Init::Bias(bias));
+            }
+        })
+    }
+
+    /// The word row at position `s`: from the table, given, or dense.
+    fn word_row(&self, inputs: &Inputs<'_, R>, example: usize, s: usize, seq: usize, out: &mut [R]) {
+        let (width, words) = (out.len(), inputs.word_len);
+        if s >= words {
+            let at = (example * (seq - words) + s - words) * width;
+            return out.copy_from_slice(&inputs.dense[at..at + width]);
+        }
+        match inputs.words {
+            // Checked to be in range before the pass.
+            Words::Ids(ids) => self.word.copy_row(ids[example * words + s] as usize, out),
+            Words::Embeddings(rows) => {
+                let at = (example * words + s) * width;
+                out.copy_from_slice(&rows[at..at + width]);
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What one call computes on, checked against the configuration.
+
+use crate::config::SparseMixerConfig;
+use crate::error::{Error, Result};
+use crate::kernels::Real;
+
+/// Where the word rows come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Words<'a, R> {
+    /// Rows of the word table, `[B, S']`.
+    Ids(&'a [i64]),
+    /// Given rows, `[B, S', W]`.
+    Embeddings(&'a [R]),
+}
+
+/// The inputs of one call. With dense inputs, type ids and mask cover the words first, then the dense part.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a, R> {
+    /// `B`
+    pub batch: usize,
+    /// The word rows.
+    pub words: Words<'a, R>,
+    /// `S'`: positions that the words take; the dense part takes the rest.
+    pub word_len: usize,
+    /// Rows after the words, `[B, S - S', W]`.
+    pub dense: &'a [R],
+    /// `[B, S]`
+    pub type_ids: &'a [i64],
+    /// `[B, S]`; `None` is allowed without attention layers.
+    pub mask: Option<&'a [R]>,
+}
+
+impl<R: Real> Inputs<'_, R> {
+    /// Checks lengths, ranges and finiteness.
+    pub fn check(&self, config: &SparseMixerConfig) -> Result<()> {
+        let (batch, seq, width) = (self.batch, config.max_sequence_length, config.embedding_width);
+        let words = match self.words {
+            Words::Ids(ids) => (ids.len(), batch * self.word_len, "input_word_ids"),
+            Words::Embeddings(rows) => (rows.len(), batch * self.word_len * width, "input_word_embeddings"),
+        };
+        let dense_len = seq.checked_sub(self.word_len).ok_or_else(|| {
+            Error::value(
+                words.2,
+                format!("got sequence length {}, expected max_sequence_length ({seq})", self.word_len),
+            )
+        })?;
+        let lengths = [
+            words,
+            (self.dense.len(), batch * dense_len * width, "dense_inputs"),
+            (self.type_ids.len(), batch * seq, "input_type_ids"),
+            (self.mask.map_or(batch * seq, <[R]>::len), batch * seq, "input_mask"),
+        ];
+        for (got, expected, argument) in lengths {
+            if got != expected {
+                return Err(Error::value(
+                    argument,
+                    format!(
+                        "got {got} values, expected {expected} for batch {batch} and sequence length {seq}"
+                    ),
+                ));
+            }
+        }
+        if self.mask.is_none() && !config.attention_layers.is_empty() {
+            return Err(Error::value("input_mask", "missing; the attention layers need it"));
+        }
+        match self.words {
+            Words::Ids(ids) => {
+                check_ids("input_word_ids", ids, self.word_len, config.vocab_size, "vocab_size")?
+            }
+            Words::Embeddings(rows) => check_finite("input_word_embeddings", rows, self.word_len, width)?,
+        }
+        check_finite("dense_inputs", self.dense, dense_len, width)?;
+        if config.rules().check_type_ids {
+            check_ids("input_type_ids", self.type_ids, seq, config.type_vocab_size, "type_vocab_size")?;
+        }
+        if let Some(mask) = self.mask
+            && let Some(at) = mask.iter().position(|m| !m.is_finite())
+        {
+            return Err(Error::value(
+                "input_mask",
+                format!("got a value that is not finite at position [{}, {}]", at / seq, at % seq),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn check_ids(argument: &str, ids: &[i64], seq: usize, size: usize, limit: &str) -> Result<()> {
+    match ids.iter().position(|&id| id < 0 || id as u64 >= size as u64) {
+        None => Ok(()),
+        Some(at) => Err(Error::value(
+            argument,
+            format!(
+                "got id {} at position [{}, {}], expected 0 <= id < {limit} ({size})",
+                ids[at],
+                at / seq,
+                at % seq
+            ),
+        )),
+    }
+}
+
+fn check_finite<R: Real>(argument: &str, rows: &[R], seq: usize, width: usize) -> Result<()> {
+    match rows.iter().position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::value(
+            argument,
+            format!(
+                "got {:?} at position [{}, {}, {}], expected finite values",
+                rows[at],
+                at / width / seq,
+                at / width % seq,
+                at % width
+            ),
+        )),
+    }
+}

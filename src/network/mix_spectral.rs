@@ -1,0 +1,200 @@
+//! Fourier and Hartley mixing: with `F` the two-dimensional forward discrete Fourier transform of an example over
+//! (sequence, hidden), unscaled, `y = Re F` or `y = Re F - Im F`. No weights.
+//!
+//! By matrix products (`use_fft=False`), with `Cn[p, q] = cos(2 pi p q / n)` and `Sn` likewise:
+//! - Fourier: `y = Cs x Ch - Ss x Sh`
+//! - Hartley: `y = (Cs + Ss) x Ch + (Cs - Ss) x Sh`
+//!
+//! which is linear mixing with two terms. By fast transforms (`use_fft=True`): rows first, then columns; a real row's
+//! spectrum is half redundant, `F[n, k] = conj F[-n, -k]`. Source: `FourierTransformLayer`, `HartleyTransformLayer`.
+
+use std::any::{Any, TypeId};
+use std::f64::consts::TAU;
+use std::fmt;
+use std::sync::Arc;
+
+use realfft::{RealFftPlanner, RealToComplex};
+use rustfft::num_complex::Complex;
+use rustfft::{Fft, FftNum, FftPlanner};
+
+use crate::config::MixingMechanism;
+use crate::error::{Error, Result};
+use crate::kernels::{PackedMatrix, Real, WeightDtype};
+use crate::layers::{Table, TableDtype};
+use crate::runtime::{Buffer, product_dtype};
+
+use super::mix_linear::MixLinear;
+use super::pass::{Pass, RowBlock, split_rows};
+
+/// The two mixing matrices of each dimension, as linear mixing.
+pub fn dft_matrices<R: Real>(
+    mechanism: MixingMechanism,
+    seq: usize,
+    hidden: usize,
+    dtype: WeightDtype,
+) -> MixLinear<R> {
+    let dtype = product_dtype(dtype);
+    let table = if dtype == WeightDtype::Native { TableDtype::Native } else { TableDtype::Bfloat16 };
+    let wave = |n: usize| {
+        move |p: usize, q: usize| {
+            // Reduced in whole numbers: the angle of a large product would lose its digits.
+            let (sin, cos) = (TAU * ((p * q) % n) as f64 / n as f64).sin_cos();
+            (cos, sin)
+        }
+    };
+    let (along_seq, along_hidden) = (wave(seq), wave(hidden));
+    let cells = |pick: &dyn Fn((f64, f64)) -> f64| -> Vec<R> {
+        (0..hidden * hidden).map(|i| R::from_f64(pick(along_hidden(i / hidden, i % hidden)))).collect()
+    };
+    let kernels = [cells(&|(cos, _)| cos), cells(&|(_, sin)| sin)];
+    let hidden_kernels = kernels.map(|values| PackedMatrix::pack(hidden, hidden, dtype, &values)).into();
+    let mut rows = Vec::with_capacity(2 * seq * seq);
+    for p in 0..seq {
+        for term in 0..2 {
+            rows.extend((0..seq).map(|q| {
+                let (cos, sin) = along_seq(p, q);
+                R::from_f64(match (mechanism, term) {
+                    (MixingMechanism::Hartley, 0) => cos + sin,
+                    (MixingMechanism::Hartley, _) => cos - sin,
+                    (_, 0) => cos,
+                    (_, _) => -sin,
+                })
+            }));
+        }
+    }
+    MixLinear { hidden: hidden_kernels, seq: Table::new(seq, 2 * seq, table, rows) }
+}
+
+/// Mixing by fast transforms.
+#[derive(Clone, Debug)]
+pub struct MixFft<R> {
+    transform: Arc<dyn Transform<R>>,
+    hartley: bool,
+    seq: usize,
+    hidden: usize,
+}
+
+/// Complex numbers as pairs of reals, so that scratch memory has one element type.
+trait Transform<R>: Send + Sync + fmt::Debug {
+    /// `spectrum` (`hidden / 2 + 1` pairs) of one row, which is used as scratch.
+    fn row(&self, row: &mut [R], spectrum: &mut [R]);
+    /// Transforms a column of `seq` pairs in place.
+    fn column(&self, column: &mut [R]);
+}
+
+struct Plan<T: FftNum> {
+    row: Arc<dyn RealToComplex<T>>,
+    column: Arc<dyn Fft<T>>,
+}
+
+impl<T: FftNum> fmt::Debug for Plan<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Plan(row {}, column {})", self.row.len(), self.column.len())
+    }
+}
+
+impl<T: FftNum> Plan<T> {
+    fn new(seq: usize, hidden: usize) -> Self {
+        Plan {
+            row: RealFftPlanner::new().plan_fft_forward(hidden),
+            column: FftPlanner::new().plan_fft_forward(seq),
+        }
+    }
+}
+
+impl<T: FftNum> Transform<T> for Plan<T> {
+    fn row(&self, row: &mut [T], spectrum: &mut [T]) {
+        let mut complex = self.row.make_output_vec();
+        // Lengths are those of the plan, the one thing it checks.
+        let _ = self.row.process(row, &mut complex);
+        for (pair, c) in spectrum.chunks_exact_mut(2).zip(&complex) {
+            pair.copy_from_slice(&[c.re, c.im]);
+        }
+    }
+
+    fn column(&self, column: &mut [T]) {
+        let mut complex: Vec<_> = column.chunks_exact(2).map(|pair| Complex::new(pair[0], pair[1])).collect();
+        self.column.process(&mut complex);
+        for (pair, c) in column.chunks_exact_mut(2).zip(&complex) {
+            pair.copy_from_slice(&[c.re, c.im]);
+        }
+    }
+}
+
+/// The plan for `R`, which is `f32` or `f64`.
+fn plan<R: Real>(seq: usize, hidden: usize) -> Result<Arc<dyn Transform<R>>> {
+    let plan: Box<dyn Any> = if TypeId::of::<R>() == TypeId::of::<f32>() {
+        Box::new(Arc::new(Plan::<f32>::new(seq, hidden)) as Arc<dyn Transform<f32>>)
+    } else {
+        Box::new(Arc::new(Plan::<f64>::new(seq, hidden)) as Arc<dyn Transform<f64>>)
+    };
+    match plan.downcast::<Arc<dyn Transform<R>>>() {
+        Ok(plan) => Ok(*plan),
+        Err(_) => Err(Error::Internal("no Fourier transform for this element type".into())),
+    }
+}
+
+/// The transformed columns of all examples, `[B, H/2 + 1, S]` complex.
+pub type Spectrum<'p, R> = Buffer<'p, R>;
+
+impl<R: Real> MixFft<R> {
+    /// Plans the transforms.
+    pub fn new(mechanism: MixingMechanism, seq: usize, hidden: usize) -> Result<Self> {
+        let hartley = mechanism == MixingMechanism::Hartley;
+        Ok(MixFft { transform: plan(seq, hidden)?, hartley, seq, hidden })
+    }
+
+    fn half(&self) -> usize {
+        self.hidden / 2 + 1
+    }
+
+    /// Both transforms of all of `x` (`[B*S, H]`).
+    pub fn prepare<'p>(&self, pass: &'p Pass<'_, R>, x: &[R]) -> Result<Spectrum<'p, R>> {
+        let (seq, hidden, half) = (self.seq, self.hidden, self.half());
+        // 1. rows: [B, S, H/2 + 1]
+        let mut rows = pass.context.buffer(pass.batch * seq * 2 * half);
+        let blocks = pass.row_blocks(seq);
+        pass.each_block(&blocks, &mut rows, 2 * half, |block, out, scratch| {
+            let ([row], _) = scratch.split([hidden]);
+            let x = block.of(x, seq, hidden);
+            for (x, spectrum) in x.chunks_exact(hidden).zip(out.chunks_exact_mut(2 * half)) {
+                row.copy_from_slice(x);
+                self.transform.row(row, spectrum);
+            }
+        })?;
+        // 2. columns: [B, H/2 + 1, S], some at a time so that each row's cache lines are read once
+        const COLUMNS: usize = 16;
+        let mut columns = pass.context.buffer(pass.batch * half * 2 * seq);
+        let lengths = (0..pass.batch).flat_map(|_| (0..half).step_by(COLUMNS).map(|k| COLUMNS.min(half - k)));
+        let tasks: Vec<_> = split_rows(&mut columns, lengths.map(|n| n * 2 * seq)).enumerate().collect();
+        let per_example = half.div_ceil(COLUMNS);
+        pass.context.each(tasks.into_iter(), |(task, out), _| {
+            let (example, first) = (task / per_example, task % per_example * COLUMNS);
+            let rows = &rows[example * seq * 2 * half..][..seq * 2 * half];
+            for (s, row) in rows.chunks_exact(2 * half).enumerate() {
+                for (column, pair) in out.chunks_exact_mut(2 * seq).zip(row[2 * first..].chunks_exact(2)) {
+                    column[2 * s..2 * s + 2].copy_from_slice(pair);
+                }
+            }
+            out.chunks_exact_mut(2 * seq).for_each(|column| self.transform.column(column));
+        })?;
+        Ok(columns)
+    }
+
+    /// `out` = mixed rows of `block`.
+    pub fn rows(&self, spectrum: &Spectrum<'_, R>, block: RowBlock, out: &mut [R]) {
+        let (seq, hidden, half) = (self.seq, self.hidden, self.half());
+        let columns = &spectrum[block.example * half * 2 * seq..][..half * 2 * seq];
+        for (r, out) in out.chunks_exact_mut(hidden).enumerate() {
+            let n = block.first + r;
+            let mirrored = (seq - n) % seq;
+            for (k, out) in out.iter_mut().enumerate() {
+                // F[n, k], or the conjugate of F[-n, -k].
+                let (column, row, sign) =
+                    if k < half { (k, n, R::ONE) } else { (hidden - k, mirrored, -R::ONE) };
+                let at = (column * seq + row) * 2;
+                *out = if self.hartley { columns[at] - sign * columns[at + 1] } else { columns[at] };
+            }
+        }
+    }
+}

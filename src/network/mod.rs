@@ -1,0 +1,301 @@
+//! The encoder: embed, blocks, pool.
+
+mod attend;
+mod block;
+mod embed;
+mod feed_forward;
+mod inputs;
+mod mix_linear;
+mod mix_spectral;
+mod moe;
+mod moe_router;
+mod pass;
+mod pool;
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use crate::config::{Dtype, SparseMixerConfig};
+use crate::error::{Error, Result};
+use crate::kernels::Real;
+use crate::layers::{Activation, CustomActivation};
+use crate::params::{Loader, Param, ParamMut, Source, Spec};
+use crate::runtime::{Buffer, Context};
+
+use block::Block;
+use embed::Embed;
+pub use inputs::{Inputs, Words};
+pub use moe::LayerMetrics;
+use moe::Mixture;
+use pass::Pass;
+use pool::Pool;
+
+/// The weights of an encoder, in Keras order.
+pub fn specs(config: &SparseMixerConfig) -> Vec<Spec> {
+    let mut specs = embed::specs(config);
+    specs.extend((0..config.num_layers).flat_map(|layer| block::specs(config, layer)));
+    specs.extend(pool::specs(config.hidden_size));
+    specs
+}
+
+/// An encoder: configuration and weights, immutable while in use.
+#[derive(Clone, Debug)]
+pub struct SparseMixer<R> {
+    config: SparseMixerConfig,
+    activation: Activation<R>,
+    embed: Embed<R>,
+    blocks: Vec<Block<R>>,
+    pool: Pool<R>,
+}
+
+/// Which outputs to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Output of the last block.
+    pub sequence_output: bool,
+    /// Output of the pooler.
+    pub pooled_output: bool,
+    /// Outputs of all blocks.
+    pub encoder_outputs: bool,
+    /// Routing decisions of all mixtures.
+    pub routing: bool,
+    /// Look for NaN and infinity after every block.
+    pub check_finite: bool,
+}
+
+/// What a forward pass gives. `rows` is `S`, or `output_range` for the last block.
+#[derive(Debug)]
+pub struct Outputs<R> {
+    /// `[B, rows, H]`: the last block's output, if it or `encoder_outputs` is wanted.
+    pub sequence_output: Option<Vec<R>>,
+    /// `[B, H]`, if wanted.
+    pub pooled_output: Option<Vec<R>>,
+    /// `[B, S, H]` of every block but the last, if wanted.
+    pub encoder_outputs: Vec<Vec<R>>,
+    /// Rows per example in `sequence_output`.
+    pub rows: usize,
+    /// One per mixture.
+    pub metrics: Vec<LayerMetrics>,
+    /// One per mixture, if wanted.
+    pub routing: Vec<RoutingRecord<R>>,
+}
+
+/// Routing decisions of one mixture.
+#[derive(Clone, Debug)]
+pub struct RoutingRecord<R> {
+    /// `G`, `T`, `C`
+    pub groups: usize,
+    /// Tokens per group.
+    pub tokens: usize,
+    /// Expert capacity.
+    pub capacity: usize,
+    /// `[G, E, C]`: token indices within the group, ascending.
+    pub indices: Vec<u32>,
+    /// `[G, T, E]`
+    pub probabilities: Vec<R>,
+}
+
+/// The stream between blocks: scratch memory, or an array that the caller gets.
+enum Stream<'p, R: Real> {
+    Scratch(Buffer<'p, R>),
+    Kept(Vec<R>),
+}
+
+impl<R: Real> Deref for Stream<'_, R> {
+    type Target = [R];
+    fn deref(&self) -> &[R] {
+        match self {
+            Stream::Scratch(buffer) => buffer,
+            Stream::Kept(values) => values,
+        }
+    }
+}
+
+impl<R: Real> DerefMut for Stream<'_, R> {
+    fn deref_mut(&mut self) -> &mut [R] {
+        match self {
+            Stream::Scratch(buffer) => buffer,
+            Stream::Kept(values) => values,
+        }
+    }
+}
+
+impl<R: Real> SparseMixer<R> {
+    /// Builds an encoder of `config`, already validated, with weights from `source`, asked for in the order of
+    /// [`specs`]. `custom` is the activation behind the name `"custom"`.
+    pub fn load(
+        config: SparseMixerConfig,
+        custom: Option<Arc<dyn CustomActivation<R>>>,
+        source: Source<'_, R>,
+    ) -> Result<Self> {
+        let activation = Activation::from_config(&config.inner_activation, custom)?;
+        let mut loader = Loader::new(specs(&config), source, config.dtype.into());
+        let embed = Embed::load(&mut loader, &config)?;
+        let blocks = (0..config.num_layers)
+            .map(|layer| Block::load(&mut loader, &config, layer))
+            .collect::<Result<_>>()?;
+        let pool = Pool::load(&mut loader, config.hidden_size)?;
+        Ok(SparseMixer { config, activation, embed, blocks, pool })
+    }
+
+    /// The same encoder with weights stored as `dtype`.
+    pub fn to_dtype(&self, dtype: Dtype) -> Result<Self> {
+        let config = SparseMixerConfig { dtype, ..self.config.clone() };
+        let custom = match &self.activation {
+            Activation::Custom(function) => Some(function.clone()),
+            _ => None,
+        };
+        let params = self.params();
+        let mut params = params.iter();
+        let mut next = |spec: &Spec| match params.next() {
+            Some(param) => Ok(param.to_vec()),
+            None => Err(Error::Internal(format!("no weight for {}", spec.name))),
+        };
+        SparseMixer::load(config, custom, &mut next)
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &SparseMixerConfig {
+        &self.config
+    }
+
+    /// The weights in the order of [`specs`].
+    pub fn params(&self) -> Vec<Param<'_, R>> {
+        let mut params = self.embed.params();
+        params.extend(self.blocks.iter().flat_map(Block::params));
+        params.extend(self.pool.params());
+        params
+    }
+
+    /// The same, to be changed.
+    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
+        let mut params = self.embed.params_mut();
+        params.extend(self.blocks.iter_mut().flat_map(Block::params_mut));
+        params.extend(self.pool.params_mut());
+        params
+    }
+
+    /// Bytes of all weights.
+    pub fn weight_bytes(&self) -> usize {
+        self.params().iter().map(Param::bytes).sum()
+    }
+
+    /// Runs the encoder. `training` holds the seed of dropout and jitter, or `None` for inference.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming the input that cannot be; [`Error::Interrupted`].
+    pub fn forward(
+        &self,
+        context: &Context<'_, R>,
+        inputs: &Inputs<'_, R>,
+        training: Option<u64>,
+        wanted: Wanted,
+    ) -> Result<Outputs<R>> {
+        inputs.check(&self.config)?;
+        if training.is_some() {
+            self.check_dropout()?;
+        }
+        let (batch, seq, hidden) = (inputs.batch, self.config.max_sequence_length, self.config.hidden_size);
+        let keeps_last = wanted.sequence_output || wanted.encoder_outputs;
+        let last_rows = match self.config.output_range {
+            _ if !keeps_last => 1,
+            Some(range) if self.config.rules().output_range => range,
+            _ => seq,
+        };
+        let mut outputs = Outputs {
+            sequence_output: None,
+            pooled_output: None,
+            encoder_outputs: Vec::new(),
+            rows: last_rows,
+            metrics: Vec::new(),
+            routing: Vec::new(),
+        };
+        if batch == 0 {
+            return Ok(self.empty(outputs, wanted));
+        }
+        let score_adder = self.score_adder(inputs);
+        let pass = Pass { context, config: &self.config, batch, seq, training, score_adder: &score_adder };
+        let mut x = Stream::Scratch(context.buffer(batch * seq * hidden));
+        self.embed.forward(&pass, inputs, &mut x)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let is_last = layer + 1 == self.blocks.len();
+            let rows = if is_last { last_rows } else { seq };
+            let keep = if is_last { keeps_last } else { wanted.encoder_outputs };
+            let len = batch * rows * hidden;
+            let mut out =
+                if keep { Stream::Kept(vec![R::ZERO; len]) } else { Stream::Scratch(context.buffer(len)) };
+            let mixture = block.forward(&pass, &self.activation, &x, rows, &mut out)?;
+            if let Some(mixture) = mixture {
+                outputs.metrics.push(mixture.metrics(self.config.router_z_loss_weight));
+                if wanted.routing {
+                    outputs.routing.push(record(&mixture));
+                }
+            }
+            if wanted.check_finite && !out.iter().all(|v| v.is_finite()) {
+                return Err(Error::value(
+                    "check_finite",
+                    format!("block {layer} is the first whose output has a NaN or an infinity"),
+                ));
+            }
+            let previous = std::mem::replace(&mut x, out);
+            if let (Stream::Kept(values), true) = (previous, wanted.encoder_outputs) {
+                outputs.encoder_outputs.push(values);
+            }
+        }
+        if wanted.pooled_output {
+            let mut pooled = vec![R::ZERO; batch * hidden];
+            self.pool.forward(&pass, &x, last_rows, &mut pooled)?;
+            outputs.pooled_output = Some(pooled);
+        }
+        if let Stream::Kept(values) = x {
+            outputs.sequence_output = Some(values);
+        }
+        Ok(outputs)
+    }
+
+    /// A rate of exactly 1 is allowed at inference only: there would be nothing left to scale.
+    fn check_dropout(&self) -> Result<()> {
+        let attends = !self.config.attention_layers.is_empty();
+        let rates = [
+            ("output_dropout", self.config.output_dropout, true),
+            ("attention_dropout", self.config.attention_dropout, attends),
+        ];
+        match rates.into_iter().find(|&(_, rate, used)| used && rate >= 1.0) {
+            None => Ok(()),
+            Some((name, rate, _)) => {
+                Err(Error::value(name, format!("got {rate}, expected a rate below 1 for training")))
+            }
+        }
+    }
+
+    /// `(1 - mask) * -1e9`, rounded as 32-bit arithmetic rounds it; empty without attention layers.
+    fn score_adder(&self, inputs: &Inputs<'_, R>) -> Vec<R> {
+        match inputs.mask {
+            Some(mask) if !self.config.attention_layers.is_empty() => {
+                mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Outputs of an empty batch.
+    fn empty(&self, mut outputs: Outputs<R>, wanted: Wanted) -> Outputs<R> {
+        outputs.sequence_output = (wanted.sequence_output || wanted.encoder_outputs).then(Vec::new);
+        outputs.pooled_output = wanted.pooled_output.then(Vec::new);
+        if wanted.encoder_outputs {
+            outputs.encoder_outputs = vec![Vec::new(); self.blocks.len() - 1];
+        }
+        outputs
+    }
+}
+
+fn record<R: Real>(mixture: &Mixture<'_, R>) -> RoutingRecord<R> {
+    let routing = &mixture.routing;
+    RoutingRecord {
+        groups: routing.grouping.groups,
+        tokens: routing.grouping.tokens,
+        capacity: routing.grouping.capacity,
+        indices: routing.indices.clone(),
+        probabilities: routing.probabilities.to_vec(),
+    }
+}

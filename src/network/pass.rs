@@ -1,0 +1,116 @@
+//! One run through the network: sizes, training or not, and how rows are dealt out to tasks.
+
+use crate::config::SparseMixerConfig;
+use crate::error::Result;
+use crate::kernels::Real;
+use crate::layers::Dropout;
+use crate::random::Stream;
+use crate::runtime::{Context, TaskScratch};
+
+/// What every layer of one call has to know.
+pub struct Pass<'a, R> {
+    /// Threads and memory.
+    pub context: &'a Context<'a, R>,
+    /// The encoder's configuration.
+    pub config: &'a SparseMixerConfig,
+    /// `B`
+    pub batch: usize,
+    /// `S`
+    pub seq: usize,
+    /// The seed of dropout and jitter when training.
+    pub training: Option<u64>,
+    /// Added to attention scores, `[B, S]` (one value per key); empty without attention layers.
+    pub score_adder: &'a [R],
+}
+
+/// A place where random numbers are used; its number is part of the stream's.
+#[derive(Clone, Copy, Debug)]
+pub enum Site {
+    /// Embeddings, after their norm.
+    Embedding,
+    /// Attention weights.
+    AttentionWeights,
+    /// Output of mixing or attention.
+    Mixing,
+    /// Output of the dense feed-forward.
+    FeedForward,
+    /// Expert outputs.
+    Expert,
+    /// Router jitter.
+    Jitter,
+}
+
+/// A run of rows of one example.
+#[derive(Clone, Copy, Debug)]
+pub struct RowBlock {
+    /// Which example.
+    pub example: usize,
+    /// First row, counted in the example.
+    pub first: usize,
+    /// Number of rows.
+    pub rows: usize,
+}
+
+/// Rows that a task takes at the most: enough to pass over the weights seldom, few enough that a block's activations
+/// stay in the second-level cache.
+const MAX_BLOCK: usize = 128;
+/// Blocks are multiples of this where possible, to fill the kernels' register tiles.
+const BLOCK_STEP: usize = 32;
+
+impl<'a, R: Real> Pass<'a, R> {
+    /// Dropout at `rate` at a place of block `layer` (0 for the embeddings' own), if training.
+    pub fn dropout(&self, rate: f64, site: Site, layer: usize) -> Option<Dropout> {
+        self.training.and_then(|seed| Dropout::new(rate, Self::stream(seed, site, layer)))
+    }
+
+    /// The random stream of a place.
+    pub fn stream(seed: u64, site: Site, layer: usize) -> Stream {
+        Stream::new(seed, ((layer as u64) << 8) | (site as u64 + 1))
+    }
+
+    /// Cuts the first `rows` rows of every example into blocks, in order.
+    pub fn row_blocks(&self, rows: usize) -> Vec<RowBlock> {
+        // At least one block per thread where there are rows enough; all blocks of about the same size.
+        let per_thread = (self.batch * rows).div_ceil(self.context.threads()).next_multiple_of(BLOCK_STEP);
+        let count = rows.div_ceil(MAX_BLOCK.min(per_thread));
+        let size = rows.div_ceil(count.max(1)).next_multiple_of(BLOCK_STEP);
+        let starts = (0..rows).step_by(size.max(1));
+        (0..self.batch)
+            .flat_map(|example| {
+                starts.clone().map(move |first| RowBlock { example, first, rows: size.min(rows - first) })
+            })
+            .collect()
+    }
+
+    /// Does `work` for each of `blocks` with its rows of `out` (`width` values a row, blocks in order).
+    pub fn each_block(
+        &self,
+        blocks: &[RowBlock],
+        out: &mut [R],
+        width: usize,
+        work: impl Fn(RowBlock, &mut [R], &mut TaskScratch<R>) + Sync,
+    ) -> Result<()> {
+        let tasks = blocks.iter().copied().zip(split_rows(out, blocks.iter().map(|b| b.rows * width)));
+        let tasks: Vec<_> = tasks.collect();
+        self.context.each(tasks.into_iter(), |(block, out), scratch| work(block, out, scratch))
+    }
+}
+
+/// Cuts `values` into consecutive pieces of the given lengths.
+pub fn split_rows<T>(
+    mut values: &mut [T],
+    lengths: impl Iterator<Item = usize>,
+) -> impl Iterator<Item = &mut [T]> {
+    lengths.map(move |len| {
+        let (piece, rest) = std::mem::take(&mut values).split_at_mut(len);
+        values = rest;
+        piece
+    })
+}
+
+impl RowBlock {
+    /// The block's rows of an array with `rows_per_example` rows of `width` values per example.
+    pub fn of<'v, T>(&self, values: &'v [T], rows_per_example: usize, width: usize) -> &'v [T] {
+        &values[(self.example * rows_per_example + self.first) * width..][..self.rows * width]
+    }
+}

@@ -1,0 +1,61 @@
+//! Pooler: `tanh(x[:, 0] W + b)`, `[B, H]`. Source: the reference's `pooler_transform` layer.
+
+use crate::error::Result;
+use crate::kernels::{Elementwise, Init, PackedMatrix, Real, elementwise, matmul, prepare_lhs};
+use crate::params::{Loader, Param, ParamMut, Spec};
+
+use super::pass::{Pass, split_rows};
+
+/// Kernel `[H, H]` and bias `[H]`.
+#[derive(Clone, Debug)]
+pub struct Pool<R> {
+    /// `W`
+    pub kernel: PackedMatrix<R>,
+    /// `b`
+    pub bias: Vec<R>,
+}
+
+/// The weights.
+pub fn specs(hidden: usize) -> [Spec; 2] {
+    [
+        Spec::kernel("pooler_transform/kernel", &[hidden, hidden]),
+        Spec::bias("pooler_transform/bias", &[hidden]),
+    ]
+}
+
+/// Examples per task.
+const EXAMPLES: usize = 32;
+
+impl<R: Real> Pool<R> {
+    /// Takes the weights in the order of [`specs`].
+    pub fn load(loader: &mut Loader<'_, R>, hidden: usize) -> Result<Self> {
+        Ok(Pool { kernel: loader.matrix(hidden, hidden)?, bias: loader.vector(hidden)? })
+    }
+
+    /// The weights in the order of [`specs`].
+    pub fn params(&self) -> [Param<'_, R>; 2] {
+        [Param::matrix(&self.kernel), Param::vector(&self.bias)]
+    }
+
+    /// The same, to be changed.
+    pub fn params_mut(&mut self) -> [ParamMut<'_, R>; 2] {
+        [ParamMut::matrix(&mut self.kernel), ParamMut::vector(&mut self.bias)]
+    }
+
+    /// Pools `x` (`rows_per_example` rows of `H` per example) into `out` (`[B, H]`).
+    pub fn forward(&self, pass: &Pass<'_, R>, x: &[R], rows_per_example: usize, out: &mut [R]) -> Result<()> {
+        let (isa, hidden) = (pass.context.isa, self.bias.len());
+        let lengths = (0..pass.batch).step_by(EXAMPLES).map(|b| EXAMPLES.min(pass.batch - b) * hidden);
+        let tasks: Vec<_> = split_rows(out, lengths).enumerate().collect();
+        pass.context.each(tasks.into_iter(), |(task, out), scratch| {
+            let rows = out.len() / hidden;
+            let ([first], [lhs, _]) = scratch.split([rows * hidden]);
+            for (example, row) in (task * EXAMPLES..).zip(first.chunks_exact_mut(hidden)) {
+                row.copy_from_slice(&x[example * rows_per_example * hidden..][..hidden]);
+            }
+            let first = prepare_lhs(isa, first, rows, hidden, hidden, self.kernel.dtype(), lhs);
+            matmul(isa, rows, first, self.kernel.view(), 0..hidden, out, hidden, Init::Bias(&self.bias));
+            elementwise(isa, Elementwise::Tanh, out);
+        })
+    }
+}

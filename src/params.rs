@@ -1,0 +1,305 @@
+//! Weights by name: what exists, in which order and shape, how it is stored, and how to read and write it.
+
+use crate::config::{Dtype, InitializerConfig, SparseMixerConfig};
+use crate::error::{Error, Result};
+use crate::kernels::{PackedMatrix, Real, WeightDtype};
+use crate::layers::{Table, TableDtype};
+use crate::random::{Stream, normal_quantile, open_unit};
+
+/// What a weight is initialised with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A kernel or a table: drawn by the initialiser.
+    Kernel,
+    /// A bias or beta: zeros.
+    Bias,
+    /// A gamma: ones.
+    Scale,
+}
+
+/// One weight: its Keras name (without layer prefix and `:0`), shape and role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// For example `transformer/layer_0/linear_transform/hidden_kernel`.
+    pub name: String,
+    /// Sizes, outermost first; values are row-major.
+    pub shape: Vec<usize>,
+    /// How it starts.
+    pub role: Role,
+}
+
+impl Spec {
+    /// A kernel or table.
+    pub fn kernel(name: impl Into<String>, shape: &[usize]) -> Self {
+        Spec { name: name.into(), shape: shape.to_vec(), role: Role::Kernel }
+    }
+
+    /// A bias.
+    pub fn bias(name: impl Into<String>, shape: &[usize]) -> Self {
+        Spec { name: name.into(), shape: shape.to_vec(), role: Role::Bias }
+    }
+
+    /// A gamma and a beta of `size` under `prefix`.
+    pub fn layer_norm(prefix: &str, size: usize) -> [Self; 2] {
+        [
+            Spec { name: format!("{prefix}/gamma"), shape: vec![size], role: Role::Scale },
+            Spec::bias(format!("{prefix}/beta"), &[size]),
+        ]
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no values.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How weights are stored for an encoder's `dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// Right operands of products.
+    pub matrix: WeightDtype,
+    /// Embedding tables and the matrices that mix along the sequence.
+    pub table: TableDtype,
+}
+
+impl From<Dtype> for Storage {
+    fn from(dtype: Dtype) -> Self {
+        let (matrix, table) = match dtype {
+            Dtype::Float32 => (WeightDtype::Native, TableDtype::Native),
+            Dtype::Bfloat16 => (WeightDtype::Bfloat16, TableDtype::Bfloat16),
+            Dtype::Float16 => (WeightDtype::Float16, TableDtype::Float16),
+            // Rows looked up and the sequence matrices have no per-token scale to hide 8-bit rounding in.
+            Dtype::Int8 => (WeightDtype::Int8, TableDtype::Bfloat16),
+        };
+        Storage { matrix, table }
+    }
+}
+
+/// Gives the row-major values of one weight after the other, in the order of [`crate::network::specs`].
+pub type Source<'a, R> = &'a mut dyn FnMut(&Spec) -> Result<Vec<R>>;
+
+/// Hands weights from a [`Source`] to the layers that are being built, in order.
+pub struct Loader<'a, R> {
+    specs: std::vec::IntoIter<Spec>,
+    source: Source<'a, R>,
+    /// How matrices and tables are to be stored.
+    pub storage: Storage,
+}
+
+impl<'a, R: Real> Loader<'a, R> {
+    /// A loader of the weights `specs` from `source`.
+    pub fn new(specs: Vec<Spec>, source: Source<'a, R>, storage: Storage) -> Self {
+        Loader { specs: specs.into_iter(), source, storage }
+    }
+
+    /// The values of the next weight.
+    fn next(&mut self, len: usize) -> Result<Vec<R>> {
+        let Some(spec) = self.specs.next() else {
+            return Err(Error::Internal("a layer asks for more weights than it lists".into()));
+        };
+        let values = (self.source)(&spec)?;
+        if spec.len() != len {
+            return Err(Error::Internal(format!("{} is listed with {:?}", spec.name, spec.shape)));
+        }
+        if values.len() != len {
+            return Err(Error::value(
+                spec.name,
+                format!("got {} values, expected {len} for shape {:?}", values.len(), spec.shape),
+            ));
+        }
+        Ok(values)
+    }
+
+    /// A vector of `len` values.
+    pub fn vector(&mut self, len: usize) -> Result<Vec<R>> {
+        self.next(len)
+    }
+
+    /// A `k x n` right operand.
+    pub fn matrix(&mut self, k: usize, n: usize) -> Result<PackedMatrix<R>> {
+        self.matrix_as(k, n, self.storage.matrix)
+    }
+
+    /// A `k x n` right operand of type `dtype` whatever the encoder's.
+    pub fn matrix_as(&mut self, k: usize, n: usize, dtype: WeightDtype) -> Result<PackedMatrix<R>> {
+        Ok(PackedMatrix::pack(k, n, dtype, &self.next(k * n)?))
+    }
+
+    /// `count` right operands of `k x n`, one weight `[count, k, n]`.
+    pub fn matrices(&mut self, count: usize, k: usize, n: usize) -> Result<Vec<PackedMatrix<R>>> {
+        let values = self.next(count * k * n)?;
+        Ok((0..count)
+            .map(|i| PackedMatrix::pack(k, n, self.storage.matrix, &values[i * k * n..][..k * n]))
+            .collect())
+    }
+
+    /// A table of `rows` rows of `width`.
+    pub fn table(&mut self, rows: usize, width: usize) -> Result<Table<R>> {
+        Ok(Table::new(rows, width, self.storage.table, self.next(rows * width)?))
+    }
+}
+
+/// A weight as a layer stores it.
+#[derive(Clone, Debug)]
+pub enum Param<'a, R> {
+    /// Flat pieces in sequence.
+    Vectors(Vec<&'a [R]>),
+    /// A table.
+    Table(&'a Table<R>),
+    /// Right operands in sequence.
+    Matrices(Vec<&'a PackedMatrix<R>>),
+}
+
+/// A weight as a layer stores it, to be changed in place.
+#[derive(Debug)]
+pub enum ParamMut<'a, R> {
+    /// Flat pieces in sequence.
+    Vectors(Vec<&'a mut [R]>),
+    /// A table.
+    Table(&'a mut Table<R>),
+    /// Right operands in sequence.
+    Matrices(Vec<&'a mut PackedMatrix<R>>),
+}
+
+impl<'a, R: Real> Param<'a, R> {
+    /// One vector.
+    pub fn vector(values: &'a [R]) -> Self {
+        Param::Vectors(vec![values])
+    }
+
+    /// One right operand.
+    pub fn matrix(matrix: &'a PackedMatrix<R>) -> Self {
+        Param::Matrices(vec![matrix])
+    }
+
+    /// Row-major values, widened from the storage type.
+    pub fn to_vec(&self) -> Vec<R> {
+        match self {
+            Param::Vectors(pieces) => pieces.concat(),
+            Param::Table(table) => table.to_vec(),
+            Param::Matrices(matrices) => {
+                let mut values = vec![R::ZERO; matrices.iter().map(|m| m.k() * m.n()).sum()];
+                let mut rest = &mut values[..];
+                for matrix in matrices {
+                    let (own, others) = rest.split_at_mut(matrix.k() * matrix.n());
+                    matrix.unpack_into(own);
+                    rest = others;
+                }
+                values
+            }
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Param::Vectors(pieces) => pieces.iter().map(|piece| size_of_val(*piece)).sum(),
+            Param::Table(table) => table.bytes(),
+            Param::Matrices(matrices) => matrices.iter().map(|matrix| matrix.bytes()).sum(),
+        }
+    }
+}
+
+impl<'a, R: Real> ParamMut<'a, R> {
+    /// One vector.
+    pub fn vector(values: &'a mut [R]) -> Self {
+        ParamMut::Vectors(vec![values])
+    }
+
+    /// One right operand.
+    pub fn matrix(matrix: &'a mut PackedMatrix<R>) -> Self {
+        ParamMut::Matrices(vec![matrix])
+    }
+}
+
+/// Draws the initial values of weight number `index`, a function of the configuration's seed and `index`.
+///
+/// Source: Keras initialisers; fans as `keras.initializers` counts them (last two axes times the product of the others).
+pub fn initial_values(config: &SparseMixerConfig, index: usize, spec: &Spec) -> Vec<f32> {
+    let kernel = match spec.role {
+        Role::Bias => return vec![0.0; spec.len()],
+        Role::Scale => return vec![1.0; spec.len()],
+        Role::Kernel => &config.initializer,
+    };
+    let draw = |map: &(dyn Fn(f64) -> f64 + Sync)| {
+        use rayon::prelude::*;
+        const CHUNK: usize = 1 << 16;
+        let stream = Stream::new(config.seed, index as u64);
+        let mut values = vec![0f32; spec.len()];
+        let fill = |(chunk, out): (usize, &mut [f32])| {
+            stream.for_each_word((chunk * CHUNK) as u64, out.len(), |i, word| {
+                out[i] = map(open_unit(word)) as f32
+            });
+        };
+        // Within a pool when the caller is in one; a plain loop else, so that no pool is started behind its back.
+        if rayon::current_thread_index().is_some() {
+            values.par_chunks_mut(CHUNK).enumerate().for_each(fill);
+        } else {
+            values.chunks_mut(CHUNK).enumerate().for_each(fill);
+        }
+        values
+    };
+    // Mass of the standard normal distribution below -2.
+    const TAIL: f64 = 0.022_750_131_948_179_21;
+    let truncated = |mean: f64, stddev: f64| {
+        draw(&move |u| mean + stddev * normal_quantile(TAIL + u * (1.0 - 2.0 * TAIL)))
+    };
+    let normal = |mean: f64, stddev: f64| draw(&move |u| mean + stddev * normal_quantile(u));
+    let uniform = |low: f64, high: f64| draw(&move |u| low + u * (high - low));
+    match kernel {
+        InitializerConfig::TruncatedNormal { mean, stddev } => truncated(*mean, *stddev),
+        InitializerConfig::Normal { mean, stddev } => normal(*mean, *stddev),
+        InitializerConfig::Uniform { minval, maxval } => uniform(*minval, *maxval),
+        InitializerConfig::Constant { value } => vec![*value as f32; spec.len()],
+        InitializerConfig::VarianceScaling { scale, mode, distribution } => {
+            let (fan_in, fan_out) = fans(&spec.shape);
+            let fan = match mode.as_str() {
+                "fan_in" => fan_in,
+                "fan_out" => fan_out,
+                _ => (fan_in + fan_out) / 2.0,
+            };
+            let variance = scale / fan.max(1.0);
+            match distribution.as_str() {
+                // Keras widens the normal so that the cut one has this variance.
+                "truncated_normal" => truncated(0.0, variance.sqrt() / 0.879_625_661_034_239_8),
+                "untruncated_normal" => normal(0.0, variance.sqrt()),
+                _ => uniform(-(3.0 * variance).sqrt(), (3.0 * variance).sqrt()),
+            }
+        }
+    }
+}
+
+fn fans(shape: &[usize]) -> (f64, f64) {
+    match shape {
+        [] => (1.0, 1.0),
+        [n] => (*n as f64, *n as f64),
+        [outer @ .., k, n] => {
+            let field: usize = outer.iter().product();
+            ((field * k) as f64, (field * n) as f64)
+        }
+    }
+}
+
+/// Gradients of all weights, row-major, in the order of [`crate::network::specs`].
+#[derive(Clone, Debug)]
+pub struct Gradients<R> {
+    /// One per weight.
+    pub tensors: Vec<Vec<R>>,
+}
+
+impl<R: Real> Gradients<R> {
+    /// Zeros for weights `specs`.
+    pub fn zeros(specs: &[Spec]) -> Self {
+        Gradients { tensors: specs.iter().map(|spec| vec![R::ZERO; spec.len()]).collect() }
+    }
+
+    /// Sets every value to zero.
+    pub fn clear(&mut self) {
+        self.tensors.iter_mut().for_each(|tensor| tensor.fill(R::ZERO));
+    }
+}

@@ -1,0 +1,153 @@
+//! Threads, scratch memory and interruption: how a computation runs, apart from what it computes.
+
+mod pool;
+mod scratch;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::kernels::{Isa, Real, WeightDtype};
+
+pub use pool::{default_threads, set_default_threads};
+use scratch::CallScratch;
+pub use scratch::{ActivationPanels, Buffer, PanelsMut, ScratchPool, TaskScratch, product_dtype};
+
+/// How often a waiting caller looks for an interrupt.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Asks whether the computation should stop. Called on the caller's own thread only.
+pub type Interrupt<'a> = &'a (dyn Fn() -> bool + Sync);
+
+/// An interrupt that never comes.
+pub fn never() -> bool {
+    false
+}
+
+/// What a computation has at hand: instruction set, threads, scratch memory.
+pub struct Context<'a, R> {
+    /// Instruction set of every kernel.
+    pub isa: Isa,
+    threads: usize,
+    cancelled: AtomicBool,
+    /// The caller's interrupt, when the caller itself does the work and has to ask between tasks.
+    inline: Option<(Interrupt<'a>, Instant, AtomicU64)>,
+    scratch: &'a CallScratch<R>,
+}
+
+/// Runs `work` with `threads` threads, watching `interrupt` from the calling thread.
+///
+/// # Errors
+/// Those of `work`; [`Error::Interrupted`] when the interrupt came.
+pub fn run<R: Real, T: Send>(
+    isa: Isa,
+    threads: usize,
+    scratch: &ScratchPool<R>,
+    interrupt: Interrupt<'_>,
+    work: impl FnOnce(&Context<'_, R>) -> Result<T> + Send,
+) -> Result<T> {
+    let pool = if threads > 1 { pool::get(threads) } else { None };
+    let threads = pool.as_ref().map_or(1, |pool| pool.current_num_threads());
+    let call_scratch = scratch.check_out(threads);
+    let inline = pool.is_none().then(|| (interrupt, Instant::now(), AtomicU64::new(0)));
+    let context = Context { isa, threads, cancelled: AtomicBool::new(false), inline, scratch: &call_scratch };
+    let Some(pool) = pool else { return work(&context) };
+
+    let done = (Mutex::new(None), Condvar::new());
+    pool.in_place_scope(|scope| {
+        let (context, done) = (&context, &done);
+        scope.spawn(move |_| {
+            let result = catch_unwind(AssertUnwindSafe(|| work(context)));
+            *lock(&done.0) = Some(result);
+            done.1.notify_one();
+        });
+        let mut result = lock(&done.0);
+        while result.is_none() {
+            result = match done.1.wait_timeout(result, POLL) {
+                Ok((guard, _)) => guard,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+            if result.is_none() && !context.is_cancelled() {
+                // Not under the lock: an interrupt may take its time, the worker must not.
+                drop(result);
+                if interrupt() {
+                    context.cancelled.store(true, Ordering::Relaxed);
+                }
+                result = lock(&done.0);
+            }
+        }
+    });
+    match lock(&done.0).take() {
+        Some(Ok(result)) => result,
+        Some(Err(panic)) => resume_unwind(panic),
+        None => Err(Error::Internal("a computation ended without a result".into())),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<R: Real> Context<'_, R> {
+    /// Threads that share the work.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Asks the caller's interrupt if this is the caller's thread and the last time is long enough ago.
+    fn poll(&self) -> bool {
+        if let Some((interrupt, start, last)) = &self.inline {
+            let now = start.elapsed().as_millis() as u64;
+            if now >= last.load(Ordering::Relaxed) + POLL.as_millis() as u64 {
+                last.store(now, Ordering::Relaxed);
+                if interrupt() {
+                    self.cancelled.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        self.is_cancelled()
+    }
+
+    /// Does `work` once for each of `tasks`, over all threads; each task has the scratch memory of its thread to itself.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`]; tasks that had begun are finished.
+    pub fn each<T: Send>(
+        &self,
+        tasks: impl ExactSizeIterator<Item = T>,
+        work: impl Fn(T, &mut TaskScratch<R>) + Sync,
+    ) -> Result<()> {
+        let run = |task: T| {
+            if !self.poll() {
+                let worker =
+                    if self.inline.is_some() { 0 } else { rayon::current_thread_index().unwrap_or(0) };
+                work(task, &mut self.scratch.task(worker));
+            }
+        };
+        if self.threads == 1 || tasks.len() == 1 {
+            tasks.for_each(run);
+        } else {
+            let tasks: Vec<T> = tasks.collect();
+            tasks.into_par_iter().with_max_len(1).for_each(run);
+        }
+        if self.is_cancelled() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
+    /// A buffer of `len` elements with unspecified contents, returned to the call's scratch memory when dropped.
+    pub fn buffer(&self, len: usize) -> Buffer<'_, R> {
+        self.scratch.buffer(len)
+    }
+
+    /// Memory for `count` right operands of `k x n` that are computed on the way; see [`ActivationPanels`].
+    pub fn panels(&self, dtype: WeightDtype, count: usize, k: usize, n: usize) -> ActivationPanels<'_, R> {
+        ActivationPanels::new(self.scratch, dtype, count, k, n)
+    }
+}
