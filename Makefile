@@ -49,6 +49,10 @@ $(STAMPS)/parity: $(NEEDS)/parity.txt $(NEEDS)/parity-no-deps.txt | $(STAMPS)/ve
 	$(PIP) --no-deps -r $(NEEDS)/parity-no-deps.txt
 	touch $@
 
+$(STAMPS)/bench: benchmarks/requirements.txt | $(STAMPS)/venv
+	$(PIP) -r $<
+	touch $@
+
 # The released form of the package: what is tested is the wheel, not the working tree.
 $(STAMPS)/package: $(SOURCES) | $(STAMPS)/venv
 	rm -rf dist
@@ -64,8 +68,9 @@ build: $(STAMPS)/package  ## build the release wheel into dist/ and install it i
 quickstart: build  ## encode real text with the Base model (no TensorFlow needed)
 	$(PY) examples/quickstart.py $(QUICKSTART_ARGS)
 
-bench: build $(STAMPS)/parity  ## measure against TensorFlow; see benchmarks/README.md
-	$(PY) benchmarks/network.py $(BENCH_ARGS)
+BENCH_ARGS ?= inference
+bench: build $(STAMPS)/parity $(STAMPS)/bench  ## measure against TensorFlow and OpenVINO; see benchmarks/README.md
+	$(PY) -m benchmarks $(BENCH_ARGS)
 
 # --- tests --------------------------------------------------------------------------------------
 
