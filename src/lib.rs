@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod error;
+pub mod heads;
 pub mod kernels;
 pub mod layers;
 pub mod network;

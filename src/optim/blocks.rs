@@ -70,7 +70,7 @@ pub(super) fn cut<'a, R: Real, const SLOTS: usize>(
         for piece in &mut update.values {
             let mut values = &mut piece[..];
             while !values.is_empty() {
-                let (len, source) = next_source(spec, gradient, storage_offset);
+                let (len, source) = next_source(spec, gradient, storage_offset, values.len());
                 let (head, tail) = values.split_at_mut(len);
                 values = tail;
                 let heads = rest.each_mut().map(|slot| {
@@ -86,24 +86,26 @@ pub(super) fn cut<'a, R: Real, const SLOTS: usize>(
     blocks
 }
 
-/// Length in storage and gradient of the block that begins at `storage_offset`.
+/// Length in storage and gradient of the block that begins at `storage_offset`, with `remaining` elements left in
+/// its slice.
 fn next_source<'a, R: Real>(
     spec: &ParameterSpec,
     gradient: Gradient<'a, R>,
     storage_offset: usize,
+    remaining: usize,
 ) -> (usize, Source<'a, R>) {
     let dense = match gradient {
         Gradient::Dense(g) => g,
         Gradient::None => &[],
         Gradient::Rows { rows, values } => {
-            let len = BLOCK.min(spec.len() - storage_offset);
+            let len = BLOCK.min(remaining);
             let table_width = spec.shape.get(1).copied().unwrap_or(1);
             return (len, Source::Rows { rows, values, table_width, offset: storage_offset });
         }
     };
     match spec.layout {
         Layout::Flat => {
-            let len = BLOCK.min(spec.len() - storage_offset);
+            let len = BLOCK.min(remaining);
             (len, Source::Dense { gradient: &dense[storage_offset..][..len], offset: storage_offset })
         }
         Layout::Panels { k, n, .. } => {

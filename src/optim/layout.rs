@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::kernels::{PANEL, Real};
+use crate::params::{Param, ParamMut, Spec};
 
 /// Storage order of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ pub enum Gradient<'a, R> {
 /// One parameter's part in a step.
 #[derive(Debug)]
 pub struct Update<'a, R> {
-    /// The storage: one slice, or for [`Layout::Panels`] any number of slices that hold whole matrices.
+    /// The storage, in any number of slices; for [`Layout::Panels`] each holds whole matrices.
     pub values: Vec<&'a mut [R]>,
     /// The gradient.
     pub gradient: Gradient<'a, R>,
@@ -112,12 +113,42 @@ impl Layout {
     }
 }
 
+impl<'a, R: Real> Update<'a, R> {
+    /// The update of a weight of a layer.
+    ///
+    /// # Errors
+    /// If the weight is not stored in the activations' type: rounded weights cannot be trained.
+    pub fn of(param: ParamMut<'a, R>, gradient: Gradient<'a, R>) -> Result<Self> {
+        let values = match param {
+            ParamMut::Vectors(pieces) => Some(pieces),
+            ParamMut::Table(table) => table.native_mut().map(|values| vec![values]),
+            ParamMut::Matrices(matrices) => matrices.into_iter().map(|matrix| matrix.native_mut()).collect(),
+        };
+        match values {
+            Some(values) => Ok(Update { values, gradient }),
+            None => Err(Error::value("dtype", "training needs weights in float32")),
+        }
+    }
+}
+
 /// Elements of one `k x n` matrix in panels.
 pub(super) fn panels_len(k: usize, n: usize) -> usize {
     n.div_ceil(PANEL) * k * PANEL
 }
 
 impl ParameterSpec {
+    /// Describes the weight `spec` that a layer stores as `param`.
+    pub fn of<R: Real>(spec: &Spec, param: &Param<'_, R>, decay: bool, adapt: bool) -> Self {
+        let layout = match param {
+            Param::Vectors(_) | Param::Table(_) => Layout::Flat,
+            Param::Matrices(matrices) => {
+                let (k, n) = matrices.first().map_or((0, 0), |matrix| (matrix.k(), matrix.n()));
+                Layout::Panels { matrices: matrices.len(), k, n }
+            }
+        };
+        ParameterSpec { name: spec.name.clone(), shape: spec.shape.clone(), layout, decay, adapt }
+    }
+
     /// Elements of the weight, without padding.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
@@ -146,7 +177,7 @@ impl ParameterSpec {
         let stored: usize = update.values.iter().map(|v| v.len()).sum();
         let expected = self.layout.storage_len(&self.shape);
         let whole = match self.layout {
-            Layout::Flat => update.values.len() == 1,
+            Layout::Flat => true,
             Layout::Panels { k, n, .. } => {
                 let matrix = panels_len(k, n);
                 update.values.iter().all(|v| matrix == 0 || v.len().is_multiple_of(matrix))

@@ -1,0 +1,120 @@
+//! A dense layer on its own: `y = x W + b`, `[rows, k] -> [rows, n]`, with its gradient.
+
+use crate::error::{Error, Result};
+use crate::kernels::{Init, PANEL, PackedMatrix, Real, WeightDtype, matmul, prepare_lhs, transpose};
+use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::runtime::Context;
+
+/// Rows that a task takes.
+const ROWS: usize = 64;
+
+/// Kernel and bias.
+#[derive(Clone, Debug)]
+pub struct Dense<R> {
+    /// `[k, n]`
+    pub kernel: PackedMatrix<R>,
+    /// `[n]`
+    pub bias: Vec<R>,
+}
+
+/// Gradients of a [`Dense`], row-major.
+#[derive(Debug)]
+pub struct DenseGradients<'a, R> {
+    /// `[k, n]`
+    pub kernel: &'a mut [R],
+    /// `[n]`
+    pub bias: &'a mut [R],
+}
+
+/// The weights of a dense layer called `prefix`.
+pub fn specs(prefix: &str, k: usize, n: usize) -> [Spec; 2] {
+    [Spec::kernel(format!("{prefix}/kernel"), &[k, n]), Spec::bias(format!("{prefix}/bias"), &[n])]
+}
+
+impl<R: Real> Dense<R> {
+    /// Takes the weights in the order of [`specs`].
+    pub fn load(loader: &mut Loader<'_, R>, k: usize, n: usize) -> Result<Self> {
+        Ok(Dense { kernel: loader.matrix_as(k, n, WeightDtype::Native)?, bias: loader.vector(n)? })
+    }
+
+    /// The weights in the order of [`specs`].
+    pub fn params(&self) -> [Param<'_, R>; 2] {
+        [Param::matrix(&self.kernel), Param::vector(&self.bias)]
+    }
+
+    /// The same, to be changed.
+    pub fn params_mut(&mut self) -> [ParamMut<'_, R>; 2] {
+        [ParamMut::matrix(&mut self.kernel), ParamMut::vector(&mut self.bias)]
+    }
+
+    /// `out = x W + b`
+    pub fn forward(&self, context: &Context<'_, R>, x: &[R], out: &mut [R]) -> Result<()> {
+        product(context, x, &self.kernel, Init::Bias(&self.bias), out)
+    }
+
+    /// From `dy` (`[rows, n]`) adds to the gradients and writes `dx` (`[rows, k]`).
+    pub fn backward(
+        &self,
+        context: &Context<'_, R>,
+        x: &[R],
+        dy: &[R],
+        gradients: DenseGradients<'_, R>,
+        dx: &mut [R],
+    ) -> Result<()> {
+        let (k, n) = (self.kernel.k(), self.kernel.n());
+        for row in dy.chunks_exact(n) {
+            gradients.bias.iter_mut().zip(row).for_each(|(sum, &d)| *sum += d);
+        }
+        add_outer_products(context, x, k, dy, n, gradients.kernel)?;
+        product(context, dy, &self.kernel.transposed(), Init::Zero, dx)
+    }
+}
+
+/// `out = init + x W`, blocks of rows in parallel.
+fn product<R: Real>(
+    context: &Context<'_, R>,
+    x: &[R],
+    kernel: &PackedMatrix<R>,
+    init: Init<'_, R>,
+    out: &mut [R],
+) -> Result<()> {
+    let (k, n) = (kernel.k(), kernel.n());
+    if x.len() / k * n != out.len() {
+        return Err(Error::Internal(format!("{} values for rows of {k} and {} of {n}", x.len(), out.len())));
+    }
+    let tasks: Vec<_> = x.chunks(ROWS * k).zip(out.chunks_mut(ROWS * n)).collect();
+    context.each(tasks.into_iter(), |(x, out), scratch| {
+        let ([], [lhs, _]) = scratch.split([]);
+        let rows = x.len() / k;
+        let lhs = prepare_lhs(context.isa, x, rows, k, k, kernel.dtype(), lhs);
+        matmul(context.isa, rows, lhs, kernel.view(), 0..n, out, n, init);
+    })
+}
+
+/// `out += x^T dy` for `x` `[rows, k]`, `dy` `[rows, n]`, `out` `[k, n]`; sums over rows in order.
+pub(super) fn add_outer_products<R: Real>(
+    context: &Context<'_, R>,
+    x: &[R],
+    k: usize,
+    dy: &[R],
+    n: usize,
+    out: &mut [R],
+) -> Result<()> {
+    let rows = x.len() / k;
+    if rows == 0 {
+        return Ok(());
+    }
+    let mut right = context.panels(WeightDtype::Native, 1, rows, n);
+    context.each(right.chunks_mut(1).into_iter().enumerate(), |(panel, mut chunk), _| {
+        let first = panel * PANEL;
+        chunk.pack(context.isa, &dy[first..], n, false, rows, PANEL.min(n - first));
+    })?;
+    let tasks = out.chunks_mut(ROWS * n).enumerate();
+    context.each(tasks, |(task, out), scratch| {
+        let (first, count) = (task * ROWS, out.len() / n);
+        let ([turned], [lhs, _]) = scratch.split([count * rows]);
+        transpose(context.isa, &x[first..], rows, count, k, turned, rows);
+        let lhs = prepare_lhs(context.isa, turned, count, rows, rows, WeightDtype::Native, lhs);
+        matmul(context.isa, count, lhs, right.view(0), 0..n, out, n, Init::Accumulate);
+    })
+}

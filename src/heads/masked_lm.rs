@@ -1,0 +1,452 @@
+//! Masked language modelling: hidden states of some positions to logits over the vocabulary, through the encoder's
+//! own word table.
+//!
+//! ```text
+//! h = norm(activation(x Wt + bt))      x: the rows of sequence_output at the positions, [P, H] -> [P, W]
+//! z = h table^T + output_bias          [P, V]
+//! loss = sum_p w_p (log sum_v exp(z_pv) - z_p,label) scale
+//! ```
+//! Source: `official.nlp.modeling.layers.MaskedLM`; section 10.1 of the paper's code with a tanh-form GELU.
+//!
+//! `z` is by far the largest array. It is made for [`CHUNK`] positions at a time, in blocks of [`BLOCK`] words
+//! (`[words / BLOCK][P][BLOCK]`), so that each task owns the block it makes.
+
+use serde::{Deserialize, Serialize};
+
+use super::cross_entropy::{LossSums, check_labels, first_largest};
+use super::dense::{self, Dense};
+use super::projection::as_dense;
+use crate::config::ActivationConfig;
+use crate::error::{Error, Result};
+use crate::kernels::{
+    Elementwise, Init, LhsBuffer, PANEL, Panels, Real, WeightDtype, elementwise, layer_norm_backward,
+    log_sum_exp, matmul, pack_native, prepare_lhs, transpose,
+};
+use crate::layers::{Activation, LayerNorm, Table};
+use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::runtime::Context;
+
+/// Positions that are computed together.
+const CHUNK: usize = 512;
+/// Words of a block; a multiple of the panel width.
+const BLOCK: usize = 8 * PANEL;
+
+/// Sizes and activation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MaskedLmConfig {
+    /// `H`
+    pub hidden_size: usize,
+    /// `W`, the width of the word table.
+    pub embedding_width: usize,
+    /// `V`
+    pub vocab_size: usize,
+    /// Of the transform.
+    pub activation: ActivationConfig,
+    /// Name before the weights' names.
+    pub name: String,
+}
+
+/// The head's weights; the word table stays the encoder's.
+#[derive(Clone, Debug)]
+pub struct MaskedLm<R> {
+    config: MaskedLmConfig,
+    activation: Activation<R>,
+    output_bias: Vec<R>,
+    transform: Dense<R>,
+    norm: LayerNorm<R>,
+}
+
+/// Which rows are predicted, and what they should be.
+#[derive(Clone, Copy, Debug)]
+pub struct Predictions<'a, R> {
+    /// Rows of the sequence output, in `0 .. B S`.
+    pub rows: &'a [usize],
+    /// The words.
+    pub labels: &'a [i64],
+    /// How much each counts; predictions of weight 0 are not computed.
+    pub weights: &'a [R],
+}
+
+/// Where gradients are added to.
+#[derive(Debug)]
+pub struct MaskedLmGradients<'a, R> {
+    /// Of the head's weights, in their order.
+    pub weights: &'a mut [Vec<R>],
+    /// Of the word table, `[V, W]`.
+    pub table: &'a mut [R],
+    /// Of the sequence output, `[B S, H]`.
+    pub sequence: &'a mut [R],
+    /// What the loss sum is multiplied by.
+    pub scale: f64,
+}
+
+/// The transform of a chunk of positions.
+struct Transformed<R> {
+    /// Rows of the sequence output.
+    x: Vec<R>,
+    /// Before the activation.
+    pre: Vec<R>,
+    /// After it.
+    active: Vec<R>,
+    /// Mean and inverse deviation per row.
+    stats: Vec<R>,
+    /// After the norm.
+    h: Vec<R>,
+}
+
+impl MaskedLmConfig {
+    /// The weights, in Keras order.
+    pub fn specs(&self) -> Vec<Spec> {
+        let mut specs = vec![Spec::bias(format!("{}/output_bias/bias", self.name), &[self.vocab_size])];
+        let transform = format!("{}/transform", self.name);
+        specs.extend(dense::specs(&format!("{transform}/dense"), self.hidden_size, self.embedding_width));
+        specs.extend(Spec::layer_norm(&format!("{transform}/LayerNorm"), self.embedding_width));
+        specs
+    }
+}
+
+impl<R: Real> MaskedLm<R> {
+    /// Takes the weights in the order of [`MaskedLmConfig::specs`].
+    pub fn load(config: &MaskedLmConfig, loader: &mut Loader<'_, R>) -> Result<Self> {
+        let activation = Activation::from_config(&config.activation, None)?;
+        Ok(MaskedLm {
+            config: config.clone(),
+            activation,
+            output_bias: loader.vector(config.vocab_size)?,
+            transform: Dense::load(loader, config.hidden_size, config.embedding_width)?,
+            norm: LayerNorm::load(loader, config.embedding_width)?,
+        })
+    }
+
+    /// The weights, in order.
+    pub fn params(&self) -> Vec<Param<'_, R>> {
+        [Param::vector(&self.output_bias)]
+            .into_iter()
+            .chain(self.transform.params())
+            .chain(self.norm.params())
+            .collect()
+    }
+
+    /// The same, to be changed.
+    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
+        [ParamMut::vector(&mut self.output_bias)]
+            .into_iter()
+            .chain(self.transform.params_mut())
+            .chain(self.norm.params_mut())
+            .collect()
+    }
+
+    /// Logits `[rows.len(), V]` of rows of `sequence` (`[B S, H]`).
+    pub fn logits(
+        &self,
+        context: &Context<'_, R>,
+        table: &Table<R>,
+        sequence: &[R],
+        rows: &[usize],
+    ) -> Result<Vec<R>> {
+        self.check(table, sequence, rows)?;
+        let vocab = self.config.vocab_size;
+        let mut logits = vec![R::ZERO; rows.len() * vocab];
+        for (rows, logits) in rows.chunks(CHUNK).zip(logits.chunks_mut(CHUNK * vocab)) {
+            let transformed = self.transform(context, sequence, rows)?;
+            let mut blocks = context.buffer(rows.len() * vocab);
+            self.logit_blocks(context, table, &transformed.h, &mut blocks, |_, _, _| {})?;
+            for (block, values) in blocks.chunks(BLOCK * rows.len()).enumerate() {
+                let width = values.len() / rows.len();
+                for (row, values) in values.chunks_exact(width).enumerate() {
+                    logits[row * vocab + block * BLOCK..][..width].copy_from_slice(values);
+                }
+            }
+        }
+        Ok(logits)
+    }
+
+    /// Loss, weight and hits of `predictions`; adds to `gradients` if given.
+    pub fn loss(
+        &self,
+        context: &Context<'_, R>,
+        table: &Table<R>,
+        sequence: &[R],
+        predictions: Predictions<'_, R>,
+        mut gradients: Option<MaskedLmGradients<'_, R>>,
+    ) -> Result<LossSums> {
+        let Predictions { rows, labels, weights } = predictions;
+        self.check(table, sequence, rows)?;
+        check_labels(labels, weights, rows.len(), self.config.vocab_size)?;
+        let counted: Vec<usize> = (0..rows.len()).filter(|&p| weights[p] > R::ZERO).collect();
+        let mut sums = LossSums::default();
+        for chunk in counted.chunks(CHUNK) {
+            let rows: Vec<usize> = chunk.iter().map(|&p| rows[p]).collect();
+            let labels: Vec<usize> = chunk.iter().map(|&p| labels[p] as usize).collect();
+            let weights: Vec<R> = chunk.iter().map(|&p| weights[p]).collect();
+            let transformed = self.transform(context, sequence, &rows)?;
+            let mut blocks = context.buffer(rows.len() * self.config.vocab_size);
+            let normalisers =
+                self.add_losses(context, table, &transformed.h, &labels, &weights, &mut blocks, &mut sums)?;
+            if let Some(gradients) = &mut gradients {
+                let factors: Vec<R> =
+                    weights.iter().map(|w| R::from_f64(w.to_f64() * gradients.scale)).collect();
+                let [bias, rest @ ..] = &mut *gradients.weights else {
+                    return Err(Error::Internal("the head has five gradients".into()));
+                };
+                // z = h table^T + bias
+                let targets = Targets { labels: &labels, normalisers: &normalisers, factors: &factors };
+                add_table_gradients(context, &transformed.h, &mut blocks, targets, gradients.table, bias)?;
+                let dh = hidden_gradients(context, table, &blocks, rows.len())?;
+                // h = norm(activation(x Wt + bt))
+                let dx = self.transform_backward(context, &transformed, &dh, rest)?;
+                let hidden = self.config.hidden_size;
+                for (&row, dx) in rows.iter().zip(dx.chunks_exact(hidden)) {
+                    let out = &mut gradients.sequence[row * hidden..][..hidden];
+                    out.iter_mut().zip(dx).for_each(|(sum, &d)| *sum += d);
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    fn check(&self, table: &Table<R>, sequence: &[R], rows: &[usize]) -> Result<()> {
+        let MaskedLmConfig { hidden_size, embedding_width, vocab_size, .. } = self.config;
+        if (table.rows(), table.width()) != (vocab_size, embedding_width) {
+            let got = format!(
+                "got [{}, {}], expected [{vocab_size}, {embedding_width}]",
+                table.rows(),
+                table.width()
+            );
+            return Err(Error::value("embedding_table", got));
+        }
+        let all = sequence.len() / hidden_size;
+        match rows.iter().find(|&&row| row >= all) {
+            Some(row) => Err(Error::Internal(format!("row {row} of {all}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn transform(&self, context: &Context<'_, R>, sequence: &[R], rows: &[usize]) -> Result<Transformed<R>> {
+        let (hidden, width) = (self.config.hidden_size, self.config.embedding_width);
+        let x: Vec<R> =
+            rows.iter().flat_map(|row| sequence[row * hidden..][..hidden].iter().copied()).collect();
+        let mut pre = vec![R::ZERO; rows.len() * width];
+        self.transform.forward(context, &x, &mut pre)?;
+        let mut active = pre.clone();
+        self.activation.forward(context.isa, &mut active, width)?;
+        let mut h = vec![R::ZERO; active.len()];
+        let mut stats = vec![R::ZERO; 2 * rows.len()];
+        self.norm.forward(context.isa, &active, &mut h, Some(&mut stats));
+        Ok(Transformed { x, pre, active, stats, h })
+    }
+
+    /// Undoes [`MaskedLm::transform`]; `gradients` are those of dense and norm.
+    fn transform_backward(
+        &self,
+        context: &Context<'_, R>,
+        transformed: &Transformed<R>,
+        dh: &[R],
+        gradients: &mut [Vec<R>],
+    ) -> Result<Vec<R>> {
+        let Transformed { x, pre, active, stats, .. } = transformed;
+        let (dense, norm) = gradients.split_at_mut(2);
+        let [d_gamma, d_beta] = norm else {
+            return Err(Error::Internal("the head has five gradients".into()));
+        };
+        let mut d_pre = vec![R::ZERO; dh.len()];
+        layer_norm_backward(context.isa, dh, active, stats, &self.norm.gamma, &mut d_pre, d_gamma, d_beta);
+        self.activation.backward(context.isa, pre, &mut d_pre, self.config.embedding_width)?;
+        let mut dx = vec![R::ZERO; x.len()];
+        self.transform.backward(context, x, &d_pre, as_dense(dense)?, &mut dx)?;
+        Ok(dx)
+    }
+
+    /// Fills `blocks` with the logits of `h` (`[P, W]`) and calls `visit(block, logits of the block, index of its first
+    /// word)` for each.
+    fn logit_blocks(
+        &self,
+        context: &Context<'_, R>,
+        table: &Table<R>,
+        h: &[R],
+        blocks: &mut [R],
+        visit: impl Fn(usize, &[R], usize) + Sync,
+    ) -> Result<()> {
+        let (vocab, width) = (self.config.vocab_size, self.config.embedding_width);
+        let rows = h.len() / width;
+        let isa = context.isa;
+        let tasks = blocks.chunks_mut(BLOCK * rows).enumerate();
+        context.each(tasks, |(block, out), scratch| {
+            let first = block * BLOCK;
+            let words = BLOCK.min(vocab - first);
+            let ([panels, widened], [lhs, _]) = scratch.split([BLOCK * width, BLOCK * width]);
+            let values = table_rows(table, first, words, widened);
+            pack_native(isa, values, width, true, width, 0..words, panels);
+            let lhs = prepare_lhs(isa, h, rows, width, width, WeightDtype::Native, lhs);
+            let bias = Init::Bias(&self.output_bias[first..first + words]);
+            matmul(isa, rows, lhs, Panels::from_native(panels, width, words), 0..words, out, words, bias);
+            visit(block, out, first);
+        })
+    }
+
+    /// Fills `blocks` with logits and adds to `sums`; returns the logarithm of the sum of exponentials of every row.
+    fn add_losses(
+        &self,
+        context: &Context<'_, R>,
+        table: &Table<R>,
+        h: &[R],
+        labels: &[usize],
+        weights: &[R],
+        blocks: &mut [R],
+        sums: &mut LossSums,
+    ) -> Result<Vec<R>> {
+        let rows = labels.len();
+        let count = self.config.vocab_size.div_ceil(BLOCK);
+        // Per block and row: logarithm of the block's sum of exponentials, largest logit and its word.
+        let partial: Vec<std::sync::OnceLock<Vec<(R, R, usize)>>> =
+            (0..count).map(|_| Default::default()).collect();
+        self.logit_blocks(context, table, h, blocks, |block, logits, first| {
+            let words = logits.len() / rows;
+            let mut normalisers = vec![R::ZERO; rows];
+            log_sum_exp(context.isa, logits, words, &mut normalisers);
+            let summaries = logits
+                .chunks_exact(words)
+                .zip(normalisers)
+                .map(|(row, normaliser)| {
+                    let best = first_largest(row);
+                    (normaliser, row[best], first + best)
+                })
+                .collect();
+            partial[block].get_or_init(|| summaries);
+        })?;
+        let mut normalisers = Vec::with_capacity(rows);
+        let mut of_blocks = vec![R::ZERO; count];
+        for (row, (&label, &weight)) in labels.iter().zip(weights).enumerate() {
+            let mut best: Option<(R, usize)> = None;
+            for (partial, of_block) in partial.iter().zip(&mut of_blocks) {
+                let Some(summary) = partial.get() else {
+                    return Err(Error::Internal("a block of words was not computed".into()));
+                };
+                let (normaliser, value, word) = summary[row];
+                *of_block = normaliser;
+                if best.is_none_or(|(largest, _)| value > largest) {
+                    best = Some((value, word));
+                }
+            }
+            let mut normaliser = [R::ZERO];
+            log_sum_exp(context.isa, &of_blocks, count, &mut normaliser);
+            let block = label / BLOCK;
+            let words = BLOCK.min(self.config.vocab_size - block * BLOCK);
+            let logit = blocks[block * BLOCK * rows + row * words + label % BLOCK];
+            let weight = weight.to_f64();
+            sums.loss += weight * (normaliser[0] - logit).to_f64();
+            sums.weight += weight;
+            sums.hits += if best.is_some_and(|(_, word)| word == label) { weight } else { 0.0 };
+            normalisers.push(normaliser[0]);
+        }
+        Ok(normalisers)
+    }
+}
+
+/// What turns logits into their gradients, one entry per row.
+#[derive(Clone, Copy)]
+struct Targets<'a, R> {
+    labels: &'a [usize],
+    /// Logarithms of the sums of exponentials.
+    normalisers: &'a [R],
+    /// Weight times scale.
+    factors: &'a [R],
+}
+
+/// Turns the logits in `blocks` into gradients, and adds to those of the table (`dz^T h`) and of the bias.
+fn add_table_gradients<R: Real>(
+    context: &Context<'_, R>,
+    h: &[R],
+    blocks: &mut [R],
+    targets: Targets<'_, R>,
+    d_table: &mut [R],
+    d_bias: &mut [R],
+) -> Result<()> {
+    let isa = context.isa;
+    let Targets { labels, normalisers, factors } = targets;
+    let rows = labels.len();
+    let width = h.len() / rows;
+    let mut right = context.panels(WeightDtype::Native, 1, rows, width);
+    context.each(right.chunks_mut(1).into_iter().enumerate(), |(panel, mut chunk), _| {
+        let first = panel * PANEL;
+        chunk.pack(isa, &h[first..], width, false, rows, PANEL.min(width - first));
+    })?;
+    let tasks: Vec<_> = blocks
+        .chunks_mut(BLOCK * rows)
+        .zip(d_table.chunks_mut(BLOCK * width))
+        .zip(d_bias.chunks_mut(BLOCK))
+        .enumerate()
+        .collect();
+    context.each(tasks.into_iter(), |(block, ((z, d_table), d_bias)), scratch| {
+        let words = d_bias.len();
+        // dz = factor (exp(z - normaliser) - [word = label])
+        for (row, normaliser) in z.chunks_exact_mut(words).zip(normalisers) {
+            row.iter_mut().for_each(|z| *z -= *normaliser);
+        }
+        elementwise(isa, Elementwise::Exponential, z);
+        for ((row, &factor), &label) in z.chunks_exact_mut(words).zip(factors).zip(labels) {
+            row.iter_mut().for_each(|z| *z *= factor);
+            if label / BLOCK == block {
+                row[label % BLOCK] -= factor;
+            }
+            d_bias.iter_mut().zip(&*row).for_each(|(sum, &d)| *sum += d);
+        }
+        let ([turned], [lhs, _]) = scratch.split([words * rows]);
+        transpose(isa, z, rows, words, words, turned, rows);
+        let lhs = prepare_lhs(isa, turned, words, rows, rows, WeightDtype::Native, lhs);
+        matmul(isa, words, lhs, right.view(0), 0..width, d_table, width, Init::Accumulate);
+    })
+}
+
+/// `dh = dz table`, `[P, W]`, from the blocks of `dz`. A task makes some columns and passes over all words for them,
+/// so that the sums run over words in order.
+fn hidden_gradients<R: Real>(
+    context: &Context<'_, R>,
+    table: &Table<R>,
+    blocks: &[R],
+    rows: usize,
+) -> Result<Vec<R>> {
+    let isa = context.isa;
+    let (vocab, width) = (table.rows(), table.width());
+    let panels = width.div_ceil(PANEL);
+    let cols = panels.div_ceil(4 * context.threads()).clamp(1, 4) * PANEL;
+    let mut by_columns = context.buffer(rows * width);
+    let tasks = by_columns.chunks_mut(rows * cols).enumerate();
+    context.each(tasks, |(task, out), scratch| {
+        let (first_col, len) = (task * cols, out.len() / rows);
+        let ([right, widened], [lhs, _]) = scratch.split([BLOCK * cols, BLOCK * width]);
+        for (block, dz) in blocks.chunks(BLOCK * rows).enumerate() {
+            let first = block * BLOCK;
+            let words = BLOCK.min(vocab - first);
+            let values = table_rows(table, first, words, widened);
+            pack_native(isa, &values[first_col..], width, false, words, 0..len, right);
+            let lhs: &mut LhsBuffer = &mut *lhs;
+            let lhs = prepare_lhs(isa, dz, rows, words, words, WeightDtype::Native, lhs);
+            let init = if block == 0 { Init::Zero } else { Init::Accumulate };
+            matmul(isa, rows, lhs, Panels::from_native(right, words, len), 0..len, out, len, init);
+        }
+    })?;
+    let mut dh = vec![R::ZERO; rows * width];
+    for (task, values) in by_columns.chunks(rows * cols).enumerate() {
+        let len = values.len() / rows;
+        for (row, values) in values.chunks_exact(len).enumerate() {
+            dh[row * width + task * cols..][..len].copy_from_slice(values);
+        }
+    }
+    Ok(dh)
+}
+
+/// Rows `first .. first + count` of the table in the activations' type; `widened` is memory for them.
+fn table_rows<'a, R: Real>(table: &'a Table<R>, first: usize, count: usize, widened: &'a mut [R]) -> &'a [R] {
+    let width = table.width();
+    match table.native() {
+        Some(values) => &values[first * width..][..count * width],
+        None => {
+            for (i, out) in widened.chunks_exact_mut(width).take(count).enumerate() {
+                table.copy_row(first + i, out);
+            }
+            &widened[..count * width]
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! What is put on top of the encoder: heads with their gradients, and losses.
+//!
+//! Heads always compute in the activations' type; their weights are small beside the encoder's.
+
+mod cross_entropy;
+mod dense;
+mod masked_lm;
+mod projection;
+
+pub use cross_entropy::{LossSums, cross_entropy};
+pub use dense::{Dense, DenseGradients};
+pub use masked_lm::{MaskedLm, MaskedLmConfig, MaskedLmGradients, Predictions};
+pub use projection::{Projection, ProjectionConfig};
+
+/// First random stream of the heads, beyond those of the encoder's layers.
+const SITES: u64 = 1 << 48;
+
+#[cfg(test)]
+mod tests;

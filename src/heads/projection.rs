@@ -1,0 +1,194 @@
+//! The head of classifiers: features to logits, row by row.
+//!
+//! ```text
+//! x = dropout(features)            where the model has dropout before the head
+//! y = dropout(tanh(x W1 + b1))     where there is an inner layer; else y = dropout(x)
+//! logits = y W2 + b2
+//! ```
+//! Sources: `BertClassifier` with `ClassificationHead`, `BertTokenClassifier`, `SpanLabeling` of the Model Garden.
+//! Backward computes the forward steps again: they cost little beside the encoder, and nothing has to be kept.
+
+use serde::{Deserialize, Serialize};
+
+use super::dense::{self, Dense, DenseGradients};
+use crate::error::{Error, Result};
+use crate::kernels::{Elementwise, Real, elementwise, elementwise_backward};
+use crate::layers::Dropout;
+use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::random::Stream;
+use crate::runtime::Context;
+
+/// Sizes and rates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectionConfig {
+    /// Width of the features.
+    pub input_width: usize,
+    /// Width of the layer with tanh between features and logits; 0 for none.
+    pub inner_width: usize,
+    /// Number of logits.
+    pub num_classes: usize,
+    /// Dropout on the features.
+    pub input_dropout: f64,
+    /// Dropout before the last layer.
+    pub dropout: f64,
+    /// Name of the inner layer's weights.
+    pub inner_name: String,
+    /// Name of the last layer's weights.
+    pub output_name: String,
+}
+
+/// The head's weights.
+#[derive(Clone, Debug)]
+pub struct Projection<R> {
+    config: ProjectionConfig,
+    inner: Option<Dense<R>>,
+    output: Dense<R>,
+}
+
+/// The values of a forward pass that backward reads.
+struct Steps<R> {
+    /// Features after dropout.
+    x: Vec<R>,
+    /// The inner layer before tanh.
+    pre: Vec<R>,
+    /// What the last layer sees.
+    y: Vec<R>,
+}
+
+impl ProjectionConfig {
+    /// Checks sizes and rates; the error names the argument.
+    pub fn validate(&self) -> Result<()> {
+        for (argument, size) in [("input_width", self.input_width), ("num_classes", self.num_classes)] {
+            if size == 0 {
+                return Err(Error::value(argument, "got 0, expected at least 1"));
+            }
+        }
+        for (argument, rate) in [("input_dropout", self.input_dropout), ("dropout_rate", self.dropout)] {
+            if !(0.0..1.0).contains(&rate) {
+                return Err(Error::value(
+                    argument,
+                    format!("got {rate}, expected at least 0 and less than 1"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The weights, in order.
+    pub fn specs(&self) -> Vec<Spec> {
+        let mut specs = Vec::new();
+        let mut width = self.input_width;
+        if self.inner_width > 0 {
+            specs.extend(dense::specs(&self.inner_name, width, self.inner_width));
+            width = self.inner_width;
+        }
+        specs.extend(dense::specs(&self.output_name, width, self.num_classes));
+        specs
+    }
+}
+
+impl<R: Real> Projection<R> {
+    /// Takes the weights in the order of [`ProjectionConfig::specs`].
+    pub fn load(config: &ProjectionConfig, loader: &mut Loader<'_, R>) -> Result<Self> {
+        let mut width = config.input_width;
+        let mut inner = None;
+        if config.inner_width > 0 {
+            inner = Some(Dense::load(loader, width, config.inner_width)?);
+            width = config.inner_width;
+        }
+        Ok(Projection {
+            config: config.clone(),
+            inner,
+            output: Dense::load(loader, width, config.num_classes)?,
+        })
+    }
+
+    /// The weights, in order.
+    pub fn params(&self) -> Vec<Param<'_, R>> {
+        self.inner.iter().chain([&self.output]).flat_map(Dense::params).collect()
+    }
+
+    /// The same, to be changed.
+    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
+        self.inner.iter_mut().chain([&mut self.output]).flat_map(Dense::params_mut).collect()
+    }
+
+    /// Logits `[rows, num_classes]` of `features` `[rows, input_width]`; dropout with the seed `training`, if any.
+    pub fn forward(&self, context: &Context<'_, R>, features: &[R], training: Option<u64>) -> Result<Vec<R>> {
+        let steps = self.steps(context, features, training)?;
+        let mut logits = vec![R::ZERO; features.len() / self.config.input_width * self.config.num_classes];
+        self.output.forward(context, &steps.y, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// From the gradient of the logits: adds the weights' gradients to `gradients` and returns the features'.
+    pub fn backward(
+        &self,
+        context: &Context<'_, R>,
+        features: &[R],
+        d_logits: &[R],
+        training: Option<u64>,
+        gradients: &mut [Vec<R>],
+    ) -> Result<Vec<R>> {
+        let isa = context.isa;
+        let [inner_dropout, input_dropout] = self.dropouts(training);
+        let Steps { x, pre, y } = self.steps(context, features, training)?;
+        let (inner_gradients, output_gradients) =
+            gradients.split_at_mut(if self.inner.is_some() { 2 } else { 0 });
+        // logits = y W2 + b2
+        let mut dy = vec![R::ZERO; y.len()];
+        self.output.backward(context, &y, d_logits, as_dense(output_gradients)?, &mut dy)?;
+        // y = dropout(tanh(pre)), pre = x W1 + b1
+        inner_dropout.iter().for_each(|dropout| dropout.apply(&mut dy, 0));
+        let mut dx = match &self.inner {
+            None => dy,
+            Some(inner) => {
+                elementwise_backward(isa, Elementwise::Tanh, &pre, &mut dy);
+                let mut dx = vec![R::ZERO; x.len()];
+                inner.backward(context, &x, &dy, as_dense(inner_gradients)?, &mut dx)?;
+                dx
+            }
+        };
+        // x = dropout(features)
+        input_dropout.iter().for_each(|dropout| dropout.apply(&mut dx, 0));
+        Ok(dx)
+    }
+
+    /// Dropout before the last layer, and on the features.
+    fn dropouts(&self, training: Option<u64>) -> [Option<Dropout>; 2] {
+        let dropout =
+            |rate, site| training.and_then(|seed| Dropout::new(rate, Stream::new(seed, super::SITES + site)));
+        [dropout(self.config.dropout, 0), dropout(self.config.input_dropout, 1)]
+    }
+
+    fn steps(&self, context: &Context<'_, R>, features: &[R], training: Option<u64>) -> Result<Steps<R>> {
+        if !features.len().is_multiple_of(self.config.input_width) {
+            let message = format!("got {} values for rows of {}", features.len(), self.config.input_width);
+            return Err(Error::value("features", message));
+        }
+        let [inner_dropout, input_dropout] = self.dropouts(training);
+        let mut x = features.to_vec();
+        input_dropout.iter().for_each(|dropout| dropout.apply(&mut x, 0));
+        let (pre, mut y) = match &self.inner {
+            None => (Vec::new(), x.clone()),
+            Some(inner) => {
+                let mut pre = vec![R::ZERO; x.len() / self.config.input_width * self.config.inner_width];
+                inner.forward(context, &x, &mut pre)?;
+                let mut y = pre.clone();
+                elementwise(context.isa, Elementwise::Tanh, &mut y);
+                (pre, y)
+            }
+        };
+        inner_dropout.iter().for_each(|dropout| dropout.apply(&mut y, 0));
+        Ok(Steps { x, pre, y })
+    }
+}
+
+/// The first two of `gradients` as those of a dense layer.
+pub(super) fn as_dense<R>(gradients: &mut [Vec<R>]) -> Result<DenseGradients<'_, R>> {
+    match gradients {
+        [kernel, bias, ..] => Ok(DenseGradients { kernel, bias }),
+        _ => Err(Error::Internal("a dense layer has two gradients".into())),
+    }
+}
