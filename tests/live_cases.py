@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-
 from reference_numpy import expert_capacity, tokens_per_group
 
 Array = np.ndarray[Any, Any]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import numpy as np
-import sparse_mixer
-
 import live_cases
+import numpy as np
 import reference_numpy
+import sparse_mixer
 import tensorflow_reference as reference
 from closeness import ROUTER_MARGIN
 from live_cases import Assignment

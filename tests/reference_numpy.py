@@ -59,7 +59,8 @@ def _sigmoid(x: Array) -> Array:
     return np.exp(-_softplus(-x))
 
 
-def _softmax(x: Array) -> Array:
+def softmax(x: Array) -> Array:
+    """Over the last axis."""
     weights = np.exp(x - x.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
@@ -76,13 +77,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "hard_sigmoid": lambda x: np.clip(0.2 * x + 0.5, 0, 1),
     "leaky_relu": lambda x: np.where(x > 0, x, 0.2 * x),
     "linear": lambda x: x,
-    "log_softmax": lambda x: np.log(_softmax(x)),
+    "log_softmax": lambda x: np.log(softmax(x)),
     "mish": lambda x: x * np.tanh(_softplus(x)),
     "relu": lambda x: np.maximum(x, 0),
     "relu6": lambda x: np.clip(x, 0, 6),
     "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * _elu(x)),
     "sigmoid": _sigmoid,
-    "softmax": _softmax,
+    "softmax": softmax,
     "softplus": _softplus,
     "softsign": lambda x: x / (1 + np.abs(x)),
     "swish": lambda x: x * _sigmoid(x),
@@ -269,7 +270,7 @@ class _Encoder:
         # The mask term is so large that its float32 sum rounds the score away, by definition.
         adder = ((1 - mask.astype(np.float32)) * np.float32(-1e9))[:, None, None, :]
         masked = (scores.astype(np.float32) + adder).astype(self.dtype)
-        weights = _softmax(np.where(adder == 0, scores, masked))
+        weights = softmax(np.where(adder == 0, scores, masked))
         kernel = self[f"{prefix}/self_attention/attention_output/kernel"]
         output: Array = np.einsum("bnsd,ndh->bsh", weights @ v, kernel)
         return output + self[f"{prefix}/self_attention/attention_output/bias"]
@@ -285,7 +286,7 @@ class _Encoder:
 
         logits = tokens @ self[f"{prefix}/router/router_weights/kernel"]
         logits = logits + self[f"{prefix}/router/router_weights/bias"]
-        probabilities = _softmax(logits)
+        probabilities = softmax(logits)
         # Ties are ties of the float32 probabilities; among equals the first token wins.
         order = np.argsort(-probabilities.astype(np.float32), axis=1, kind="stable")
         picked = np.zeros(probabilities.shape, bool)

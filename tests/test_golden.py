@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import sparse_mixer
-
 from closeness import assert_metrics_close, assert_output_close
 from golden_cases import GoldenCase, golden_case, golden_names, manifests
 

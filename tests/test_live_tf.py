@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 import os
 
+import live_cases
 import numpy as np
 import pytest
 import sparse_mixer
-
-import live_cases
 import tensorflow_reference as reference
 from closeness import assert_metrics_close, assert_output_close
 from live_draws import LARGEST_NOISE, Draw

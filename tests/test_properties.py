@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import live_cases
 import numpy as np
 import pytest
+import reference_numpy
 import sparse_mixer
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-
-import live_cases
-import reference_numpy
 
 Array = np.ndarray[Any, Any]
 
 pytestmark = pytest.mark.filterwarnings("ignore:the expert capacity rounds to 0")
 
 # Encoders are cheap here (some thousand weights), but not free.
-few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+few = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
 
 
 @st.composite

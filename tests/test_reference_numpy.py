@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 import reference_numpy
 from closeness import assert_metrics_close
 from golden_cases import golden_case, golden_names

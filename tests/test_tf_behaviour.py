@@ -1,7 +1,6 @@
 """What TensorFlow's own tests assert of this network (sparse_mixer_test.py, moe_test.py), asserted of ours.
 
-Their tests of single layers become tests of encoders whose other parts are switched off by zero weights: in
-pre-norm, the MoE sublayer is then the difference of two blocks' outputs.
+Their tests of single layers become tests of encoders whose other parts are switched off by zero weights.
 """
 
 from __future__ import annotations
@@ -11,10 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference_numpy
 import sparse_mixer
+from isolated import added_by, encoder_with, inputs_of, normalised_rows
 from sparse_mixer import MixingMechanism
 
 Array = np.ndarray[Any, Any]
+
+# The norm in front of the sublayer then gives ones whatever comes in, as TensorFlow's tests feed it.
+ONES_INTO_THE_FEED_FORWARD = {"output_layer_norm/gamma": 0.0, "output_layer_norm/beta": 1.0}
 
 
 def example(batch: int, length: int, vocab: int = 100) -> dict[str, Array]:
@@ -88,136 +92,100 @@ def test_embeddings_as_inputs() -> None:
 # --- moe_test.py ---
 
 
-def moe_alone(width: int, length: int, weights: dict[str, Array], **arguments: Any) -> sparse_mixer.SparseMixer:
-    """A pre-norm encoder of two layers in which nothing but the MoE of the second changes the stream."""
-    encoder = sparse_mixer.SparseMixer(
-        vocab_size=10,
-        hidden_size=width,
-        num_layers=2,
-        moe_layers=(1,),
-        attention_layers=(),
-        num_attention_heads=1,
-        max_sequence_length=length,
-        type_vocab_size=1,
-        norm_first=True,
-        initializer="zeros",
-        **arguments,
-    )
-    for variable in encoder.weights:
-        name = variable.key.partition("layer_1/")[2]
-        if name in weights:
-            variable.assign(np.broadcast_to(weights[name], variable.shape))
-    return encoder
-
-
-def test_router_z_loss_of_known_logits() -> None:
-    # Logits 10 and 5 for every token, from the router's bias.
-    encoder = moe_alone(4, 6, {"moe/router/router_weights/bias": np.array([10.0, 5.0])}, num_experts=2, inner_dim=4)
-    encoder(example(2, 6, vocab=10))
+def test_router_z_loss_of_known_logits(rng: np.random.Generator) -> None:
+    encoder = encoder_with({"router_weights/bias": [10.0, 5.0]}, moe_layers=(0,), num_experts=2)
+    encoder(inputs_of(normalised_rows(rng, 2)))
     expected = (5 + math.log(math.exp(5) + 1)) ** 2
     assert encoder.aux_losses["unscaled_router_z_loss"][0] == pytest.approx(expected, rel=1e-6)
     assert encoder.aux_losses["unscaled_router_z_loss"].dtype == np.float32
     assert encoder.aux_losses["router_z_loss"][0] == 0.0
 
 
-def test_router_z_loss_of_equal_logits() -> None:
-    encoder = moe_alone(4, 5, {"moe/router/router_weights/bias": np.ones(7)}, num_experts=7, inner_dim=4)
-    encoder(example(2, 5, vocab=10))
+def test_router_z_loss_of_equal_logits(rng: np.random.Generator) -> None:
+    encoder = encoder_with({"router_weights/bias": 1.0}, moe_layers=(0,), num_experts=7)
+    encoder(inputs_of(normalised_rows(rng, 2)))
     expected = (math.log(7) + 1) ** 2
     assert encoder.aux_losses["unscaled_router_z_loss"][0] == pytest.approx(expected, rel=1e-6)
 
 
-def test_experts_choose_by_probability() -> None:
-    """Every expert takes its `capacity` most probable tokens; `combine` is the probability itself."""
-    length = width = 3
-    kernel = {"moe/router/router_weights/kernel": np.eye(width), "moe/router/router_weights/bias": np.ones(width)}
-    encoder = moe_alone(width, length, kernel, num_experts=width, eval_capacity_factor=2.0, inner_dim=4)
-    rows = np.random.default_rng(2).standard_normal((2, length, width)).astype(np.float32)
-    inputs = example(2, length) | {"input_word_embeddings": rows}
-    (routing,) = encoder(inputs, outputs=("routing",))["routing"]
+def test_experts_choose_by_probability(rng: np.random.Generator) -> None:
+    """With an identity kernel the logits are the tokens; every expert takes its most probable ones."""
+    rows = normalised_rows(rng, 2, 3, 3)
+    encoder = encoder_with(
+        {"router_weights/kernel": np.eye(3), "router_weights/bias": 1.0},
+        hidden_size=3,
+        max_sequence_length=3,
+        moe_layers=(0,),
+        num_experts=3,
+        eval_capacity_factor=2.0,
+    )
+    (routing,) = encoder(inputs_of(rows), outputs=("routing",))["routing"]
     indices, probabilities = routing["indices"], routing["probabilities"]
-    assert indices.shape == (2, width, 2)  # groups, experts, capacity
+    assert indices.shape == (2, 3, 2)  # groups, experts, capacity
     assert indices.dtype == np.int32
-    assert probabilities.shape == (2, length, width)
+    assert probabilities.shape == (2, 3, 3)  # groups, tokens, experts
     assert probabilities.dtype == np.float32
-
-    stream = encoder(inputs)["encoder_outputs"][0]
-    centred = stream - stream.mean(axis=-1, keepdims=True)
-    logits = 1 + centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True))
-    expected = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
+    np.testing.assert_allclose(probabilities, reference_numpy.softmax(rows + 1), rtol=1e-5)
     for group in range(2):
-        for expert in range(width):
-            best = np.argsort(-expected[group, :, expert])[:2]
+        for expert in range(3):
+            best = np.argsort(-rows[group, :, expert] + np.log(np.exp(rows[group]).sum(axis=-1)))[:2]
             assert set(indices[group, expert]) == set(best)
 
 
-def test_experts_by_hand() -> None:
-    """One expert that takes all tokens: y = relu(x Wi + bi) Wo + bo with ones everywhere."""
-    weights = {
-        "moe/experts/intermediate/kernel": np.ones(()),
-        "moe/experts/intermediate/bias": np.ones(()),
-        "moe/experts/output/kernel": np.ones(()),
-        "moe/experts/output/bias": np.ones(()),
-        # The layer norm gives ones whatever comes in, as in TensorFlow's test.
-        "output_layer_norm/gamma": np.zeros(()),
-        "output_layer_norm/beta": np.ones(()),
-    }
-    encoder = moe_alone(7, 2, weights, num_experts=1, inner_dim=33, inner_activation="relu")
-    before, after = encoder(example(1, 2, vocab=10))["encoder_outputs"]
-    np.testing.assert_allclose(after - before, np.full((1, 2, 7), 33 * (7 + 1) + 1.0), rtol=1e-6)
+def test_experts_by_hand(rng: np.random.Generator) -> None:
+    """One expert that takes all tokens, everything one: 33 inner units of relu(7 + 1), plus the bias."""
+    encoder = encoder_with(
+        {
+            "experts/intermediate/kernel": 1.0,
+            "experts/intermediate/bias": 1.0,
+            "experts/output/kernel": 1.0,
+            "experts/output/bias": 1.0,
+            **ONES_INTO_THE_FEED_FORWARD,
+        },
+        hidden_size=7,
+        moe_layers=(0,),
+        num_experts=1,
+        inner_dim=33,
+        inner_activation="relu",
+    )
+    added = added_by(encoder, normalised_rows(rng, 1, width=7))
+    np.testing.assert_allclose(added, 33 * (7 + 1) + 1, rtol=1e-6)
 
 
-def test_feed_forward_by_hand() -> None:
-    encoder = sparse_mixer.SparseMixer(
-        vocab_size=10,
+def test_feed_forward_by_hand(rng: np.random.Generator) -> None:
+    encoder = encoder_with(
+        {
+            "intermediate/kernel": 1.0,
+            "intermediate/bias": 1.0,
+            "output/kernel": 1.0,
+            "output/bias": 1.0,
+            **ONES_INTO_THE_FEED_FORWARD,
+        },
         hidden_size=3,
-        num_layers=1,
-        moe_layers=(),
-        attention_layers=(),
-        num_attention_heads=1,
-        max_sequence_length=2,
-        type_vocab_size=1,
         inner_dim=32,
         inner_activation="relu",
-        norm_first=True,
-        initializer="zeros",
     )
-    for variable in encoder.transformer_layers[0].weights:
-        part = variable.key.partition("layer_0/")[2]
-        if part.startswith(("intermediate/", "output/")) or part == "output_layer_norm/beta":
-            variable.assign(np.ones(variable.shape))
-        elif part == "output_layer_norm/gamma":
-            variable.assign(np.zeros(variable.shape))
-    # The stream is zero (zero tables, beta 0), so the output is what the feed-forward layer adds.
-    output = encoder(example(1, 2, vocab=10))["sequence_output"]
-    np.testing.assert_allclose(output, np.full((1, 2, 3), 32 * (3 + 1) + 1.0), rtol=1e-6)
+    added = added_by(encoder, normalised_rows(rng, 1, width=3))
+    np.testing.assert_allclose(added, 32 * (3 + 1) + 1, rtol=1e-6)
 
 
-def test_moe_layer_losses_and_metrics() -> None:
-    encoder = moe_alone(8, 10, {}, num_experts=2, examples_per_group=2.0, inner_dim=33)
-    encoder(example(4, 10, vocab=10), training=True)
-    names = [weight.key for weight in encoder.transformer_layers[1].weights]
-    assert [name for name in names if "/moe/" in name] == [
-        "transformer/layer_1/moe/experts/intermediate/kernel",
-        "transformer/layer_1/moe/experts/intermediate/bias",
-        "transformer/layer_1/moe/experts/output/kernel",
-        "transformer/layer_1/moe/experts/output/bias",
-        "transformer/layer_1/moe/router/router_weights/kernel",
-        "transformer/layer_1/moe/router/router_weights/bias",
+def test_moe_layer_weights_losses_and_metrics(rng: np.random.Generator) -> None:
+    encoder = encoder_with({}, moe_layers=(0,), num_experts=2, examples_per_group=2.0)
+    encoder(inputs_of(normalised_rows(rng, 4)), training=True)
+    (layer,) = encoder.transformer_layers
+    assert [weight.key for weight in layer.weights if "/moe/" in weight.key] == [
+        "transformer/layer_0/moe/experts/intermediate/kernel",
+        "transformer/layer_0/moe/experts/intermediate/bias",
+        "transformer/layer_0/moe/experts/output/kernel",
+        "transformer/layer_0/moe/experts/output/bias",
+        "transformer/layer_0/moe/router/router_weights/kernel",
+        "transformer/layer_0/moe/router/router_weights/bias",
     ]
     assert len(encoder.losses) == 1
-    assert {metric.name for metric in encoder.metrics} == {
-        "router_z_loss",
-        "unscaled_router_z_loss",
-        "load_balancing_loss",
-        "fraction_tokens_left_behind",
-        "router_confidence",
-        "expert_usage",
-    }
+    assert [metric.name for metric in encoder.metrics] == list(reference_numpy.METRIC_NAMES)
 
 
-def test_groups_larger_than_the_batch_are_refused() -> None:
-    encoder = moe_alone(8, 10, {}, num_experts=2, examples_per_group=4.0, inner_dim=8)
+def test_groups_larger_than_the_batch_are_refused(rng: np.random.Generator) -> None:
+    encoder = encoder_with({}, moe_layers=(0,), num_experts=2, examples_per_group=4.0)
     with pytest.raises(ValueError, match=r"examples_per_group.*4.*2"):
-        encoder(example(2, 10, vocab=10))
+        encoder(inputs_of(normalised_rows(rng, 2)))
