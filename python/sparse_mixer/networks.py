@@ -43,7 +43,7 @@ class SparseMixer(Layer):
     transform, or attention), then transforms each token (a dense feed-forward layer, or a mixture of experts that
     choose their tokens). The defaults are Sparse Mixer Base; ``train_capacity_factor=0.5, eval_capacity_factor=0.5``
     is Fast Sparse Mixer. Arguments up to `export_metrics` are those of TensorFlow's class, in its order; differences
-    in meaning are listed in ``docs/differences.md``. Weights exist from construction.
+    in meaning are listed in ``docs/differences-from-tensorflow.md``. Weights exist from construction.
 
     An encoder may be called from several threads at once. `losses` and `aux_losses` are those of the calling thread's
     last call; calls never affect each other's results.
