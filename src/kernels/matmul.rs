@@ -5,6 +5,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::packed::PanelData;
+use super::quantize::{quantise_row, round_row};
 use super::{
     AlignedVec, Isa, PANEL, Panels, Real, WeightDtype, matmul_bf16, matmul_f16, matmul_int8, matmul_native,
 };
@@ -57,9 +58,19 @@ pub enum Init<'a, R> {
     Accumulate,
 }
 
+/// Elements from one row of a left operand to the next: `k` padded for `dtype`, and one step more where the rows
+/// would otherwise lie a multiple of 512 bytes apart and compete for the same few sets of the L1 cache.
+pub fn lhs_stride(k: usize, dtype: WeightDtype) -> usize {
+    let step = dtype.k_multiple();
+    let padded = k.next_multiple_of(step);
+    if step > 1 && padded % (8 * step) == 0 { padded + step } else { padded }
+}
+
 /// Converts `rows` rows of `k` values, `stride` apart, for products with right operands of `dtype`.
+///
+/// A row with an infinity or a NaN makes every result that comes from it infinite or NaN, in 8 bits too.
 pub fn prepare_lhs<'a, R: Real>(
-    _isa: Isa,
+    isa: Isa,
     source: &'a [R],
     rows: usize,
     k: usize,
@@ -67,33 +78,43 @@ pub fn prepare_lhs<'a, R: Real>(
     dtype: WeightDtype,
     buffer: &'a mut LhsBuffer,
 ) -> Lhs<'a, R> {
+    let to_stride = lhs_stride(k, dtype);
     let padded = k.next_multiple_of(dtype.k_multiple());
     match dtype {
         WeightDtype::Native | WeightDtype::Float16 => Lhs::Native { values: source, stride },
         WeightDtype::Bfloat16 => {
-            buffer.bfloat16.ensure_len(rows * padded);
-            for (r, out) in buffer.bfloat16.chunks_exact_mut(padded).take(rows).enumerate() {
-                for (o, x) in out.iter_mut().zip(&source[r * stride..][..k]) {
-                    *o = bf16::from_f32(x.to_f32());
-                }
-                out[k..].fill(bf16::ZERO);
-            }
-            Lhs::Bfloat16 { values: &buffer.bfloat16, stride: padded }
+            buffer.bfloat16.ensure_len(rows * to_stride);
+            let values = &mut buffer.bfloat16[..];
+            for_each_f32_row(source, rows, k, stride, |r, row| {
+                round_row(isa, row, &mut values[r * to_stride..][..padded]);
+            });
+            Lhs::Bfloat16 { values, stride: to_stride }
         }
         WeightDtype::Int8 => {
-            buffer.int8.ensure_len(rows * padded);
+            buffer.int8.ensure_len(rows * to_stride);
             buffer.scales.clear();
-            for (r, out) in buffer.int8.chunks_exact_mut(padded).take(rows).enumerate() {
-                let row = &source[r * stride..][..k];
-                let largest = row.iter().fold(0f32, |m, x| m.max(x.to_f32().abs()));
-                let scale = if largest > 0.0 { largest / 127.0 } else { 1.0 };
-                for (o, x) in out.iter_mut().zip(row) {
-                    *o = ((x.to_f32() / scale).round_ties_even() as i32 + 128) as u8;
-                }
-                out[k..].fill(128);
-                buffer.scales.push(scale);
-            }
-            Lhs::Int8 { values: &buffer.int8, stride: padded, scales: &buffer.scales }
+            let (values, scales) = (&mut buffer.int8[..], &mut buffer.scales);
+            for_each_f32_row(source, rows, k, stride, |r, row| {
+                scales.push(quantise_row(isa, row, &mut values[r * to_stride..][..padded]));
+            });
+            Lhs::Int8 { values, stride: to_stride, scales }
+        }
+    }
+}
+
+/// Visits rows of `k` values, `stride` apart, narrowed to `f32` if they are wider.
+fn for_each_f32_row<R: Real>(
+    source: &[R],
+    rows: usize,
+    k: usize,
+    stride: usize,
+    mut visit: impl FnMut(usize, &[f32]),
+) {
+    for r in 0..rows {
+        let row = &source[r * stride..][..k];
+        match R::f32_slice(row) {
+            Some(row) => visit(r, row),
+            None => visit(r, &row.iter().map(|x| x.to_f32()).collect::<Vec<_>>()),
         }
     }
 }
@@ -129,6 +150,9 @@ pub fn matmul<R: Real>(
     init: Init<'_, R>,
 ) {
     assert!(cols.start.is_multiple_of(PANEL) && cols.end <= rhs.n, "columns {cols:?} of {}", rhs.n);
+    if rows == 0 || cols.is_empty() {
+        return;
+    }
     let block = Block { rows, k: rhs.k, n: rhs.n, panel_stride: rhs.panel_stride, cols, out_stride, init };
     match (lhs, rhs.data) {
         (Lhs::Native { values, stride }, PanelData::Native(b)) => {
@@ -171,6 +195,31 @@ pub(super) struct Block<'a, R> {
 }
 
 impl<R: Real> Block<'_, R> {
+    /// The same block, if its elements are `f32`.
+    pub fn as_f32(&self) -> Option<Block<'_, f32>> {
+        let init = match self.init {
+            Init::Zero => Init::Zero,
+            Init::Bias(bias) => Init::Bias(R::f32_slice(bias)?),
+            Init::Accumulate => Init::Accumulate,
+        };
+        R::f32_slice(&[])?;
+        let Block { rows, k, n, panel_stride, out_stride, .. } = *self;
+        Some(Block { rows, k, n, panel_stride, cols: self.cols.clone(), out_stride, init })
+    }
+
+    /// Panics unless `rows` left rows of `padded_k` elements, the panels, the bias and the results lie inside slices
+    /// of these lengths; the block must have a row and a column.
+    pub fn assert_inside(&self, a: usize, a_stride: usize, b: usize, padded_k: usize, out: usize) {
+        let last_row = self.rows - 1;
+        let last_panel = self.panel_start(self.cols.end - 1);
+        assert!(a >= last_row * a_stride + padded_k, "the left operand is too short");
+        assert!(b >= last_panel + padded_k * PANEL, "the right operand is too short");
+        assert!(out >= last_row * self.out_stride + self.cols.len(), "the result is too short");
+        if let Init::Bias(bias) = self.init {
+            assert!(bias.len() >= self.cols.end, "the bias is too short");
+        }
+    }
+
     /// Sets each output to its initial value plus `sum(row, column)`: the plain form of every kernel.
     pub fn for_each_output(&self, out: &mut [R], sum: impl Fn(R, usize, usize) -> R) {
         for r in 0..self.rows {

@@ -8,6 +8,12 @@
 #![allow(unsafe_code)]
 
 mod aligned;
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod dot_tile;
+#[cfg(target_arch = "x86_64")]
+mod dot_x86_64;
 mod elementwise;
 mod isa;
 mod matmul;
@@ -16,13 +22,18 @@ mod matmul_f16;
 mod matmul_int8;
 mod matmul_native;
 mod packed;
+mod panel_product;
+mod quantize;
 mod real;
 mod rows;
+#[cfg(test)]
+mod testing;
+mod vectorised;
 
 pub use aligned::AlignedVec;
 pub use elementwise::{Elementwise, elementwise, elementwise_backward};
 pub use isa::Isa;
-pub use matmul::{Init, Lhs, LhsBuffer, matmul, prepare_lhs};
+pub use matmul::{Init, Lhs, LhsBuffer, lhs_stride, matmul, prepare_lhs};
 pub use packed::{
     INT8_K_BLOCK, PANEL, PackedMatrix, Panels, WeightDtype, pack_bfloat16, pack_native, packed_len,
 };

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::quantize::{pack_bfloat16_panel, pack_bfloat16_panel_transposed};
 use super::{AlignedVec, Isa, Real};
 
 /// Columns in a panel.
@@ -125,7 +126,7 @@ impl<R: Real> PackedMatrix<R> {
             }
             WeightDtype::Bfloat16 => {
                 let mut out = AlignedVec::zeros(len);
-                place(&mut |at, x, _| out[at] = bf16::from_f32(x.to_f32()));
+                pack_bfloat16(Isa::PORTABLE, values, n, false, k, 0..n, &mut out);
                 Storage::Bfloat16(out)
             }
             WeightDtype::Float16 => {
@@ -314,7 +315,7 @@ pub fn pack_native<R: Real>(
 
 /// As [`pack_native`], rounding to `Bfloat16` panels; `k` is padded with zeros.
 pub fn pack_bfloat16<R: Real>(
-    _isa: Isa,
+    isa: Isa,
     source: &[R],
     stride: usize,
     transposed: bool,
@@ -322,8 +323,21 @@ pub fn pack_bfloat16<R: Real>(
     cols: Range<usize>,
     out: &mut [bf16],
 ) {
-    let round = |x: R| bf16::from_f32(x.to_f32());
-    pack_activations(source, stride, transposed, k, cols, WeightDtype::Bfloat16, out, round);
+    let Some(source) = R::f32_slice(source) else {
+        let round = |x: R| bf16::from_f32(x.to_f32());
+        return pack_activations(source, stride, transposed, k, cols, WeightDtype::Bfloat16, out, round);
+    };
+    assert!(cols.start.is_multiple_of(PANEL));
+    let panel_len = padded_k(k, WeightDtype::Bfloat16) * PANEL;
+    for (p, first) in cols.clone().step_by(PANEL).enumerate() {
+        let panel = &mut out[p * panel_len..][..panel_len];
+        let columns = PANEL.min(cols.end - first);
+        if transposed {
+            pack_bfloat16_panel_transposed(isa, &source[first * stride..], stride, k, columns, panel);
+        } else {
+            pack_bfloat16_panel(isa, &source[first..], stride, k, columns, panel);
+        }
+    }
 }
 
 fn pack_activations<R: Real, T: Copy + Default>(

@@ -1,0 +1,131 @@
+//! A register tile for [`PanelProduct`]s, generic over the instructions that multiply groups of 4 bytes.
+
+use super::PANEL;
+use super::panel_product::{PANEL_STEP_BYTES, PanelProduct, STEP_BYTES};
+
+/// Bytes of a group.
+const GROUP: usize = 4;
+/// Groups of a step over `k`.
+const STEP_GROUPS: usize = STEP_BYTES / GROUP;
+/// Steps over `k` between visits of the result in memory: 32 KiB of a panel, which stay in the L1 cache while the
+/// rows pass by.
+const SLICE_STEPS: usize = 16;
+
+/// Instructions on vectors of 4-byte numbers.
+pub trait Dot: Copy {
+    /// A register.
+    type Vector: Copy;
+    /// Rows of a tile.
+    const ROWS: usize;
+    /// Numbers in a vector; two vectors make a tile's width.
+    const LANES: usize;
+
+    /// # Safety
+    /// `from` has a vector's bytes.
+    unsafe fn load(self, from: *const u8) -> Self::Vector;
+    /// # Safety
+    /// `to` has room for a vector's bytes.
+    unsafe fn store(self, vector: Self::Vector, to: *mut u8);
+    /// The group in every lane.
+    ///
+    /// # Safety
+    /// `from` has 4 bytes.
+    unsafe fn repeat(self, from: *const u8) -> Self::Vector;
+    /// `sums + left * panel`, group by group.
+    fn dot(self, sums: Self::Vector, left: Self::Vector, panel: Self::Vector) -> Self::Vector;
+}
+
+/// Computes the product in tiles, the panel's slices outermost.
+///
+/// # Safety
+/// As [`multiply`](super::panel_product::PanelKernel::multiply).
+#[inline(always)]
+pub unsafe fn multiply<D: Dot>(dot: D, product: &PanelProduct) {
+    // Tiles of nearly equal height: one of one or two rows would wait for its own sums.
+    let tiles = product.rows.div_ceil(D::ROWS);
+    for first_step in (0..product.steps).step_by(SLICE_STEPS) {
+        let steps = SLICE_STEPS.min(product.steps - first_step);
+        let initial = if first_step == 0 { product.initial } else { product.result.as_initial() };
+        for tile in 0..tiles {
+            let rows = product.rows * tile / tiles..product.rows * (tile + 1) / tiles;
+            let left = rows.start * product.left_stride + first_step * STEP_BYTES;
+            for first_byte in (0..PANEL * GROUP).step_by(2 * D::LANES * GROUP) {
+                let panel = first_step * PANEL_STEP_BYTES + first_byte;
+                let tile = Tile {
+                    rows: rows.len(),
+                    groups: steps * STEP_GROUPS,
+                    left: product.left.wrapping_add(left),
+                    left_stride: product.left_stride,
+                    panel: product.panel.wrapping_add(panel),
+                    initial: initial.skip(rows.start).start.wrapping_add(first_byte),
+                    initial_stride: initial.stride,
+                    result: product.result.skip(rows.start).start.wrapping_add(first_byte),
+                    result_stride: product.result.stride,
+                };
+                // SAFETY: the tile lies within the operands.
+                unsafe { tile.run(dot) };
+            }
+        }
+    }
+}
+
+/// At most [`Dot::ROWS`] rows of two vectors.
+struct Tile {
+    rows: usize,
+    groups: usize,
+    left: *const u8,
+    left_stride: usize,
+    panel: *const u8,
+    initial: *const u8,
+    initial_stride: usize,
+    result: *mut u8,
+    result_stride: usize,
+}
+
+impl Tile {
+    /// # Safety
+    /// The operands hold the tile.
+    #[inline(always)]
+    unsafe fn run<D: Dot>(&self, dot: D) {
+        macro_rules! by_rows {
+            ($($rows:literal)*) => {
+                match self.rows {
+                    // SAFETY: the caller's promise.
+                    $($rows if $rows <= D::ROWS => unsafe { self.sums::<D, $rows>(dot) },)*
+                    rows => unreachable!("a tile of {rows} rows"),
+                }
+            };
+        }
+        by_rows!(1 2 3 4 5 6 7 8 9 10 11 12)
+    }
+
+    /// # Safety
+    /// As [`Tile::run`], with `rows == ROWS`.
+    #[inline(always)]
+    unsafe fn sums<D: Dot, const ROWS: usize>(&self, dot: D) {
+        let second = D::LANES * GROUP;
+        // SAFETY: rows of `initial`, groups of left rows and of the panel, and rows of the result lie within the
+        // operands, by the caller's promise.
+        unsafe {
+            let mut sums = [[dot.load(self.initial); 2]; ROWS];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let row = self.initial.add(r * self.initial_stride);
+                *sums = [dot.load(row), dot.load(row.add(second))];
+            }
+            for g in 0..self.groups {
+                let row = self.panel.add(g * PANEL * GROUP);
+                let panel = [dot.load(row), dot.load(row.add(second))];
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let left = dot.repeat(self.left.add(r * self.left_stride + g * GROUP));
+                    sums[0] = dot.dot(sums[0], left, panel[0]);
+                    sums[1] = dot.dot(sums[1], left, panel[1]);
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                let row = self.result.add(r * self.result_stride);
+                dot.store(sums[0], row);
+                dot.store(sums[1], row.add(second));
+            }
+        }
+    }
+}
