@@ -86,8 +86,14 @@ def _model_file(workload: Workload, batch: int, precision: str, threads: int) ->
 class Peer:
     """One compiled model per batch size; `precision` is "float32", "bfloat16" or "int8"."""
 
-    def __init__(self, workload: Workload, threads: int, *, precision: str = "float32") -> None:
-        """Remember what to compile; the model of a batch size is made at its first call."""
+    def __init__(
+        self, workload: Workload, threads: int, *, same_weights: bool = True, precision: str = "float32"
+    ) -> None:
+        """Remember what to compile; the model of a batch size is made at its first call.
+
+        The converted model always holds the shared weights; `same_weights` is there for the other peers.
+        """
+        del same_weights
         self._workload = workload
         self._threads = threads
         self._precision = precision

@@ -21,8 +21,8 @@ def _import_tensorflow(threads: int) -> Any:
     return tf
 
 
-def build_encoder(workload: Workload, inputs: dict[str, np.ndarray], policy: str = "float32") -> Any:
-    """Return the Keras encoder with the seeded weights of the workload set."""
+def build_encoder(workload: Workload, policy: str = "float32", same_weights: bool = True) -> Any:
+    """Return the Keras encoder, built; with the weights that all peers share, or those it draws itself."""
     import tf_keras
     from official.nlp.modeling import layers, networks
 
@@ -30,18 +30,27 @@ def build_encoder(workload: Workload, inputs: dict[str, np.ndarray], policy: str
     arguments = workload.constructor_arguments()
     arguments["mixing_mechanism"] = layers.MixingMechanism(workload.mixing_mechanism)
     encoder = networks.SparseMixer(**arguments)
-    encoder({name: value[:1] for name, value in inputs.items()})
-    encoder.set_weights(make_weights([(w.name, tuple(w.shape)) for w in encoder.weights]))
+    encoder(workload.inputs(1))
+    if same_weights:
+        encoder.set_weights(make_weights([(w.name, tuple(w.shape)) for w in encoder.weights]))
     return encoder
 
 
 class Peer:
     """Calls the encoder through a concrete function: graph mode, optionally compiled by XLA."""
 
-    def __init__(self, workload: Workload, threads: int, *, jit: bool = False, policy: str = "float32") -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        threads: int,
+        *,
+        same_weights: bool = True,
+        jit: bool = False,
+        policy: str = "float32",
+    ) -> None:
         """Build the encoder and trace it for any batch size (XLA: for each batch size at its first call)."""
         self._tf = tf = _import_tensorflow(threads)
-        encoder = build_encoder(workload, workload.inputs(1), policy)
+        encoder = build_encoder(workload, policy, same_weights)
 
         def forward(inputs: dict[str, Any]) -> tuple[Any, Any]:
             outputs = encoder(inputs, training=False)
@@ -59,7 +68,7 @@ class Peer:
 def export_saved_model(workload: Workload, directory: str, threads: int) -> None:
     """Write the encoder as a SavedModel of static sequence length and free batch size to `directory`."""
     tf = _import_tensorflow(threads)
-    encoder = build_encoder(workload, workload.inputs(1))
+    encoder = build_encoder(workload)
 
     names = tuple(workload.inputs(1))
     signature = [tf.TensorSpec([None, workload.max_sequence_length], tf.int32, name=name) for name in names]

@@ -28,9 +28,10 @@ class PeerSpec:
     options: dict[str, Any]
     compute: str
 
-    def build(self, workload: Workload, threads: int) -> Engine:
+    def build(self, workload: Workload, threads: int, same_weights: bool) -> Engine:
         """Import the engine's module and construct it; called inside the engine's own process."""
-        engine: Engine = importlib.import_module(self.module).Peer(workload, threads, **self.options)
+        peer = importlib.import_module(self.module).Peer
+        engine: Engine = peer(workload, threads, same_weights=same_weights, **self.options)
         return engine
 
 

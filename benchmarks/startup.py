@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from benchmarks import report
 from benchmarks.peers import PEERS
-from benchmarks.worker import Worker
+from benchmarks.worker import Memory, Worker
 from benchmarks.workload import Workload
 
 MEBIBYTE = 1 << 20
@@ -26,6 +26,17 @@ def import_seconds(statement: str, repeats: int) -> float:
         answer = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
         times.append(float(answer.stdout.splitlines()[-1]))
     return statistics.median(times)
+
+
+def _start(peer: str, batch: int, threads: int) -> tuple[float, float, Memory, Memory]:
+    """Start `peer` afresh; return seconds to build and of the first call, memory when built and after calls."""
+    with Worker(peer, threads) as worker:
+        build = worker.build(Workload(), same_weights=False)
+        built = worker.memory()
+        worker.reset_peak()
+        (first,) = worker.call(batch)
+        worker.call(batch, 3)
+        return build, first, built, worker.memory()
 
 
 def run(peers: Sequence[str], batch: int, threads: int, folder: pathlib.Path | None) -> str:
@@ -43,13 +54,8 @@ def run(peers: Sequence[str], batch: int, threads: int, folder: pathlib.Path | N
     }
     rows, results = [], []
     for peer in tqdm(peers, desc="start-up", leave=False):
-        with Worker(peer, threads) as worker:
-            build = worker.build(Workload())
-            built = worker.memory()
-            worker.reset_peak()
-            (first,) = worker.call(batch)
-            worker.call(batch, 3)
-            used = worker.memory()
+        _start(peer, batch, threads)  # a start that does not count: converts models, fills the file cache
+        build, first, built, used = _start(peer, batch, threads)
         results.append(
             {"peer": peer, "build": build, "first_call": first, "peak_build": built.peak, "peak_calls": used.peak}
         )

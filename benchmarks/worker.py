@@ -45,12 +45,12 @@ class _Session:
         self._workload = Workload()
         self._engine: Engine | None = None
 
-    def build(self, workload: Workload) -> float:
+    def build(self, workload: Workload, same_weights: bool) -> float:
         """Construct the engine (dropping an earlier one); return the seconds it took, imports included."""
         self._engine = None
         start = time.perf_counter()
         self._workload = workload
-        self._engine = self._spec.build(workload, self._threads)
+        self._engine = self._spec.build(workload, self._threads, same_weights)
         return time.perf_counter() - start
 
     def call(self, batch: int, calls: int) -> list[float]:
@@ -119,9 +119,9 @@ class Worker:
             raise WorkerError(f"{self.peer}:\n{answer}")
         return answer
 
-    def build(self, workload: Workload) -> float:
-        """See `_Session.build`."""
-        return float(self._ask("build", workload))
+    def build(self, workload: Workload, same_weights: bool = True) -> float:
+        """See `_Session.build`; without `same_weights` the engine draws its own, which takes less memory."""
+        return float(self._ask("build", workload, same_weights))
 
     def call(self, batch: int, calls: int = 1) -> list[float]:
         """See `_Session.call`."""
