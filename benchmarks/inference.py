@@ -17,7 +17,6 @@ from benchmarks.timing import interleaved
 from benchmarks.worker import Worker
 from benchmarks.workload import Workload
 
-
 SAME_DIRECTION = 0.995
 """Cosine above which two outputs of a token count as the same."""
 

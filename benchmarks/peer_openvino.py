@@ -45,7 +45,7 @@ def _convert(workload: Workload, batch: int, path: str, threads: int) -> None:
     with tempfile.TemporaryDirectory(dir=cache_directory()) as folder:
         export_saved_model(workload, folder, threads)
         shape = [batch, workload.max_sequence_length]
-        model = openvino.convert_model(folder, input={name: shape for name in workload.inputs(1)})
+        model = openvino.convert_model(folder, input=dict.fromkeys(workload.inputs(1), shape))
         openvino.save_model(model, path, compress_to_fp16=False)
 
 

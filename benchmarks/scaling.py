@@ -70,12 +70,23 @@ def sweeps(threads: int) -> dict[str, Sweep]:
     """Return every sweep by name; `threads` is the largest number of threads tried."""
     all_dtypes = ("ours-f32", "ours-bf16", "ours-int8")
     answers = (
-        Sweep("batch", "batch size", tuple(Point(b, Workload(), b) for b in (1, 2, 4, 8, 16, 32, 64)), (*all_dtypes, "tf")),
+        Sweep(
+            "batch", "batch size", tuple(Point(b, Workload(), b) for b in (1, 2, 4, 8, 16, 32, 64)), (*all_dtypes, "tf")
+        ),
         Sweep("length", "sequence length", _lengths(), per="token"),
         Sweep("fourier", "sequence length", _fourier_only(), per="token"),
-        Sweep("groups", "examples per group", tuple(Point(g, Workload(examples_per_group=g), 16) for g in (1, 2, 4, 8, 16))),
+        Sweep(
+            "groups",
+            "examples per group",
+            tuple(Point(g, Workload(examples_per_group=g), 16) for g in (1, 2, 4, 8, 16)),
+        ),
         Sweep("experts", "experts", _experts()),
-        Sweep("threads", "threads", tuple(Point(t, Workload(), 8, threads=t) for t in range(1, threads + 1)), (*all_dtypes, "tf")),
+        Sweep(
+            "threads",
+            "threads",
+            tuple(Point(t, Workload(), 8, threads=t) for t in range(1, threads + 1)),
+            (*all_dtypes, "tf"),
+        ),
     )
     return {sweep.name: sweep for sweep in answers}
 
@@ -120,7 +131,13 @@ def run(names: Sequence[str], threads: int, rounds: int, folder: pathlib.Path) -
         rows = measure(known[name], threads, rounds)
         header = [known[name].x_label, "series", "engine", "ms per sequence", "tokens/s"]
         lines = [
-            [f"{r['x']:g}", r["series"], r["peer"], f"{1e3 / r['sequences_per_second']:.1f}", f"{r['tokens_per_second']:.0f}"]
+            [
+                f"{r['x']:g}",
+                r["series"],
+                r["peer"],
+                f"{1e3 / r['sequences_per_second']:.1f}",
+                f"{r['tokens_per_second']:.0f}",
+            ]
             for r in rows
         ]
         table = report.markdown_table(header, lines)

@@ -9,7 +9,7 @@ import pathlib
 import time
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -147,7 +147,7 @@ class Worker:
             self._connection.send(None)
         self._process.join()
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         """Return the worker itself."""
         return self
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 
 import numpy as np
-
 import sparse_mixer
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")

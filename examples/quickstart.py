@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
-
 import sparse_mixer
 from sparse_mixer import plots, text
+from tqdm.auto import tqdm
 
 METRICS = {
     "unscaled_router_z_loss": "z-loss",

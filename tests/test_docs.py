@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import sparse_mixer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-
 from sparse_mixer import plots
 
 
@@ -50,7 +49,8 @@ def test_routing_figure_has_a_panel_per_layer(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layers", "group", "message"), [([5], 2, "group: expected 0 to 1, got 2"), ([5, 6], 0, "moe_layers"), ([], 0, "moe")]
+    ("layers", "group", "message"),
+    [([5], 2, "group: expected 0 to 1, got 2"), ([5, 6], 0, "moe_layers"), ([], 0, "moe")],
 )
 def test_routing_figure_refuses(layers, group, message):
     with pytest.raises(ValueError, match=message):

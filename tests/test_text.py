@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-
 from sparse_mixer import text
 
 tokenizers = pytest.importorskip("tokenizers")
