@@ -13,6 +13,8 @@ pub mod layers;
 pub mod network;
 pub mod optim;
 pub mod params;
+#[cfg(feature = "python")]
+mod python;
 pub mod random;
 pub mod runtime;
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +27,39 @@ def make_native(
     num_threads: int | None,
     isa: str | None,
 ) -> _native.Encoder:
+    """The core's encoder.
+
+    Args:
+        arguments: What it is.
+        seed: Where the core draws initial weights from.
+        provider: Gives the initial weights instead, by name and shape.
+        num_threads: Most threads per call; None follows the process's setting.
+        isa: Instruction set; None for the best.
+    """
     activation = arguments.inner_activation
     custom = activation if isinstance(activation, Activation) else None
     return _native.Encoder(
         arguments.native_config(seed),
         provider,
-        activation=None if custom is None else custom.function,
-        activation_derivative=None if custom is None else custom.derivative,
+        activation=None if custom is None else _checked(custom.function, "inner_activation"),
+        activation_derivative=None
+        if custom is None or custom.derivative is None
+        else _checked(custom.derivative, "derivative of inner_activation"),
         num_threads=None if num_threads is None else as_int("num_threads", num_threads),
         isa=isa,
     )
+
+
+def _checked(function: Callable[[Any], Any], argument: str) -> Callable[[Array], Array]:
+    """`function` with its result as the core reads it: float32, C-contiguous, of the argument's shape."""
+
+    def call(x: Array) -> Array:
+        values = as_float32(f"{argument}(x)", function(x))
+        if values.shape != x.shape:
+            raise ValueError(f"{argument}(x): expected shape {x.shape}, that of x, got {values.shape}")
+        return np.require(values, np.float32, ["C", "A", "E"])
+
+    return call
 
 
 def provider(arguments: Arguments, seed: int) -> Callable[[str, tuple[int, ...]], Array] | None:
@@ -52,11 +76,11 @@ def provider(arguments: Arguments, seed: int) -> Callable[[str, tuple[int, ...]]
         if name.endswith("gamma"):
             return np.ones(shape, np.float32)
         if isinstance(initializer, Initializer):
-            return initializer.draw(shape, stream)
+            return np.ascontiguousarray(initializer.draw(shape, stream))
         values = as_float32(f"initializer({shape})", initializer(shape))
         if values.shape != shape:
             raise ValueError(f"initializer: expected an array of shape {shape} for {name}, got {values.shape}")
-        return values
+        return np.require(values, np.float32, ["C", "A", "E"])
 
     return provide
 

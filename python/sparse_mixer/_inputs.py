@@ -31,7 +31,7 @@ class InputSpec(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Inputs as the core takes them: int32 or int64 ids, float32 masks and embeddings, contiguous or not.
+    """Inputs as the core takes them: int32 or int64 ids, float32 masks and embeddings, C-contiguous.
 
     With `word_embeddings` there are no `word_ids`. The three dense parts come together or not at all.
     """
@@ -123,14 +123,14 @@ def _ids(argument: str, value: Any) -> npt.NDArray[Any]:
     array = _of_rank(argument, _as_array(argument, value), 2, "[batch, length]")
     if array.dtype.kind == "f":
         _refuse_fractions(argument, array)
-        return array.astype(np.int64)
+        return _plain(array, np.int64)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{argument}: expected integers, got dtype {array.dtype}")
     if array.dtype == np.uint64:
         # Ids beyond int64 would wrap to negative ones: keep them too large, so that the range check tells the truth.
         array = np.minimum(array, np.uint64(np.iinfo(np.int64).max))
     fits_int32 = np.can_cast(array.dtype, np.int32)
-    return array.astype(np.int32 if fits_int32 else np.int64, copy=False)
+    return _plain(array, np.int32 if fits_int32 else np.int64)
 
 
 def _refuse_fractions(argument: str, array: npt.NDArray[Any]) -> None:
@@ -142,14 +142,19 @@ def _refuse_fractions(argument: str, array: npt.NDArray[Any]) -> None:
 
 
 def _mask(argument: str, value: Any) -> npt.NDArray[np.float32]:
-    return _of_rank(argument, as_float32(argument, value), 2, "[batch, length]")
+    return _plain(_of_rank(argument, as_float32(argument, value), 2, "[batch, length]"), np.float32)
 
 
 def _embeddings(argument: str, value: Any) -> npt.NDArray[np.float32]:
     array = _as_array(argument, value)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"{argument}: expected floating point numbers, got dtype {array.dtype}")
-    return as_float32(argument, _of_rank(argument, array, 3, "[batch, length, embedding_width]"))
+    return _plain(_of_rank(argument, array, 3, "[batch, length, embedding_width]"), np.float32)
+
+
+def _plain(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """The array in `dtype` as the core reads it: native byte order, C-contiguous, aligned; a copy only if it is not."""
+    return np.require(array, dtype, ["C", "A", "E"])
 
 
 def _as_array(argument: str, value: Any) -> npt.NDArray[Any]:

@@ -64,8 +64,7 @@ class RouterMetrics:
         self.means = [Mean(name, layer) for layer in moe_layers for name in METRIC_NAMES]
 
     def update(self, aux: Mapping[str, Any]) -> None:
-        """Add one call's values, arrays ``[num_moe_layers]`` under the metrics' names."""
-        columns = [aux[name] for name in METRIC_NAMES]
-        for position, mean in enumerate(self.means):
-            layer, name = divmod(position, len(METRIC_NAMES))
-            mean.update_state(columns[name][layer])
+        """Add one call's values, arrays ``[num_moe_layers]`` under the metrics' names; empty for an empty batch."""
+        count = len(aux["moe_layers"]) * len(METRIC_NAMES)
+        for position, mean in enumerate(self.means[:count]):
+            mean.update_state(aux[mean.name][position // len(METRIC_NAMES)])

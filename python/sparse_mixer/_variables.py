@@ -127,7 +127,7 @@ def assign_all(variables: Sequence[Any], values: Sequence[npt.ArrayLike]) -> Non
         array = as_float32(argument, value)
         if array.shape != shape:
             raise ValueError(f"{argument}: expected shape {shape}, got {array.shape}")
-        arrays.append(array)
+        arrays.append(np.require(array, np.float32, ["C", "A", "E"]))
     by_owner: dict[_native.Encoder, dict[int, npt.NDArray[np.float32]]] = {}
     for variable, array in zip(variables, arrays, strict=True):
         if isinstance(variable, Variable):

@@ -145,9 +145,9 @@ class SparseMixer(Layer):
         """
         given = locals()
         arguments = Arguments.check({field: given[field] for field in Arguments.__dataclass_fields__})
-        arguments.warn_about_ignored_layers(stacklevel=2)
         drawn = weight_seed(arguments)
         native = make_native(arguments, drawn, provider(arguments, drawn), num_threads, isa)
+        arguments.warn_about_ignored_layers(stacklevel=2)
         self._assemble(arguments, native, drawn, _default_name() if name is None else str(name))
         self.trainable = as_bool("trainable", trainable)
 

@@ -1,0 +1,75 @@
+//! Arrays between numpy and the core. Everything that comes in is copied, so Python may change it at any time.
+
+use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+
+use super::enter::to_py_err;
+use crate::error::Error;
+
+/// A C-contiguous array's values and shape.
+#[derive(Debug)]
+pub struct Values<T> {
+    /// Row-major.
+    pub data: Vec<T>,
+    /// Sizes of the axes.
+    pub shape: Vec<usize>,
+}
+
+impl<T> Values<T> {
+    /// Checks the shape.
+    pub fn expect_shape(&self, argument: &str, expected: &[usize]) -> PyResult<()> {
+        if self.shape == expected {
+            return Ok(());
+        }
+        let message = format!("got shape {:?}, expected {expected:?}", self.shape);
+        Err(to_py_err(Error::value(argument, message)))
+    }
+}
+
+/// The values of a float32 array with `axes` axes.
+pub fn floats(argument: &str, array: &Bound<'_, PyAny>, axes: usize) -> PyResult<Values<f32>> {
+    values(argument, array, axes, "float32")
+}
+
+/// The values of an int32 or int64 array with `axes` axes.
+pub fn integers(argument: &str, array: &Bound<'_, PyAny>, axes: usize) -> PyResult<Values<i64>> {
+    if array.cast::<PyArrayDyn<i32>>().is_err() {
+        return values(argument, array, axes, "int32 or int64");
+    }
+    let narrow = values::<i32>(argument, array, axes, "int32 or int64")?;
+    Ok(Values { data: narrow.data.into_iter().map(i64::from).collect(), shape: narrow.shape })
+}
+
+fn values<T: Element + Copy>(
+    argument: &str,
+    array: &Bound<'_, PyAny>,
+    axes: usize,
+    types: &str,
+) -> PyResult<Values<T>> {
+    let Ok(array) = array.cast::<PyArrayDyn<T>>() else {
+        let kind = array.get_type().name()?;
+        return Err(PyTypeError::new_err(format!(
+            "{argument}: expected a numpy array of {types}, got {kind}"
+        )));
+    };
+    if array.ndim() != axes {
+        let message = format!("got shape {:?}, expected {axes} axes", array.shape());
+        return Err(to_py_err(Error::value(argument, message)));
+    }
+    let borrowed = array.try_readonly()?;
+    let data = borrowed
+        .as_slice()
+        .map_err(|_| PyTypeError::new_err(format!("{argument}: expected a C-contiguous, aligned array")))?
+        .to_vec();
+    Ok(Values { data, shape: array.shape().to_vec() })
+}
+
+/// A numpy array of `shape` that takes over `data`.
+pub fn to_numpy<'py, T: Element>(
+    py: Python<'py>,
+    data: Vec<T>,
+    shape: &[usize],
+) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
+    PyArray1::from_vec(py, data).reshape(shape.to_vec())
+}

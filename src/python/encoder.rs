@@ -1,0 +1,396 @@
+//! The native class: configuration and weights of one encoder.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use numpy::PyArrayDyn;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use super::SCRATCH;
+use super::activation::PyActivation;
+use super::convert::{floats, to_numpy};
+use super::enter::{callback_error, enter_core, to_py_err};
+use super::inputs::{Given, OwnedInputs};
+use crate::config::{Dtype, SparseMixerConfig};
+use crate::error::Error;
+use crate::kernels::Isa;
+use crate::layers::CustomActivation;
+use crate::network::{LayerMetrics, Outputs, RoutingRecord, SparseMixer, Wanted, forward_bytes, specs};
+use crate::params::{Spec, initial_values};
+use crate::runtime::{default_threads, run};
+
+type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
+type Custom = Option<Arc<dyn CustomActivation<f32>>>;
+
+/// Encoders of fewer parameters are initialised without starting threads.
+const PARALLEL_PARAMETERS: usize = 1 << 20;
+/// More than any machine has, few enough to be refused by no system.
+const MAX_THREADS: i64 = 4096;
+
+/// Configuration and weights of one encoder. No per-call state; the weights are replaced whole.
+#[pyclass(frozen, module = "sparse_mixer._native")]
+pub struct Encoder {
+    /// Locked for the time of copying or replacing the pointer only, and only while attached to the interpreter: a
+    /// process that is forked while another thread computes finds it free.
+    network: RwLock<Arc<SparseMixer<f32>>>,
+    specs: Vec<Spec>,
+    custom: Custom,
+    isa: Isa,
+    /// 0 stands for the process's default.
+    threads: AtomicUsize,
+}
+
+impl Encoder {
+    fn of(network: SparseMixer<f32>, custom: Custom, isa: Isa, threads: usize) -> Self {
+        let specs = specs(network.config());
+        Encoder {
+            network: RwLock::new(Arc::new(network)),
+            specs,
+            custom,
+            isa,
+            threads: AtomicUsize::new(threads),
+        }
+    }
+
+    /// The weights of this moment.
+    fn network(&self) -> Arc<SparseMixer<f32>> {
+        self.network.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn effective_threads(&self) -> PyResult<usize> {
+        match self.threads.load(Ordering::Relaxed) {
+            0 => default_threads().map_err(to_py_err),
+            threads => Ok(threads),
+        }
+    }
+
+    fn spec(&self, index: usize) -> PyResult<&Spec> {
+        self.specs.get(index).ok_or_else(|| {
+            let message = format!("got {index}, expected less than {}", self.specs.len());
+            to_py_err(Error::value("index", message))
+        })
+    }
+}
+
+#[pymethods]
+impl Encoder {
+    #[new]
+    #[pyo3(signature = (config, provider=None, *, activation=None, activation_derivative=None, num_threads=None, isa=None))]
+    fn new(
+        py: Python<'_>,
+        config: &str,
+        provider: Option<Py<PyAny>>,
+        activation: Option<Py<PyAny>>,
+        activation_derivative: Option<Py<PyAny>>,
+        num_threads: Option<i64>,
+        isa: Option<&str>,
+    ) -> PyResult<Self> {
+        let config = SparseMixerConfig::from_json(config).map_err(to_py_err)?;
+        let threads = checked_threads(num_threads)?.unwrap_or(0);
+        let isa = isa.map_or_else(Isa::detect, |name| Isa::parse(name, "isa")).map_err(to_py_err)?;
+        let custom: Custom = activation.map(|function| {
+            Arc::new(PyActivation::new(function, activation_derivative)) as Arc<dyn CustomActivation<f32>>
+        });
+        let network = match provider {
+            Some(provider) => provided(py, config, custom.clone(), &provider)?,
+            None => drawn(py, config, custom.clone(), isa, threads)?,
+        };
+        Ok(Encoder::of(network, custom, isa, threads))
+    }
+
+    #[pyo3(signature = (
+        word_ids=None, mask=None, type_ids=None, *, word_embeddings=None, dense_inputs=None, dense_mask=None,
+        dense_type_ids=None, training=false, seed=0,
+        outputs=vec!["sequence_output".into(), "pooled_output".into(), "encoder_outputs".into()], check_finite=false
+    ))]
+    fn forward<'py>(
+        &self,
+        py: Python<'py>,
+        word_ids: Option<&Bound<'py, PyAny>>,
+        mask: Option<&Bound<'py, PyAny>>,
+        type_ids: Option<&Bound<'py, PyAny>>,
+        word_embeddings: Option<&Bound<'py, PyAny>>,
+        dense_inputs: Option<&Bound<'py, PyAny>>,
+        dense_mask: Option<&Bound<'py, PyAny>>,
+        dense_type_ids: Option<&Bound<'py, PyAny>>,
+        training: bool,
+        seed: u64,
+        outputs: Vec<String>,
+        check_finite: bool,
+    ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>)> {
+        let network = self.network();
+        let given =
+            Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
+        let inputs = OwnedInputs::read(&given, network.config())?;
+        let wanted = wanted(&outputs, check_finite)?;
+        let threads = self.effective_threads()?;
+        let results = enter_core(py, |interrupt| {
+            run(self.isa, threads, &SCRATCH, interrupt, |context| {
+                network.forward(context, &inputs.view(), training.then_some(seed), wanted)
+            })
+        })?;
+        let aux = aux(py, &results.metrics, network.config())?;
+        Ok((outputs_to_python(py, results, wanted, inputs.batch(), network.config())?, aux))
+    }
+
+    fn weight_specs(&self) -> Vec<(String, Vec<usize>)> {
+        self.specs.iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect()
+    }
+
+    #[pyo3(signature = (indices=None))]
+    fn get_weights<'py>(&self, py: Python<'py>, indices: Option<Vec<usize>>) -> PyResult<Vec<Floats<'py>>> {
+        let indices = indices.unwrap_or_else(|| (0..self.specs.len()).collect());
+        let specs = indices.iter().map(|&index| self.spec(index)).collect::<PyResult<Vec<_>>>()?;
+        let network = self.network();
+        let values = enter_core(py, |_| {
+            let params = network.params();
+            Ok(indices.iter().map(|&index| params[index].to_vec()).collect::<Vec<_>>())
+        })?;
+        values.into_iter().zip(specs).map(|(values, spec)| to_numpy(py, values, &spec.shape)).collect()
+    }
+
+    fn get_weight<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Floats<'py>> {
+        let spec = self.spec(index)?;
+        let network = self.network();
+        let values = enter_core(py, |_| Ok(network.params()[index].to_vec()))?;
+        to_numpy(py, values, &spec.shape)
+    }
+
+    fn set_weights(&self, py: Python<'_>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
+        if weights.len() != self.specs.len() {
+            let message = format!("expected {} arrays, got {}", self.specs.len(), weights.len());
+            return Err(to_py_err(Error::value("weights", message)));
+        }
+        self.assign(py, (0..weights.len()).collect(), weights)
+    }
+
+    fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
+        let mut replaced: Vec<Option<&Py<PyAny>>> = vec![None; self.specs.len()];
+        for (&index, weight) in indices.iter().zip(&weights) {
+            let spec = self.spec(index)?;
+            let values = floats(&spec.name, weight.bind(py), spec.shape.len())?;
+            values.expect_shape(&spec.name, &spec.shape)?;
+            replaced[index] = Some(weight);
+        }
+        loop {
+            let before = self.network();
+            let after = enter_core(py, |_| {
+                let params = before.params();
+                let mut number = 0..;
+                SparseMixer::load(before.config().clone(), self.custom.clone(), &mut |spec| {
+                    let index = number.next().unwrap_or_default();
+                    match replaced[index] {
+                        None => Ok(params[index].to_vec()),
+                        Some(weight) => Python::attach(|py| {
+                            Ok(floats(&spec.name, weight.bind(py), spec.shape.len())
+                                .map_err(callback_error)?
+                                .data)
+                        }),
+                    }
+                })
+            })?;
+            let mut current = self.network.write().unwrap_or_else(PoisonError::into_inner);
+            // Another thread may have replaced the weights meanwhile; its work must not be lost.
+            if Arc::ptr_eq(&current, &before) {
+                *current = Arc::new(after);
+                return Ok(());
+            }
+        }
+    }
+
+    fn astype(&self, py: Python<'_>, dtype: &str) -> PyResult<Self> {
+        let dtype = Dtype::parse(dtype).map_err(to_py_err)?;
+        let network = self.network();
+        let threads = self.threads.load(Ordering::Relaxed);
+        if dtype == network.config().dtype {
+            // Weights are replaced, never changed: two encoders can share them.
+            let specs = self.specs.clone();
+            let network = RwLock::new(network);
+            let custom = self.custom.clone();
+            return Ok(Encoder { network, specs, custom, isa: self.isa, threads: AtomicUsize::new(threads) });
+        }
+        let converted = enter_core(py, |_| network.to_dtype(dtype))?;
+        Ok(Encoder::of(converted, self.custom.clone(), self.isa, threads))
+    }
+
+    fn set_num_threads(&self, num_threads: Option<i64>) -> PyResult<()> {
+        self.threads.store(checked_threads(num_threads)?.unwrap_or(0), Ordering::Relaxed);
+        Ok(())
+    }
+
+    #[getter]
+    fn num_threads(&self) -> PyResult<usize> {
+        self.effective_threads()
+    }
+
+    #[getter]
+    fn config(&self) -> String {
+        self.network().config().to_json()
+    }
+
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.network().config().dtype.name()
+    }
+
+    #[getter]
+    fn isa(&self) -> &'static str {
+        self.isa.name()
+    }
+
+    fn memory_estimate(&self, batch: usize) -> usize {
+        let network = self.network();
+        network.weight_bytes() + forward_bytes(network.config(), batch)
+    }
+
+    #[getter]
+    fn weight_bytes(&self) -> usize {
+        self.network().weight_bytes()
+    }
+}
+
+/// An encoder whose weights `provider(name, shape)` returns, one after the other.
+fn provided(
+    py: Python<'_>,
+    config: SparseMixerConfig,
+    custom: Custom,
+    provider: &Py<PyAny>,
+) -> PyResult<SparseMixer<f32>> {
+    enter_core(py, |_| {
+        SparseMixer::load(config, custom, &mut |spec| {
+            Python::attach(|py| {
+                let shape = pyo3::types::PyTuple::new(py, &spec.shape)?;
+                let values = provider.call1(py, (&spec.name, shape))?;
+                let values = floats(&spec.name, values.bind(py), spec.shape.len())?;
+                values.expect_shape(&spec.name, &spec.shape)?;
+                Ok(values.data)
+            })
+            .map_err(callback_error)
+        })
+    })
+}
+
+/// An encoder with weights drawn by the configured initialiser.
+fn drawn(
+    py: Python<'_>,
+    config: SparseMixerConfig,
+    custom: Custom,
+    isa: Isa,
+    threads: usize,
+) -> PyResult<SparseMixer<f32>> {
+    let parameters: usize = specs(&config).iter().map(Spec::len).sum();
+    let threads = match threads {
+        _ if parameters < PARALLEL_PARAMETERS => 1,
+        0 => default_threads().map_err(to_py_err)?,
+        threads => threads,
+    };
+    enter_core(py, |interrupt| {
+        run(isa, threads, &SCRATCH, interrupt, |_| {
+            let mut number = 0..;
+            SparseMixer::load(config.clone(), custom, &mut |spec| {
+                Ok(initial_values(&config, number.next().unwrap_or_default(), spec))
+            })
+        })
+    })
+}
+
+/// Checks a number of threads from Python.
+pub fn checked_threads(num_threads: Option<i64>) -> PyResult<Option<usize>> {
+    match num_threads {
+        None => Ok(None),
+        Some(n) if (1..=MAX_THREADS).contains(&n) => Ok(usize::try_from(n).ok()),
+        Some(n) => {
+            let message = format!("got {n}, expected 1 to {MAX_THREADS}, or None for the default");
+            Err(to_py_err(Error::value("num_threads", message)))
+        }
+    }
+}
+
+fn wanted(names: &[String], check_finite: bool) -> PyResult<Wanted> {
+    let mut wanted = Wanted { check_finite, ..Wanted::default() };
+    for name in names {
+        *match name.as_str() {
+            "sequence_output" => &mut wanted.sequence_output,
+            "pooled_output" => &mut wanted.pooled_output,
+            "encoder_outputs" => &mut wanted.encoder_outputs,
+            "routing" => &mut wanted.routing,
+            _ => {
+                let known = "'sequence_output', 'pooled_output', 'encoder_outputs' or 'routing'";
+                return Err(to_py_err(Error::value("outputs", format!("got {name:?}, expected {known}"))));
+            }
+        } = true;
+    }
+    Ok(wanted)
+}
+
+fn outputs_to_python<'py>(
+    py: Python<'py>,
+    results: Outputs<f32>,
+    wanted: Wanted,
+    batch: usize,
+    config: &SparseMixerConfig,
+) -> PyResult<Bound<'py, PyDict>> {
+    let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
+    let dict = PyDict::new(py);
+    let last = match results.sequence_output {
+        Some(values) => Some(to_numpy(py, values, &[batch, results.rows, hidden])?),
+        None => None,
+    };
+    if let (Some(last), true) = (&last, wanted.sequence_output) {
+        dict.set_item("sequence_output", last)?;
+    }
+    if let Some(values) = results.pooled_output {
+        dict.set_item("pooled_output", to_numpy(py, values, &[batch, hidden])?)?;
+    }
+    if wanted.encoder_outputs {
+        let list = PyList::empty(py);
+        for values in results.encoder_outputs {
+            list.append(to_numpy(py, values, &[batch, seq, hidden])?)?;
+        }
+        if let Some(last) = last {
+            list.append(last)?;
+        }
+        dict.set_item("encoder_outputs", list)?;
+    }
+    if wanted.routing {
+        let records = results.routing.into_iter().map(|record| routing(py, record, config.num_experts));
+        dict.set_item("routing", records.collect::<PyResult<Vec<_>>>()?)?;
+    }
+    Ok(dict)
+}
+
+fn routing<'py>(py: Python<'py>, record: RoutingRecord<f32>, experts: usize) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    let indices: Vec<i32> = record.indices.into_iter().map(|index| index as i32).collect();
+    dict.set_item("indices", to_numpy(py, indices, &[record.groups, experts, record.capacity])?)?;
+    let shape = [record.groups, record.tokens, experts];
+    dict.set_item("probabilities", to_numpy(py, record.probabilities, &shape)?)?;
+    Ok(dict)
+}
+
+/// The auxiliary values: one array per metric, the layers that they belong to, and what to add to a training loss.
+fn aux<'py>(
+    py: Python<'py>,
+    metrics: &[LayerMetrics],
+    config: &SparseMixerConfig,
+) -> PyResult<Bound<'py, PyDict>> {
+    let columns: [(&str, fn(&LayerMetrics) -> f32); 6] = [
+        ("unscaled_router_z_loss", |m| m.unscaled_router_z_loss),
+        ("router_z_loss", |m| m.router_z_loss),
+        ("load_balancing_loss", |m| m.load_balancing_loss),
+        ("fraction_tokens_left_behind", |m| m.fraction_tokens_left_behind),
+        ("router_confidence", |m| m.router_confidence),
+        ("expert_usage", |m| m.expert_usage),
+    ];
+    let dict = PyDict::new(py);
+    for (name, value) in columns {
+        dict.set_item(name, to_numpy(py, metrics.iter().map(value).collect(), &[metrics.len()])?)?;
+    }
+    let total: f32 = metrics.iter().map(|m| m.router_z_loss + m.load_balancing_loss).sum();
+    dict.set_item("total", to_numpy(py, vec![total], &[])?)?;
+    // An empty batch has no metrics.
+    let layers = (0..config.num_layers).filter(|&layer| config.is_moe(layer)).take(metrics.len());
+    dict.set_item("moe_layers", to_numpy(py, layers.map(|layer| layer as i64).collect(), &[metrics.len()])?)?;
+    Ok(dict)
+}

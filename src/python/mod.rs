@@ -1,0 +1,64 @@
+//! The Python module `sparse_mixer._native`: the only folder that names `pyo3` or `numpy`.
+//!
+//! Thin by construction: arrays are converted ([`convert`], [`inputs`]), then one function enters the core ([`enter`]).
+//! Signatures, defaults and documentation for people are in `python/sparse_mixer/`.
+
+mod activation;
+mod convert;
+mod encoder;
+mod enter;
+mod inputs;
+
+use std::sync::LazyLock;
+
+use pyo3::prelude::*;
+
+use crate::runtime::ScratchPool;
+
+/// Scratch memory of all encoders of the process: bounded by the calls that run at once, not by the encoders.
+static SCRATCH: LazyLock<ScratchPool<f32>> = LazyLock::new(ScratchPool::new);
+
+#[pymodule(gil_used = false)]
+mod _native {
+    use pyo3::prelude::*;
+    use pyo3::types::PyDict;
+
+    use super::enter::to_py_err;
+    use crate::kernels::Isa;
+    use crate::runtime;
+
+    #[pymodule_export]
+    use super::encoder::Encoder;
+    #[pymodule_export]
+    use super::enter::InternalError;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+
+    #[pyfunction]
+    fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+        let info = PyDict::new(py);
+        info.set_item("isa", Isa::detect().map_err(to_py_err)?.name())?;
+        info.set_item("available", Isa::available().iter().map(|isa| isa.name()).collect::<Vec<_>>())?;
+        info.set_item("num_threads", get_num_threads()?)?;
+        Ok(info)
+    }
+
+    #[pyfunction]
+    fn set_num_threads(num_threads: Option<i64>) -> PyResult<()> {
+        runtime::set_default_threads(super::encoder::checked_threads(num_threads)?);
+        Ok(())
+    }
+
+    #[pyfunction]
+    fn get_num_threads() -> PyResult<usize> {
+        runtime::default_threads().map_err(to_py_err)
+    }
+
+    #[pyfunction]
+    fn release_scratch() {
+        super::SCRATCH.release();
+    }
+}
