@@ -36,6 +36,14 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A weight file is damaged, hostile, or of a kind that is not read (`CheckpointError`).
+    #[error("{path}: {message}")]
+    Checkpoint {
+        /// The file, as the user named it.
+        path: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A bug in this library (`InternalError`).
     #[error("internal error: {0}; please report this with the arguments that led to it")]
     Internal(String),

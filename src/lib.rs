@@ -5,6 +5,7 @@
 //! `F` inner size, `N` attention heads, `D` head size, `G` routing groups, `T` tokens per group, `E` experts,
 //! `C` expert capacity, `V` vocabulary. Activations are `[B*S, H]`, row-major.
 
+pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod heads;

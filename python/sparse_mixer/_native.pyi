@@ -11,6 +11,9 @@ __version__: str
 class InternalError(RuntimeError):
     """A bug in this library. The encoder that raised it stays usable; please report the arguments that led to it."""
 
+class CheckpointError(ValueError):
+    """A weight file is damaged, of a kind that is not read, or does not fit; the message names the file."""
+
 @final
 class Encoder:
     """Configuration and weights of one encoder. Safe to use from several threads at once; keeps no per-call state."""

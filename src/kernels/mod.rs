@@ -16,6 +16,7 @@ mod dot_tile;
 mod dot_x86_64;
 mod elementwise;
 mod isa;
+mod map_file;
 mod matmul;
 mod matmul_bf16;
 mod matmul_f16;
@@ -33,6 +34,7 @@ mod vectorised;
 pub use aligned::AlignedVec;
 pub use elementwise::{Elementwise, elementwise, elementwise_backward};
 pub use isa::Isa;
+pub use map_file::MappedFile;
 pub use matmul::{Init, Lhs, LhsBuffer, lhs_stride, matmul, prepare_lhs};
 pub use packed::{
     INT8_K_BLOCK, PANEL, PackedMatrix, Panels, WeightDtype, pack_bfloat16, pack_native, packed_len,

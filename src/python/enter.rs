@@ -19,6 +19,13 @@ pyo3::create_exception!(
     "A bug in this library. The encoder that raised it stays usable; please report the arguments that led to it."
 );
 
+pyo3::create_exception!(
+    sparse_mixer,
+    CheckpointError,
+    PyValueError,
+    "A weight file is damaged, of a kind that is not read, or does not fit; the message names the file."
+);
+
 /// Does `work` without holding the interpreter, so that other Python threads run meanwhile.
 ///
 /// `work` gets an interrupt that handles Python's signals; when a handler raises (as Ctrl-C does), the core stops and
@@ -69,6 +76,7 @@ pub fn to_py_err(error: Error) -> PyErr {
                 None => PyOSError::new_err(text),
             }
         }
+        Error::Checkpoint { .. } => CheckpointError::new_err(text),
         Error::Internal(_) => InternalError::new_err(text),
     }
 }

@@ -30,6 +30,8 @@ mod _native {
     #[pymodule_export]
     use super::encoder::Encoder;
     #[pymodule_export]
+    use super::enter::CheckpointError;
+    #[pymodule_export]
     use super::enter::InternalError;
 
     #[pymodule_init]

@@ -1,0 +1,145 @@
+//! What every reader offers: a list of entries, each read on its own.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::limits::{MAX_NAME_BYTES, MAX_NAMES_BYTES, MAX_TENSORS, element_count};
+use super::open::Format;
+use super::tensor::{Dtype, Tensor};
+use crate::{Error, Result};
+
+/// What is wrong with some bytes, before it is known which file they come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flaw(String);
+
+impl Flaw {
+    /// A flaw described by `message`, a clause that can stand after the file's name and a colon.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+
+    /// The error for this flaw in the file called `path`.
+    pub fn in_file(self, path: &str) -> Error {
+        Error::Checkpoint { path: path.to_owned(), message: self.0 }
+    }
+
+    /// The same flaw, said to be in `place`.
+    pub fn at(self, place: &str) -> Self {
+        Self(format!("{place}: {}", self.0))
+    }
+}
+
+/// One tensor of a file as the file describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Name as in the file; unique there.
+    pub name: String,
+    /// Element type as stored.
+    pub dtype: Dtype,
+    /// Sizes of the dimensions, outermost first.
+    pub shape: Vec<usize>,
+}
+
+impl Entry {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Tensors that can be listed at once and read one at a time.
+pub trait TensorSource: Send + Sync {
+    /// The file format.
+    fn format(&self) -> Format;
+
+    /// The file or folder, for messages.
+    fn path(&self) -> &str;
+
+    /// All tensors, in the file's order.
+    fn entries(&self) -> &[Entry];
+
+    /// Text that the file carries beside its tensors.
+    fn metadata(&self) -> &BTreeMap<String, String>;
+
+    /// Reads the entry at `index`, verifying its checksum where the format has one.
+    ///
+    /// # Errors
+    /// The content is damaged, or of a kind that is listed but not read (text, pickled objects).
+    ///
+    /// # Panics
+    /// `index` is not below `entries().len()`.
+    fn read(&self, index: usize) -> Result<Tensor<'_>>;
+
+    /// Says that the entry at `index` will not be read again soon, so that mapped pages can go.
+    fn release(&self, index: usize);
+}
+
+/// Builds a list of entries, each with its place `L` in the file, and refuses what no honest file has.
+#[derive(Debug)]
+pub(super) struct EntryList<L> {
+    entries: Vec<Entry>,
+    places: Vec<L>,
+    /// Hashes would do, but names are needed for an exact answer; the limit on their total keeps this small.
+    seen: HashSet<String>,
+    names_bytes: usize,
+}
+
+impl<L> EntryList<L> {
+    pub(super) fn new() -> Self {
+        Self { entries: Vec::new(), places: Vec::new(), seen: HashSet::new(), names_bytes: 0 }
+    }
+
+    /// Adds an entry that lies at `place`.
+    pub(super) fn push(
+        &mut self,
+        name: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        place: L,
+    ) -> Result<(), Flaw> {
+        if name.len() > MAX_NAME_BYTES {
+            return Err(Flaw::new(format!(
+                "a tensor name has {} bytes, at most {MAX_NAME_BYTES} are read",
+                name.len()
+            )));
+        }
+        self.names_bytes += name.len();
+        if self.names_bytes > MAX_NAMES_BYTES {
+            return Err(Flaw::new(format!("the tensor names have more than {MAX_NAMES_BYTES} bytes")));
+        }
+        if self.entries.len() == MAX_TENSORS {
+            return Err(Flaw::new(format!("there are more than {MAX_TENSORS} tensors")));
+        }
+        element_count(&shape).map_err(|flaw| flaw.at(&name))?;
+        if !self.seen.insert(name.clone()) {
+            return Err(Flaw::new(format!("the name '{name}' occurs twice")));
+        }
+        self.entries.push(Entry { name, dtype, shape });
+        self.places.push(place);
+        Ok(())
+    }
+
+    /// The entries and their places, in the order they were added.
+    pub(super) fn finish(self) -> (Vec<Entry>, Vec<L>) {
+        (self.entries, self.places)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn duplicates_and_long_names_are_refused() {
+        let mut list = EntryList::new();
+        list.push("a".into(), Dtype::F32, vec![2], ()).unwrap();
+        assert!(list.push("a".into(), Dtype::F32, vec![2], ()).is_err());
+        assert!(list.push("b".repeat(MAX_NAME_BYTES + 1), Dtype::F32, vec![], ()).is_err());
+        assert!(list.push("c".into(), Dtype::F32, vec![usize::MAX, 3], ()).is_err());
+        assert_eq!(list.finish().0.len(), 1);
+    }
+}

@@ -1,0 +1,129 @@
+//! NumPy's `.npz`: a ZIP archive of `.npy` arrays. Arrays of Python objects, which need `pickle`, are listed but never
+//! read.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::entries::{Entry, EntryList, Flaw, TensorSource};
+use super::file_bytes::FileBytes;
+use super::limits::{MAX_NPY_HEADER, byte_count};
+use super::npy::NpyHeader;
+use super::open::Format;
+use super::tensor::Tensor;
+use super::transform::permute_axes;
+use super::zip::{Member, members};
+use crate::Result;
+
+/// An `.npz` archive.
+#[derive(Debug)]
+pub struct Npz {
+    path: String,
+    bytes: FileBytes,
+    entries: Vec<Entry>,
+    arrays: Vec<Array>,
+    metadata: BTreeMap<String, String>,
+}
+
+#[derive(Debug)]
+struct Array {
+    member: Member,
+    data_start: usize,
+    fortran_order: bool,
+}
+
+impl Npz {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not a valid archive of arrays.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::from_bytes(FileBytes::open(path)?, &path.display().to_string())
+    }
+
+    /// Reads a file's content; `path` is its name in messages.
+    ///
+    /// # Errors
+    /// The content is not a valid archive of arrays.
+    pub fn from_bytes(bytes: FileBytes, path: &str) -> Result<Self> {
+        Self::parse(bytes, path).map_err(|flaw| flaw.in_file(path))
+    }
+
+    fn parse(bytes: FileBytes, path: &str) -> Result<Self, Flaw> {
+        let mut list = EntryList::new();
+        for member in members(&bytes)? {
+            let Some(name) = member.name.strip_suffix(".npy") else {
+                return Err(Flaw::new(format!(
+                    "'{}' is not an array, so this is not an .npz archive; .keras files are read by the Python package \
+                     (extra 'h5'), PyTorch's .bin and .pt files are not read since opening them can run any code",
+                    member.name
+                )));
+            };
+            let name = name.to_owned();
+            let head = member.peek(&bytes, 16 + MAX_NPY_HEADER).map_err(|flaw| flaw.at(&name))?;
+            let header = NpyHeader::parse(&head).map_err(|flaw| flaw.at(&name))?;
+            if let Some(item_size) = header.dtype.size() {
+                let expected = byte_count(&header.shape, item_size)?;
+                if member.size.checked_sub(header.data_start) != Some(expected) {
+                    return Err(Flaw::new(format!(
+                        "{} of shape {:?} takes {expected} bytes, the archive has {} with the header",
+                        header.dtype, header.shape, member.size
+                    ))
+                    .at(&name));
+                }
+            }
+            let array = Array { member, data_start: header.data_start, fortran_order: header.fortran_order };
+            list.push(name, header.dtype, header.shape, array)?;
+        }
+        let (entries, arrays) = list.finish();
+        Ok(Self { path: path.to_owned(), bytes, entries, arrays, metadata: BTreeMap::new() })
+    }
+
+    fn read_array(&self, index: usize) -> Result<Tensor<'_>, Flaw> {
+        let (entry, array) = (&self.entries[index], &self.arrays[index]);
+        let Some(item_size) = entry.dtype.size() else {
+            return Err(Flaw::new(format!("elements of type {} are not read", entry.dtype)));
+        };
+        let data = match array.member.read(&self.bytes)? {
+            Cow::Borrowed(content) => Cow::Borrowed(&content[array.data_start..]),
+            Cow::Owned(mut content) => {
+                content.drain(..array.data_start);
+                Cow::Owned(content)
+            }
+        };
+        if !array.fortran_order || entry.shape.len() < 2 {
+            return Tensor::new(entry.dtype.clone(), entry.shape.clone(), data);
+        }
+        // The data is that of the transposed array in C order: transpose it back.
+        let reversed: Vec<usize> = entry.shape.iter().rev().copied().collect();
+        let axes: Vec<usize> = (0..reversed.len()).rev().collect();
+        let bytes = permute_axes(&data, item_size, &reversed, &axes);
+        Tensor::new(entry.dtype.clone(), entry.shape.clone(), Cow::Owned(bytes))
+    }
+}
+
+impl TensorSource for Npz {
+    fn format(&self) -> Format {
+        Format::Npz
+    }
+
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    fn read(&self, index: usize) -> Result<Tensor<'_>> {
+        self.read_array(index).map_err(|flaw| flaw.at(&self.entries[index].name).in_file(&self.path))
+    }
+
+    fn release(&self, index: usize) {
+        self.bytes.release(self.arrays[index].member.range.clone());
+    }
+}

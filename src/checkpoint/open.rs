@@ -1,0 +1,153 @@
+//! Recognises a weight file by what it contains and opens it with the right reader.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::entries::{Flaw, TensorSource};
+use super::file_bytes::FileBytes;
+use super::flax::Flax;
+use super::flax_step::is_step_file;
+use super::npz::Npz;
+use super::safetensors::Safetensors;
+use super::tensor_bundle::TensorBundle;
+use super::{sorted_table, zip};
+use crate::Result;
+
+/// Longest `checkpoint` file, which names the latest checkpoint of a folder.
+const MAX_STATE_FILE: usize = 64 << 10;
+
+/// A file format that is read here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// safetensors.
+    Safetensors,
+    /// Flax msgpack.
+    Flax,
+    /// TensorFlow checkpoint or SavedModel.
+    TensorBundle,
+    /// NumPy archive.
+    Npz,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::Safetensors => "safetensors",
+            Format::Flax => "flax",
+            Format::TensorBundle => "tensor_bundle",
+            Format::Npz => "npz",
+        })
+    }
+}
+
+/// Opens the checkpoint at `path`: a safetensors, Flax or `.npz` file, a TensorFlow checkpoint (its prefix, its
+/// `.index` file, or its folder), a SavedModel folder, the folder of a Flax training step, or a folder with a
+/// `model.safetensors`. Formats are told by content, not by name.
+///
+/// # Errors
+/// There is no such file, its format is not read here, or it is damaged.
+pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
+    if path.is_dir() {
+        return open_folder(path);
+    }
+    if let Some(prefix) = bundle_prefix(path) {
+        return Ok(Box::new(TensorBundle::open(&prefix)?));
+    }
+    if path.file_name().is_some_and(|name| is_step_file(&name.to_string_lossy())) {
+        return Ok(Box::new(Flax::open(path)?));
+    }
+    let bytes = FileBytes::open(path)?;
+    let label = path.display().to_string();
+    match recognise(&bytes).map_err(|flaw| flaw.in_file(&label))? {
+        Format::Safetensors => Ok(Box::new(Safetensors::from_bytes(bytes, &label)?)),
+        Format::Flax => Ok(Box::new(Flax::from_bytes(vec![bytes], &label)?)),
+        Format::Npz => Ok(Box::new(Npz::from_bytes(bytes, &label)?)),
+        Format::TensorBundle => {
+            Err(Flaw::new("a TensorFlow checkpoint index must be called <prefix>.index").in_file(&label))
+        }
+    }
+}
+
+/// Tells the format of a file from its content.
+///
+/// # Errors
+/// The content looks like none of the formats read here; where it is recognised as another one, the error says what to
+/// do.
+pub(super) fn recognise(bytes: &[u8]) -> Result<Format, Flaw> {
+    if bytes.ends_with(&sorted_table::MAGIC) {
+        return Ok(Format::TensorBundle);
+    }
+    // An empty archive consists of its end record.
+    if bytes.starts_with(&zip::LOCAL_HEADER) || bytes.starts_with(&zip::DIRECTORY_END) {
+        return Ok(Format::Npz);
+    }
+    // A safetensors header is JSON behind its length, whose upper half is zero.
+    if bytes.get(4..9) == Some(b"\0\0\0\0{") {
+        return Ok(Format::Safetensors);
+    }
+    if bytes.starts_with(b"\x89HDF\r\n\x1a\n") {
+        return Err(Flaw::new("HDF5 files are read by the Python package (extra 'h5')"));
+    }
+    match bytes.first() {
+        // PROTO opcode, protocols 2 to 5.
+        Some(0x80) if matches!(bytes.get(1), Some(2..=5)) => Err(Flaw::new(
+            "this is a Python pickle, which can run any code when it is opened and is therefore not read; convert it \
+             to safetensors with the program that made it",
+        )),
+        Some(0x80..=0x8f | 0xde | 0xdf) => Ok(Format::Flax),
+        None => Err(Flaw::new("the file is empty")),
+        _ => Err(Flaw::new(
+            "the format is not recognised; safetensors, Flax msgpack, TensorFlow checkpoints, .npz and HDF5 are read",
+        )),
+    }
+}
+
+fn open_folder(folder: &Path) -> Result<Box<dyn TensorSource>> {
+    let label = folder.display().to_string();
+    let saved_model = folder.join("variables").join("variables");
+    if index_of(&saved_model).is_file() {
+        return Ok(Box::new(TensorBundle::open(&saved_model)?));
+    }
+    let hugging_face = folder.join("model.safetensors");
+    if hugging_face.is_file() {
+        return Ok(Box::new(Safetensors::open(&hugging_face)?));
+    }
+    let state = folder.join("checkpoint");
+    if state.is_file() {
+        let prefix = latest_checkpoint(&state).map_err(|flaw| flaw.in_file(&label))?;
+        return Ok(Box::new(TensorBundle::open(&folder.join(prefix))?));
+    }
+    Ok(Box::new(Flax::open(folder)?))
+}
+
+/// The prefix of the TensorFlow checkpoint that `path` means, if it means one.
+fn bundle_prefix(path: &Path) -> Option<PathBuf> {
+    let text = path.to_str()?;
+    if let Some(prefix) = text.strip_suffix(".index") {
+        return Some(prefix.into());
+    }
+    if let Some((prefix, shard)) = text.rsplit_once(".data-")
+        && shard.contains("-of-")
+    {
+        return Some(prefix.into());
+    }
+    (!path.exists() && index_of(path).is_file()).then(|| path.to_owned())
+}
+
+fn index_of(prefix: &Path) -> PathBuf {
+    let mut index = prefix.as_os_str().to_owned();
+    index.push(".index");
+    index.into()
+}
+
+/// The file name of the prefix that a `checkpoint` file gives as `model_checkpoint_path: "..."`. Its folder is left
+/// out: checkpoints get moved, and a file should not make us read elsewhere.
+fn latest_checkpoint(state: &Path) -> Result<PathBuf, Flaw> {
+    let unreadable = || Flaw::new("the file 'checkpoint' does not name a checkpoint");
+    let bytes = FileBytes::open(state).map_err(|_| unreadable())?;
+    let text = std::str::from_utf8(&bytes[..bytes.len().min(MAX_STATE_FILE)]).map_err(|_| unreadable())?;
+    let quoted =
+        text.lines().find_map(|line| line.strip_prefix("model_checkpoint_path:")).ok_or_else(unreadable)?;
+    let path = Path::new(quoted.trim().trim_matches('"'));
+    path.file_name().map(PathBuf::from).ok_or_else(unreadable)
+}

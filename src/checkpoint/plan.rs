@@ -1,0 +1,335 @@
+//! Matching the weights an encoder wants with the tensors a file offers.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::entries::{Entry, Flaw, TensorSource};
+use super::names::{ForeignName, Scheme, TF_SUFFIX, foreign_names, is_companion};
+use super::tensor::Tensor;
+use super::transform::Transform;
+use crate::{Error, Result};
+
+/// Deepest path at which an encoder is looked for.
+const MAX_ROOT_DEPTH: usize = 32;
+/// What a word table that is shared with a language-model head is called.
+const SHARED_TABLE: &str = "embedding_table";
+const WORD_TABLE: &str = "word_embeddings/embeddings";
+
+/// A weight to be loaded, under our name for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Keras name without the layer's own name.
+    pub name: String,
+    /// Shape of ours.
+    pub shape: Vec<usize>,
+}
+
+/// One read that a plan has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedRead {
+    /// Index of the wanted weight.
+    pub wanted: usize,
+    /// Index of the file's entry.
+    pub entry: usize,
+    /// What turns it into ours, before a reshape.
+    pub transform: Transform,
+}
+
+/// A tensor that was found and cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Our name.
+    pub name: String,
+    /// The file's name.
+    pub file_name: String,
+    /// What is needed.
+    pub expected: String,
+    /// What the file has.
+    pub found: String,
+}
+
+/// Which of a file's tensors goes where, and what does not fit. Making one reads no tensor and changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadPlan {
+    /// How the file names its weights.
+    pub scheme: Scheme,
+    /// Where in the file the encoder is: what stands before its weights' names, without the separator.
+    pub root: String,
+    /// The weights that can be loaded, in the order of the wanted ones.
+    pub reads: Vec<PlannedRead>,
+    /// Wanted weights that the file does not have.
+    pub missing: Vec<String>,
+    /// Tensors below the root that nothing wants. Heads and optimiser state beside the encoder are not among them.
+    pub unexpected: Vec<String>,
+    /// Tensors of another shape.
+    pub shape_mismatches: Vec<Mismatch>,
+    /// Tensors that are not floating-point numbers.
+    pub dtype_mismatches: Vec<Mismatch>,
+}
+
+impl LoadPlan {
+    /// Finds the `wanted` weights, given in Keras order, among a file's `entries`. The naming scheme is the one that
+    /// fits best; `root` says where the encoder is if the file has several.
+    ///
+    /// # Errors
+    /// Two places in the file fit equally well and `root` does not say which.
+    pub fn new(entries: &[Entry], wanted: &[Wanted], root: Option<&str>) -> Result<Self, Flaw> {
+        let root = root.map(|root| root.trim_end_matches(['/', '.']));
+        let mut best: Option<Match> = None;
+        for scheme in Scheme::NAMED {
+            let found = Match::find(scheme, entries, wanted, root)?;
+            if best.as_ref().is_none_or(|best| found.count > best.count) {
+                best = Some(found);
+            }
+        }
+        let best = best.expect("there is at least one scheme");
+        if best.count == 0
+            && let Some(first) = saved_model_window(entries, wanted)?
+        {
+            return Ok(Self::from_window(entries, wanted, first));
+        }
+        Ok(Self::from_match(entries, wanted, &best))
+    }
+
+    fn from_match(entries: &[Entry], wanted: &[Wanted], best: &Match) -> Self {
+        let mut plan = Self::empty(best.scheme, best.root.clone());
+        let index: HashMap<&str, usize> =
+            entries.iter().enumerate().map(|(index, entry)| (entry.name.as_str(), index)).collect();
+        let mut used = HashSet::new();
+        for (position, weight) in wanted.iter().enumerate() {
+            let names = foreign_names(best.scheme, &weight.name, &weight.shape);
+            let found = names.into_iter().find_map(|name| {
+                let entry = *index.get(best.full_name(&name.path).as_str())?;
+                Some((name, entry))
+            });
+            let found = found.or_else(|| shared_word_table(best.scheme, entries, weight));
+            let Some((name, entry)) = found else {
+                plan.missing.push(weight.name.clone());
+                continue;
+            };
+            used.insert(entry);
+            plan.add(position, weight, &name, entry, &entries[entry]);
+        }
+        plan.unexpected = entries
+            .iter()
+            .enumerate()
+            .filter(|(index, entry)| {
+                !used.contains(index) && best.is_below_root(&entry.name) && !is_companion(&entry.name)
+            })
+            .map(|(_, entry)| entry.name.clone())
+            .collect();
+        plan
+    }
+
+    /// The plan for a SavedModel whose variables from `window[0]` on are the encoder's.
+    fn from_window(entries: &[Entry], wanted: &[Wanted], window: Vec<usize>) -> Self {
+        let mut plan = Self::empty(Scheme::SavedModel, String::new());
+        for (position, (weight, &entry)) in wanted.iter().zip(&window).enumerate() {
+            let name = ForeignName {
+                path: entries[entry].name.clone(),
+                shape: weight.shape.clone(),
+                transform: Transform::Keep,
+            };
+            plan.add(position, weight, &name, entry, &entries[entry]);
+        }
+        plan
+    }
+
+    fn empty(scheme: Scheme, root: String) -> Self {
+        Self {
+            scheme,
+            root,
+            reads: Vec::new(),
+            missing: Vec::new(),
+            unexpected: Vec::new(),
+            shape_mismatches: Vec::new(),
+            dtype_mismatches: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, wanted: usize, weight: &Wanted, name: &ForeignName, index: usize, entry: &Entry) {
+        let mismatch = |expected: String, found: String| Mismatch {
+            name: weight.name.clone(),
+            file_name: entry.name.clone(),
+            expected,
+            found,
+        };
+        if entry.shape != name.shape {
+            self.shape_mismatches.push(mismatch(format!("{:?}", name.shape), format!("{:?}", entry.shape)));
+        } else if !entry.dtype.is_float() {
+            self.dtype_mismatches.push(mismatch("a floating-point type".to_owned(), entry.dtype.to_string()));
+        } else {
+            self.reads.push(PlannedRead { wanted, entry: index, transform: name.transform });
+        }
+    }
+
+    /// Whether every wanted weight is found and nothing below the encoder's root is left over.
+    pub fn is_complete(&self) -> bool {
+        self.missing.is_empty()
+            && self.unexpected.is_empty()
+            && self.shape_mismatches.is_empty()
+            && self.dtype_mismatches.is_empty()
+    }
+
+    /// What does not fit, for an error message; at most a few names of each kind.
+    pub fn summary(&self) -> String {
+        const SHOWN: usize = 5;
+        let mut parts = Vec::new();
+        let mut list = |what: &str, names: Vec<String>| {
+            if names.is_empty() {
+                return;
+            }
+            let more = names.len().saturating_sub(SHOWN);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let shown: Vec<_> = names.into_iter().take(SHOWN).collect();
+            parts.push(format!("{what}: {}{more}", shown.join(", ")));
+        };
+        let describe = |mismatches: &[Mismatch]| {
+            mismatches
+                .iter()
+                .map(|m| format!("{} (expected {}, '{}' has {})", m.name, m.expected, m.file_name, m.found))
+                .collect()
+        };
+        list("missing", self.missing.clone());
+        list("unexpected", self.unexpected.clone());
+        list("of another shape", describe(&self.shape_mismatches));
+        list("of another type", describe(&self.dtype_mismatches));
+        parts.join("; ")
+    }
+
+    /// Fails unless [`LoadPlan::is_complete`]; `path` is the file's name.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] with the [`LoadPlan::summary`].
+    pub fn require_complete(&self, path: &str) -> Result<()> {
+        if self.is_complete() {
+            return Ok(());
+        }
+        Err(Error::Checkpoint {
+            path: path.to_owned(),
+            message: format!("the weights do not fit this encoder; {}", self.summary()),
+        })
+    }
+}
+
+impl PlannedRead {
+    /// Reads the tensor from the source that the plan was made for, in our layout and with the shape of `wanted`; its
+    /// element type stays the file's.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read`].
+    pub fn read<'a>(&self, source: &'a dyn TensorSource, wanted: &Wanted) -> Result<Tensor<'a>> {
+        let tensor = source.read(self.entry)?;
+        self.transform
+            .apply(tensor, &wanted.shape)
+            .map_err(|flaw| flaw.at(&wanted.name).in_file(source.path()))
+    }
+}
+
+/// How well a scheme fits at a root.
+struct Match {
+    scheme: Scheme,
+    root: String,
+    /// The character between root and name; none if the root is empty.
+    separator: Option<char>,
+    /// Number of wanted weights found by name.
+    count: usize,
+}
+
+impl Match {
+    /// The root at which `scheme` finds most of the `wanted` weights.
+    fn find(scheme: Scheme, entries: &[Entry], wanted: &[Wanted], root: Option<&str>) -> Result<Self, Flaw> {
+        let separator = if scheme == Scheme::HuggingFace { '.' } else { '/' };
+        let mut relative: HashMap<String, usize> = HashMap::new();
+        for (position, weight) in wanted.iter().enumerate() {
+            for name in foreign_names(scheme, &weight.name, &weight.shape) {
+                relative.insert(name.path, position);
+            }
+        }
+        // Per root, the wanted weights seen there: two spellings of one weight count once.
+        let mut seen: BTreeMap<&str, HashSet<usize>> = BTreeMap::new();
+        for entry in entries.iter().filter(|entry| !is_companion(&entry.name)) {
+            let name = entry.name.as_str();
+            let starts = std::iter::once(0).chain(name.match_indices(separator).map(|(at, _)| at + 1));
+            for start in starts.take(MAX_ROOT_DEPTH) {
+                if let Some(&position) = relative.get(&name[start..]) {
+                    let found = &name[..start.saturating_sub(1)];
+                    if root.is_none_or(|root| root.trim_start_matches('/') == found.trim_start_matches('/')) {
+                        seen.entry(found).or_default().insert(position);
+                    }
+                }
+            }
+        }
+        let count = seen.values().map(HashSet::len).max().unwrap_or(0);
+        let roots: Vec<&str> =
+            seen.iter().filter(|(_, found)| found.len() == count).map(|(&root, _)| root).collect();
+        // A few accidental matches are no reason to complain: another scheme will fit better.
+        if roots.len() > 1 && count * 2 > wanted.len() {
+            return Err(Flaw::new(format!(
+                "there are several encoders in the file; say which one with prefix=: {}",
+                roots.join(", ")
+            )));
+        }
+        let root = roots.first().copied().unwrap_or("").to_owned();
+        let separator = (!root.is_empty()).then_some(separator);
+        Ok(Self { scheme, root, separator, count })
+    }
+
+    fn full_name(&self, relative: &str) -> String {
+        match self.separator {
+            Some(separator) => format!("{}{separator}{relative}", self.root),
+            None => relative.to_owned(),
+        }
+    }
+
+    fn is_below_root(&self, name: &str) -> bool {
+        match self.separator {
+            Some(separator) => name.strip_prefix(&self.root).is_some_and(|rest| rest.starts_with(separator)),
+            None => true,
+        }
+    }
+}
+
+/// The table of a language-model head, where TensorFlow's pre-training checkpoints keep the shared word table.
+fn shared_word_table(scheme: Scheme, entries: &[Entry], weight: &Wanted) -> Option<(ForeignName, usize)> {
+    if scheme != Scheme::TfCheckpoint || weight.name != WORD_TABLE {
+        return None;
+    }
+    let ending = format!("{SHARED_TABLE}{TF_SUFFIX}");
+    entries
+        .iter()
+        .enumerate()
+        .filter(|(_, entry)| {
+            entry.name.ends_with(&ending) && entry.shape == weight.shape && !is_companion(&entry.name)
+        })
+        .min_by_key(|(_, entry)| entry.name.len())
+        .map(|(index, entry)| {
+            let path = entry.name.clone();
+            (ForeignName { path, shape: weight.shape.clone(), transform: Transform::Keep }, index)
+        })
+}
+
+/// The entries of a SavedModel that are the wanted weights: the only run of consecutive `variables/<k>` with their
+/// shapes.
+fn saved_model_window(entries: &[Entry], wanted: &[Wanted]) -> Result<Option<Vec<usize>>, Flaw> {
+    let mut variables: Vec<(usize, usize)> = entries
+        .iter()
+        .enumerate()
+        .filter_map(|(index, entry)| {
+            let number = entry.name.strip_prefix("variables/")?.strip_suffix(TF_SUFFIX)?;
+            Some((number.parse().ok()?, index))
+        })
+        .collect();
+    variables.sort_unstable();
+    if wanted.is_empty() || variables.len() < wanted.len() {
+        return Ok(None);
+    }
+    let fits = |window: &[(usize, usize)]| {
+        window.iter().zip(wanted).all(|(&(_, index), weight)| entries[index].shape == weight.shape)
+    };
+    let mut windows = variables.windows(wanted.len()).filter(|window| fits(window));
+    let Some(first) = windows.next() else { return Ok(None) };
+    if windows.next().is_some() {
+        return Err(Flaw::new("several runs of variables have the shapes of this encoder's weights"));
+    }
+    Ok(Some(first.iter().map(|&(_, index)| index).collect()))
+}

@@ -1,0 +1,226 @@
+//! TensorFlow's tensor bundle: what `tf.train.Checkpoint`, `save_weights` and SavedModel write. `<prefix>.index` is a
+//! sorted table (see [`super::sorted_table`]) from tensor names to their type, shape, place and checksum;
+//! `<prefix>.data-<i>-of-<n>` hold the bytes.
+//! Source: `tensorflow/core/protobuf/tensor_bundle.proto`.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::entries::{Entry, EntryList, Flaw, TensorSource};
+use super::file_bytes::FileBytes;
+use super::limits::{MAX_RANK, MAX_SHARDS, part};
+use super::open::Format;
+use super::protobuf::{Value, fields};
+use super::sorted_table::{for_each_entry, masked_crc32c};
+use super::tensor::{Dtype, Tensor};
+use crate::Result;
+
+/// A TensorFlow checkpoint.
+#[derive(Debug)]
+pub struct TensorBundle {
+    path: String,
+    shards: Vec<FileBytes>,
+    entries: Vec<Entry>,
+    places: Vec<Place>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// Where a tensor's bytes are. Numbers as the index gives them: checked when the tensor is read.
+#[derive(Debug, Default, Clone, Copy)]
+struct Place {
+    shard: u64,
+    offset: u64,
+    size: u64,
+    masked_crc32c: u32,
+    is_partitioned: bool,
+}
+
+impl TensorBundle {
+    /// Opens the checkpoint with this prefix: `<prefix>.index` and its data files.
+    ///
+    /// # Errors
+    /// Files are missing, cannot be read, or the index is damaged.
+    pub fn open(prefix: &Path) -> Result<Self> {
+        let label = prefix.display().to_string();
+        let index = FileBytes::open(&with_suffix(prefix, ".index"))?;
+        let index = Index::parse(&index).map_err(|flaw| flaw.in_file(&format!("{label}.index")))?;
+        let count = index.shard_count;
+        let shards = (0..count)
+            .map(|shard| FileBytes::open(&with_suffix(prefix, &format!(".data-{shard:05}-of-{count:05}"))))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self::new(index, shards, label))
+    }
+
+    /// Reads an index and the contents of its data files; `path` is their name in messages.
+    ///
+    /// # Errors
+    /// The index is damaged or knows another number of data files.
+    pub fn from_bytes(index: &[u8], shards: Vec<FileBytes>, path: &str) -> Result<Self> {
+        let index = Index::parse(index).map_err(|flaw| flaw.in_file(path))?;
+        if shards.len() != index.shard_count {
+            let (expected, got) = (index.shard_count, shards.len());
+            return Err(Flaw::new(format!("expected {expected} data files, got {got}")).in_file(path));
+        }
+        Ok(Self::new(index, shards, path.to_owned()))
+    }
+
+    fn new(index: Index, shards: Vec<FileBytes>, path: String) -> Self {
+        let (entries, places) = index.entries.finish();
+        Self { path, shards, entries, places, metadata: BTreeMap::new() }
+    }
+
+    fn read_tensor(&self, index: usize) -> Result<Tensor<'_>, Flaw> {
+        let (entry, place) = (&self.entries[index], self.places[index]);
+        if place.is_partitioned {
+            return Err(Flaw::new("partitioned variables are not read; save the model without partitioning"));
+        }
+        if entry.dtype.size().is_none() {
+            return Err(Flaw::new(format!("elements of type {} are not read", entry.dtype)));
+        }
+        let shard = usize::try_from(place.shard).ok().and_then(|shard| self.shards.get(shard));
+        let shard = shard.ok_or_else(|| Flaw::new(format!("there is no data file {}", place.shard)))?;
+        let bytes = part(shard, place.offset, place.size, "the content")?;
+        let tensor = Tensor::new(entry.dtype.clone(), entry.shape.clone(), Cow::Borrowed(bytes))?;
+        if masked_crc32c(bytes) != place.masked_crc32c {
+            return Err(Flaw::new("the content does not match its checksum; the file is damaged"));
+        }
+        Ok(tensor)
+    }
+}
+
+impl TensorSource for TensorBundle {
+    fn format(&self) -> Format {
+        Format::TensorBundle
+    }
+
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    fn read(&self, index: usize) -> Result<Tensor<'_>> {
+        self.read_tensor(index).map_err(|flaw| flaw.at(&self.entries[index].name).in_file(&self.path))
+    }
+
+    fn release(&self, index: usize) {
+        let place = self.places[index];
+        if let (Ok(shard), Ok(offset), Ok(size)) =
+            (usize::try_from(place.shard), usize::try_from(place.offset), usize::try_from(place.size))
+            && let Some(shard) = self.shards.get(shard)
+        {
+            shard.release(offset..offset.saturating_add(size));
+        }
+    }
+}
+
+fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
+    let mut path = prefix.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+/// The content of an index file.
+struct Index {
+    shard_count: usize,
+    entries: EntryList<Place>,
+}
+
+impl Index {
+    fn parse(file: &[u8]) -> Result<Self, Flaw> {
+        let mut shard_count = None;
+        let mut entries = EntryList::new();
+        for_each_entry(file, |key, value| {
+            if key.is_empty() {
+                shard_count = Some(read_header(value)?);
+                return Ok(());
+            }
+            let name = std::str::from_utf8(key).map_err(|_| Flaw::new("a tensor name is not UTF-8"))?;
+            let (dtype, shape, place) = read_entry(value).map_err(|flaw| flaw.at(name))?;
+            entries.push(name.to_owned(), dtype, shape, place)
+        })?;
+        let shard_count = shard_count.ok_or_else(|| Flaw::new("the index has no header"))?;
+        Ok(Self { shard_count, entries })
+    }
+}
+
+/// Reads the `BundleHeaderProto`: the number of data files.
+fn read_header(message: &[u8]) -> Result<usize, Flaw> {
+    let mut shard_count = 0;
+    for field in fields(message) {
+        match field? {
+            (1, Value::Varint(count)) => shard_count = count,
+            (2, Value::Varint(endianness)) if endianness != 0 => {
+                return Err(Flaw::new("big-endian checkpoints are not read"));
+            }
+            _ => {}
+        }
+    }
+    usize::try_from(shard_count).ok().filter(|&count| count <= MAX_SHARDS).ok_or_else(|| {
+        Flaw::new(format!("there should be {shard_count} data files, at most {MAX_SHARDS} are read"))
+    })
+}
+
+/// Reads a `BundleEntryProto`. Fields that are zero are absent.
+fn read_entry(message: &[u8]) -> Result<(Dtype, Vec<usize>, Place), Flaw> {
+    let mut dtype = 0;
+    let mut shape = Vec::new();
+    let mut place = Place::default();
+    for field in fields(message) {
+        match field? {
+            (1, Value::Varint(value)) => dtype = value,
+            (2, Value::Bytes(message)) => shape = read_shape(message)?,
+            (3, Value::Varint(shard)) => place.shard = shard,
+            (4, Value::Varint(offset)) => place.offset = offset,
+            (5, Value::Varint(size)) => place.size = size,
+            (6, Value::Fixed32(checksum)) => place.masked_crc32c = checksum,
+            (7, Value::Bytes(_)) => place.is_partitioned = true,
+            _ => {}
+        }
+    }
+    // Numbers of `tensorflow/core/framework/types.proto`.
+    let dtype = match dtype {
+        1 => Dtype::F32,
+        2 => Dtype::F64,
+        3 => Dtype::I32,
+        4 => Dtype::U8,
+        5 => Dtype::I16,
+        6 => Dtype::I8,
+        7 => Dtype::Other("string".to_owned()),
+        9 => Dtype::I64,
+        10 => Dtype::Bool,
+        14 => Dtype::BF16,
+        17 => Dtype::U16,
+        19 => Dtype::F16,
+        22 => Dtype::U32,
+        23 => Dtype::U64,
+        other => Dtype::Other(format!("TensorFlow type {other}")),
+    };
+    Ok((dtype, shape, place))
+}
+
+/// Reads a `TensorShapeProto`: repeated field 2, each with its size in field 1.
+fn read_shape(message: &[u8]) -> Result<Vec<usize>, Flaw> {
+    let mut shape = Vec::new();
+    for field in fields(message) {
+        let (2, Value::Bytes(dimension)) = field? else { continue };
+        if shape.len() == MAX_RANK {
+            return Err(Flaw::new(format!("a shape has more than {MAX_RANK} dimensions")));
+        }
+        let mut size = 0;
+        for field in fields(dimension) {
+            if let (1, Value::Varint(value)) = field? {
+                size = value;
+            }
+        }
+        shape.push(usize::try_from(size).map_err(|_| Flaw::new(format!("the size {size} is too large")))?);
+    }
+    Ok(shape)
+}
