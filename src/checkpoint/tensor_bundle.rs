@@ -26,7 +26,7 @@ pub struct TensorBundle {
     metadata: BTreeMap<String, String>,
 }
 
-/// Where a tensor's bytes are. Numbers as the index gives them: checked when the tensor is read.
+/// Where a tensor's bytes are, as the index says.
 #[derive(Debug, Default, Clone, Copy)]
 struct Place {
     shard: u64,
@@ -34,6 +34,14 @@ struct Place {
     size: u64,
     masked_crc32c: u32,
     is_partitioned: bool,
+}
+
+impl Place {
+    fn find(self, shards: &[FileBytes]) -> Result<&[u8], Flaw> {
+        let shard = usize::try_from(self.shard).ok().and_then(|shard| shards.get(shard));
+        let shard = shard.ok_or_else(|| Flaw::new(format!("there is no data file {}", self.shard)))?;
+        part(shard, self.offset, self.size, "the content")
+    }
 }
 
 impl TensorBundle {
@@ -49,7 +57,7 @@ impl TensorBundle {
         let shards = (0..count)
             .map(|shard| FileBytes::open(&with_suffix(prefix, &format!(".data-{shard:05}-of-{count:05}"))))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self::new(index, shards, label))
+        Self::new(index, shards, &label).map_err(|flaw| flaw.in_file(&label))
     }
 
     /// Reads an index and the contents of its data files; `path` is their name in messages.
@@ -62,12 +70,16 @@ impl TensorBundle {
             let (expected, got) = (index.shard_count, shards.len());
             return Err(Flaw::new(format!("expected {expected} data files, got {got}")).in_file(path));
         }
-        Ok(Self::new(index, shards, path.to_owned()))
+        Self::new(index, shards, path).map_err(|flaw| flaw.in_file(path))
     }
 
-    fn new(index: Index, shards: Vec<FileBytes>, path: String) -> Self {
+    /// Checks that every tensor lies inside its data file: a truncated one is noticed at once.
+    fn new(index: Index, shards: Vec<FileBytes>, path: &str) -> Result<Self, Flaw> {
         let (entries, places) = index.entries.finish();
-        Self { path, shards, entries, places, metadata: BTreeMap::new() }
+        for (entry, place) in entries.iter().zip(&places).filter(|(_, place)| !place.is_partitioned) {
+            place.find(&shards).map_err(|flaw| flaw.at(&entry.name))?;
+        }
+        Ok(Self { path: path.to_owned(), shards, entries, places, metadata: BTreeMap::new() })
     }
 
     fn read_tensor(&self, index: usize) -> Result<Tensor<'_>, Flaw> {
@@ -78,9 +90,7 @@ impl TensorBundle {
         if entry.dtype.size().is_none() {
             return Err(Flaw::new(format!("elements of type {} are not read", entry.dtype)));
         }
-        let shard = usize::try_from(place.shard).ok().and_then(|shard| self.shards.get(shard));
-        let shard = shard.ok_or_else(|| Flaw::new(format!("there is no data file {}", place.shard)))?;
-        let bytes = part(shard, place.offset, place.size, "the content")?;
+        let bytes = place.find(&self.shards)?;
         let tensor = Tensor::new(entry.dtype.clone(), entry.shape.clone(), Cow::Borrowed(bytes))?;
         if masked_crc32c(bytes) != place.masked_crc32c {
             return Err(Flaw::new("the content does not match its checksum; the file is damaged"));
@@ -112,11 +122,10 @@ impl TensorSource for TensorBundle {
 
     fn release(&self, index: usize) {
         let place = self.places[index];
-        if let (Ok(shard), Ok(offset), Ok(size)) =
-            (usize::try_from(place.shard), usize::try_from(place.offset), usize::try_from(place.size))
-            && let Some(shard) = self.shards.get(shard)
-        {
-            shard.release(offset..offset.saturating_add(size));
+        if !place.is_partitioned {
+            // These numbers lie inside the file, as was checked when it was opened.
+            let start = place.offset as usize;
+            self.shards[place.shard as usize].release(start..start + place.size as usize);
         }
     }
 }
