@@ -15,6 +15,8 @@ mod dot_tile;
 #[cfg(target_arch = "x86_64")]
 mod dot_x86_64;
 mod elementwise;
+mod formulas;
+mod functions;
 mod isa;
 mod map_file;
 mod matmul;
@@ -24,12 +26,18 @@ mod matmul_int8;
 mod matmul_native;
 mod packed;
 mod panel_product;
+mod peak;
+mod portable;
 mod quantize;
 mod real;
 mod rows;
+mod simd;
+mod spans;
 #[cfg(test)]
 mod testing;
 mod vectorised;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 pub use aligned::AlignedVec;
 pub use elementwise::{Elementwise, elementwise, elementwise_backward};
@@ -39,6 +47,8 @@ pub use matmul::{Init, Lhs, LhsBuffer, lhs_stride, matmul, prepare_lhs};
 pub use packed::{
     INT8_K_BLOCK, PANEL, PackedMatrix, Panels, WeightDtype, pack_bfloat16, pack_native, packed_len,
 };
+#[doc(hidden)]
+pub use peak::multiply_adds;
 pub use real::Real;
 pub use rows::{
     add_in_place, axpy, layer_norm, layer_norm_backward, log_sum_exp, softmax_backward, softmax_in_place,

@@ -3,6 +3,8 @@
 use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
+use super::simd::Lane;
+
 /// A floating-point number that the layers compute with.
 pub trait Real:
     Copy
@@ -19,6 +21,7 @@ pub trait Real:
     + AddAssign
     + SubAssign
     + MulAssign
+    + Lane
     + 'static
 {
     /// 0
@@ -47,6 +50,16 @@ pub trait Real:
     fn max(self, other: Self) -> Self;
     /// Neither infinite nor NaN.
     fn is_finite(self) -> bool;
+    /// Without its sign.
+    fn abs(self) -> Self;
+    /// With the sign of `sign`.
+    fn copysign(self, sign: Self) -> Self;
+    /// Nearest integer, ties to even, for `|self| < 2^22`.
+    fn round_small(self) -> Self;
+    /// `self * 2^n` for integral `n`, `|n| <= 252`.
+    fn scale_by_power_of_two(self, n: Self) -> Self;
+    /// `(m, n)` with `self = m * 2^n`, `sqrt(1/2) <= m < sqrt(2)`, for positive normal numbers.
+    fn split_exponent(self) -> (Self, Self);
     /// The slice itself if its elements are `f32`: the way into kernels that exist for `f32` only.
     fn f32_slice(x: &[Self]) -> Option<&[f32]>;
     /// As [`Real::f32_slice`], to write to.
@@ -54,7 +67,7 @@ pub trait Real:
 }
 
 macro_rules! impl_real {
-    ($t:ty, |$x:ident| $as_f32:expr) => {
+    ($t:ty, $bits:ty, |$x:ident| $as_f32:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -85,6 +98,37 @@ macro_rules! impl_real {
             fn is_finite(self) -> bool {
                 self.is_finite()
             }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                self.abs()
+            }
+            #[inline(always)]
+            fn copysign(self, sign: Self) -> Self {
+                self.copysign(sign)
+            }
+            #[inline(always)]
+            fn round_small(self) -> Self {
+                // Adding 1.5 * 2^(digits - 1) leaves no room for a fraction; cheaper than a call where the machine
+                // has no rounding instruction.
+                const SHIFT: $t = 1.5 / <$t>::EPSILON;
+                (self + SHIFT) - SHIFT
+            }
+            #[inline(always)]
+            fn scale_by_power_of_two(self, n: Self) -> Self {
+                // By two powers of two, since one normal number cannot reach all.
+                const DIGITS: u32 = <$t>::MANTISSA_DIGITS - 1;
+                let n = n as $bits;
+                let power = |n: $bits| <$t>::from_bits(((n + (<$t>::MAX_EXP as $bits - 1)) << DIGITS) as _);
+                self * power(n >> 1) * power(n - (n >> 1))
+            }
+            #[inline(always)]
+            fn split_exponent(self) -> (Self, Self) {
+                const DIGITS: u32 = <$t>::MANTISSA_DIGITS - 1;
+                const SQRT_HALF: $t = std::f64::consts::FRAC_1_SQRT_2 as $t;
+                let bits = self.to_bits() as $bits;
+                let n = (bits - SQRT_HALF.to_bits() as $bits) >> DIGITS;
+                (<$t>::from_bits((bits - (n << DIGITS)) as _), n as $t)
+            }
             fn f32_slice($x: &[Self]) -> Option<&[f32]> {
                 $as_f32
             }
@@ -95,5 +139,5 @@ macro_rules! impl_real {
     };
 }
 
-impl_real!(f32, |x| Some(x));
-impl_real!(f64, |_x| None);
+impl_real!(f32, i32, |x| Some(x));
+impl_real!(f64, i64, |_x| None);
