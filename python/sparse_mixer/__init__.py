@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 # Imported on first use: nothing of them is needed to encode.
-_LAZY: frozenset[str] = frozenset()
+_LAZY = frozenset({"plots", "text"})
 
 __all__ = [
     "Activation",

@@ -6,6 +6,16 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "Encoder",
+    "InternalError",
+    "__version__",
+    "cpu_info",
+    "get_num_threads",
+    "release_scratch",
+    "set_num_threads",
+]
+
 __version__: str
 
 class InternalError(RuntimeError):
@@ -55,7 +65,7 @@ class Encoder:
         dense_type_ids: npt.NDArray[Any] | None = None,
         training: bool = False,
         seed: int = 0,
-        outputs: Sequence[str] = ("sequence_output", "pooled_output", "encoder_outputs"),
+        outputs: Sequence[str] | None = None,
         check_finite: bool = False,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Encode a batch.
@@ -72,7 +82,7 @@ class Encoder:
             dense_type_ids: int32 or int64 [B, M].
             training: Training capacity factor, dropout and jitter.
             seed: Source of dropout and jitter.
-            outputs: Names of the wanted outputs.
+            outputs: Names of the wanted outputs; None for sequence_output, pooled_output and encoder_outputs.
             check_finite: Raise ValueError naming the first block whose output is not finite.
 
         Returns:

@@ -100,7 +100,7 @@ def read_all(variables: Sequence[Any]) -> list[npt.NDArray[np.float32]]:
     return [
         copies[variable._native, variable.index]
         if isinstance(variable, Variable)
-        else np.array(variable, dtype=np.float32)
+        else np.array(variable.numpy(), dtype=np.float32)
         for variable in variables
     ]
 
@@ -109,8 +109,8 @@ def assign_all(variables: Sequence[Any], values: Sequence[npt.ArrayLike]) -> Non
     """Give all `variables` their new `values`, or change nothing.
 
     Args:
-        variables: `Variable` objects; an own embedding layer may add foreign ones with ``name``, ``shape`` and
-            ``assign``, such as TensorFlow's.
+        variables: `Variable` objects; an own embedding layer may add foreign ones with ``name``, ``shape``,
+            ``numpy`` and ``assign``, such as TensorFlow's.
         values: One array per variable.
 
     Raises:

@@ -102,7 +102,7 @@ impl Encoder {
     #[pyo3(signature = (
         word_ids=None, mask=None, type_ids=None, *, word_embeddings=None, dense_inputs=None, dense_mask=None,
         dense_type_ids=None, training=false, seed=0,
-        outputs=vec!["sequence_output".into(), "pooled_output".into(), "encoder_outputs".into()], check_finite=false
+        outputs=None, check_finite=false
     ))]
     fn forward<'py>(
         &self,
@@ -116,14 +116,14 @@ impl Encoder {
         dense_type_ids: Option<&Bound<'py, PyAny>>,
         training: bool,
         seed: u64,
-        outputs: Vec<String>,
+        outputs: Option<Vec<String>>,
         check_finite: bool,
     ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>)> {
         let network = self.network();
         let given =
             Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
         let inputs = OwnedInputs::read(&given, network.config())?;
-        let wanted = wanted(&outputs, check_finite)?;
+        let wanted = wanted(outputs.as_deref(), check_finite)?;
         let threads = self.effective_threads()?;
         let results = enter_core(py, |interrupt| {
             run(self.isa, threads, &SCRATCH, interrupt, |context| {
@@ -307,8 +307,13 @@ pub fn checked_threads(num_threads: Option<i64>) -> PyResult<Option<usize>> {
     }
 }
 
-fn wanted(names: &[String], check_finite: bool) -> PyResult<Wanted> {
+/// The named outputs; `None` stands for those of TensorFlow's class.
+fn wanted(names: Option<&[String]>, check_finite: bool) -> PyResult<Wanted> {
     let mut wanted = Wanted { check_finite, ..Wanted::default() };
+    let Some(names) = names else {
+        let (sequence_output, pooled_output, encoder_outputs) = (true, true, true);
+        return Ok(Wanted { sequence_output, pooled_output, encoder_outputs, ..wanted });
+    };
     for name in names {
         *match name.as_str() {
             "sequence_output" => &mut wanted.sequence_output,
