@@ -1,0 +1,76 @@
+"""Gradients of the weights of an encoder or a model, held by the core in buffers that are used again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_mixer import _native
+from sparse_mixer._variables import as_float32
+from sparse_mixer.layers import Layer
+
+Array = npt.NDArray[np.float32]
+
+
+class Gradients(Mapping[str, Array]):
+    """One gradient per weight, in Keras order: a read-only mapping from the weight's key to a float32 array.
+
+    Reading an entry copies it. The buffers start at zero; whatever computes gradients adds to them.
+
+    Attributes:
+        parts: The encoder, and the heads if it is a model, that the weights belong to.
+        buffers: The core's buffers, one per part.
+    """
+
+    def __init__(self, target: Any, buffers: Sequence[_native.Gradients] | None = None) -> None:
+        """Zeros for the weights of `target`, an encoder or a model, or given `buffers` of such."""
+        self.parts = parts_of(target)
+        self.buffers = [_native.Gradients(part._native) for part in self.parts] if buffers is None else list(buffers)
+        self._places = {
+            key: (buffer, index)
+            for part, buffer in zip(self.parts, self.buffers, strict=True)
+            for index, (key, _) in enumerate(part._native.weight_specs())
+        }
+
+    def __getitem__(self, key: str) -> Array:
+        buffer, index = self._places[key]
+        return buffer.get(index)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def set(self, key: str, value: npt.ArrayLike) -> None:
+        """Replace the gradient of the weight `key`.
+
+        Raises:
+            KeyError: No such weight.
+            ValueError: Wrong shape.
+        """
+        buffer, index = self._places[key]
+        buffer.set(index, as_float32(key, value))
+
+    def clear(self) -> None:
+        """Set all gradients to zero."""
+        for buffer in self.buffers:
+            buffer.clear()
+
+    def global_norm(self) -> float:
+        """Euclidean norm over all gradients together."""
+        return float(np.sqrt(sum(buffer.global_norm() ** 2 for buffer in self.buffers)))
+
+    def __repr__(self) -> str:
+        return f"<Gradients of {len(self)} weights>"
+
+
+def parts_of(target: Any) -> list[Any]:
+    """The layers with storage of their own: a model's encoder and heads, or just the encoder."""
+    parts = list(getattr(target, "parts", [target]))
+    if not all(isinstance(part, Layer) and hasattr(part, "_native") for part in parts):
+        raise TypeError(f"expected a SparseMixer or a model around one, got {type(target).__name__}")
+    return parts
