@@ -221,15 +221,20 @@ impl<'a, R: Real> ParamMut<'a, R> {
 ///
 /// Source: Keras initialisers; fans as `keras.initializers` counts them (last two axes times the product of the others).
 pub fn initial_values(config: &SparseMixerConfig, index: usize, spec: &Spec) -> Vec<f32> {
+    draw(&config.initializer, config.seed, index, spec)
+}
+
+/// Draws the initial values of weight number `index` by `initializer`, a function of `seed` and `index`.
+pub fn draw(initializer: &InitializerConfig, seed: u64, index: usize, spec: &Spec) -> Vec<f32> {
     let kernel = match spec.role {
         Role::Bias => return vec![0.0; spec.len()],
         Role::Scale => return vec![1.0; spec.len()],
-        Role::Kernel => &config.initializer,
+        Role::Kernel => initializer,
     };
     let draw = |map: &(dyn Fn(f64) -> f64 + Sync)| {
         use rayon::prelude::*;
         const CHUNK: usize = 1 << 16;
-        let stream = Stream::new(config.seed, index as u64);
+        let stream = Stream::new(seed, index as u64);
         let mut values = vec![0f32; spec.len()];
         let fill = |(chunk, out): (usize, &mut [f32])| {
             stream.for_each_word((chunk * CHUNK) as u64, out.len(), |i, word| {

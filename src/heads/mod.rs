@@ -4,11 +4,13 @@
 
 mod cross_entropy;
 mod dense;
+mod head;
 mod masked_lm;
 mod projection;
 
 pub use cross_entropy::{LossSums, cross_entropy};
 pub use dense::{Dense, DenseGradients};
+pub use head::{Head, HeadConfig};
 pub use masked_lm::{MaskedLm, MaskedLmConfig, MaskedLmGradients, Predictions};
 pub use projection::{Projection, ProjectionConfig};
 

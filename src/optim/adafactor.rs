@@ -13,10 +13,9 @@
 //! Differs from Keras: `relative_step = false` takes `lr` as it is (Keras bounds it all the same), and the product
 //! `r_i c_j` is not formed, so rows that never had a gradient cannot underflow to 0/0.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::blocks::{BLOCK, Block, cut, map_blocks};
+use super::blocks::{BLOCK, Block, cut, map_blocks, map_in_order};
 use super::clip::sum_of_squares;
 use super::layout::{Gradient, ParameterSpec, Update};
 use super::optimizer::{check_non_negative, check_positive};
@@ -146,8 +145,10 @@ impl Adafactor {
         let [batch @ .., rows, cols] = &spec.shape[..] else {
             let v = &mut slots[0];
             if let Gradient::Dense(g) = gradient {
-                v.par_iter_mut().with_min_len(BLOCK).zip(g).for_each(|(v, g)| {
-                    *v = blend(*v, g.to_f64() * g.to_f64() * squared_scale + self.epsilon_1);
+                map_in_order(v.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).collect(), |(v, g)| {
+                    for (v, g) in v.iter_mut().zip(g) {
+                        *v = blend(*v, g.to_f64() * g.to_f64() * squared_scale + self.epsilon_1);
+                    }
                 });
             }
             return Whitening::Whole(v);
@@ -219,22 +220,19 @@ fn squares_by_row_and_column<R: Real>(dims: Matrices, gradient: Gradient<'_, R>)
     let bands: Vec<_> = (0..batches)
         .flat_map(|batch| (0..rows).step_by(band_rows).map(move |first| (batch, first)))
         .collect();
-    let sums: Vec<(Vec<f64>, Vec<f64>)> = bands
-        .par_iter()
-        .map(|&(batch, first)| {
-            let mut by_col = vec![0.0; cols];
-            let by_row = (first..rows.min(first + band_rows))
-                .map(|row| {
-                    let g = row_at(batch * rows + row);
-                    for (sum, x) in by_col.iter_mut().zip(g) {
-                        *sum += x.to_f64() * x.to_f64();
-                    }
-                    sum_of_squares(g)
-                })
-                .collect();
-            (by_row, by_col)
-        })
-        .collect();
+    let sums: Vec<(Vec<f64>, Vec<f64>)> = map_in_order(bands.clone(), |(batch, first)| {
+        let mut by_col = vec![0.0; cols];
+        let by_row = (first..rows.min(first + band_rows))
+            .map(|row| {
+                let g = row_at(batch * rows + row);
+                for (sum, x) in by_col.iter_mut().zip(g) {
+                    *sum += x.to_f64() * x.to_f64();
+                }
+                sum_of_squares(g)
+            })
+            .collect();
+        (by_row, by_col)
+    });
     let mut row_squares = Vec::with_capacity(batches * rows);
     let mut col_squares = vec![0.0; batches * cols];
     for (&(batch, _), (by_row, by_col)) in bands.iter().zip(sums) {

@@ -188,12 +188,22 @@ impl<R: Real, const SLOTS: usize> Block<'_, R, SLOTS> {
     }
 }
 
-/// Runs `work` on every block on the current pool; the results in the order of the blocks.
+/// Does `work` for every task, on the pool that the caller is in, else in a plain loop so that no pool is started
+/// behind its back. The results are in the order of the tasks.
+pub(super) fn map_in_order<T: Send, U: Send>(tasks: Vec<T>, work: impl Fn(T) -> U + Send + Sync) -> Vec<U> {
+    if rayon::current_thread_index().is_some() {
+        tasks.into_par_iter().map(work).collect()
+    } else {
+        tasks.into_iter().map(work).collect()
+    }
+}
+
+/// Does `work` for every block; the results in the order of the blocks.
 pub(super) fn map_blocks<R: Real, T: Send, const SLOTS: usize>(
     blocks: &mut [Block<'_, R, SLOTS>],
     work: impl Fn(&mut Block<'_, R, SLOTS>) -> T + Send + Sync,
 ) -> Vec<T> {
-    blocks.par_iter_mut().map(work).collect()
+    map_in_order(blocks.iter_mut().collect(), work)
 }
 
 /// Adds `parts`, one per block, over the blocks of each of `parameters` parameters, in order.

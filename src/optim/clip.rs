@@ -1,8 +1,6 @@
 //! Norms of gradients and the factor of clipping by the global norm.
 
-use rayon::prelude::*;
-
-use super::blocks::BLOCK;
+use super::blocks::{BLOCK, map_in_order};
 use super::layout::Gradient;
 use crate::kernels::Real;
 
@@ -20,8 +18,8 @@ pub(super) fn sum_of_squares<R: Real>(values: &[R]) -> f64 {
     lanes.iter().sum::<f64>() + tail
 }
 
-/// Euclidean norm over all `gradients` together. Threads of the current pool share the work; the bits do not depend
-/// on how many there are.
+/// Euclidean norm over all `gradients` together. The threads of the pool that the caller is in share the
+/// work; the bits do not depend on how many there are.
 pub fn global_norm<'a, R: Real>(gradients: impl IntoIterator<Item = Gradient<'a, R>>) -> f64 {
     let pieces: Vec<&[R]> = gradients
         .into_iter()
@@ -30,7 +28,7 @@ pub fn global_norm<'a, R: Real>(gradients: impl IntoIterator<Item = Gradient<'a,
             Gradient::Dense(values) | Gradient::Rows { values, .. } => values.chunks(BLOCK),
         })
         .collect();
-    let squares: Vec<f64> = pieces.par_iter().map(|piece| sum_of_squares(piece)).collect();
+    let squares: Vec<f64> = map_in_order(pieces, sum_of_squares);
     squares.iter().sum::<f64>().sqrt()
 }
 

@@ -1,7 +1,7 @@
 //! The native class: configuration and weights of one encoder.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
@@ -54,8 +54,24 @@ impl Encoder {
     }
 
     /// The weights of this moment.
-    fn network(&self) -> Arc<SparseMixer<f32>> {
+    pub(super) fn network(&self) -> Arc<SparseMixer<f32>> {
         self.network.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Locks the weights for a change in place. Other calls wait: this must not be called while attached to the
+    /// interpreter, and nothing that is done with the lock held may wait for the interpreter.
+    pub(super) fn lock_network(&self) -> RwLockWriteGuard<'_, Arc<SparseMixer<f32>>> {
+        self.network.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names and shapes of the weights.
+    pub(super) fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    /// Instruction set and threads of this moment's calls.
+    pub(super) fn resources(&self) -> PyResult<(Isa, usize)> {
+        Ok((self.isa, self.effective_threads()?))
     }
 
     fn effective_threads(&self) -> PyResult<usize> {

@@ -7,7 +7,11 @@ mod activation;
 mod convert;
 mod encoder;
 mod enter;
+mod gradients;
+mod head;
 mod inputs;
+mod optim;
+mod part;
 
 use std::sync::LazyLock;
 
@@ -33,6 +37,12 @@ mod _native {
     use super::enter::CheckpointError;
     #[pymodule_export]
     use super::enter::InternalError;
+    #[pymodule_export]
+    use super::gradients::Gradients;
+    #[pymodule_export]
+    use super::head::{Head, cross_entropy};
+    #[pymodule_export]
+    use super::optim::{Optimizer, learning_rate};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,0 +1,305 @@
+//! The native class of heads, and the loss of classifiers.
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+
+use numpy::PyArrayDyn;
+use pyo3::prelude::*;
+
+use super::SCRATCH;
+use super::convert::{floats, integers, to_numpy};
+use super::encoder::Encoder;
+use super::enter::{enter_core, to_py_err};
+use super::gradients::Gradients;
+use crate::config::InitializerConfig;
+use crate::error::{Error, Result};
+use crate::heads::{self, HeadConfig, LossSums, MaskedLmGradients, Predictions};
+use crate::layers::Table;
+use crate::network::SparseMixer;
+use crate::params::{Param, Spec, draw};
+use crate::runtime::run;
+
+type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
+/// Loss, weight and hits; see [`LossSums`].
+type Sums = (f64, f64, f64);
+
+/// Configuration and weights of one head. Computes with the threads and instruction set of the encoder it is given.
+#[pyclass(frozen, module = "sparse_mixer._native")]
+pub struct Head {
+    config: HeadConfig,
+    specs: Vec<Spec>,
+    /// Locked as [`Encoder`]'s.
+    weights: RwLock<Arc<heads::Head<f32>>>,
+}
+
+impl Head {
+    /// The weights of this moment.
+    pub(super) fn weights(&self) -> Arc<heads::Head<f32>> {
+        self.weights.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Locks the weights for a change; see [`Encoder::lock_network`].
+    pub(super) fn lock_weights(&self) -> RwLockWriteGuard<'_, Arc<heads::Head<f32>>> {
+        self.weights.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names and shapes of the weights.
+    pub(super) fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    fn spec(&self, index: usize) -> PyResult<&Spec> {
+        self.specs.get(index).ok_or_else(|| {
+            let message = format!("got {index}, expected less than {}", self.specs.len());
+            to_py_err(Error::value("index", message))
+        })
+    }
+}
+
+#[pymethods]
+impl Head {
+    #[new]
+    fn new(config: &str, initializer: &str, seed: u64) -> PyResult<Self> {
+        let config: HeadConfig = parse("config", config)?;
+        config.validate().map_err(to_py_err)?;
+        let initializer: InitializerConfig = parse("initializer", initializer)?;
+        let mut number = 0..;
+        let mut source = |spec: &Spec| Ok(draw(&initializer, seed, number.next().unwrap_or_default(), spec));
+        let weights = heads::Head::load(&config, &mut source).map_err(to_py_err)?;
+        Ok(Head { specs: config.specs(), config, weights: RwLock::new(Arc::new(weights)) })
+    }
+
+    fn weight_specs(&self) -> Vec<(String, Vec<usize>)> {
+        self.specs.iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect()
+    }
+
+    #[pyo3(signature = (indices=None))]
+    fn get_weights<'py>(&self, py: Python<'py>, indices: Option<Vec<usize>>) -> PyResult<Vec<Floats<'py>>> {
+        let weights = self.weights();
+        let params = weights.params();
+        indices
+            .unwrap_or_else(|| (0..self.specs.len()).collect())
+            .into_iter()
+            .map(|index| {
+                let spec = self.spec(index)?;
+                to_numpy(py, params[index].to_vec(), &spec.shape)
+            })
+            .collect()
+    }
+
+    fn get_weight<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Floats<'py>> {
+        let spec = self.spec(index)?;
+        to_numpy(py, self.weights().params()[index].to_vec(), &spec.shape)
+    }
+
+    fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Bound<'_, PyAny>>) -> PyResult<()> {
+        let mut replaced: Vec<Option<Vec<f32>>> = vec![None; self.specs.len()];
+        for (&index, weight) in indices.iter().zip(&weights) {
+            let spec = self.spec(index)?;
+            let values = floats(&spec.name, weight, spec.shape.len())?;
+            values.expect_shape(&spec.name, &spec.shape)?;
+            replaced[index] = Some(values.data);
+        }
+        enter_core(py, |_| {
+            let mut current = self.lock_weights();
+            let params = current.params();
+            let mut pairs = replaced.into_iter().zip(&params);
+            let mut source = |_: &Spec| match pairs.next() {
+                Some((Some(values), _)) => Ok(values),
+                Some((None, param)) => Ok(param.to_vec()),
+                None => Err(Error::Internal("a head asks for more weights than it lists".into())),
+            };
+            let changed = heads::Head::load(&self.config, &mut source)?;
+            drop(pairs);
+            drop(params);
+            *current = Arc::new(changed);
+            Ok(())
+        })
+    }
+
+    /// Logits `[rows, num_classes]` of features `[rows, width]`.
+    #[pyo3(signature = (encoder, features, seed=None))]
+    fn project<'py>(
+        &self,
+        py: Python<'py>,
+        encoder: &Bound<'py, Encoder>,
+        features: &Bound<'py, PyAny>,
+        seed: Option<u64>,
+    ) -> PyResult<Floats<'py>> {
+        let (isa, threads) = encoder.get().resources()?;
+        let features = floats("features", features, 2)?;
+        let weights = self.weights();
+        let logits = enter_core(py, |interrupt| {
+            let head = projection(&weights)?;
+            run(isa, threads, &SCRATCH, interrupt, |context| head.forward(context, &features.data, seed))
+        })?;
+        let classes = logits.len().checked_div(features.shape[0]).unwrap_or(0);
+        to_numpy(py, logits, &[features.shape[0], classes])
+    }
+
+    /// Gradient of the features; adds those of the weights to `into`.
+    fn project_backward<'py>(
+        &self,
+        py: Python<'py>,
+        encoder: &Bound<'py, Encoder>,
+        features: &Bound<'py, PyAny>,
+        d_logits: &Bound<'py, PyAny>,
+        seed: Option<u64>,
+        into: &Bound<'py, Gradients>,
+    ) -> PyResult<Floats<'py>> {
+        let (isa, threads) = encoder.get().resources()?;
+        let features = floats("features", features, 2)?;
+        let d_logits = floats("d_logits", d_logits, 2)?;
+        into.get().expect(&self.specs)?;
+        let (into, weights) = (into.get(), self.weights());
+        let d_features = enter_core(py, |interrupt| {
+            let head = projection(&weights)?;
+            run(isa, threads, &SCRATCH, interrupt, |context| {
+                let mut into = into.lock();
+                head.backward(context, &features.data, &d_logits.data, seed, &mut into.tensors)
+            })
+        })?;
+        to_numpy(py, d_features, &features.shape)
+    }
+
+    /// Logits `[rows.len(), V]` of rows of `sequence_output` `[B, S, H]`, counted over the whole batch.
+    fn masked_lm_logits<'py>(
+        &self,
+        py: Python<'py>,
+        encoder: &Bound<'py, Encoder>,
+        sequence_output: &Bound<'py, PyAny>,
+        rows: &Bound<'py, PyAny>,
+    ) -> PyResult<Floats<'py>> {
+        let (isa, threads) = encoder.get().resources()?;
+        let sequence = floats("sequence_output", sequence_output, 3)?;
+        let rows = positions(rows, sequence.shape[0] * sequence.shape[1])?;
+        let (weights, network) = (self.weights(), encoder.get().network());
+        let (logits, vocab) = enter_core(py, |interrupt| {
+            let (head, table) = (masked_lm(&weights)?, word_table(&network)?);
+            let logits = run(isa, threads, &SCRATCH, interrupt, |context| {
+                head.logits(context, table, &sequence.data, &rows)
+            })?;
+            Ok((logits, table.rows()))
+        })?;
+        to_numpy(py, logits, &[rows.len(), vocab])
+    }
+
+    /// Sums over predictions and, with `into` (this head's gradients, the encoder's), the gradient of the sequence output
+    /// of `scale` times the loss sum.
+    #[pyo3(signature = (encoder, sequence_output, rows, labels, weights, scale=1.0, into=None))]
+    fn masked_lm_loss<'py>(
+        &self,
+        py: Python<'py>,
+        encoder: &Bound<'py, Encoder>,
+        sequence_output: &Bound<'py, PyAny>,
+        rows: &Bound<'py, PyAny>,
+        labels: &Bound<'py, PyAny>,
+        weights: &Bound<'py, PyAny>,
+        scale: f64,
+        into: Option<(Bound<'py, Gradients>, Bound<'py, Gradients>)>,
+    ) -> PyResult<(Sums, Option<Floats<'py>>)> {
+        let (isa, threads) = encoder.get().resources()?;
+        let sequence = floats("sequence_output", sequence_output, 3)?;
+        let rows = positions(rows, sequence.shape[0] * sequence.shape[1])?;
+        let labels = integers("masked_lm_ids", labels, 1)?.data;
+        let label_weights = floats("masked_lm_weights", weights, 1)?.data;
+        if let Some((own, encoders)) = &into {
+            own.get().expect(&self.specs)?;
+            encoders.get().expect(encoder.get().specs())?;
+        }
+        let into = into.as_ref().map(|(own, encoders)| (own.get(), encoders.get()));
+        let (head, network) = (self.weights(), encoder.get().network());
+        let (sums, d_sequence) = enter_core(py, |interrupt| {
+            let (head, table) = (masked_lm(&head)?, word_table(&network)?);
+            run(isa, threads, &SCRATCH, interrupt, |context| {
+                let predictions = Predictions { rows: &rows, labels: &labels, weights: &label_weights };
+                let Some((own, encoders)) = into else {
+                    return Ok((head.loss(context, table, &sequence.data, predictions, None)?, None));
+                };
+                // Encoder first, as everywhere: two calls with the same gradients cannot wait for each other.
+                let mut encoders = encoders.lock();
+                let mut own = own.lock();
+                let mut d_sequence = vec![0.0; sequence.data.len()];
+                let gradients = MaskedLmGradients {
+                    weights: &mut own.tensors,
+                    table: &mut encoders.tensors[WORD_TABLE],
+                    sequence: &mut d_sequence,
+                    scale,
+                };
+                let sums = head.loss(context, table, &sequence.data, predictions, Some(gradients))?;
+                Ok((sums, Some(d_sequence)))
+            })
+        })?;
+        let d_sequence = match d_sequence {
+            Some(values) => Some(to_numpy(py, values, &sequence.shape)?),
+            None => None,
+        };
+        Ok((as_tuple(sums), d_sequence))
+    }
+}
+
+/// Sums over the rows of `logits` `[rows, classes]`, and the gradient of `scale` times the loss sum.
+#[pyfunction]
+#[pyo3(signature = (encoder, logits, labels, weights, scale=1.0))]
+pub fn cross_entropy<'py>(
+    py: Python<'py>,
+    encoder: &Bound<'py, Encoder>,
+    logits: &Bound<'py, PyAny>,
+    labels: &Bound<'py, PyAny>,
+    weights: &Bound<'py, PyAny>,
+    scale: f64,
+) -> PyResult<(Sums, Floats<'py>)> {
+    let (isa, _) = encoder.get().resources()?;
+    let mut logits = floats("logits", logits, 2)?;
+    let labels = integers("labels", labels, 1)?.data;
+    let weights = floats("sample_weight", weights, 1)?.data;
+    let classes = logits.shape[1];
+    let sums =
+        enter_core(py, |_| heads::cross_entropy(isa, &mut logits.data, classes, &labels, &weights, scale))?;
+    Ok((as_tuple(sums), to_numpy(py, logits.data, &logits.shape)?))
+}
+
+/// Place of the word table among an encoder's weights.
+const WORD_TABLE: usize = 0;
+
+fn word_table(network: &SparseMixer<f32>) -> Result<&Table<f32>> {
+    match network.params().into_iter().nth(WORD_TABLE) {
+        Some(Param::Table(table)) => Ok(table),
+        _ => Err(Error::Internal("the first weight is not the word table".into())),
+    }
+}
+
+fn projection(head: &heads::Head<f32>) -> Result<&heads::Projection<f32>> {
+    match head {
+        heads::Head::Projection(head) => Ok(head),
+        heads::Head::MaskedLm(_) => Err(Error::Internal("a masked-language head does not project".into())),
+    }
+}
+
+fn masked_lm(head: &heads::Head<f32>) -> Result<&heads::MaskedLm<f32>> {
+    match head {
+        heads::Head::MaskedLm(head) => Ok(head),
+        heads::Head::Projection(_) => Err(Error::Internal("a projection knows no words".into())),
+    }
+}
+
+/// Rows of the sequence output, checked.
+fn positions(rows: &Bound<'_, PyAny>, count: usize) -> PyResult<Vec<usize>> {
+    let rows = integers("masked_lm_positions", rows, 1)?.data;
+    rows.into_iter()
+        .map(|row| {
+            usize::try_from(row).ok().filter(|&row| row < count).ok_or_else(|| {
+                let message = format!("got row {row}, expected 0 <= row < {count}");
+                to_py_err(Error::value("masked_lm_positions", message))
+            })
+        })
+        .collect()
+}
+
+fn as_tuple(sums: LossSums) -> Sums {
+    (sums.loss, sums.weight, sums.hits)
+}
+
+/// Reads JSON that the Python side made.
+pub(super) fn parse<T: serde::de::DeserializeOwned>(argument: &str, text: &str) -> PyResult<T> {
+    serde_json::from_str(text).map_err(|error| to_py_err(Error::value(argument, error.to_string())))
+}
