@@ -4,7 +4,7 @@
 //! gradient.
 
 use crate::error::Result;
-use crate::kernels::{Isa, Real, layer_norm};
+use crate::kernels::{Isa, Real, layer_norm, layer_norm_backward};
 use crate::params::{Loader, Param, ParamMut};
 
 /// The reference network's, not the Keras default.
@@ -38,5 +38,33 @@ impl<R: Real> LayerNorm<R> {
     /// Normalises rows of `x` into `out`; `stats` (`[rows, 2]`) receives what backward needs.
     pub fn forward(&self, isa: Isa, x: &[R], out: &mut [R], stats: Option<&mut [R]>) {
         layer_norm(isa, x, &self.gamma, &self.beta, EPSILON, out, stats);
+    }
+
+    /// Undoes [`LayerNorm::forward`] for rows of `x`: writes `dx`, adds `[dgamma | dbeta]` to `partial` (`2 H`).
+    /// `scratch` holds `x.len() + 2 * rows` values, the first of which become the normalised rows.
+    pub fn backward_rows(
+        &self,
+        isa: Isa,
+        x: &[R],
+        dy: &[R],
+        dx: &mut [R],
+        partial: &mut [R],
+        scratch: &mut [R],
+    ) {
+        let (normal, stats) = scratch.split_at_mut(x.len());
+        let stats = &mut stats[..2 * x.len() / self.gamma.len()];
+        self.forward(isa, x, normal, Some(stats));
+        let (dgamma, dbeta) = partial.split_at_mut(self.gamma.len());
+        layer_norm_backward(isa, dy, x, stats, &self.gamma, dx, dgamma, dbeta);
+    }
+
+    /// Adds the partial sums of row blocks, in order, to the gradients of gamma and beta.
+    pub fn add_partials(&self, partials: &[R], grads: &mut [Vec<R>]) {
+        let n = self.gamma.len();
+        for partial in partials.chunks_exact(2 * n) {
+            for (grad, partial) in grads.iter_mut().zip(partial.chunks_exact(n)) {
+                grad.iter_mut().zip(partial).for_each(|(g, p)| *g += *p);
+            }
+        }
     }
 }

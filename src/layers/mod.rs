@@ -6,10 +6,12 @@
 
 mod activation;
 mod dropout;
+mod gradients;
 mod layer_norm;
 mod table;
 
 pub use activation::{Activation, CustomActivation};
 pub use dropout::Dropout;
+pub use gradients::{bias_gradient, kernel_gradient};
 pub use layer_norm::LayerNorm;
 pub use table::{Table, TableDtype};

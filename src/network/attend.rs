@@ -7,7 +7,11 @@
 //! Source: `tf_keras.layers.MultiHeadAttention` and `SelfAttentionMask`.
 
 use crate::error::Result;
-use crate::kernels::{Init, PackedMatrix, Real, add_in_place, matmul, prepare_lhs, softmax_in_place};
+use crate::kernels::{
+    Init, LhsBuffer, PackedMatrix, Real, add_in_place, matmul, prepare_lhs, softmax_backward,
+    softmax_in_place, transpose,
+};
+use crate::layers::{bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::{ActivationPanels, TaskScratch, product_dtype};
 
@@ -37,11 +41,11 @@ pub struct Attend<R> {
 }
 
 /// Keys and values of all tokens, one right operand per example and head.
-pub struct KeysValues<'p, R: Real> {
+pub struct KeysValues<R: Real> {
     /// `[D, S]`
-    keys: ActivationPanels<'p, R>,
+    keys: ActivationPanels<R>,
     /// `[S, D]`
-    values: ActivationPanels<'p, R>,
+    values: ActivationPanels<R>,
 }
 
 /// Score values that a task holds at once: bounds the block of queries for long sequences.
@@ -66,15 +70,15 @@ impl<R: Real> Projection<R> {
         Ok(Projection { kernel: loader.matrix(size, size)?, bias: loader.vector(size)? })
     }
 
+    /// Adds to the gradients of kernel and bias, over all rows.
+    fn add_gradients(&self, pass: &Pass<'_, R>, x: &[R], dy: &[R], grads: &mut [Vec<R>]) -> Result<()> {
+        let rows = pass.batch * pass.seq;
+        kernel_gradient(pass.context, self.kernel.dtype(), rows, x, dy, &mut grads[0])?;
+        bias_gradient(pass.context, dy, &mut grads[1])
+    }
+
     /// `out = x W + b` for `rows` rows.
-    fn forward(
-        &self,
-        pass: &Pass<'_, R>,
-        x: &[R],
-        rows: usize,
-        out: &mut [R],
-        lhs: &mut crate::kernels::LhsBuffer,
-    ) {
+    fn forward(&self, pass: &Pass<'_, R>, x: &[R], rows: usize, out: &mut [R], lhs: &mut LhsBuffer) {
         let (k, n) = (self.kernel.k(), self.kernel.n());
         let isa = pass.context.isa;
         let x = prepare_lhs(isa, x, rows, k, k, self.kernel.dtype(), lhs);
@@ -111,7 +115,7 @@ impl<R: Real> Attend<R> {
     }
 
     /// Keys and values of all tokens of `x` (`[B*S, H]`).
-    pub fn prepare<'p>(&self, pass: &'p Pass<'_, R>, x: &[R]) -> Result<KeysValues<'p, R>> {
+    pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<KeysValues<R>> {
         let (context, seq, heads) = (pass.context, pass.seq, self.heads);
         let hidden = self.key.kernel.n();
         let head = hidden / heads;
@@ -154,7 +158,7 @@ impl<R: Real> Attend<R> {
     pub fn rows(
         &self,
         pass: &Pass<'_, R>,
-        state: &KeysValues<'_, R>,
+        state: &KeysValues<R>,
         layer: usize,
         block: RowBlock,
         x: &[R],
@@ -197,5 +201,157 @@ impl<R: Real> Attend<R> {
         }
         // 5. out = mixed Wo + bo
         self.output.forward(pass, mixed, block.rows, out, lhs);
+    }
+
+    /// Undoes the layer: writes `dx` (gradient of what the queries come from), adds to `dkv` (of what keys and values come
+    /// from) and to the gradients, in the order of [`specs`]. All arrays are `[B*S, H]`.
+    ///
+    /// Queries, keys, values and attention weights are computed again rather than kept.
+    pub fn backward(
+        &self,
+        pass: &Pass<'_, R>,
+        layer: usize,
+        x: &[R],
+        kv: &[R],
+        dy: &[R],
+        dx: &mut [R],
+        dkv: &mut [R],
+        grads: &mut [Vec<R>],
+    ) -> Result<()> {
+        let (context, isa, seq, heads) = (pass.context, pass.context.isa, pass.seq, self.heads);
+        let hidden = self.query.kernel.n();
+        let (head, all) = (hidden / heads, pass.batch * seq);
+        let scale = R::from_f64(1.0 / (head as f64).sqrt());
+        let weights = self.key.kernel.dtype();
+        let dtype = product_dtype(weights);
+        let blocks = Pass::<R>::fixed_blocks(all);
+        // Forward again, and 5. undone: rows of [query / sqrt D | key | value | d mixed = dy Wo^T]
+        let mut rows = context.buffer(all * 4 * hidden);
+        let turned_output = self.output.kernel.transposed();
+        pass.each_block(&blocks, &mut rows, 4 * hidden, |block, out, scratch| {
+            let ([own], [lhs, _]) = scratch.split([block.rows * hidden]);
+            let of = |values| block.of(values, all, hidden);
+            self.query.forward(pass, of(x), block.rows, own, lhs);
+            own.iter_mut().for_each(|q| *q *= scale);
+            place(own, out, 0, hidden);
+            self.key.forward(pass, of(kv), block.rows, own, lhs);
+            place(own, out, 1, hidden);
+            self.value.forward(pass, of(kv), block.rows, own, lhs);
+            place(own, out, 2, hidden);
+            let dy = prepare_lhs(isa, of(dy), block.rows, hidden, hidden, weights, lhs);
+            matmul(isa, block.rows, dy, turned_output.view(), 0..hidden, own, hidden, Init::Zero);
+            place(own, out, 3, hidden);
+        })?;
+        // Per example and head: [d query, d key, d value, mixed], each [S, D]
+        let dropout = pass.dropout(pass.config.attention_dropout, Site::AttentionWeights, layer);
+        let step = (MAX_SCORES / seq).clamp(1, seq);
+        let size = seq * head;
+        let mut by_head = context.buffer(pass.batch * heads * 4 * size);
+        context.each(by_head.chunks_exact_mut(4 * size).enumerate(), |(matrix, out), scratch| {
+            let (example, n) = (matrix / heads, matrix % heads);
+            let scores = step * seq;
+            let ([own, p, dp, dropped, turned], [lhs, other_lhs]) =
+                scratch.split([4 * size, scores, scores, scores, scores]);
+            for s in 0..seq {
+                let row = &rows[(example * seq + s) * 4 * hidden + n * head..];
+                for part in 0..4 {
+                    own[part * size + s * head..][..head].copy_from_slice(&row[part * hidden..][..head]);
+                }
+            }
+            let (queries, rest) = own.split_at(size);
+            let (keys, rest) = rest.split_at(size);
+            let (values, dmixed) = rest.split_at(size);
+            let mut key_columns = context.panels(weights, 1, head, seq);
+            let mut value_columns = context.panels(weights, 1, head, seq);
+            let mut key_rows = context.panels(weights, 1, seq, head);
+            let mut value_rows = context.panels(weights, 1, seq, head);
+            key_columns.whole_mut(0).pack(isa, keys, head, true, head, seq);
+            value_columns.whole_mut(0).pack(isa, values, head, true, head, seq);
+            key_rows.whole_mut(0).pack(isa, keys, head, false, seq, head);
+            value_rows.whole_mut(0).pack(isa, values, head, false, seq, head);
+            let adder = &pass.score_adder[example * seq..][..seq];
+            let (dqueries, rest) = out.split_at_mut(size);
+            let (dkeys, rest) = rest.split_at_mut(size);
+            let (dvalues, mixed) = rest.split_at_mut(size);
+            dkeys.fill(R::ZERO);
+            dvalues.fill(R::ZERO);
+            for first in (0..seq).step_by(step) {
+                let count = step.min(seq - first);
+                let at = first * head..(first + count) * head;
+                let (p, dp) = (&mut p[..count * seq], &mut dp[..count * seq]);
+                // 2, 3. attention weights, again
+                let q = prepare_lhs(isa, &queries[at.clone()], count, head, head, dtype, lhs);
+                matmul(isa, count, q, key_columns.view(0), 0..seq, p, seq, Init::Zero);
+                p.chunks_exact_mut(seq).for_each(|row| add_in_place(isa, row, adder));
+                softmax_in_place(isa, p, seq);
+                let at_element = (matrix * seq + first) * seq;
+                // 4. mixed = dropped(p) v: dp = dropped(d mixed v^T), dv += dropped(p)^T d mixed
+                let dm = prepare_lhs(isa, &dmixed[at.clone()], count, head, head, dtype, lhs);
+                matmul(isa, count, dm, value_columns.view(0), 0..seq, dp, seq, Init::Zero);
+                let turned = &mut turned[..seq * count];
+                let dropped = &mut dropped[..count * seq];
+                dropped.copy_from_slice(p);
+                if let Some(dropout) = &dropout {
+                    dropout.apply(dp, at_element);
+                    dropout.apply(dropped, at_element);
+                }
+                transpose(isa, dropped, count, seq, seq, turned, count);
+                let w = prepare_lhs(isa, dropped, count, seq, seq, dtype, lhs);
+                let out = &mut mixed[at.clone()];
+                matmul(isa, count, w, value_rows.view(0), 0..head, out, head, Init::Zero);
+                let w = prepare_lhs(isa, turned, seq, count, count, dtype, other_lhs);
+                let mut own_rows = context.panels(weights, 1, count, head);
+                own_rows.whole_mut(0).pack(isa, &dmixed[at.clone()], head, false, count, head);
+                matmul(isa, seq, w, own_rows.view(0), 0..head, dvalues, head, Init::Accumulate);
+                // 3. softmax
+                softmax_backward(isa, p, dp, seq);
+                // 2. scores = q k^T: dq = ds k, dk += ds^T q
+                let ds = prepare_lhs(isa, dp, count, seq, seq, dtype, lhs);
+                let out = &mut dqueries[at.clone()];
+                matmul(isa, count, ds, key_rows.view(0), 0..head, out, head, Init::Zero);
+                out.iter_mut().for_each(|q| *q *= scale);
+                transpose(isa, dp, count, seq, seq, turned, count);
+                let ds = prepare_lhs(isa, turned, seq, count, count, dtype, other_lhs);
+                own_rows.whole_mut(0).pack(isa, &queries[at.clone()], head, false, count, head);
+                matmul(isa, seq, ds, own_rows.view(0), 0..head, dkeys, head, Init::Accumulate);
+            }
+        })?;
+        // Heads side by side again: [d query, d key, d value, mixed], each [B*S, H]
+        let mut parts = [(); 4].map(|()| context.buffer(all * hidden));
+        for (part, out) in parts.iter_mut().enumerate() {
+            pass.each_block(&pass.row_blocks(seq), out, hidden, |block, out, _| {
+                for (s, row) in (block.first..).zip(out.chunks_exact_mut(hidden)) {
+                    for (n, own) in row.chunks_exact_mut(head).enumerate() {
+                        let at = ((block.example * heads + n) * 4 + part) * size + s * head;
+                        own.copy_from_slice(&by_head[at..at + head]);
+                    }
+                }
+            })?;
+        }
+        let [dqueries, dkeys, dvalues, mixed] = &parts;
+        // 1 and 5. the projections
+        self.query.add_gradients(pass, x, dqueries, &mut grads[0..2])?;
+        self.key.add_gradients(pass, kv, dkeys, &mut grads[2..4])?;
+        self.value.add_gradients(pass, kv, dvalues, &mut grads[4..6])?;
+        self.output.add_gradients(pass, mixed, dy, &mut grads[6..8])?;
+        let turned = [&self.query, &self.key, &self.value].map(|p| p.kernel.transposed());
+        pass.each_block_of(&blocks, [(dx, hidden), (dkv, hidden)], |block, [dx, dkv], scratch| {
+            let (_, [lhs, _]) = scratch.split([]);
+            let mut back = |part: usize, out: &mut [R], init| {
+                let dy = block.of(&parts[part], all, hidden);
+                let dy = prepare_lhs(isa, dy, block.rows, hidden, hidden, weights, lhs);
+                matmul(isa, block.rows, dy, turned[part].view(), 0..hidden, out, hidden, init);
+            };
+            back(0, dx, Init::Zero);
+            back(1, dkv, Init::Accumulate);
+            back(2, dkv, Init::Accumulate);
+        })
+    }
+}
+
+/// Copies rows of `width` to part number `part` of rows of `4 * width`.
+fn place<R: Copy>(rows: &[R], out: &mut [R], part: usize, width: usize) {
+    for (row, out) in rows.chunks_exact(width).zip(out.chunks_exact_mut(4 * width)) {
+        out[part * width..][..width].copy_from_slice(row);
     }
 }

@@ -11,17 +11,17 @@
 //! Source: `TransformerScaffold` as the reference network drives it, checked by experiment.
 
 use crate::config::{MixingMechanism, SparseMixerConfig};
-use crate::error::Result;
-use crate::kernels::{Isa, Real, add_in_place};
+use crate::error::{Error, Result};
+use crate::kernels::{Real, add_in_place};
 use crate::layers::{Activation, LayerNorm};
 use crate::params::{Loader, Param, ParamMut, Spec};
-use crate::runtime::{ActivationPanels, TaskScratch};
+use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
 
 use super::attend::{Attend, KeysValues};
-use super::feed_forward::FeedForward;
+use super::feed_forward::{FeedForward, Run};
 use super::mix_linear::MixLinear;
 use super::mix_spectral::{MixFft, Spectrum, dft_matrices};
-use super::moe::{Mixture, Moe, run_experts};
+use super::moe::{Mixture, Moe};
 use super::pass::{Pass, RowBlock, Site, split_rows};
 
 /// The first sublayer.
@@ -38,10 +38,10 @@ pub enum Mix<R> {
 }
 
 /// What the first sublayer made of all tokens, for row blocks to finish.
-enum Mixed<'p, R: Real> {
-    Panels(ActivationPanels<'p, R>),
-    Spectrum(Spectrum<'p, R>),
-    KeysValues(KeysValues<'p, R>),
+enum Mixed<R: Real> {
+    Panels(ActivationPanels<R>),
+    Spectrum(Spectrum<R>),
+    KeysValues(KeysValues<R>),
 }
 
 /// The second sublayer.
@@ -51,6 +51,25 @@ pub enum Feed<R> {
     Dense(FeedForward<R>),
     /// Experts.
     Moe(Moe<R>),
+}
+
+/// What a forward pass leaves behind: the mixture's routing for metrics, and, if the pass keeps it, what backward needs.
+#[derive(Debug)]
+pub struct Record<R: Real> {
+    /// `x + mix`, `[B*S, H]`
+    sum: Option<Buffer<R>>,
+    /// What the dense activation is applied to, `[B*S, F]`.
+    pre: Option<Buffer<R>>,
+    /// What `LN2` reads in post-norm dense blocks, `[B*S, H]`.
+    fed: Option<Buffer<R>>,
+    /// The routed tokens.
+    pub mixture: Option<Mixture<R>>,
+}
+
+impl<R: Real> Default for Record<R> {
+    fn default() -> Self {
+        Record { sum: None, pre: None, fed: None, mixture: None }
+    }
 }
 
 /// One block.
@@ -123,7 +142,7 @@ impl<R: Real> Mix<R> {
     }
 
     /// The part that needs all tokens: `q` is what queries and mixing read, `kv` what keys and values read.
-    fn prepare<'p>(&self, pass: &'p Pass<'_, R>, q: &[R], kv: &[R]) -> Result<Mixed<'p, R>> {
+    fn prepare(&self, pass: &Pass<'_, R>, q: &[R], kv: &[R]) -> Result<Mixed<R>> {
         Ok(match self {
             Mix::Linear(mix) | Mix::Dft(mix) => Mixed::Panels(mix.prepare(pass, q)?),
             Mix::Fft(mix) => Mixed::Spectrum(mix.prepare(pass, q)?),
@@ -135,7 +154,7 @@ impl<R: Real> Mix<R> {
     fn rows(
         &self,
         pass: &Pass<'_, R>,
-        mixed: &Mixed<'_, R>,
+        mixed: &Mixed<R>,
         layer: usize,
         block: RowBlock,
         q: &[R],
@@ -152,6 +171,37 @@ impl<R: Real> Mix<R> {
                 attend.rows(pass, state, layer, block, q, out, scratch);
             }
             _ => unreachable!("`mixed` is what this sublayer prepared"),
+        }
+    }
+
+    /// Undoes the sublayer: writes `dq`, adds to `dkv` and to the gradients.
+    fn backward(
+        &self,
+        pass: &Pass<'_, R>,
+        layer: usize,
+        q: &[R],
+        kv: &[R],
+        dy: &[R],
+        dq: &mut [R],
+        dkv: &mut [R],
+        grads: &mut [Vec<R>],
+    ) -> Result<()> {
+        match self {
+            Mix::Linear(mix) => {
+                let [hidden, seq] = grads else {
+                    return Err(Error::Internal("linear mixing has two gradients".into()));
+                };
+                mix.backward(pass, q, dy, dq, Some([hidden, seq]))
+            }
+            Mix::Dft(mix) => mix.backward(pass, q, dy, dq, None),
+            Mix::Fft(mix) => {
+                // Symmetric: the same map, on the gradient.
+                let spectrum = mix.prepare(pass, dy)?;
+                pass.each_block(&pass.row_blocks(pass.seq), dq, pass.config.hidden_size, |block, out, _| {
+                    mix.rows(&spectrum, block, out);
+                })
+            }
+            Mix::Attend(attend) => attend.backward(pass, layer, q, kv, dy, dq, dkv, grads),
         }
     }
 }
@@ -209,82 +259,206 @@ impl<R: Real> Block<R> {
 
     /// The block's output for the first `rows` rows of every example, `[B*rows, H]`, into `out`; `x` is `[B*S, H]`.
     ///
-    /// Returns the mixture, if the block has one, for metrics.
-    pub fn forward<'p>(
+    /// When the pass keeps what backward needs, `rows` must be `S`.
+    pub fn forward(
         &self,
-        pass: &'p Pass<'_, R>,
+        pass: &Pass<'_, R>,
         activation: &Activation<R>,
         x: &[R],
         rows: usize,
         out: &mut [R],
-    ) -> Result<Option<Mixture<'p, R>>> {
+    ) -> Result<Record<R>> {
         let (isa, seq, hidden) = (pass.context.isa, pass.seq, pass.config.hidden_size);
         // 1. what mixing needs of all tokens
-        let mut normal = pass.context.buffer(if self.norm_first { x.len() } else { 0 });
-        if self.norm_first {
-            pass.each_block(&pass.row_blocks(seq), &mut normal, hidden, |block, out, _| {
-                self.mix_norm.forward(isa, block.of(x, seq, hidden), out, None);
-            })?;
-        }
-        let q = if self.norm_first { &normal[..] } else { x };
+        let normal = self.mix_input(pass, x)?;
+        let q = normal.as_deref().unwrap_or(x);
         let mixed = self.mix.prepare(pass, q, x)?;
+        let blocks = pass.row_blocks(rows);
         match &self.feed {
-            Feed::Dense(dense) if !activation.is_custom() => {
-                pass.each_block(&pass.row_blocks(rows), out, hidden, |block, out, scratch| {
+            Feed::Dense(dense) if !activation.is_custom() && !pass.keep => {
+                pass.each_block(&blocks, out, hidden, |block, out, scratch| {
                     // 2. out = x + mix
                     self.add_mix(pass, &mixed, block, q, x, out, scratch);
                     let n = out.len();
                     let lengths = [n, n, dense.scratch_len(activation, block.rows)];
                     let ([h, fed, slice], lhs) = scratch.split(lengths);
                     // 3. feed-forward and what surrounds it
-                    self.normalise(isa, out, h);
-                    dense.forward(isa, activation, h, block.rows, fed, slice, lhs);
+                    self.feed_input_norm().forward(isa, out, h, None);
+                    dense.forward(isa, activation, h, block.rows, fed, slice, lhs, None);
                     self.finish_dense(pass, block, h, fed, out);
                 })?;
-                Ok(None)
+                Ok(Record::default())
             }
             Feed::Dense(dense) => {
-                // As above, but with the sublayers one after the other: the custom activation runs in between.
-                let blocks = pass.row_blocks(rows);
-                let mut h = pass.context.buffer(pass.batch * rows * hidden);
-                self.mix_all(pass, &mixed, &blocks, q, x, out, &mut h)?;
-                let mut fed = pass.context.buffer(h.len());
-                let segment = RowBlock { example: 0, first: 0, rows: pass.batch * rows };
+                // The same, one sublayer after the other: what they read is kept, or a custom activation runs in between.
+                let all = pass.batch * rows;
+                let mut sum = pass.context.buffer(all * hidden);
+                let mut h = pass.context.buffer(all * hidden);
+                self.mix_all(pass, &mixed, &blocks, q, x, &mut sum, &mut h)?;
+                let mut fed = pass.context.buffer(all * hidden);
+                let mut pre = pass.training_buffer(all * pass.config.inner_dim);
+                let segments = Pass::<R>::fixed_blocks(all);
                 let layers = std::slice::from_ref(dense);
-                let copy = |_, to: &mut [R]| to.copy_from_slice(&h);
-                run_experts(pass, activation, layers, &[segment], copy, &mut fed, |_, _| {})?;
-                pass.each_block(&blocks, out, hidden, |block, out, scratch| {
-                    let ([own], _) = scratch.split([out.len()]);
-                    own.copy_from_slice(block.of(&fed, rows, hidden));
-                    self.finish_dense(pass, block, block.of(&h, rows, hidden), own, out);
+                let copy = |segment: RowBlock, to: &mut [R]| to.copy_from_slice(segment.of(&h, all, hidden));
+                let run = Run { activation, layers, segments: &segments };
+                run.forward(pass, copy, &mut fed, pre.as_deref_mut(), |_, _| {})?;
+                pass.each_block_of(&blocks, [(out, hidden), (&mut fed, hidden)], |block, [out, fed], _| {
+                    out.copy_from_slice(block.of(&sum, rows, hidden));
+                    self.finish_dense(pass, block, block.of(&h, rows, hidden), fed, out);
                 })?;
-                Ok(None)
+                Ok(Record { sum: Some(sum), pre, fed: (!self.norm_first).then_some(fed), mixture: None })
             }
             Feed::Moe(moe) => {
                 // Routing looks at every token of a group, also where few rows are asked for.
-                let blocks = pass.row_blocks(seq);
                 let mut h = pass.context.buffer(x.len());
-                let mut stream = pass.context.buffer(x.len());
-                self.mix_all(pass, &mixed, &blocks, q, x, &mut stream, &mut h)?;
+                let mut sum = pass.context.buffer(x.len());
+                self.mix_all(pass, &mixed, &pass.row_blocks(seq), q, x, &mut sum, &mut h)?;
                 let mixture = moe.forward(pass, activation, self.layer, &h)?;
-                pass.each_block(&pass.row_blocks(rows), out, hidden, |block, out, _| {
+                pass.each_block(&blocks, out, hidden, |block, out, _| {
                     if self.norm_first {
-                        out.copy_from_slice(block.of(&stream, seq, hidden));
+                        out.copy_from_slice(block.of(&sum, seq, hidden));
                     } else {
                         out.fill(R::ZERO);
                     }
                     mixture.add_rows(pass, block, out);
                 })?;
-                Ok(Some(mixture))
+                Ok(Record { sum: Some(sum), mixture: Some(mixture), ..Record::default() })
             }
         }
+    }
+
+    /// Undoes the block: writes `dx`, adds to the gradients (in the order of [`specs`]).
+    ///
+    /// `x` is what `forward` read, `record` what it kept, `dy` the gradient of its result, all `[B*S, H]`;
+    /// `z_loss_scale` is that of the mixture's mean squared log-sum-exp.
+    pub fn backward(
+        &self,
+        pass: &Pass<'_, R>,
+        activation: &Activation<R>,
+        x: &[R],
+        record: &Record<R>,
+        dy: &[R],
+        z_loss_scale: R,
+        dx: &mut [R],
+        grads: &mut [Vec<R>],
+    ) -> Result<()> {
+        let (context, isa, hidden) = (pass.context, pass.context.isa, pass.config.hidden_size);
+        let all = pass.batch * pass.seq;
+        let blocks = pass.row_blocks(pass.seq);
+        let Some(sum) = &record.sum else {
+            return Err(Error::Internal("a block without its training record".into()));
+        };
+        let (mix_grads, feed_grads, mix_norm_grads, feed_norm_grads) = self.split_grads(grads);
+        // 3. what surrounds the feed-forward: its result's gradient
+        let mut dfed = context.buffer(all * hidden);
+        let post_norm = self.feed_norm.as_ref().filter(|_| !self.norm_first);
+        if let (Some(norm), Some(fed)) = (post_norm, &record.fed) {
+            norm_backward(pass, norm, fed, dy, &mut dfed, feed_norm_grads)?;
+        } else {
+            dfed.copy_from_slice(dy);
+        }
+        // 3. the second sublayer, on what it read
+        let mut h = context.buffer(all * hidden);
+        pass.each_block(&blocks, &mut h, hidden, |block, h, _| {
+            self.feed_input_norm().forward(isa, block.of(sum, pass.seq, hidden), h, None);
+        })?;
+        let mut dh = context.buffer(all * hidden);
+        match (&self.feed, &record.pre, &record.mixture) {
+            (Feed::Dense(dense), Some(pre), _) => {
+                let mut dropped = context.buffer(all * hidden);
+                pass.each_block(&blocks, &mut dropped, hidden, |block, out, _| {
+                    out.copy_from_slice(block.of(&dfed, pass.seq, hidden));
+                    self.drop_rows(pass, Site::FeedForward, block, out);
+                })?;
+                let [kernel, bias, output_kernel, output_bias] = feed_grads else {
+                    return Err(Error::Internal("a feed-forward layer has four gradients".into()));
+                };
+                let grads = [&mut kernel[..], bias, output_kernel, output_bias];
+                dense.backward(pass, activation, all, &h, pre, &dropped, &mut dh, grads)?;
+                if post_norm.is_some() {
+                    pass.each_block(&blocks, &mut dh, hidden, |block, dh, _| {
+                        add_in_place(isa, dh, block.of(&dfed, pass.seq, hidden));
+                    })?;
+                }
+            }
+            (Feed::Moe(moe), _, Some(mixture)) => {
+                let layer = self.layer;
+                moe.backward(pass, activation, layer, &h, mixture, &dfed, z_loss_scale, &mut dh, feed_grads)?;
+            }
+            _ => return Err(Error::Internal("a block without its training record".into())),
+        }
+        // 2. sum = x + dropped(mix): its gradient
+        let mut dsum = dfed;
+        let norm_grads = if self.norm_first { &mut *feed_norm_grads } else { &mut *mix_norm_grads };
+        norm_backward(pass, self.feed_input_norm(), sum, &dh, &mut dsum, norm_grads)?;
+        if self.norm_first {
+            pass.each_block(&blocks, &mut dsum, hidden, |block, dsum, _| {
+                add_in_place(isa, dsum, block.of(dy, pass.seq, hidden));
+            })?;
+        }
+        let mut dmix = dh;
+        pass.each_block_of(&blocks, [(&mut dmix, hidden), (&mut *dx, hidden)], |block, [dmix, dx], _| {
+            dmix.copy_from_slice(block.of(&dsum, pass.seq, hidden));
+            dx.copy_from_slice(dmix);
+            self.drop_rows(pass, Site::Mixing, block, dmix);
+        })?;
+        // 1. mixing, and the norm before it
+        let normal = self.mix_input(pass, x)?;
+        let q = normal.as_deref().unwrap_or(x);
+        let mut dq = h;
+        self.mix.backward(pass, self.layer, q, x, &dmix, &mut dq, dx, mix_grads)?;
+        if self.norm_first {
+            norm_backward(pass, &self.mix_norm, x, &dq, &mut dsum, mix_norm_grads)?;
+        }
+        let direct = if self.norm_first { &dsum } else { &dq };
+        pass.each_block(&blocks, dx, hidden, |block, dx, _| {
+            add_in_place(isa, dx, block.of(direct, pass.seq, hidden));
+        })
+    }
+
+    /// The gradients' parts: of mixing, of the second sublayer, of `LN1`, of `LN2`.
+    fn split_grads<'g>(
+        &self,
+        grads: &'g mut [Vec<R>],
+    ) -> (&'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>]) {
+        let (mix, rest) = grads.split_at_mut(self.mix.params().len());
+        match &self.feed {
+            Feed::Dense(dense) => {
+                let (mix_norm, rest) = rest.split_at_mut(2);
+                let (feed, feed_norm) = rest.split_at_mut(dense.params().len());
+                (mix, feed, mix_norm, feed_norm)
+            }
+            Feed::Moe(moe) => {
+                let (feed, rest) = rest.split_at_mut(moe.params().len());
+                let (mix_norm, feed_norm) = rest.split_at_mut(2);
+                (mix, feed, mix_norm, feed_norm)
+            }
+        }
+    }
+
+    /// What mixing reads: the normalised stream in pre-norm blocks; `None` for the stream itself.
+    fn mix_input(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<Option<Buffer<R>>> {
+        if !self.norm_first {
+            return Ok(None);
+        }
+        let hidden = pass.config.hidden_size;
+        let mut normal = pass.context.buffer(x.len());
+        pass.each_block(&pass.row_blocks(pass.seq), &mut normal, hidden, |block, out, _| {
+            self.mix_norm.forward(pass.context.isa, block.of(x, pass.seq, hidden), out, None);
+        })?;
+        Ok(Some(normal))
+    }
+
+    /// The norm whose result the second sublayer reads.
+    fn feed_input_norm(&self) -> &LayerNorm<R> {
+        self.feed_norm.as_ref().filter(|_| self.norm_first).unwrap_or(&self.mix_norm)
     }
 
     /// `out = x + dropout(mix)` for the rows of `block`.
     fn add_mix(
         &self,
         pass: &Pass<'_, R>,
-        mixed: &Mixed<'_, R>,
+        mixed: &Mixed<R>,
         block: RowBlock,
         q: &[R],
         x: &[R],
@@ -297,34 +471,22 @@ impl<R: Real> Block<R> {
         add_in_place(pass.context.isa, out, block.of(x, pass.seq, hidden));
     }
 
-    /// For all `blocks`: `stream = x + dropout(mix)`, and `h`, what the second sublayer reads.
+    /// For all `blocks`: `sum = x + dropout(mix)`, and `h`, what the second sublayer reads.
     fn mix_all(
         &self,
         pass: &Pass<'_, R>,
-        mixed: &Mixed<'_, R>,
+        mixed: &Mixed<R>,
         blocks: &[RowBlock],
         q: &[R],
         x: &[R],
-        stream: &mut [R],
+        sum: &mut [R],
         h: &mut [R],
     ) -> Result<()> {
         let hidden = pass.config.hidden_size;
-        let lengths = || blocks.iter().map(|block| block.rows * hidden);
-        let h: Vec<_> = split_rows(h, lengths()).collect();
-        let tasks = blocks.iter().zip(split_rows(stream, lengths())).zip(h);
-        let tasks: Vec<_> = tasks.collect();
-        pass.context.each(tasks.into_iter(), |((block, stream), h), scratch| {
-            self.add_mix(pass, mixed, *block, q, x, stream, scratch);
-            self.normalise(pass.context.isa, stream, h);
+        pass.each_block_of(blocks, [(sum, hidden), (h, hidden)], |block, [sum, h], scratch| {
+            self.add_mix(pass, mixed, block, q, x, sum, scratch);
+            self.feed_input_norm().forward(pass.context.isa, sum, h, None);
         })
-    }
-
-    /// What the second sublayer reads: the sum, normalised.
-    fn normalise(&self, isa: Isa, sum: &[R], h: &mut [R]) {
-        match &self.feed_norm {
-            Some(norm) if self.norm_first => norm.forward(isa, sum, h, None),
-            _ => self.mix_norm.forward(isa, sum, h, None),
-        }
     }
 
     /// Puts residual and norm around the feed-forward output `fed`; `out` holds the sum after mixing.
@@ -348,4 +510,35 @@ impl<R: Real> Block<R> {
             dropout.apply(out, (block.example * pass.seq + block.first) * pass.config.hidden_size);
         }
     }
+}
+
+/// Undoes `norm` for all rows of `x`: writes `dx`, adds to the gradients of gamma and beta.
+fn norm_backward<R: Real>(
+    pass: &Pass<'_, R>,
+    norm: &LayerNorm<R>,
+    x: &[R],
+    dy: &[R],
+    dx: &mut [R],
+    grads: &mut [Vec<R>],
+) -> Result<()> {
+    let hidden = norm.gamma.len();
+    let rows = x.len() / hidden;
+    let blocks = Pass::<R>::fixed_blocks(rows);
+    let mut partials = pass.context.buffer(blocks.len() * 2 * hidden);
+    partials.fill(R::ZERO);
+    let tasks = blocks.iter().zip(split_rows(dx, blocks.iter().map(|block| block.rows * hidden)));
+    let tasks: Vec<_> = tasks.zip(partials.chunks_exact_mut(2 * hidden)).collect();
+    pass.context.each(tasks.into_iter(), |((block, dx), partial), scratch| {
+        let ([own], _) = scratch.split([dx.len() + 2 * block.rows]);
+        norm.backward_rows(
+            pass.context.isa,
+            block.of(x, rows, hidden),
+            block.of(dy, rows, hidden),
+            dx,
+            partial,
+            own,
+        );
+    })?;
+    norm.add_partials(&partials, grads);
+    Ok(())
 }

@@ -5,12 +5,12 @@
 
 use crate::config::SparseMixerConfig;
 use crate::error::Result;
-use crate::kernels::{Init, PackedMatrix, Real, add_in_place, matmul, prepare_lhs};
-use crate::layers::{LayerNorm, Table};
+use crate::kernels::{Init, PackedMatrix, Real, add_in_place, axpy, matmul, prepare_lhs};
+use crate::layers::{LayerNorm, Table, bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
 
 use super::inputs::{Inputs, Words};
-use super::pass::{Pass, Site};
+use super::pass::{Pass, Site, split_rows};
 
 /// Tables, norm, and the projection if there is one.
 #[derive(Clone, Debug)]
@@ -84,40 +84,55 @@ impl<R: Real> Embed<R> {
         params
     }
 
-    /// The stream that the first block reads, `[B*S, H]`, into `out`.
-    pub fn forward(&self, pass: &Pass<'_, R>, inputs: &Inputs<'_, R>, out: &mut [R]) -> Result<()> {
+    /// The stream that the first block reads, `[B*S, H]`, into `out`. `sums`, when given (`[B*S, W]`), receives what the
+    /// norm reads.
+    pub fn forward(
+        &self,
+        pass: &Pass<'_, R>,
+        inputs: &Inputs<'_, R>,
+        out: &mut [R],
+        sums: Option<&mut [R]>,
+    ) -> Result<()> {
         let (isa, seq) = (pass.context.isa, pass.seq);
         let (width, hidden) = (self.word.width(), pass.config.hidden_size);
         let dropout = pass.dropout(pass.config.output_dropout, Site::Embedding, 0);
-        pass.each_block(&pass.row_blocks(seq), out, hidden, |block, out, scratch| {
-            let n = block.rows * width;
-            let ([sum, row, normal], [lhs, _]) = scratch.split([n, width, n]);
-            // 1. word + position + type
-            for (r, sum) in sum.chunks_exact_mut(width).enumerate() {
-                let (example, s) = (block.example, block.first + r);
-                self.word_row(inputs, example, s, seq, sum);
-                self.position.copy_row(s, row);
-                add_in_place(isa, sum, row);
-                if let Ok(id) = usize::try_from(inputs.type_ids[example * seq + s])
-                    && id < self.types.rows()
-                {
-                    self.types.copy_row(id, row);
+        let (sums, kept) = sums.map_or((&mut [][..], 0), |sums| (sums, width));
+        pass.each_block_of(
+            &pass.row_blocks(seq),
+            [(out, hidden), (sums, kept)],
+            |block, [out, sums], scratch| {
+                let n = block.rows * width;
+                let ([sum, row, normal], [lhs, _]) = scratch.split([n, width, n]);
+                // 1. word + position + type
+                for (r, sum) in sum.chunks_exact_mut(width).enumerate() {
+                    let (example, s) = (block.example, block.first + r);
+                    self.word_row(inputs, example, s, seq, sum);
+                    self.position.copy_row(s, row);
                     add_in_place(isa, sum, row);
+                    if let Ok(id) = usize::try_from(inputs.type_ids[example * seq + s])
+                        && id < self.types.rows()
+                    {
+                        self.types.copy_row(id, row);
+                        add_in_place(isa, sum, row);
+                    }
                 }
-            }
-            // 2. norm
-            let target = if self.projection.is_some() { &mut *normal } else { &mut *out };
-            self.norm.forward(isa, sum, target, None);
-            // 3. dropout
-            if let Some(dropout) = &dropout {
-                dropout.apply(target, (block.example * seq + block.first) * width);
-            }
-            // 4. projection
-            if let Some((kernel, bias)) = &self.projection {
-                let x = prepare_lhs(isa, normal, block.rows, width, width, kernel.dtype(), lhs);
-                matmul(isa, block.rows, x, kernel.view(), 0..hidden, out, hidden, Init::Bias(bias));
-            }
-        })
+                if !sums.is_empty() {
+                    sums.copy_from_slice(sum);
+                }
+                // 2. norm
+                let target = if self.projection.is_some() { &mut *normal } else { &mut *out };
+                self.norm.forward(isa, sum, target, None);
+                // 3. dropout
+                if let Some(dropout) = &dropout {
+                    dropout.apply(target, (block.example * seq + block.first) * width);
+                }
+                // 4. projection
+                if let Some((kernel, bias)) = &self.projection {
+                    let x = prepare_lhs(isa, normal, block.rows, width, width, kernel.dtype(), lhs);
+                    matmul(isa, block.rows, x, kernel.view(), 0..hidden, out, hidden, Init::Bias(bias));
+                }
+            },
+        )
     }
 
     /// The word row at position `s`: from the table, given, or dense.
@@ -135,5 +150,76 @@ impl<R: Real> Embed<R> {
                 out.copy_from_slice(&rows[at..at + width]);
             }
         }
+    }
+
+    /// Undoes the layer: adds to the gradients (in the order of [`specs`]) and writes that of the word rows, given, looked
+    /// up or dense, `[B*S, W]`, to `drows`. `sums` is what `forward` kept, `dy` (`[B*S, H]`) the gradient of its result.
+    pub fn backward(
+        &self,
+        pass: &Pass<'_, R>,
+        inputs: &Inputs<'_, R>,
+        sums: &[R],
+        dy: &[R],
+        drows: &mut [R],
+        grads: &mut [Vec<R>],
+    ) -> Result<()> {
+        let (context, isa, seq) = (pass.context, pass.context.isa, pass.seq);
+        let (width, hidden, all) = (self.word.width(), pass.config.hidden_size, pass.batch * seq);
+        let dropout = pass.dropout(pass.config.output_dropout, Site::Embedding, 0);
+        let blocks = Pass::<R>::fixed_blocks(all);
+        let mut partials = context.buffer(blocks.len() * 2 * width);
+        partials.fill(R::ZERO);
+        let partial_rows = partials.chunks_exact_mut(2 * width);
+        let turned = self.projection.as_ref().map(|(kernel, _)| kernel.transposed());
+        // 4. projection, for its own gradients: needs what it read
+        if let Some((kernel, _)) = &self.projection {
+            let mut normal = context.buffer(all * width);
+            pass.each_block(&blocks, &mut normal, width, |block, out, _| {
+                self.norm.forward(isa, block.of(sums, all, width), out, None);
+                if let Some(dropout) = &dropout {
+                    dropout.apply(out, block.first * width);
+                }
+            })?;
+            kernel_gradient(context, kernel.dtype(), all, &normal, dy, &mut grads[5])?;
+            bias_gradient(context, dy, &mut grads[6])?;
+        }
+        // 4 to 2, row by row
+        let tasks =
+            blocks.iter().zip(split_rows(drows, blocks.iter().map(|b| b.rows * width))).zip(partial_rows);
+        let tasks: Vec<_> = tasks.collect();
+        context.each(tasks.into_iter(), |((block, drows), partial), scratch| {
+            let n = block.rows * width;
+            let ([dnormal, own], [lhs, _]) = scratch.split([n, n + 2 * block.rows]);
+            let dy = block.of(dy, all, hidden);
+            if let (Some((kernel, _)), Some(turned)) = (&self.projection, &turned) {
+                let dy = prepare_lhs(isa, dy, block.rows, hidden, hidden, kernel.dtype(), lhs);
+                matmul(isa, block.rows, dy, turned.view(), 0..width, dnormal, width, Init::Zero);
+            } else {
+                dnormal.copy_from_slice(dy);
+            }
+            if let Some(dropout) = &dropout {
+                dropout.apply(dnormal, block.first * width);
+            }
+            self.norm.backward_rows(isa, block.of(sums, all, width), dnormal, drows, partial, own);
+        })?;
+        self.norm.add_partials(&partials, &mut grads[3..5]);
+        // 1. tables, row after row
+        for (row, drow) in drows.chunks_exact(width).enumerate() {
+            let (example, s) = (row / seq, row % seq);
+            let mut add =
+                |table: usize, id: usize| axpy(isa, &mut grads[table][id * width..][..width], R::ONE, drow);
+            if let Words::Ids(ids) = inputs.words
+                && s < inputs.word_len
+            {
+                add(0, ids[example * inputs.word_len + s] as usize);
+            }
+            add(1, s);
+            if let Ok(id) = usize::try_from(inputs.type_ids[row])
+                && id < self.types.rows()
+            {
+                add(2, id);
+            }
+        }
+        Ok(())
     }
 }

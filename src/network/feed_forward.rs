@@ -5,8 +5,10 @@
 
 use crate::error::Result;
 use crate::kernels::{Init, Isa, LhsBuffer, PackedMatrix, Real, matmul, prepare_lhs};
-use crate::layers::Activation;
+use crate::layers::{Activation, bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
+
+use super::pass::{Pass, RowBlock};
 
 /// Inner columns made at a time; a multiple of every storage type's row granularity.
 const SLICE: usize = 512;
@@ -75,7 +77,8 @@ impl<R: Real> FeedForward<R> {
         rows * self.slice_len(activation)
     }
 
-    /// `out = feed-forward of x`, both `[rows, H]`; `inner` is scratch of [`FeedForward::scratch_len`].
+    /// `out = feed-forward of x`, both `[rows, H]`; `inner` is scratch of [`FeedForward::scratch_len`]. `pre`, when given
+    /// (`[rows, F]`), receives what the activation is applied to.
     ///
     /// `activation` must not be a custom one; see [`FeedForward::forward_intermediate`].
     pub fn forward(
@@ -87,6 +90,7 @@ impl<R: Real> FeedForward<R> {
         out: &mut [R],
         inner: &mut [R],
         lhs: &mut [LhsBuffer; 2],
+        mut pre: Option<&mut [R]>,
     ) {
         let (hidden, width) = (self.intermediate.k(), self.intermediate.n());
         let slice = self.slice_len(activation);
@@ -99,6 +103,11 @@ impl<R: Real> FeedForward<R> {
             // 1. a = x W1 + b1
             let bias = Init::Bias(&self.intermediate_bias);
             matmul(isa, rows, x, self.intermediate.view(), cols.clone(), inner, len, bias);
+            if let Some(pre) = pre.as_deref_mut() {
+                for (pre, inner) in pre.chunks_exact_mut(width).zip(inner.chunks_exact(len)) {
+                    pre[cols.clone()].copy_from_slice(inner);
+                }
+            }
             // 2. activation, which cannot fail unless custom
             let _ = activation.forward(isa, inner, len);
             // 3. out += activation(a) W2
@@ -126,5 +135,123 @@ impl<R: Real> FeedForward<R> {
             let init = if first == 0 { Init::Bias(&self.output_bias) } else { Init::Accumulate };
             matmul(isa, rows, slice, self.output.view().k_range(cols), 0..hidden, out, hidden, init);
         }
+    }
+
+    /// Undoes the layer for `rows` rows: writes `dx`, adds to the gradients of kernel and bias of both products.
+    ///
+    /// `x` is what `forward` read, `pre` what it kept, `dy` the gradient of its result.
+    pub fn backward(
+        &self,
+        pass: &Pass<'_, R>,
+        activation: &Activation<R>,
+        rows: usize,
+        x: &[R],
+        pre: &[R],
+        dy: &[R],
+        dx: &mut [R],
+        grads: [&mut [R]; 4],
+    ) -> Result<()> {
+        let (context, isa) = (pass.context, pass.context.isa);
+        let (hidden, width) = (self.intermediate.k(), self.intermediate.n());
+        let dtype = self.intermediate.dtype();
+        let [kernel, bias, output_kernel, output_bias] = grads;
+        let blocks = Pass::<R>::fixed_blocks(rows);
+        let mut inner = context.buffer(rows * width);
+        let mut dpre = context.buffer(rows * width);
+        // 3. out = inner W2 + b2: d inner = dy W2^T
+        let turned = self.output.transposed();
+        pass.each_block_of(
+            &blocks,
+            [(&mut inner, width), (&mut dpre, width)],
+            |block, [inner, dpre], scratch| {
+                let (_, [lhs, _]) = scratch.split([]);
+                inner.copy_from_slice(block.of(pre, rows, width));
+                let dy = prepare_lhs(isa, block.of(dy, rows, hidden), block.rows, hidden, hidden, dtype, lhs);
+                matmul(isa, block.rows, dy, turned.view(), 0..width, dpre, width, Init::Zero);
+                if !activation.is_custom() {
+                    // 2. inner = activation(a), which cannot fail unless custom
+                    let _ = activation.backward(isa, inner, dpre, width);
+                    let _ = activation.forward(isa, inner, width);
+                }
+            },
+        )?;
+        if activation.is_custom() {
+            activation.backward(isa, &inner, &mut dpre, width)?;
+            activation.forward(isa, &mut inner, width)?;
+        }
+        kernel_gradient(context, dtype, rows, &inner, dy, output_kernel)?;
+        bias_gradient(context, dy, output_bias)?;
+        // 1. a = x W1 + b1
+        kernel_gradient(context, dtype, rows, x, &dpre, kernel)?;
+        bias_gradient(context, &dpre, bias)?;
+        let turned = self.intermediate.transposed();
+        pass.each_block(&blocks, dx, hidden, |block, dx, scratch| {
+            let (_, [lhs, _]) = scratch.split([]);
+            let dpre = prepare_lhs(isa, block.of(&dpre, rows, width), block.rows, width, width, dtype, lhs);
+            matmul(isa, block.rows, dpre, turned.view(), 0..hidden, dx, hidden, Init::Zero);
+        })
+    }
+}
+
+/// Feed-forward layers on segments of rows: `layers[segment.example]` on each segment.
+pub struct Run<'a, R> {
+    /// Between the products.
+    pub activation: &'a Activation<R>,
+    /// All of one size.
+    pub layers: &'a [FeedForward<R>],
+    /// In the order of the rows of the result.
+    pub segments: &'a [RowBlock],
+}
+
+impl<R: Real> Run<'_, R> {
+    /// Computes the rows that `gather` fetches into the segments' rows of `out`, then calls `finish` on those. `pre`,
+    /// when given (`[rows, F]`), receives what the activation is applied to.
+    ///
+    /// A custom activation is called on the coordinating thread, between two passes over the segments.
+    pub fn forward(
+        &self,
+        pass: &Pass<'_, R>,
+        gather: impl Fn(RowBlock, &mut [R]) + Sync,
+        out: &mut [R],
+        pre: Option<&mut [R]>,
+        finish: impl Fn(RowBlock, &mut [R]) + Sync,
+    ) -> Result<()> {
+        let (isa, hidden, width) = (pass.context.isa, pass.config.hidden_size, pass.config.inner_dim);
+        let activation = self.activation;
+        if !activation.is_custom() {
+            let (pre, kept) = pre.map_or((&mut [][..], 0), |pre| (pre, width));
+            return pass.each_block_of(
+                self.segments,
+                [(out, hidden), (pre, kept)],
+                |segment, [out, pre], scratch| {
+                    let layer = &self.layers[segment.example];
+                    let lengths = [segment.rows * hidden, layer.scratch_len(activation, segment.rows)];
+                    let ([x, slice], lhs) = scratch.split(lengths);
+                    gather(segment, x);
+                    let pre = (!pre.is_empty()).then_some(pre);
+                    layer.forward(isa, activation, x, segment.rows, out, slice, lhs, pre);
+                    finish(segment, out);
+                },
+            );
+        }
+        let mut inner = pass.context.buffer(self.segments.iter().map(|s| s.rows).sum::<usize>() * width);
+        pass.each_block(self.segments, &mut inner, width, |segment, inner, scratch| {
+            let ([x], [lhs, _]) = scratch.split([segment.rows * hidden]);
+            gather(segment, x);
+            self.layers[segment.example].forward_intermediate(isa, x, segment.rows, inner, lhs);
+        })?;
+        if let Some(pre) = pre {
+            pre.copy_from_slice(&inner);
+        }
+        activation.forward(isa, &mut inner, width)?;
+        pass.each_block_of(
+            self.segments,
+            [(out, hidden), (&mut inner, width)],
+            |segment, [out, inner], scratch| {
+                let (_, [lhs, _]) = scratch.split([]);
+                self.layers[segment.example].forward_output(isa, inner, segment.rows, out, lhs);
+                finish(segment, out);
+            },
+        )
     }
 }

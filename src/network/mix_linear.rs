@@ -5,10 +5,10 @@
 //! `y[b] = Ws1 x[b] Wh1 + Ws2 x[b] Wh2`, see `mix_spectral.rs`. Source: `LinearTransformLayer`.
 
 use crate::error::Result;
-use crate::kernels::{Init, PANEL, PackedMatrix, Real, matmul, prepare_lhs};
-use crate::layers::Table;
+use crate::kernels::{Init, PANEL, PackedMatrix, Real, matmul, prepare_lhs, transpose};
+use crate::layers::{Table, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
-use crate::runtime::{ActivationPanels, PanelsMut, TaskScratch};
+use crate::runtime::{ActivationPanels, PanelsMut, TaskScratch, product_dtype};
 
 use super::pass::{Pass, RowBlock};
 
@@ -46,7 +46,7 @@ impl<R: Real> MixLinear<R> {
     }
 
     /// `x[b] Wh` of every example, as right operands: the part that a row block needs all tokens for.
-    pub fn prepare<'p>(&self, pass: &'p Pass<'_, R>, x: &[R]) -> Result<ActivationPanels<'p, R>> {
+    pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<ActivationPanels<R>> {
         let isa = pass.context.isa;
         let (seq, hidden, terms) = (pass.seq, self.hidden[0].k(), self.hidden.len());
         let dtype = self.hidden[0].dtype();
@@ -88,7 +88,7 @@ impl<R: Real> MixLinear<R> {
     pub fn rows(
         &self,
         pass: &Pass<'_, R>,
-        mixed: &ActivationPanels<'_, R>,
+        mixed: &ActivationPanels<R>,
         block: RowBlock,
         out: &mut [R],
         scratch: &mut TaskScratch<R>,
@@ -98,5 +98,76 @@ impl<R: Real> MixLinear<R> {
         let lhs = self.seq.lhs(block.first, block.rows, widened);
         let right = mixed.view(block.example);
         matmul(pass.context.isa, block.rows, lhs, right, 0..hidden, out, hidden, Init::Zero);
+    }
+
+    /// Undoes the layer: writes `dx`, adds to the gradients of `hidden` and `seq` where given (fixed matrices have none).
+    ///
+    /// `x` is what `prepare` read, `dy` the gradient of the rows; all `[B*S, H]`.
+    pub fn backward(
+        &self,
+        pass: &Pass<'_, R>,
+        x: &[R],
+        dy: &[R],
+        dx: &mut [R],
+        grads: Option<[&mut [R]; 2]>,
+    ) -> Result<()> {
+        let (context, isa) = (pass.context, pass.context.isa);
+        let (seq, hidden, terms) = (pass.seq, self.hidden[0].k(), self.hidden.len());
+        let dtype = self.hidden[0].dtype();
+        let all = pass.batch * seq;
+        let turned: Vec<_> = self.hidden.iter().map(PackedMatrix::transposed).collect();
+        let by_example = pass.row_blocks(seq);
+        // y[b] = sum of Ws mixed[b], mixed = x Wh: d mixed[b] = Ws^T dy[b], terms side by side
+        let mut right = context.panels(dtype, pass.batch, seq, hidden);
+        let chunks = right.chunks_mut(hidden.div_ceil(PANEL));
+        context.each(chunks.into_iter().enumerate(), |(example, mut out), _| {
+            out.pack(isa, &dy[example * seq * hidden..], hidden, false, seq, hidden);
+        })?;
+        let seq_rows = self.seq.to_vec();
+        let mut seq_turned = context.buffer(terms * seq * seq);
+        transpose(isa, &seq_rows, seq, terms * seq, terms * seq, &mut seq_turned, seq);
+        let mut dmixed = context.buffer(terms * all * hidden);
+        for (term, dmixed) in dmixed.chunks_exact_mut(all * hidden).enumerate() {
+            pass.each_block(&by_example, dmixed, hidden, |block, out, scratch| {
+                let (_, [lhs, _]) = scratch.split([]);
+                let rows = &seq_turned[(term * seq + block.first) * seq..];
+                let rows = prepare_lhs(isa, rows, block.rows, seq, seq, product_dtype(dtype), lhs);
+                matmul(isa, block.rows, rows, right.view(block.example), 0..hidden, out, hidden, Init::Zero);
+            })?;
+        }
+        // dx = sum of d mixed Wh^T
+        pass.each_block(&by_example, dx, hidden, |block, out, scratch| {
+            let (_, [lhs, _]) = scratch.split([]);
+            for (term, turned) in turned.iter().enumerate() {
+                let rows = block.of(&dmixed[term * all * hidden..], seq, hidden);
+                let rows = prepare_lhs(isa, rows, block.rows, hidden, hidden, dtype, lhs);
+                let init = if term == 0 { Init::Zero } else { Init::Accumulate };
+                matmul(isa, block.rows, rows, turned.view(), 0..hidden, out, hidden, init);
+            }
+        })?;
+        let Some([dhidden, dseq]) = grads else { return Ok(()) };
+        // dWh = x^T d mixed
+        kernel_gradient(context, dtype, all, x, &dmixed, dhidden)?;
+        // dWs = sum over examples of dy[b] mixed[b]^T
+        let mut mixed = dmixed;
+        pass.each_block(&by_example, &mut mixed, hidden, |block, out, scratch| {
+            let (_, [lhs, _]) = scratch.split([]);
+            let rows = prepare_lhs(isa, block.of(x, seq, hidden), block.rows, hidden, hidden, dtype, lhs);
+            matmul(isa, block.rows, rows, self.hidden[0].view(), 0..hidden, out, hidden, Init::Zero);
+        })?;
+        let mut right = context.panels(dtype, pass.batch, hidden, seq);
+        let chunks = right.chunks_mut(seq.div_ceil(PANEL));
+        context.each(chunks.into_iter().enumerate(), |(example, mut out), _| {
+            out.pack(isa, &mixed[example * seq * hidden..], hidden, true, hidden, seq);
+        })?;
+        let blocks = Pass::<R>::fixed_blocks(seq);
+        pass.each_block(&blocks, dseq, seq, |block, out, scratch| {
+            let (_, [lhs, _]) = scratch.split([]);
+            for example in 0..pass.batch {
+                let rows = &dy[(example * seq + block.first) * hidden..];
+                let rows = prepare_lhs(isa, rows, block.rows, hidden, hidden, product_dtype(dtype), lhs);
+                matmul(isa, block.rows, rows, right.view(example), 0..seq, out, seq, Init::Accumulate);
+            }
+        })
     }
 }

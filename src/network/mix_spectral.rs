@@ -6,7 +6,9 @@
 //! - Hartley: `y = (Cs + Ss) x Ch + (Cs - Ss) x Sh`
 //!
 //! which is linear mixing with two terms. By fast transforms (`use_fft=True`): rows first, then columns; a real row's
-//! spectrum is half redundant, `F[n, k] = conj F[-n, -k]`. Source: `FourierTransformLayer`, `HartleyTransformLayer`.
+//! spectrum is half redundant, `F[n, k] = conj F[-n, -k]`.
+//!
+//! Both are symmetric linear maps, so backward is the forward computation on the gradient. Source: `FourierTransformLayer`, `HartleyTransformLayer`.
 
 use std::any::{Any, TypeId};
 use std::f64::consts::TAU;
@@ -135,7 +137,7 @@ fn plan<R: Real>(seq: usize, hidden: usize) -> Result<Arc<dyn Transform<R>>> {
 }
 
 /// The transformed columns of all examples, `[B, H/2 + 1, S]` complex.
-pub type Spectrum<'p, R> = Buffer<'p, R>;
+pub type Spectrum<R> = Buffer<R>;
 
 impl<R: Real> MixFft<R> {
     /// Plans the transforms.
@@ -149,7 +151,7 @@ impl<R: Real> MixFft<R> {
     }
 
     /// Both transforms of all of `x` (`[B*S, H]`).
-    pub fn prepare<'p>(&self, pass: &'p Pass<'_, R>, x: &[R]) -> Result<Spectrum<'p, R>> {
+    pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<Spectrum<R>> {
         let (seq, hidden, half) = (self.seq, self.hidden, self.half());
         // 1. rows: [B, S, H/2 + 1]
         let mut rows = pass.context.buffer(pass.batch * seq * 2 * half);
@@ -182,7 +184,7 @@ impl<R: Real> MixFft<R> {
     }
 
     /// `out` = mixed rows of `block`.
-    pub fn rows(&self, spectrum: &Spectrum<'_, R>, block: RowBlock, out: &mut [R]) {
+    pub fn rows(&self, spectrum: &Spectrum<R>, block: RowBlock, out: &mut [R]) {
         let (seq, hidden, half) = (self.seq, self.hidden, self.half());
         let columns = &spectrum[block.example * half * 2 * seq..][..half * 2 * seq];
         for (r, out) in out.chunks_exact_mut(hidden).enumerate() {

@@ -12,6 +12,7 @@ mod moe;
 mod moe_router;
 mod pass;
 mod pool;
+mod tape;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -23,14 +24,14 @@ use crate::layers::{Activation, CustomActivation};
 use crate::params::{Loader, Param, ParamMut, Source, Spec};
 use crate::runtime::{Buffer, Context};
 
-use block::Block;
+use block::{Block, Record};
 use embed::Embed;
 pub use inputs::{Inputs, Words};
 pub use memory::forward_bytes;
 pub use moe::LayerMetrics;
-use moe::Mixture;
 use pass::Pass;
 use pool::Pool;
+pub use tape::{Cotangents, OwnedInputs, OwnedWords, Tape};
 
 /// The weights of an encoder, in Keras order.
 pub fn specs(config: &SparseMixerConfig) -> Vec<Spec> {
@@ -98,12 +99,12 @@ pub struct RoutingRecord<R> {
 }
 
 /// The stream between blocks: scratch memory, or an array that the caller gets.
-enum Stream<'p, R: Real> {
-    Scratch(Buffer<'p, R>),
+enum Stream<R: Real> {
+    Scratch(Buffer<R>),
     Kept(Vec<R>),
 }
 
-impl<R: Real> Deref for Stream<'_, R> {
+impl<R: Real> Deref for Stream<R> {
     type Target = [R];
     fn deref(&self) -> &[R] {
         match self {
@@ -113,7 +114,7 @@ impl<R: Real> Deref for Stream<'_, R> {
     }
 }
 
-impl<R: Real> DerefMut for Stream<'_, R> {
+impl<R: Real> DerefMut for Stream<R> {
     fn deref_mut(&mut self) -> &mut [R] {
         match self {
             Stream::Scratch(buffer) => buffer,
@@ -193,32 +194,18 @@ impl<R: Real> SparseMixer<R> {
         training: Option<u64>,
         wanted: Wanted,
     ) -> Result<Outputs<R>> {
-        inputs.check(&self.config)?;
-        if training.is_some() {
-            self.check_dropout()?;
-        }
+        self.check(inputs, training)?;
         let (batch, seq, hidden) = (inputs.batch, self.config.max_sequence_length, self.config.hidden_size);
         let keeps_last = wanted.sequence_output || wanted.encoder_outputs;
-        let last_rows = match self.config.output_range {
-            _ if !keeps_last => 1,
-            Some(range) if self.config.rules().output_range => range,
-            _ => seq,
-        };
-        let mut outputs = Outputs {
-            sequence_output: None,
-            pooled_output: None,
-            encoder_outputs: Vec::new(),
-            rows: last_rows,
-            metrics: Vec::new(),
-            routing: Vec::new(),
-        };
+        let last_rows = if keeps_last { self.output_rows() } else { 1 };
+        let mut outputs = Outputs::new(last_rows);
         if batch == 0 {
             return Ok(self.empty(outputs, wanted));
         }
         let score_adder = self.score_adder(inputs);
-        let pass = Pass { context, config: &self.config, batch, seq, training, score_adder: &score_adder };
+        let pass = self.pass(context, batch, training, false, &score_adder);
         let mut x = Stream::Scratch(context.buffer(batch * seq * hidden));
-        self.embed.forward(&pass, inputs, &mut x)?;
+        self.embed.forward(&pass, inputs, &mut x, None)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let is_last = layer + 1 == self.blocks.len();
             let rows = if is_last { last_rows } else { seq };
@@ -226,19 +213,9 @@ impl<R: Real> SparseMixer<R> {
             let len = batch * rows * hidden;
             let mut out =
                 if keep { Stream::Kept(vec![R::ZERO; len]) } else { Stream::Scratch(context.buffer(len)) };
-            let mixture = block.forward(&pass, &self.activation, &x, rows, &mut out)?;
-            if let Some(mixture) = mixture {
-                outputs.metrics.push(mixture.metrics(self.config.router_z_loss_weight));
-                if wanted.routing {
-                    outputs.routing.push(record(&mixture));
-                }
-            }
-            if wanted.check_finite && !out.iter().all(|v| v.is_finite()) {
-                return Err(Error::value(
-                    "check_finite",
-                    format!("block {layer} is the first whose output has a NaN or an infinity"),
-                ));
-            }
+            let record = block.forward(&pass, &self.activation, &x, rows, &mut out)?;
+            outputs.add(&record, &self.config, wanted);
+            check_finite(wanted, layer, &out)?;
             let previous = std::mem::replace(&mut x, out);
             if let (Stream::Kept(values), true) = (previous, wanted.encoder_outputs) {
                 outputs.encoder_outputs.push(values);
@@ -253,6 +230,29 @@ impl<R: Real> SparseMixer<R> {
             outputs.sequence_output = Some(values);
         }
         Ok(outputs)
+    }
+
+    fn check(&self, inputs: &Inputs<'_, R>, training: Option<u64>) -> Result<()> {
+        inputs.check(&self.config)?;
+        if training.is_some() { self.check_dropout() } else { Ok(()) }
+    }
+
+    fn pass<'a>(
+        &'a self,
+        context: &'a Context<'a, R>,
+        batch: usize,
+        training: Option<u64>,
+        keep: bool,
+        score_adder: &'a [R],
+    ) -> Pass<'a, R> {
+        let seq = self.config.max_sequence_length;
+        Pass { context, config: &self.config, batch, seq, training, keep, score_adder }
+    }
+
+    /// Rows per example of the last block's output.
+    fn output_rows(&self) -> usize {
+        let range = self.config.output_range.filter(|_| self.config.rules().output_range);
+        range.unwrap_or(self.config.max_sequence_length)
     }
 
     /// A rate of exactly 1 is allowed at inference only: there would be nothing left to scale.
@@ -291,13 +291,41 @@ impl<R: Real> SparseMixer<R> {
     }
 }
 
-fn record<R: Real>(mixture: &Mixture<'_, R>) -> RoutingRecord<R> {
-    let routing = &mixture.routing;
-    RoutingRecord {
-        groups: routing.grouping.groups,
-        tokens: routing.grouping.tokens,
-        capacity: routing.grouping.capacity,
-        indices: routing.indices.clone(),
-        probabilities: routing.probabilities.to_vec(),
+impl<R: Real> Outputs<R> {
+    fn new(rows: usize) -> Self {
+        Outputs {
+            sequence_output: None,
+            pooled_output: None,
+            encoder_outputs: Vec::new(),
+            rows,
+            metrics: Vec::new(),
+            routing: Vec::new(),
+        }
     }
+
+    /// Takes metrics and routing from a block's record.
+    fn add(&mut self, record: &Record<R>, config: &SparseMixerConfig, wanted: Wanted) {
+        let Some(mixture) = &record.mixture else { return };
+        self.metrics.push(mixture.metrics(config.router_z_loss_weight));
+        if wanted.routing {
+            let routing = &mixture.routing;
+            self.routing.push(RoutingRecord {
+                groups: routing.grouping.groups,
+                tokens: routing.grouping.tokens,
+                capacity: routing.grouping.capacity,
+                indices: routing.indices.clone(),
+                probabilities: routing.probabilities.to_vec(),
+            });
+        }
+    }
+}
+
+fn check_finite<R: Real>(wanted: Wanted, layer: usize, out: &[R]) -> Result<()> {
+    if wanted.check_finite && !out.iter().all(|v| v.is_finite()) {
+        return Err(Error::value(
+            "check_finite",
+            format!("block {layer} is the first whose output has a NaN or an infinity"),
+        ));
+    }
+    Ok(())
 }

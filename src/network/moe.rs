@@ -5,15 +5,15 @@
 //! Source: `moe.MoeLayer`, `moe.FeedForwardExperts`.
 
 use crate::config::SparseMixerConfig;
-use crate::error::Result;
-use crate::kernels::{Real, axpy};
+use crate::error::{Error, Result};
+use crate::kernels::{Real, add_in_place, axpy};
 use crate::layers::Activation;
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::Buffer;
 
-use super::feed_forward::FeedForward;
+use super::feed_forward::{FeedForward, Run};
 use super::moe_router::{Grouping, Router, Routing};
-use super::pass::{Pass, RowBlock, Site, split_rows};
+use super::pass::{Pass, RowBlock, Site};
 
 /// Experts and router.
 #[derive(Clone, Debug)]
@@ -25,11 +25,14 @@ pub struct Moe<R> {
 }
 
 /// The routed tokens and what the experts made of them.
-pub struct Mixture<'p, R: Real> {
+#[derive(Debug)]
+pub struct Mixture<R: Real> {
     /// Who went where.
-    pub routing: Routing<'p, R>,
-    /// `[E, G, C, H]`
-    expert_out: Buffer<'p, R>,
+    pub routing: Routing<R>,
+    /// `[E, G, C, H]`, after dropout
+    expert_out: Buffer<R>,
+    /// `[E, G, C, F]`: what the experts' activation is applied to, kept for backward.
+    pre: Option<Buffer<R>>,
     /// Slots of token `t` are `slots[first_slot[t]..first_slot[t + 1]]`, by expert.
     first_slot: Vec<u32>,
     /// Row of `expert_out`, and weight.
@@ -120,13 +123,13 @@ impl<R: Real> Moe<R> {
     }
 
     /// Routes all tokens of `h` (`[B*S, H]`) in block `layer` and runs the experts.
-    pub fn forward<'p>(
+    pub fn forward(
         &self,
-        pass: &'p Pass<'_, R>,
+        pass: &Pass<'_, R>,
         activation: &Activation<R>,
         layer: usize,
         h: &[R],
-    ) -> Result<Mixture<'p, R>> {
+    ) -> Result<Mixture<R>> {
         // 1. who goes where
         let routing = self.router.route(pass, layer, h)?;
         let Grouping { groups, capacity, .. } = routing.grouping;
@@ -135,21 +138,19 @@ impl<R: Real> Moe<R> {
         // 2. experts on their tokens, gathered
         let dropout = pass.dropout(pass.config.output_dropout, Site::Expert, layer);
         let mut expert_out = pass.context.buffer(self.experts.len() * rows_per_expert * hidden);
-        let gather = |task: RowBlock, x: &mut [R]| {
-            for (row, x) in (task.first..).zip(x.chunks_exact_mut(hidden)) {
-                let (token, _) = routing.pick(row / capacity, task.example, row % capacity);
-                x.copy_from_slice(&h[token * hidden..][..hidden]);
-            }
-        };
+        let gather = |task: RowBlock, x: &mut [R]| gather(&routing, h, task, x);
         let segments = self.segments(pass, rows_per_expert);
-        run_experts(pass, activation, &self.experts, &segments, gather, &mut expert_out, |task, out| {
+        let mut pre = pass.training_buffer(self.experts.len() * rows_per_expert * pass.config.inner_dim);
+        let finish = |task: RowBlock, out: &mut [R]| {
             if let Some(dropout) = &dropout {
                 dropout.apply(out, (task.example * rows_per_expert + task.first) * hidden);
             }
-        })?;
+        };
+        let run = Run { activation, layers: &self.experts, segments: &segments };
+        run.forward(pass, gather, &mut expert_out, pre.as_deref_mut(), finish)?;
         // 3. slots by token
         let (first_slot, slots) = slots_by_token(&routing, pass.batch * pass.seq);
-        Ok(Mixture { routing, expert_out, first_slot, slots })
+        Ok(Mixture { routing, expert_out, pre, first_slot, slots })
     }
 
     /// Runs of rows of one expert (the block's `example`), in order.
@@ -168,49 +169,18 @@ impl<R: Real> Moe<R> {
     }
 }
 
-/// Runs feed-forward layers on segments of rows: `layers[segment.example]` on the rows that `gather` fetches, into the
-/// segment's rows of `out`, then `finish` on those.
-///
-/// A custom activation is called on the coordinating thread, between two passes over the segments.
-pub(super) fn run_experts<R: Real>(
-    pass: &Pass<'_, R>,
-    activation: &Activation<R>,
-    layers: &[FeedForward<R>],
-    segments: &[RowBlock],
-    gather: impl Fn(RowBlock, &mut [R]) + Sync,
-    out: &mut [R],
-    finish: impl Fn(RowBlock, &mut [R]) + Sync,
-) -> Result<()> {
-    let (isa, hidden, inner) = (pass.context.isa, pass.config.hidden_size, pass.config.inner_dim);
-    if !activation.is_custom() {
-        return pass.each_block(segments, out, hidden, |segment, out, scratch| {
-            let layer = &layers[segment.example];
-            let lengths = [segment.rows * hidden, layer.scratch_len(activation, segment.rows)];
-            let ([x, slice], lhs) = scratch.split(lengths);
-            gather(segment, x);
-            layer.forward(isa, activation, x, segment.rows, out, slice, lhs);
-            finish(segment, out);
-        });
+/// Copies the tokens behind rows `task` of one expert (the block's `example`) from `h` to `x`.
+fn gather<R: Real>(routing: &Routing<R>, h: &[R], task: RowBlock, x: &mut [R]) {
+    let capacity = routing.grouping.capacity;
+    let hidden = x.len() / task.rows.max(1);
+    for (row, x) in (task.first..).zip(x.chunks_exact_mut(hidden.max(1))) {
+        let (token, _) = routing.pick(row / capacity, task.example, row % capacity);
+        x.copy_from_slice(&h[token * hidden..][..hidden]);
     }
-    let mut pre = pass.context.buffer(segments.iter().map(|s| s.rows).sum::<usize>() * inner);
-    pass.each_block(segments, &mut pre, inner, |segment, pre, scratch| {
-        let ([x], [lhs, _]) = scratch.split([segment.rows * hidden]);
-        gather(segment, x);
-        layers[segment.example].forward_intermediate(isa, x, segment.rows, pre, lhs);
-    })?;
-    activation.forward(isa, &mut pre, inner)?;
-    let pieces: Vec<_> = split_rows(&mut pre, segments.iter().map(|s| s.rows * inner)).collect();
-    let tasks = segments.iter().zip(pieces).zip(split_rows(out, segments.iter().map(|s| s.rows * hidden)));
-    let tasks: Vec<_> = tasks.collect();
-    pass.context.each(tasks.into_iter(), |((segment, inner), out), scratch| {
-        let (_, [lhs, _]) = scratch.split([]);
-        layers[segment.example].forward_output(isa, inner, segment.rows, out, lhs);
-        finish(*segment, out);
-    })
 }
 
 /// For each token its slots (row of the experts' output, probability), by expert; `first[t]..first[t + 1]` are token `t`'s.
-fn slots_by_token<R: Real>(routing: &Routing<'_, R>, tokens: usize) -> (Vec<u32>, Vec<(u32, R)>) {
+fn slots_by_token<R: Real>(routing: &Routing<R>, tokens: usize) -> (Vec<u32>, Vec<(u32, R)>) {
     let Grouping { groups, capacity, .. } = routing.grouping;
     let each_slot = |visit: &mut dyn FnMut(usize, u32, R)| {
         for expert in 0..routing.experts() {
@@ -234,14 +204,121 @@ fn slots_by_token<R: Real>(routing: &Routing<'_, R>, tokens: usize) -> (Vec<u32>
     (first, slots)
 }
 
-impl<R: Real> Mixture<'_, R> {
+impl<R: Real> Moe<R> {
+    /// Undoes [`Moe::forward`] on `h`: writes `dh`, adds to the gradients (in the order of [`specs`]).
+    ///
+    /// `dy` is the gradient of the layer's result, `[B*S, H]`; `z_loss_scale` that of the mean squared log-sum-exp.
+    /// Which tokens were picked is held constant.
+    pub fn backward(
+        &self,
+        pass: &Pass<'_, R>,
+        activation: &Activation<R>,
+        layer: usize,
+        h: &[R],
+        mixture: &Mixture<R>,
+        dy: &[R],
+        z_loss_scale: R,
+        dh: &mut [R],
+        grads: &mut [Vec<R>],
+    ) -> Result<()> {
+        let (isa, hidden, inner) = (pass.context.isa, pass.config.hidden_size, pass.config.inner_dim);
+        let Some(pre) = &mixture.pre else {
+            return Err(Error::Internal("a mixture without its training record".into()));
+        };
+        let routing = &mixture.routing;
+        let Grouping { groups, capacity, .. } = routing.grouping;
+        let (experts, rows) = (self.experts.len(), groups * capacity);
+        // 3. y[t] = sum of p * expert_out: gradients of the experts' results, and of p (one more column)
+        let dropout = pass.dropout(pass.config.output_dropout, Site::Expert, layer);
+        let mut dout = pass.context.buffer(experts * rows * hidden);
+        let mut dp = pass.context.buffer(experts * rows);
+        let segments = self.segments(pass, rows);
+        pass.each_block_of(&segments, [(&mut dout, hidden), (&mut dp, 1)], |task, [dout, dp], _| {
+            let answers = task.of(&mixture.expert_out, rows, hidden).chunks_exact(hidden);
+            for (((row, dout), dp), answer) in
+                (task.first..).zip(dout.chunks_exact_mut(hidden)).zip(dp).zip(answers)
+            {
+                let (token, p) = routing.pick(row / capacity, task.example, row % capacity);
+                let dy = &dy[token * hidden..][..hidden];
+                *dp = dot(answer, dy);
+                dout.iter_mut().zip(dy).for_each(|(d, &g)| *d = p * g);
+            }
+            if let Some(dropout) = &dropout {
+                dropout.apply(dout, (task.example * rows + task.first) * hidden);
+            }
+        })?;
+        // 2. the experts, on their tokens again
+        let mut x = pass.context.buffer(rows * hidden);
+        let mut dx = pass.context.buffer(experts * rows * hidden);
+        let [kernel, bias, output_kernel, output_bias, router_grads @ ..] = grads else {
+            return Err(Error::Internal("a mixture has six gradients".into()));
+        };
+        for (e, expert) in self.experts.iter().enumerate() {
+            let blocks: Vec<_> = Pass::<R>::fixed_blocks(rows)
+                .into_iter()
+                .map(|block| RowBlock { example: e, ..block })
+                .collect();
+            pass.each_block(&blocks, &mut x, hidden, |task, x, _| gather(routing, h, task, x))?;
+            let own = |len: usize| e * len..(e + 1) * len;
+            expert.backward(
+                pass,
+                activation,
+                rows,
+                &x,
+                &pre[own(rows * inner)],
+                &dout[own(rows * hidden)],
+                &mut dx[own(rows * hidden)],
+                [
+                    &mut kernel[own(hidden * inner)],
+                    &mut bias[own(inner)],
+                    &mut output_kernel[own(inner * hidden)],
+                    &mut output_bias[own(hidden)],
+                ],
+            )?;
+        }
+        // 1. routing, and what came back to each token, by expert
+        let mut dprobabilities = pass.context.buffer(pass.batch * pass.seq * experts);
+        dprobabilities.fill(R::ZERO);
+        for token in 0..pass.batch * pass.seq {
+            for &(row, _) in mixture.slots_of(token) {
+                dprobabilities[token * experts + row as usize / rows] += dp[row as usize];
+            }
+        }
+        self.router.backward(pass, layer, h, routing, &mut dprobabilities, z_loss_scale, dh, router_grads)?;
+        pass.each_block(&pass.row_blocks(pass.seq), dh, hidden, |block, dh, _| {
+            let first = block.example * pass.seq + block.first;
+            for (token, dh) in (first..).zip(dh.chunks_exact_mut(hidden)) {
+                for &(row, _) in mixture.slots_of(token) {
+                    add_in_place(isa, dh, &dx[row as usize * hidden..][..hidden]);
+                }
+            }
+        })
+    }
+}
+
+/// The dot product, summed in the order of the elements in 16 interleaved parts.
+fn dot<R: Real>(a: &[R], b: &[R]) -> R {
+    let mut parts = [R::ZERO; 16];
+    for (a, b) in a.chunks(16).zip(b.chunks(16)) {
+        for ((part, &a), &b) in parts.iter_mut().zip(a).zip(b) {
+            *part += a * b;
+        }
+    }
+    parts.iter().fold(R::ZERO, |sum, &part| sum + part)
+}
+
+impl<R: Real> Mixture<R> {
+    /// Slots of a token, by expert.
+    fn slots_of(&self, token: usize) -> &[(u32, R)] {
+        &self.slots[self.first_slot[token] as usize..self.first_slot[token + 1] as usize]
+    }
+
     /// Adds the experts' answers for the tokens of `block` to `out` (`[rows, H]`).
     pub fn add_rows(&self, pass: &Pass<'_, R>, block: RowBlock, out: &mut [R]) {
         let hidden = pass.config.hidden_size;
         let first = block.example * pass.seq + block.first;
         for (token, out) in (first..).zip(out.chunks_exact_mut(hidden)) {
-            let slots = self.first_slot[token] as usize..self.first_slot[token + 1] as usize;
-            for &(row, p) in &self.slots[slots] {
+            for &(row, p) in self.slots_of(token) {
                 axpy(pass.context.isa, out, p, &self.expert_out[row as usize * hidden..][..hidden]);
             }
         }

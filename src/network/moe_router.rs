@@ -7,8 +7,10 @@
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Init, PackedMatrix, Real, WeightDtype, log_sum_exp, matmul, prepare_lhs, softmax_in_place,
+    Init, PackedMatrix, Real, WeightDtype, axpy, log_sum_exp, matmul, prepare_lhs, softmax_backward,
+    softmax_in_place,
 };
+use crate::layers::{bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::random::unit;
 use crate::runtime::Buffer;
@@ -83,15 +85,17 @@ pub struct Router<R> {
 
 /// Which token goes to which expert, and what the router thought.
 #[derive(Debug)]
-pub struct Routing<'p, R: Real> {
+pub struct Routing<R: Real> {
     /// Sizes.
     pub grouping: Grouping,
     experts: usize,
     /// `[G, T, E]`
-    pub probabilities: Buffer<'p, R>,
+    pub probabilities: Buffer<R>,
     /// `[G, E, C]`: token indices within the group, ascending.
     pub indices: Vec<u32>,
-    /// Mean over tokens of the squared log-sum-exp of the logits.
+    /// `[G, T]`: log-sum-exp of each token's logits.
+    pub log_sum_exp: Buffer<R>,
+    /// Mean over tokens of its square.
     pub z_loss: R,
 }
 
@@ -124,40 +128,28 @@ impl<R: Real> Router<R> {
     }
 
     /// Routes all tokens of `h` (`[B*S, H]`) in block `layer`.
-    pub fn route<'p>(&self, pass: &'p Pass<'_, R>, layer: usize, h: &[R]) -> Result<Routing<'p, R>> {
+    pub fn route(&self, pass: &Pass<'_, R>, layer: usize, h: &[R]) -> Result<Routing<R>> {
         let (context, isa) = (pass.context, pass.context.isa);
         let (hidden, experts) = (self.kernel.k(), self.kernel.n());
         let grouping = Grouping::new(pass.config, pass.batch, pass.training.is_some())?;
         let Grouping { groups, tokens, capacity } = grouping;
-        // 1. logits, their log-sum-exp, probabilities; a row is [E probabilities | lse]
-        let width = experts + 1;
-        let mut rows = context.buffer(groups * tokens * width);
+        // 1. logits, their log-sum-exp, probabilities
+        let all = groups * tokens;
+        let mut probabilities = context.buffer(all * experts);
+        let mut lse = context.buffer(all);
         let blocks = pass.row_blocks(pass.seq);
-        pass.each_block(&blocks, &mut rows, width, |block, out, scratch| {
-            let n = block.rows * hidden;
-            let ([noisy, logits, lse], [lhs, _]) = scratch.split([n, block.rows * experts, block.rows]);
-            let mut h = block.of(h, pass.seq, hidden);
-            if let Some(seed) = pass.training.filter(|_| pass.config.jitter_noise > 0.0) {
-                self.jitter(pass, seed, layer, block, h, noisy);
-                h = noisy;
-            }
+        let outs = [(&mut probabilities[..], experts), (&mut lse[..], 1)];
+        pass.each_block_of(&blocks, outs, |block, [logits, lse], scratch| {
+            let ([noisy], [lhs, _]) = scratch.split([block.rows * hidden]);
+            let h = self.jittered(pass, layer, block, h, noisy);
             let h = prepare_lhs(isa, h, block.rows, hidden, hidden, WeightDtype::Native, lhs);
             let bias = Init::Bias(&self.bias);
             matmul(isa, block.rows, h, self.kernel.view(), 0..experts, logits, experts, bias);
             log_sum_exp(isa, logits, experts, lse);
             softmax_in_place(isa, logits, experts);
-            for ((out, p), lse) in out.chunks_exact_mut(width).zip(logits.chunks_exact(experts)).zip(lse) {
-                out[..experts].copy_from_slice(p);
-                out[experts] = *lse;
-            }
         })?;
-        let mut probabilities = context.buffer(groups * tokens * experts);
-        let mut sum = 0f64;
-        for (row, p) in rows.chunks_exact(width).zip(probabilities.chunks_exact_mut(experts)) {
-            p.copy_from_slice(&row[..experts]);
-            sum += row[experts].to_f64() * row[experts].to_f64();
-        }
-        let z_loss = R::from_f64(sum / (groups * tokens) as f64);
+        let sum = lse.iter().fold(0f64, |sum, lse| sum + lse.to_f64() * lse.to_f64());
+        let z_loss = R::from_f64(sum / all as f64);
         // 2. the top tokens of each group and expert
         let mut indices = vec![0u32; groups * experts * capacity];
         if capacity > 0 {
@@ -170,16 +162,80 @@ impl<R: Real> Router<R> {
                 }
             })?;
         }
-        Ok(Routing { grouping, experts, probabilities, indices, z_loss })
+        Ok(Routing { grouping, experts, probabilities, indices, log_sum_exp: lse, z_loss })
     }
 
-    /// `out = h * noise`, noise uniform on `[1 - jitter, 1 + jitter)`.
-    fn jitter(&self, pass: &Pass<'_, R>, seed: u64, layer: usize, block: RowBlock, h: &[R], out: &mut [R]) {
+    /// Rows of `block` of `h`, multiplied by noise uniform on `[1 - jitter, 1 + jitter)` into `noisy` when training.
+    fn jittered<'h>(
+        &self,
+        pass: &Pass<'_, R>,
+        layer: usize,
+        block: RowBlock,
+        h: &'h [R],
+        noisy: &'h mut [R],
+    ) -> &'h [R] {
+        let h = block.of(h, pass.seq, self.kernel.k());
+        match pass.training.filter(|_| pass.config.jitter_noise > 0.0) {
+            None => h,
+            Some(seed) => {
+                noisy.copy_from_slice(h);
+                self.multiply_by_noise(pass, seed, layer, block, noisy);
+                noisy
+            }
+        }
+    }
+
+    fn multiply_by_noise(&self, pass: &Pass<'_, R>, seed: u64, layer: usize, block: RowBlock, x: &mut [R]) {
         let noise = pass.config.jitter_noise as f32;
         let first = (block.example * pass.seq + block.first) * self.kernel.k();
-        Pass::<R>::stream(seed, Site::Jitter, layer).for_each_word(first as u64, h.len(), |i, word| {
-            out[i] = h[i] * R::from_f32(1.0 - noise + 2.0 * noise * unit(word));
+        Pass::<R>::stream(seed, Site::Jitter, layer).for_each_word(first as u64, x.len(), |i, word| {
+            x[i] *= R::from_f32(1.0 - noise + 2.0 * noise * unit(word));
         });
+    }
+
+    /// Undoes the probabilities and the z-loss of [`Router::route`]: writes `dh`, adds to the gradients of kernel and
+    /// bias.
+    ///
+    /// `dp` (`[B*S, E]`) is the gradient of the probabilities and becomes that of the logits; `z_loss_scale` is the
+    /// gradient of the mean squared log-sum-exp.
+    pub fn backward(
+        &self,
+        pass: &Pass<'_, R>,
+        layer: usize,
+        h: &[R],
+        routing: &Routing<R>,
+        dp: &mut [R],
+        z_loss_scale: R,
+        dh: &mut [R],
+        grads: &mut [Vec<R>],
+    ) -> Result<()> {
+        let (context, isa) = (pass.context, pass.context.isa);
+        let (hidden, experts, all) = (self.kernel.k(), self.kernel.n(), pass.batch * pass.seq);
+        let z_scale = z_loss_scale * R::from_f64(2.0 / all as f64);
+        let mut noisy = context.buffer(all * hidden);
+        let turned = self.kernel.transposed();
+        let blocks = pass.row_blocks(pass.seq);
+        let outs = [(&mut *dp, experts), (&mut noisy[..], hidden), (dh, hidden)];
+        pass.each_block_of(&blocks, outs, |block, [dp, noisy, dh], scratch| {
+            let ([own], [lhs, _]) = scratch.split([noisy.len()]);
+            noisy.copy_from_slice(self.jittered(pass, layer, block, h, own));
+            let p = block.of(&routing.probabilities, pass.seq, experts);
+            softmax_backward(isa, p, dp, experts);
+            let lse = block.of(&routing.log_sum_exp, pass.seq, 1);
+            for ((dp, p), &lse) in dp.chunks_exact_mut(experts).zip(p.chunks_exact(experts)).zip(lse) {
+                axpy(isa, dp, z_scale * lse, p);
+            }
+            let dlogits = prepare_lhs(isa, dp, block.rows, experts, experts, WeightDtype::Native, lhs);
+            matmul(isa, block.rows, dlogits, turned.view(), 0..hidden, dh, hidden, Init::Zero);
+            if let Some(seed) = pass.training.filter(|_| pass.config.jitter_noise > 0.0) {
+                self.multiply_by_noise(pass, seed, layer, block, dh);
+            }
+        })?;
+        let [kernel, bias, ..] = grads else {
+            return Err(Error::Internal("a router has two gradients".into()));
+        };
+        kernel_gradient(context, WeightDtype::Native, all, &noisy, dp, kernel)?;
+        bias_gradient(context, dp, bias)
     }
 }
 
@@ -197,7 +253,7 @@ fn pick_largest<R: Real>(count: usize, value: impl Fn(usize) -> R, picks: &mut [
     picks.sort_unstable();
 }
 
-impl<R: Real> Routing<'_, R> {
+impl<R: Real> Routing<R> {
     /// `E`
     pub fn experts(&self) -> usize {
         self.experts

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::kernels::Real;
 use crate::layers::Dropout;
 use crate::random::Stream;
-use crate::runtime::{Context, TaskScratch};
+use crate::runtime::{Buffer, Context, TaskScratch};
 
 /// What every layer of one call has to know.
 pub struct Pass<'a, R> {
@@ -19,6 +19,8 @@ pub struct Pass<'a, R> {
     pub seq: usize,
     /// The seed of dropout and jitter when training.
     pub training: Option<u64>,
+    /// Whether layers keep what backward needs.
+    pub keep: bool,
     /// Added to attention scores, `[B, S]` (one value per key); empty without attention layers.
     pub score_adder: &'a [R],
 }
@@ -68,6 +70,11 @@ impl<'a, R: Real> Pass<'a, R> {
         Stream::new(seed, ((layer as u64) << 8) | (site as u64 + 1))
     }
 
+    /// A buffer for what backward needs, if training.
+    pub fn training_buffer(&self, len: usize) -> Option<Buffer<R>> {
+        self.keep.then(|| self.context.buffer(len))
+    }
+
     /// Cuts the first `rows` rows of every example into blocks, in order.
     pub fn row_blocks(&self, rows: usize) -> Vec<RowBlock> {
         // At least one block per thread where there are rows enough; all blocks of about the same size.
@@ -82,6 +89,15 @@ impl<'a, R: Real> Pass<'a, R> {
             .collect()
     }
 
+    /// All rows in blocks of a size that does not depend on the number of threads, for sums over blocks; counted as
+    /// rows of one example.
+    pub fn fixed_blocks(rows: usize) -> Vec<RowBlock> {
+        (0..rows)
+            .step_by(MAX_BLOCK)
+            .map(|first| RowBlock { example: 0, first, rows: MAX_BLOCK.min(rows - first) })
+            .collect()
+    }
+
     /// Does `work` for each of `blocks` with its rows of `out` (`width` values a row, blocks in order).
     pub fn each_block(
         &self,
@@ -90,9 +106,22 @@ impl<'a, R: Real> Pass<'a, R> {
         width: usize,
         work: impl Fn(RowBlock, &mut [R], &mut TaskScratch<R>) + Sync,
     ) -> Result<()> {
-        let tasks = blocks.iter().copied().zip(split_rows(out, blocks.iter().map(|b| b.rows * width)));
-        let tasks: Vec<_> = tasks.collect();
-        self.context.each(tasks.into_iter(), |(block, out), scratch| work(block, out, scratch))
+        self.each_block_of(blocks, [(out, width)], |block, [out], scratch| work(block, out, scratch))
+    }
+
+    /// The same with rows of several arrays.
+    pub fn each_block_of<const COUNT: usize>(
+        &self,
+        blocks: &[RowBlock],
+        outs: [(&mut [R], usize); COUNT],
+        work: impl Fn(RowBlock, [&mut [R]; COUNT], &mut TaskScratch<R>) + Sync,
+    ) -> Result<()> {
+        let mut pieces = outs.map(|(out, width)| split_rows(out, blocks.iter().map(move |b| b.rows * width)));
+        let tasks: Vec<_> = blocks
+            .iter()
+            .map(|block| (*block, pieces.each_mut().map(|pieces| pieces.next().unwrap_or_default())))
+            .collect();
+        self.context.each(tasks.into_iter(), |(block, outs), scratch| work(block, outs, scratch))
     }
 }
 

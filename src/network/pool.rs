@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::kernels::{Elementwise, Init, PackedMatrix, Real, elementwise, matmul, prepare_lhs};
+use crate::layers::{bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
 
 use super::pass::{Pass, split_rows};
@@ -57,5 +58,41 @@ impl<R: Real> Pool<R> {
             matmul(isa, rows, first, self.kernel.view(), 0..hidden, out, hidden, Init::Bias(&self.bias));
             elementwise(isa, Elementwise::Tanh, out);
         })
+    }
+
+    /// Undoes the layer: adds to the first row of every example of `dx` (`[B*S, H]`) and to the gradients.
+    ///
+    /// `x` is what `forward` read, `pooled` its result, `dy` the gradient of that.
+    pub fn backward(
+        &self,
+        pass: &Pass<'_, R>,
+        x: &[R],
+        pooled: &[R],
+        dy: &[R],
+        dx: &mut [R],
+        grads: &mut [Vec<R>],
+    ) -> Result<()> {
+        let (isa, hidden, batch) = (pass.context.isa, self.bias.len(), pass.batch);
+        let per_example = pass.seq * hidden;
+        // tanh: its derivative from its value
+        let mut dpre = pass.context.buffer(batch * hidden);
+        for ((d, &dy), &y) in dpre.iter_mut().zip(dy).zip(pooled) {
+            *d = dy * (R::ONE - y * y);
+        }
+        let mut first = pass.context.buffer(batch * hidden);
+        for (row, x) in first.chunks_exact_mut(hidden).zip(x.chunks_exact(per_example)) {
+            row.copy_from_slice(&x[..hidden]);
+        }
+        kernel_gradient(pass.context, self.kernel.dtype(), batch, &first, &dpre, &mut grads[0])?;
+        bias_gradient(pass.context, &dpre, &mut grads[1])?;
+        let turned = self.kernel.transposed();
+        pass.context.each(
+            dx.chunks_exact_mut(per_example).zip(dpre.chunks_exact(hidden)),
+            |(dx, dpre), scratch| {
+                let (_, [lhs, _]) = scratch.split([]);
+                let dpre = prepare_lhs(isa, dpre, 1, hidden, hidden, self.kernel.dtype(), lhs);
+                matmul(isa, 1, dpre, turned.view(), 0..hidden, &mut dx[..hidden], hidden, Init::Accumulate);
+            },
+        )
     }
 }

@@ -36,7 +36,7 @@ pub struct Context<'a, R> {
     cancelled: AtomicBool,
     /// The caller's interrupt, when the caller itself does the work and has to ask between tasks.
     inline: Option<(Interrupt<'a>, Instant, AtomicU64)>,
-    scratch: &'a CallScratch<R>,
+    scratch: &'a CallScratch<'a, R>,
 }
 
 /// Runs `work` with `threads` threads, watching `interrupt` from the calling thread.
@@ -141,13 +141,13 @@ impl<R: Real> Context<'_, R> {
         if self.is_cancelled() { Err(Error::Interrupted) } else { Ok(()) }
     }
 
-    /// A buffer of `len` elements with unspecified contents, returned to the call's scratch memory when dropped.
-    pub fn buffer(&self, len: usize) -> Buffer<'_, R> {
-        self.scratch.buffer(len)
+    /// A buffer of `len` elements with unspecified contents, returned to the scratch memory when dropped.
+    pub fn buffer(&self, len: usize) -> Buffer<R> {
+        self.scratch.pool().buffer(len)
     }
 
     /// Memory for `count` right operands of `k x n` that are computed on the way; see [`ActivationPanels`].
-    pub fn panels(&self, dtype: WeightDtype, count: usize, k: usize, n: usize) -> ActivationPanels<'_, R> {
-        ActivationPanels::new(self.scratch, dtype, count, k, n)
+    pub fn panels(&self, dtype: WeightDtype, count: usize, k: usize, n: usize) -> ActivationPanels<R> {
+        ActivationPanels::new(self.scratch.pool(), dtype, count, k, n)
     }
 }

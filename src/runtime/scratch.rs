@@ -1,7 +1,7 @@
 //! Scratch memory: checked out by a call, reused by later calls, given back on request.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use half::bf16;
 
@@ -10,19 +10,19 @@ use crate::kernels::{
     AlignedVec, Isa, LhsBuffer, PANEL, Panels, Real, WeightDtype, pack_bfloat16, pack_native, packed_len,
 };
 
-/// Scratch memory of calls that are over, for calls to come. Never larger than what the calls that ran at once used.
+/// Scratch memory that outlives calls: what one gave back serves the next. Never larger than what the calls that ran at
+/// once used.
 #[derive(Debug, Default)]
 pub struct ScratchPool<R> {
-    free: Mutex<Vec<Box<CallScratch<R>>>>,
+    tasks: Mutex<Vec<TaskScratches<R>>>,
+    buffers: Arc<FreeList<R>>,
+    bfloat16: Arc<FreeList<bf16>>,
 }
 
-/// Scratch memory of one call.
-#[derive(Debug, Default)]
-pub(super) struct CallScratch<R> {
-    tasks: Vec<Mutex<TaskScratch<R>>>,
-    buffers: Mutex<Vec<AlignedVec<R>>>,
-    bfloat16: Mutex<Vec<AlignedVec<bf16>>>,
-}
+/// One per thread of a call.
+type TaskScratches<R> = Vec<Mutex<TaskScratch<R>>>;
+
+type FreeList<T> = Mutex<Vec<AlignedVec<T>>>;
 
 /// Scratch memory of one task; contents are unspecified.
 #[derive(Debug, Default)]
@@ -57,109 +57,110 @@ impl<R: Real> TaskScratch<R> {
 impl<R: Real> ScratchPool<R> {
     /// An empty pool.
     pub fn new() -> Self {
-        ScratchPool { free: Mutex::new(Vec::new()) }
+        ScratchPool { tasks: Mutex::default(), buffers: Arc::default(), bfloat16: Arc::default() }
     }
 
     /// Gives back the memory that no running call uses.
     pub fn release(&self) {
-        lock(&self.free).clear();
+        lock(&self.tasks).clear();
+        lock(&self.buffers).clear();
+        lock(&self.bfloat16).clear();
     }
 
-    pub(super) fn check_out(&self, threads: usize) -> CheckedOut<'_, R> {
+    /// A buffer of `len` elements with unspecified contents; goes back to the pool when dropped.
+    pub fn buffer(&self, len: usize) -> Buffer<R> {
+        Buffer::take(&self.buffers, len)
+    }
+
+    pub(super) fn check_out(&self, threads: usize) -> CallScratch<'_, R> {
         // A lock held in another thread while this process was forked stays locked: never wait for it.
-        let mut scratch = self.free.try_lock().ok().and_then(|mut free| free.pop()).unwrap_or_default();
-        while scratch.tasks.len() < threads {
-            scratch.tasks.push(Mutex::default());
-        }
-        CheckedOut { pool: self, scratch: Some(scratch) }
+        let mut tasks = self.tasks.try_lock().ok().and_then(|mut free| free.pop()).unwrap_or_default();
+        tasks.resize_with(tasks.len().max(threads), Mutex::default);
+        CallScratch { pool: self, tasks }
     }
 }
 
-/// A call's scratch memory; goes back to the pool when dropped.
-pub(super) struct CheckedOut<'a, R: Real> {
+/// A call's scratch memory, apart from buffers; goes back to the pool when dropped.
+pub(super) struct CallScratch<'a, R> {
     pool: &'a ScratchPool<R>,
-    scratch: Option<Box<CallScratch<R>>>,
+    tasks: TaskScratches<R>,
 }
 
-impl<R: Real> Deref for CheckedOut<'_, R> {
-    type Target = CallScratch<R>;
-    fn deref(&self) -> &CallScratch<R> {
-        self.scratch.as_ref().expect("present until dropped")
-    }
-}
-
-impl<R: Real> Drop for CheckedOut<'_, R> {
-    fn drop(&mut self) {
-        if let (Some(scratch), Ok(mut free)) = (self.scratch.take(), self.pool.free.try_lock()) {
-            free.push(scratch);
-        }
-    }
-}
-
-impl<R: Real> CallScratch<R> {
+impl<R> CallScratch<'_, R> {
     pub(super) fn task(&self, worker: usize) -> MutexGuard<'_, TaskScratch<R>> {
         lock(&self.tasks[worker])
     }
 
-    pub(super) fn buffer(&self, len: usize) -> Buffer<'_, R> {
-        Buffer::take(&self.buffers, len)
+    pub(super) fn pool(&self) -> &ScratchPool<R> {
+        self.pool
+    }
+}
+
+impl<R> Drop for CallScratch<'_, R> {
+    fn drop(&mut self) {
+        if let Ok(mut free) = self.pool.tasks.try_lock() {
+            free.push(std::mem::take(&mut self.tasks));
+        }
     }
 }
 
 /// A buffer on loan; goes back when dropped.
 #[derive(Debug)]
-pub struct Buffer<'a, T: Copy + Default> {
-    home: &'a Mutex<Vec<AlignedVec<T>>>,
+pub struct Buffer<T: Copy + Default> {
+    home: Arc<FreeList<T>>,
     data: AlignedVec<T>,
     len: usize,
 }
 
-impl<'a, T: Copy + Default> Buffer<'a, T> {
+impl<T: Copy + Default> Buffer<T> {
     /// The smallest free buffer that is large enough, else the largest, grown.
-    fn take(home: &'a Mutex<Vec<AlignedVec<T>>>, len: usize) -> Self {
-        let mut free = lock(home);
-        let fitting = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
-        let chosen = fitting.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
-        let mut data = chosen.map(|i| free.swap_remove(i)).unwrap_or_default();
-        drop(free);
+    fn take(home: &Arc<FreeList<T>>, len: usize) -> Self {
+        let mut data = AlignedVec::default();
+        if let Ok(mut free) = home.try_lock() {
+            let fitting = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
+            let chosen = fitting.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
+            data = chosen.map(|i| free.swap_remove(i)).unwrap_or_default();
+        }
         data.ensure_len(len);
-        Buffer { home, data, len }
+        Buffer { home: home.clone(), data, len }
     }
 }
 
-impl<T: Copy + Default> Deref for Buffer<'_, T> {
+impl<T: Copy + Default> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         &self.data[..self.len]
     }
 }
 
-impl<T: Copy + Default> DerefMut for Buffer<'_, T> {
+impl<T: Copy + Default> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let len = self.len;
         &mut self.data[..len]
     }
 }
 
-impl<T: Copy + Default> Drop for Buffer<'_, T> {
+impl<T: Copy + Default> Drop for Buffer<T> {
     fn drop(&mut self) {
-        lock(self.home).push(std::mem::take(&mut self.data));
+        if let Ok(mut free) = self.home.try_lock() {
+            free.push(std::mem::take(&mut self.data));
+        }
     }
 }
 
 /// Right operands that are computed on the way (keys, values, tokens to be mixed): `count` matrices of `k x n`.
 #[derive(Debug)]
-pub struct ActivationPanels<'a, R: Real> {
+pub struct ActivationPanels<R: Real> {
     k: usize,
     n: usize,
     len: usize,
-    data: PanelStorage<'a, R>,
+    data: PanelStorage<R>,
 }
 
 #[derive(Debug)]
-enum PanelStorage<'a, R: Real> {
-    Native(Buffer<'a, R>),
-    Bfloat16(Buffer<'a, bf16>),
+enum PanelStorage<R: Real> {
+    Native(Buffer<R>),
+    Bfloat16(Buffer<bf16>),
 }
 
 /// Some panels of one of the matrices, to be filled.
@@ -171,11 +172,11 @@ pub enum PanelsMut<'a, R> {
     Bfloat16(&'a mut [bf16]),
 }
 
-impl<'a, R: Real> ActivationPanels<'a, R> {
+impl<R: Real> ActivationPanels<R> {
     /// `dtype` is that of the weights around: products of activations are in bfloat16 where those are in bfloat16 or
     /// in 8 bits, else in the activations' type.
     pub(super) fn new(
-        scratch: &'a CallScratch<R>,
+        scratch: &ScratchPool<R>,
         dtype: WeightDtype,
         count: usize,
         k: usize,
@@ -185,7 +186,7 @@ impl<'a, R: Real> ActivationPanels<'a, R> {
         let len = packed_len(k, n, dtype);
         let data = match dtype {
             WeightDtype::Bfloat16 => PanelStorage::Bfloat16(Buffer::take(&scratch.bfloat16, count * len)),
-            _ => PanelStorage::Native(Buffer::take(&scratch.buffers, count * len)),
+            _ => PanelStorage::Native(scratch.buffer(count * len)),
         };
         ActivationPanels { k, n, len, data }
     }
@@ -196,6 +197,15 @@ impl<'a, R: Real> ActivationPanels<'a, R> {
         match &self.data {
             PanelStorage::Native(v) => Panels::from_native(&v[at..at + self.len], self.k, self.n),
             PanelStorage::Bfloat16(v) => Panels::from_bfloat16(&v[at..at + self.len], self.k, self.n),
+        }
+    }
+
+    /// All panels of matrix number `index`, to be filled.
+    pub fn whole_mut(&mut self, index: usize) -> PanelsMut<'_, R> {
+        let own = index * self.len..(index + 1) * self.len;
+        match &mut self.data {
+            PanelStorage::Native(v) => PanelsMut::Native(&mut v[own]),
+            PanelStorage::Bfloat16(v) => PanelsMut::Bfloat16(&mut v[own]),
         }
     }
 

@@ -1,0 +1,214 @@
+//! Training: a forward pass that keeps what backward needs, and the backward pass through the whole encoder.
+
+use crate::error::{Error, Result};
+use crate::kernels::Real;
+use crate::params::Gradients;
+use crate::runtime::{Buffer, Context};
+
+use super::block::Record;
+use super::inputs::{Inputs, Words};
+use super::{Outputs, SparseMixer, Wanted, check_finite};
+
+/// [`Inputs`] that live as long as the tape.
+#[derive(Clone, Debug)]
+pub struct OwnedInputs<R> {
+    /// `B`
+    pub batch: usize,
+    /// The word rows.
+    pub words: OwnedWords<R>,
+    /// Positions that the words take.
+    pub word_len: usize,
+    /// Rows after the words, `[B, S - S', W]`.
+    pub dense: Vec<R>,
+    /// `[B, S]`
+    pub type_ids: Vec<i64>,
+    /// `[B, S]`
+    pub mask: Option<Vec<R>>,
+}
+
+/// [`Words`] that live as long as the tape.
+#[derive(Clone, Debug)]
+pub enum OwnedWords<R> {
+    /// Rows of the word table, `[B, S']`.
+    Ids(Vec<i64>),
+    /// Given rows, `[B, S', W]`.
+    Embeddings(Vec<R>),
+}
+
+impl<R: Real> OwnedInputs<R> {
+    /// The inputs, borrowed.
+    pub fn view(&self) -> Inputs<'_, R> {
+        Inputs {
+            batch: self.batch,
+            words: match &self.words {
+                OwnedWords::Ids(ids) => Words::Ids(ids),
+                OwnedWords::Embeddings(rows) => Words::Embeddings(rows),
+            },
+            word_len: self.word_len,
+            dense: &self.dense,
+            type_ids: &self.type_ids,
+            mask: self.mask.as_deref(),
+        }
+    }
+}
+
+/// What a forward pass kept. Belongs to the weights that it was recorded with.
+#[derive(Debug)]
+pub struct Tape<R: Real> {
+    inputs: OwnedInputs<R>,
+    training: Option<u64>,
+    score_adder: Vec<R>,
+    /// What the embeddings' norm reads, `[B*S, W]`.
+    sums: Buffer<R>,
+    /// What each block reads, and the last one's result.
+    streams: Vec<Buffer<R>>,
+    /// Empty if blocks are to be computed again.
+    records: Vec<Record<R>>,
+    pooled: Vec<R>,
+}
+
+/// Gradients of a scalar with respect to outputs; absent ones count as zero.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cotangents<'a, R> {
+    /// `[B, rows, H]`, `rows` as in the outputs.
+    pub sequence_output: Option<&'a [R]>,
+    /// `[B, H]`
+    pub pooled_output: Option<&'a [R]>,
+    /// Of each block's output, `[B, S, H]` (the last `[B, rows, H]`); may be empty.
+    pub encoder_outputs: &'a [Option<&'a [R]>],
+}
+
+impl<R: Real> SparseMixer<R> {
+    /// As [`SparseMixer::forward`], keeping what [`SparseMixer::backward`] needs. With `recompute`, only what each block
+    /// reads is kept, and blocks are computed again: less memory, more time, the same bits.
+    pub fn forward_with_tape(
+        &self,
+        context: &Context<'_, R>,
+        inputs: OwnedInputs<R>,
+        training: Option<u64>,
+        wanted: Wanted,
+        recompute: bool,
+    ) -> Result<(Outputs<R>, Tape<R>)> {
+        self.check(&inputs.view(), training)?;
+        let (batch, seq, hidden) = (inputs.batch, self.config.max_sequence_length, self.config.hidden_size);
+        if batch == 0 {
+            return Err(Error::value(
+                "inputs",
+                "got an empty batch, expected at least one example to train on",
+            ));
+        }
+        let all = batch * seq;
+        let rows = self.output_rows();
+        let score_adder = self.score_adder(&inputs.view());
+        let pass = self.pass(context, batch, training, !recompute, &score_adder);
+        let mut outputs = Outputs::new(rows);
+        let mut sums = context.buffer(all * self.config.embedding_width);
+        let mut streams = vec![context.buffer(all * hidden)];
+        let mut records = Vec::new();
+        self.embed.forward(&pass, &inputs.view(), &mut streams[0], Some(&mut sums))?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let mut out = context.buffer(all * hidden);
+            let record = block.forward(&pass, &self.activation, &streams[layer], seq, &mut out)?;
+            outputs.add(&record, &self.config, wanted);
+            check_finite(wanted, layer, &out)?;
+            streams.push(out);
+            if !recompute {
+                records.push(record);
+            }
+        }
+        let last = self.blocks.len();
+        let mut pooled = vec![R::ZERO; batch * hidden];
+        self.pool.forward(&pass, &streams[last], seq, &mut pooled)?;
+        if wanted.encoder_outputs {
+            outputs.encoder_outputs = streams[1..last].iter().map(|stream| stream.to_vec()).collect();
+        }
+        if wanted.sequence_output || wanted.encoder_outputs {
+            let examples = streams[last].chunks_exact(seq * hidden);
+            outputs.sequence_output = Some(examples.flat_map(|x| &x[..rows * hidden]).copied().collect());
+        }
+        outputs.pooled_output = wanted.pooled_output.then(|| pooled.clone());
+        Ok((outputs, Tape { inputs, training, score_adder, sums, streams, records, pooled }))
+    }
+
+    /// Adds the gradients of all weights to `grads` and returns those of the word rows (looked up, given or dense),
+    /// `[B, S, W]`.
+    ///
+    /// `tape` must come from these weights. The scalar that is differentiated is the one whose gradients with respect to
+    /// the outputs are `cotangents`, plus `aux_loss_weight` times the weighted auxiliary losses.
+    pub fn backward(
+        &self,
+        context: &Context<'_, R>,
+        tape: &Tape<R>,
+        cotangents: &Cotangents<'_, R>,
+        aux_loss_weight: f64,
+        grads: &mut Gradients<R>,
+    ) -> Result<Vec<R>> {
+        let (batch, seq, hidden) =
+            (tape.inputs.batch, self.config.max_sequence_length, self.config.hidden_size);
+        let (all, last) = (batch * seq, self.blocks.len());
+        self.check_cotangents(tape, cotangents)?;
+        let pass = self.pass(context, batch, tape.training, true, &tape.score_adder);
+        let z_loss_scale = R::from_f64(aux_loss_weight * self.config.router_z_loss_weight);
+        let mut split = grads.tensors.len() - self.pool.params().len();
+        let (mut rest, pool_grads) = grads.tensors.split_at_mut(split);
+        let mut dy = context.buffer(all * hidden);
+        dy.fill(R::ZERO);
+        if let Some(dpooled) = cotangents.pooled_output {
+            self.pool.backward(&pass, &tape.streams[last], &tape.pooled, dpooled, &mut dy, pool_grads)?;
+        }
+        if let Some(dsequence) = cotangents.sequence_output {
+            add_rows(&mut dy, dsequence, batch);
+        }
+        for (layer, block) in self.blocks.iter().enumerate().rev() {
+            if let Some(Some(doutput)) = cotangents.encoder_outputs.get(layer) {
+                add_rows(&mut dy, doutput, batch);
+            }
+            split -= block.params().len();
+            let (before, own) = rest.split_at_mut(split);
+            rest = before;
+            let x = &tape.streams[layer];
+            let again;
+            let record = match tape.records.get(layer) {
+                Some(record) => record,
+                None => {
+                    let mut out = context.buffer(all * hidden);
+                    again = block.forward(&pass, &self.activation, x, seq, &mut out)?;
+                    &again
+                }
+            };
+            let mut dx = context.buffer(all * hidden);
+            block.backward(&pass, &self.activation, x, record, &dy, z_loss_scale, &mut dx, own)?;
+            dy = dx;
+        }
+        let mut drows = vec![R::ZERO; all * self.config.embedding_width];
+        self.embed.backward(&pass, &tape.inputs.view(), &tape.sums, &dy, &mut drows, rest)?;
+        Ok(drows)
+    }
+
+    fn check_cotangents(&self, tape: &Tape<R>, cotangents: &Cotangents<'_, R>) -> Result<()> {
+        let (batch, hidden) = (tape.inputs.batch, self.config.hidden_size);
+        let (seq, rows, layers) = (self.config.max_sequence_length, self.output_rows(), self.blocks.len());
+        let check = |name: String, got: Option<usize>, expected: usize| match got {
+            Some(got) if got != expected => {
+                Err(Error::value(name, format!("got {got} values, expected {expected} as in the output")))
+            }
+            _ => Ok(()),
+        };
+        let lengths = |x: Option<&[R]>| x.map(<[R]>::len);
+        check("sequence_output".into(), lengths(cotangents.sequence_output), batch * rows * hidden)?;
+        check("pooled_output".into(), lengths(cotangents.pooled_output), batch * hidden)?;
+        for (layer, output) in cotangents.encoder_outputs.iter().enumerate() {
+            let rows = if layer + 1 == layers { rows } else { seq };
+            check(format!("encoder_outputs[{layer}]"), lengths(*output), batch * rows * hidden)?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds the first rows of every example.
+fn add_rows<R: Real>(to: &mut [R], rows: &[R], batch: usize) {
+    let (to_len, len) = (to.len() / batch, rows.len() / batch);
+    for (to, rows) in to.chunks_exact_mut(to_len).zip(rows.chunks_exact(len)) {
+        to.iter_mut().zip(rows).for_each(|(t, r)| *t += *r);
+    }
+}
