@@ -78,7 +78,7 @@ pub struct Outputs<R> {
     /// Rows per example in `sequence_output`.
     pub rows: usize,
     /// One per mixture.
-    pub metrics: Vec<LayerMetrics>,
+    pub metrics: Vec<LayerMetrics<R>>,
     /// One per mixture, if wanted.
     pub routing: Vec<RoutingRecord<R>>,
 }

@@ -41,19 +41,19 @@ pub struct Mixture<R: Real> {
 
 /// The metrics of one layer and call; names are the reference's.
 #[derive(Clone, Copy, Debug)]
-pub struct LayerMetrics {
+pub struct LayerMetrics<R> {
     /// Mean squared log-sum-exp of the router logits.
-    pub unscaled_router_z_loss: f32,
+    pub unscaled_router_z_loss: R,
     /// The same times its weight.
-    pub router_z_loss: f32,
+    pub router_z_loss: R,
     /// 0 where experts choose.
-    pub load_balancing_loss: f32,
+    pub load_balancing_loss: R,
     /// Share of the tokens that no expert picked; infinite at capacity 0, as the reference has it.
-    pub fraction_tokens_left_behind: f32,
+    pub fraction_tokens_left_behind: R,
     /// Mean probability over all filled slots; NaN at capacity 0.
-    pub router_confidence: f32,
+    pub router_confidence: R,
     /// Share of slots that are filled: 1 where experts choose.
-    pub expert_usage: f32,
+    pub expert_usage: R,
 }
 
 /// The weights: experts, then router.
@@ -325,23 +325,23 @@ impl<R: Real> Mixture<R> {
     }
 
     /// The layer's metrics.
-    pub fn metrics(&self, z_loss_weight: f64) -> LayerMetrics {
+    pub fn metrics(&self, z_loss_weight: f64) -> LayerMetrics<R> {
         let Grouping { groups, tokens, capacity } = self.routing.grouping;
         let all = (groups * tokens) as f64;
         let picked = self.first_slot.windows(2).filter(|slots| slots[0] < slots[1]).count() as f64;
         let filled = (groups * self.routing.experts() * capacity) as f64;
         let confidence: f64 = self.slots.iter().map(|(_, p)| p.to_f64()).sum();
         LayerMetrics {
-            unscaled_router_z_loss: self.routing.z_loss.to_f32(),
-            router_z_loss: self.routing.z_loss.to_f32() * z_loss_weight as f32,
-            load_balancing_loss: 0.0,
-            fraction_tokens_left_behind: if capacity == 0 {
-                f32::INFINITY
+            unscaled_router_z_loss: self.routing.z_loss,
+            router_z_loss: self.routing.z_loss * R::from_f64(z_loss_weight),
+            load_balancing_loss: R::ZERO,
+            fraction_tokens_left_behind: R::from_f64(if capacity == 0 {
+                f64::INFINITY
             } else {
-                (1.0 - picked / all) as f32
-            },
-            router_confidence: (confidence / filled) as f32,
-            expert_usage: 1.0,
+                1.0 - picked / all
+            }),
+            router_confidence: R::from_f64(confidence / filled),
+            expert_usage: R::ONE,
         }
     }
 }
