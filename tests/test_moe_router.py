@@ -131,17 +131,17 @@ def test_metrics_of_capacity_zero_are_those_of_the_reference(rng: np.random.Gene
 
 
 def test_metrics_are_means_over_calls_until_reset(rng: np.random.Generator) -> None:
-    encoder, _ = route(normalised_rows(rng, 1, 8), {"router_weights/bias": [1.0, 0.0]}, num_experts=2)
+    encoder, _ = route(normalised_rows(rng, 1, 8), num_experts=2)
     for metric in encoder.metrics:
         metric.reset_state()
-    confidence = next(metric for metric in encoder.metrics if metric.name == "router_confidence")
+    (bias,) = [weight for weight in encoder.weights if weight.key.endswith("router_weights/bias")]
     values = []
-    for bias in (0.0, 2.0):
-        (router,) = [w for w in encoder.weights if w.key.endswith("router_weights/bias")]
-        router.assign(np.array([bias, 0.0], np.float32))
+    for logit in (0.0, 2.0, 5.0):
+        bias.assign(np.array([logit, 0.0], np.float32))
         encoder(inputs_of(normalised_rows(rng, 1, 8)))
-        values.append(float(encoder.aux_losses["router_confidence"][0]))
-    assert values[0] == values[1] == 0.5  # both experts take all: p + (1 - p) over 2
-    assert float(confidence.result()) == pytest.approx(np.mean(values))
-    confidence.reset_state()
-    assert float(confidence.result()) == 0
+        values.append(float(encoder.aux_losses["unscaled_router_z_loss"][0]))
+        assert values[-1] == pytest.approx(np.log(np.exp(logit) + 1) ** 2, rel=1e-6)
+    z_loss = next(metric for metric in encoder.metrics if metric.name == "unscaled_router_z_loss")
+    assert float(z_loss.result()) == pytest.approx(np.mean(values), rel=1e-6)
+    z_loss.reset_state()
+    assert float(z_loss.result()) == 0
