@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 # Imported on first use: nothing of them is needed to encode.
-_LAZY = frozenset({"plots", "text"})
+_LAZY = frozenset(
+    {"callbacks", "gradients", "masking", "models", "optimizers", "plots", "schedules", "text", "training"}
+)
 
 __all__ = [
     "Activation",

@@ -7,11 +7,19 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "CheckpointError",
     "Encoder",
+    "Gradients",
+    "Head",
     "InternalError",
+    "Optimizer",
+    "Tape",
     "__version__",
     "cpu_info",
+    "cross_entropy",
     "get_num_threads",
+    "learning_rate",
+    "record",
     "release_scratch",
     "set_num_threads",
 ]
@@ -137,6 +145,151 @@ class Encoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take."""
+
+@final
+class Head:
+    """Configuration and weights of one head. Computes with the threads and instruction set of the given encoder."""
+
+    def __new__(cls, config: str, initializer: str, seed: int) -> Head:
+        """Build a head from JSON of its kind and sizes, and of its initialiser."""
+
+    def weight_specs(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and shape of each weight in Keras order."""
+
+    def get_weights(self, indices: Sequence[int] | None = None) -> list[npt.NDArray[np.float32]]:
+        """Copies of the weights at `indices` in Keras order; None for all."""
+
+    def get_weight(self, index: int) -> npt.NDArray[np.float32]:
+        """A copy of the weight at `index`."""
+
+    def assign(self, indices: Sequence[int], weights: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Replace the weights at `indices`, or none if a shape is wrong."""
+
+    def project(
+        self, encoder: Encoder, features: npt.NDArray[np.float32], seed: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Logits [rows, num_classes] of features [rows, width]; a seed switches dropout on."""
+
+    def project_backward(
+        self,
+        encoder: Encoder,
+        features: npt.NDArray[np.float32],
+        d_logits: npt.NDArray[np.float32],
+        seed: int | None,
+        into: Gradients,
+    ) -> npt.NDArray[np.float32]:
+        """Gradient of the features; adds those of the weights to `into`."""
+
+    def masked_lm_logits(
+        self, encoder: Encoder, sequence_output: npt.NDArray[np.float32], rows: npt.NDArray[Any]
+    ) -> npt.NDArray[np.float32]:
+        """Logits [rows, vocab_size] of rows, counted over the batch, of the sequence output [B, S, H]."""
+
+    def masked_lm_loss(
+        self,
+        encoder: Encoder,
+        sequence_output: npt.NDArray[np.float32],
+        rows: npt.NDArray[Any],
+        labels: npt.NDArray[Any],
+        weights: npt.NDArray[np.float32],
+        scale: float = 1.0,
+        into: tuple[Gradients, Gradients] | None = None,
+    ) -> tuple[tuple[float, float, float], npt.NDArray[np.float32] | None]:
+        """Sums of loss, weight and hits, and with `into` (own, the encoder's) the sequence output's gradient."""
+
+@final
+class Gradients:
+    """Gradients of the weights of one encoder or head."""
+
+    def __new__(cls, owner: Encoder | Head) -> Gradients:
+        """Zeros."""
+
+    def get(self, index: int) -> npt.NDArray[np.float32]:
+        """A copy of the gradient of the weight at `index`."""
+
+    def set(self, index: int, value: npt.NDArray[np.float32]) -> None:
+        """Replace the gradient of the weight at `index`."""
+
+    def clear(self) -> None:
+        """Set all to zero."""
+
+    def global_norm(self) -> float:
+        """Euclidean norm over all."""
+
+@final
+class Optimizer:
+    """An update rule and the moments of the weights of encoders and heads."""
+
+    def __new__(cls, rule: str, parts: Sequence[tuple[Encoder | Head, Sequence[bool], Sequence[bool]]]) -> Optimizer:
+        """Make one for `parts`, each with flags per weight: whether it decays, whether it adapts."""
+
+    def apply(
+        self,
+        parts: Sequence[tuple[Encoder | Head, Gradients, Sequence[bool]]],
+        learning_rate: float,
+        clip_norm: float | None,
+        gradient_scale: float,
+    ) -> float | None:
+        """Make one update, wholly or not at all; flags say which weights take part. Returns the norm if clipping."""
+
+    def state(self) -> list[tuple[str, npt.NDArray[np.float32]]]:
+        """Copies of the moments by name."""
+
+    def restore(self, step: int, arrays: Sequence[tuple[str, npt.NDArray[np.float32]]]) -> None:
+        """Take over moments, or change nothing."""
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the moments."""
+
+@final
+class Tape:
+    """What a forward pass kept to be differentiated, and the weights it used."""
+
+    def backward(
+        self,
+        into: Gradients,
+        *,
+        sequence_output: npt.NDArray[np.float32] | None = None,
+        pooled_output: npt.NDArray[np.float32] | None = None,
+        encoder_outputs: Sequence[npt.NDArray[np.float32] | None] | None = None,
+        aux_loss_weight: float = 1.0,
+    ) -> npt.NDArray[np.float32]:
+        """Add the gradients of the weights to `into`; returns those of the word rows [B, S, W]."""
+
+def record(
+    encoder: Encoder,
+    word_ids: npt.NDArray[Any] | None = None,
+    mask: npt.NDArray[np.float32] | None = None,
+    type_ids: npt.NDArray[Any] | None = None,
+    *,
+    word_embeddings: npt.NDArray[np.float32] | None = None,
+    dense_inputs: npt.NDArray[np.float32] | None = None,
+    dense_mask: npt.NDArray[np.float32] | None = None,
+    dense_type_ids: npt.NDArray[Any] | None = None,
+    training: bool = True,
+    seed: int = 0,
+    outputs: Sequence[str] | None = None,
+    check_finite: bool = False,
+    recompute: bool = False,
+) -> tuple[dict[str, Any], dict[str, Any], Tape]:
+    """`Encoder.forward`, and a tape of it; `recompute` keeps less and computes blocks again in the backward pass."""
+
+def cross_entropy(
+    encoder: Encoder,
+    logits: npt.NDArray[np.float32],
+    labels: npt.NDArray[Any],
+    weights: npt.NDArray[np.float32],
+    scale: float = 1.0,
+) -> tuple[tuple[float, float, float], npt.NDArray[np.float32]]:
+    """Sums of loss, weight and hits over rows of logits, and the gradient of `scale` times the loss."""
+
+def learning_rate(config: str, step: int) -> float:
+    """The learning rate of the schedule `config` (JSON) at `step`."""
 
 def cpu_info() -> dict[str, Any]:
     """What the kernels found.

@@ -12,7 +12,7 @@ from sparse_mixer import _native
 
 
 class Variable:
-    """One weight of an encoder.
+    """One weight of an encoder or a head.
 
     Reading copies from the core; `assign` replaces the weight there. The storage is owned by the core, which may keep
     it in another type (bfloat16, int8); a variable always shows float32 values.
@@ -28,7 +28,7 @@ class Variable:
     __slots__ = ("_native", "index", "key", "name", "shape", "trainable")
 
     def __init__(
-        self, native: _native.Encoder, index: int, key: str, shape: tuple[int, ...], encoder_name: str
+        self, native: _native.Encoder | _native.Head, index: int, key: str, shape: tuple[int, ...], encoder_name: str
     ) -> None:
         self._native = native
         self.index = index
@@ -88,7 +88,7 @@ class Variable:
 
 def read_all(variables: Sequence[Any]) -> list[npt.NDArray[np.float32]]:
     """Copies of all `variables`, float32; those of one encoder are of one moment."""
-    by_owner: dict[_native.Encoder, list[int]] = {}
+    by_owner: dict[_native.Encoder | _native.Head, list[int]] = {}
     for variable in variables:
         if isinstance(variable, Variable):
             by_owner.setdefault(variable._native, []).append(variable.index)
@@ -128,7 +128,7 @@ def assign_all(variables: Sequence[Any], values: Sequence[npt.ArrayLike]) -> Non
         if array.shape != shape:
             raise ValueError(f"{argument}: expected shape {shape}, got {array.shape}")
         arrays.append(np.require(array, np.float32, ["C", "A", "E"]))
-    by_owner: dict[_native.Encoder, dict[int, npt.NDArray[np.float32]]] = {}
+    by_owner: dict[_native.Encoder | _native.Head, dict[int, npt.NDArray[np.float32]]] = {}
     for variable, array in zip(variables, arrays, strict=True):
         if isinstance(variable, Variable):
             by_owner.setdefault(variable._native, {})[variable.index] = array

@@ -23,12 +23,14 @@ class Gradients(Mapping[str, Array]):
     Attributes:
         parts: The encoder, and the heads if it is a model, that the weights belong to.
         buffers: The core's buffers, one per part.
+        inputs: Gradients of floating-point inputs by name, of the last call; they are entries of the mapping, too.
     """
 
     def __init__(self, target: Any, buffers: Sequence[_native.Gradients] | None = None) -> None:
         """Zeros for the weights of `target`, an encoder or a model, or given `buffers` of such."""
         self.parts = parts_of(target)
         self.buffers = [_native.Gradients(part._native) for part in self.parts] if buffers is None else list(buffers)
+        self.inputs: dict[str, Array] = {}
         self._places = {
             key: (buffer, index)
             for part, buffer in zip(self.parts, self.buffers, strict=True)
@@ -36,14 +38,17 @@ class Gradients(Mapping[str, Array]):
         }
 
     def __getitem__(self, key: str) -> Array:
+        if key in self.inputs:
+            return self.inputs[key]
         buffer, index = self._places[key]
         return buffer.get(index)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        yield from self._places
+        yield from self.inputs
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._places) + len(self.inputs)
 
     def set(self, key: str, value: npt.ArrayLike) -> None:
         """Replace the gradient of the weight `key`.
@@ -55,13 +60,25 @@ class Gradients(Mapping[str, Array]):
         buffer, index = self._places[key]
         buffer.set(index, as_float32(key, value))
 
+    def buffer_of(self, part: Any) -> _native.Gradients:
+        """The core's buffer of an encoder or head.
+
+        Raises:
+            ValueError: These are gradients of other parts.
+        """
+        for own, buffer in zip(self.parts, self.buffers, strict=True):
+            if own is part:
+                return buffer
+        raise ValueError("gradients: they belong to another encoder or model")
+
     def clear(self) -> None:
         """Set all gradients to zero."""
+        self.inputs = {}
         for buffer in self.buffers:
             buffer.clear()
 
     def global_norm(self) -> float:
-        """Euclidean norm over all gradients together."""
+        """Euclidean norm over the gradients of all weights together."""
         return float(np.sqrt(sum(buffer.global_norm() ** 2 for buffer in self.buffers)))
 
     def __repr__(self) -> str:

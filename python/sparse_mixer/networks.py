@@ -24,6 +24,7 @@ from sparse_mixer._arguments import (
 from sparse_mixer._construction import SEED_RANGE, make_native, provider, weight_seed
 from sparse_mixer._metrics import Mean, RouterMetrics
 from sparse_mixer._variables import Variable
+from sparse_mixer._vjp import VJP
 from sparse_mixer.activations import Activation
 from sparse_mixer.initializers import Initializer
 from sparse_mixer.layers import Layer, MixingMechanism, TransformerLayer, group_into_layers
@@ -237,6 +238,67 @@ class SparseMixer(Layer):
         return results
 
     call = __call__
+
+    def vjp(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        training: bool = True,
+        seed: int | None = None,
+        outputs: Sequence[str] = _OUTPUTS,
+        check_finite: bool = False,
+        recompute: bool = False,
+    ) -> tuple[dict[str, Any], VJP]:
+        """Encode a batch and prepare to differentiate.
+
+        Example:
+            >>> import numpy as np
+            >>> encoder = SparseMixer(100, hidden_size=16, num_layers=2, inner_dim=32, max_sequence_length=8, seed=0)
+            >>> ids = np.zeros((4, 8), np.int32)
+            >>> inputs = dict(input_word_ids=ids, input_mask=np.ones_like(ids), input_type_ids=ids)
+            >>> outputs, vjp = encoder.vjp(inputs, seed=1)
+            >>> grads = vjp({"pooled_output": np.ones((4, 16), np.float32)})
+            >>> grads["word_embeddings/embeddings"].shape
+            (100, 16)
+
+        Args:
+            inputs: As in a call; at least one example.
+            training: As in a call, but True by default.
+            seed: As in a call.
+            outputs: As in a call. Gradients may be given for all outputs whatever is named here.
+            check_finite: As in a call.
+            recompute: Keep only what each block reads and compute the blocks again when differentiating: less memory,
+                more time, the same bits.
+
+        Returns:
+            The outputs, and a function from their gradients to those of the weights; see `VJP`.
+
+        Raises:
+            ValueError, TypeError, KeyboardInterrupt: As a call.
+        """
+        train = as_bool("training", training)
+        if isinstance(outputs, str):
+            raise TypeError(f"outputs: expected a sequence of names such as ({outputs!r},), got a string")
+        arrays = _inputs.read(inputs, needs_mask=self._needs_mask, embedding_layer=self.arguments.embedding_layer)
+        results, aux, tape = _native.record(
+            self._native,
+            arrays.word_ids,
+            arrays.mask,
+            arrays.type_ids,
+            word_embeddings=arrays.word_embeddings,
+            dense_inputs=arrays.dense_inputs,
+            dense_mask=arrays.dense_mask,
+            dense_type_ids=arrays.dense_type_ids,
+            training=train,
+            seed=self._call_seed(train, seed),
+            outputs=tuple(outputs),
+            check_finite=as_bool("check_finite", check_finite),
+            recompute=as_bool("recompute", recompute),
+        )
+        self._last.aux = aux
+        self._metrics.update(aux)
+        _warn_of_zero_capacity(aux)
+        return results, VJP(self, tape, arrays)
 
     def _call_seed(self, training: bool, seed: int | None) -> int:
         if seed is not None:

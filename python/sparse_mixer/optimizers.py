@@ -222,7 +222,7 @@ class AdamW(Optimizer):
 
 
 class LAMB(Optimizer):
-    """AdamW's direction scaled per weight by a trust ratio (https://arxiv.org/abs/1904.00962), as the Model Garden's."""
+    """Adam's direction scaled per weight by a trust ratio (https://arxiv.org/abs/1904.00962), as the Model Garden's."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ use super::SCRATCH;
 use super::activation::PyActivation;
 use super::convert::{floats, to_numpy};
 use super::enter::{callback_error, enter_core, to_py_err};
-use super::inputs::{Given, OwnedInputs};
+use super::inputs::Given;
 use crate::config::{Dtype, SparseMixerConfig};
 use crate::error::Error;
 use crate::kernels::Isa;
@@ -138,7 +138,7 @@ impl Encoder {
         let network = self.network();
         let given =
             Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
-        let inputs = OwnedInputs::read(&given, network.config())?;
+        let inputs = given.read(network.config())?;
         let wanted = wanted(outputs.as_deref(), check_finite)?;
         let threads = self.effective_threads()?;
         let results = enter_core(py, |interrupt| {
@@ -147,7 +147,7 @@ impl Encoder {
             })
         })?;
         let aux = aux(py, &results.metrics, network.config())?;
-        Ok((outputs_to_python(py, results, wanted, inputs.batch(), network.config())?, aux))
+        Ok((outputs_to_python(py, results, wanted, inputs.batch, network.config())?, aux))
     }
 
     fn weight_specs(&self) -> Vec<(String, Vec<usize>)> {
@@ -324,7 +324,7 @@ pub fn checked_threads(num_threads: Option<i64>) -> PyResult<Option<usize>> {
 }
 
 /// The named outputs; `None` stands for those of TensorFlow's class.
-fn wanted(names: Option<&[String]>, check_finite: bool) -> PyResult<Wanted> {
+pub(super) fn wanted(names: Option<&[String]>, check_finite: bool) -> PyResult<Wanted> {
     let mut wanted = Wanted { check_finite, ..Wanted::default() };
     let Some(names) = names else {
         let (sequence_output, pooled_output, encoder_outputs) = (true, true, true);
@@ -345,7 +345,7 @@ fn wanted(names: Option<&[String]>, check_finite: bool) -> PyResult<Wanted> {
     Ok(wanted)
 }
 
-fn outputs_to_python<'py>(
+pub(super) fn outputs_to_python<'py>(
     py: Python<'py>,
     results: Outputs<f32>,
     wanted: Wanted,
@@ -391,12 +391,12 @@ fn routing<'py>(py: Python<'py>, record: RoutingRecord<f32>, experts: usize) -> 
 }
 
 /// The auxiliary values: one array per metric, the layers that they belong to, and what to add to a training loss.
-fn aux<'py>(
+pub(super) fn aux<'py>(
     py: Python<'py>,
-    metrics: &[LayerMetrics],
+    metrics: &[LayerMetrics<f32>],
     config: &SparseMixerConfig,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let columns: [(&str, fn(&LayerMetrics) -> f32); 6] = [
+    let columns: [(&str, fn(&LayerMetrics<f32>) -> f32); 6] = [
         ("unscaled_router_z_loss", |m| m.unscaled_router_z_loss),
         ("router_z_loss", |m| m.router_z_loss),
         ("load_balancing_loss", |m| m.load_balancing_loss),

@@ -6,7 +6,7 @@ use super::convert::{Values, floats, integers};
 use super::enter::to_py_err;
 use crate::config::SparseMixerConfig;
 use crate::error::Error;
-use crate::network::{Inputs, Words};
+use crate::network::{OwnedInputs, OwnedWords};
 
 /// The arrays of a call, as Python passes them.
 pub struct Given<'a, 'py> {
@@ -26,28 +26,11 @@ pub struct Given<'a, 'py> {
     pub dense_type_ids: Option<&'a Bound<'py, PyAny>>,
 }
 
-/// Copies of a call's arrays, the dense part joined to the words.
-#[derive(Debug)]
-pub struct OwnedInputs {
-    batch: usize,
-    word_len: usize,
-    words: OwnedWords,
-    dense: Vec<f32>,
-    type_ids: Vec<i64>,
-    mask: Option<Vec<f32>>,
-}
-
-#[derive(Debug)]
-enum OwnedWords {
-    Ids(Vec<i64>),
-    Embeddings(Vec<f32>),
-}
-
-impl OwnedInputs {
-    /// Copies the arrays and checks that their shapes fit together and to `config`. Values are the core's to check.
-    pub fn read(given: &Given<'_, '_>, config: &SparseMixerConfig) -> PyResult<Self> {
+impl Given<'_, '_> {
+    /// Copies the arrays, joins the dense part to the words, and checks that their shapes fit together and to `config`. Values are the core's to check.
+    pub fn read(&self, config: &SparseMixerConfig) -> PyResult<OwnedInputs<f32>> {
         let (seq, width) = (config.max_sequence_length, config.embedding_width);
-        let (argument, shape, words) = match (given.word_embeddings, given.word_ids) {
+        let (argument, shape, words) = match (self.word_embeddings, self.word_ids) {
             (Some(array), _) => {
                 let rows = floats("input_word_embeddings", array, 3)?;
                 rows.expect_shape("input_word_embeddings", &[rows.shape[0], rows.shape[1], width])?;
@@ -60,7 +43,7 @@ impl OwnedInputs {
             (None, None) => return Err(missing("input_word_ids")),
         };
         let (batch, word_len) = (shape[0], shape[1]);
-        let dense = given.dense_inputs.map(|array| floats("dense_inputs", array, 3)).transpose()?;
+        let dense = self.dense_inputs.map(|array| floats("dense_inputs", array, 3)).transpose()?;
         let dense_len = dense.as_ref().map_or(0, |rows| rows.shape[1]);
         if word_len + dense_len != seq {
             let (argument, got) = match &dense {
@@ -77,15 +60,15 @@ impl OwnedInputs {
         let type_ids = joined(
             batch,
             parts,
-            ("input_type_ids", given.type_ids.map(|a| integers("input_type_ids", a, 2)).transpose()?),
-            ("dense_type_ids", given.dense_type_ids.map(|a| integers("dense_type_ids", a, 2)).transpose()?),
+            ("input_type_ids", self.type_ids.map(|a| integers("input_type_ids", a, 2)).transpose()?),
+            ("dense_type_ids", self.dense_type_ids.map(|a| integers("dense_type_ids", a, 2)).transpose()?),
         )?
         .ok_or_else(|| missing("input_type_ids"))?;
         let mask = joined(
             batch,
             parts,
-            ("input_mask", given.mask.map(|a| floats("input_mask", a, 2)).transpose()?),
-            ("dense_mask", given.dense_mask.map(|a| floats("dense_mask", a, 2)).transpose()?),
+            ("input_mask", self.mask.map(|a| floats("input_mask", a, 2)).transpose()?),
+            ("dense_mask", self.dense_mask.map(|a| floats("dense_mask", a, 2)).transpose()?),
         )?;
         Ok(OwnedInputs {
             batch,
@@ -95,26 +78,6 @@ impl OwnedInputs {
             type_ids,
             mask,
         })
-    }
-
-    /// The batch size.
-    pub fn batch(&self) -> usize {
-        self.batch
-    }
-
-    /// As the core takes them.
-    pub fn view(&self) -> Inputs<'_, f32> {
-        Inputs {
-            batch: self.batch,
-            words: match &self.words {
-                OwnedWords::Ids(ids) => Words::Ids(ids),
-                OwnedWords::Embeddings(rows) => Words::Embeddings(rows),
-            },
-            word_len: self.word_len,
-            dense: &self.dense,
-            type_ids: &self.type_ids,
-            mask: self.mask.as_deref(),
-        }
     }
 }
 

@@ -12,6 +12,7 @@ mod head;
 mod inputs;
 mod optim;
 mod part;
+mod vjp;
 
 use std::sync::LazyLock;
 
@@ -43,6 +44,8 @@ mod _native {
     use super::head::{Head, cross_entropy};
     #[pymodule_export]
     use super::optim::{Optimizer, learning_rate};
+    #[pymodule_export]
+    use super::vjp::{Tape, record};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

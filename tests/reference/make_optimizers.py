@@ -1,8 +1,8 @@
 """Runs Keras's and the Model Garden's optimisers on small data and writes golden/optimizers.json.
 
 Needs TensorFlow, tf-keras and tf-models-official. Parameters and gradients come from a formula that the Rust tests
-repeat (`src/optim/tests.rs`); double precision and settings that float32 holds exactly (Keras rounds them to it) make the
-comparison tight. The paper's rule and schedule come from the JAX fixture `adamw_schedule.npz`, given as the first argument.
+repeat (`src/optim/tests`); double precision and settings that float32 holds exactly (Keras rounds them to it) make
+the comparison tight. The paper's rule and schedule come from the JAX fixture `adamw_schedule.npz`, the first argument.
 """
 
 import json
@@ -67,9 +67,9 @@ def run(optimizer, dense: bool = False, dtype: tf.DType = tf.float64) -> dict[st
 def schedules() -> list[dict]:
     """Keras's and the Model Garden's schedules beside our configuration of them."""
     keras = tf_keras.optimizers.schedules
-    polynomial = dict(initial_learning_rate=0.5, decay_steps=20, end_learning_rate=0.125, power=2.0)
-    cosine = dict(initial_learning_rate=0.5, decay_steps=16, alpha=0.25)
-    line = dict(initial_learning_rate=1.0, decay_steps=24, end_learning_rate=0.0, power=1.0)
+    polynomial = {"initial_learning_rate": 0.5, "decay_steps": 20, "end_learning_rate": 0.125, "power": 2.0}
+    cosine = {"initial_learning_rate": 0.5, "decay_steps": 16, "alpha": 0.25}
+    line = {"initial_learning_rate": 1.0, "decay_steps": 24, "end_learning_rate": 0.0, "power": 1.0}
     ours_line = {"name": "polynomial_decay", **line}
     warmup = lr_schedule.LinearWarmup(keras.PolynomialDecay(**line), warmup_steps=8, warmup_learning_rate=0.0625)
     cases = [
@@ -88,7 +88,10 @@ def paper(path: str) -> dict:
     data = np.load(path)
     config = json.loads(str(data["config"]))
     names = ["a/kernel", "a/bias", "b/scale"]
-    flat = lambda kind, step: {name: data[f"{kind}_step{step}/{name}"].ravel().tolist() for name in names}
+
+    def flat(kind: str, step: int) -> dict[str, list[float]]:
+        return {name: data[f"{kind}_step{step}/{name}"].ravel().tolist() for name in names}
+
     return {
         "config": {key: config[key] for key in ("b1", "b2", "eps", "weight_decay", "learning_rate")}
         | {key: config[key] for key in ("num_warmup_steps", "num_train_steps")},

@@ -1,0 +1,177 @@
+"""Heads as layers with weights: what models put on top of an encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_mixer import _native, activations, initializers
+from sparse_mixer._variables import Variable
+from sparse_mixer.gradients import Gradients
+from sparse_mixer.initializers import Initializer
+from sparse_mixer.layers import Layer
+
+Array = npt.NDArray[np.float32]
+
+
+class Sums(NamedTuple):
+    """Sums over predictions: weighted cross entropies, weights, and weights of the right ones."""
+
+    loss: float
+    weight: float
+    hits: float
+
+
+class Head(Layer):
+    """A head: weights in the core, which computes with the threads and instruction set of the encoder."""
+
+    def __init__(self, name: str, encoder: Any, config: Mapping[str, Any], initializer: Any, seed: int) -> None:
+        resolved = initializers.resolve(initializer)
+        spec = resolved.spec() if isinstance(resolved, Initializer) else None
+        drawn = spec or {"name": "constant", "value": 0.0}
+        native = _native.Head(json.dumps(config), json.dumps(drawn), seed)
+        variables = [
+            Variable(native, index, key, tuple(shape), name) for index, (key, shape) in enumerate(native.weight_specs())
+        ]
+        for variable in variables:
+            variable.name = f"{variable.key}:0"  # the keys have the head's name
+        super().__init__(name, variables)
+        self._native = native
+        self._encoder = encoder
+        if spec is None:
+            for variable in variables:
+                if variable.key.endswith("kernel"):
+                    generator = np.random.default_rng([seed, variable.index])
+                    values = (
+                        resolved.draw(variable.shape, generator)
+                        if isinstance(resolved, Initializer)
+                        else resolved(variable.shape)
+                    )
+                    variable.assign(values)
+
+
+class ProjectionHead(Head):
+    """Features ``[rows, width]`` to logits ``[rows, num_classes]``; with dropout, and perhaps a tanh layer between."""
+
+    def __init__(
+        self,
+        name: str,
+        encoder: Any,
+        num_classes: int,
+        *,
+        inner_width: int = 0,
+        input_dropout: float = 0.0,
+        dropout: float = 0.0,
+        output_name: str,
+        initializer: Any,
+        seed: int,
+    ) -> None:
+        config = {
+            "kind": "projection",
+            "input_width": encoder.arguments.hidden_size,
+            "inner_width": inner_width,
+            "num_classes": num_classes,
+            "input_dropout": float(input_dropout),
+            "dropout": float(dropout),
+            "inner_name": f"{name}/pooler_dense",
+            "output_name": output_name,
+        }
+        super().__init__(name, encoder, config, initializer, seed)
+
+    def logits(self, features: Array, seed: int | None) -> Array:
+        """Logits; `seed` switches dropout on."""
+        return self._native.project(self._encoder._native, features, seed)
+
+    def backward(self, features: Array, d_logits: Array, seed: int | None, into: Gradients) -> Array:
+        """Add the weights' gradients to `into`; returns the features'."""
+        buffer = into.buffer_of(self)
+        return self._native.project_backward(self._encoder._native, features, d_logits, seed, buffer)
+
+
+class MaskedLMHead(Head):
+    """Hidden states at some positions to words, through the encoder's own word table."""
+
+    def __init__(self, name: str, encoder: Any, *, activation: Any, initializer: Any, seed: int) -> None:
+        arguments = encoder.arguments
+        if arguments.embedding_layer is not None:
+            raise ValueError("encoder_network: a masked language model needs the encoder's own word table")
+        function = activations.resolve("linear" if activation is None else activation, "mlm_activation")
+        if isinstance(function, activations.Activation):
+            raise TypeError("mlm_activation: expected one of the named activations, got a callable")
+        config = {
+            "kind": "masked_lm",
+            "hidden_size": arguments.hidden_size,
+            "embedding_width": arguments.width(),
+            "vocab_size": arguments.vocab_size,
+            "activation": dict(function),
+            "name": name,
+        }
+        super().__init__(name, encoder, config, initializer, seed)
+
+    def logits(self, sequence_output: Array, positions: npt.NDArray[Any]) -> Array:
+        """Logits ``[B, P, vocab_size]`` at `positions` ``[B, P]``."""
+        logits = self._native.masked_lm_logits(
+            self._encoder._native, sequence_output, _rows(sequence_output, positions)
+        )
+        return logits.reshape(*positions.shape, -1)
+
+    def loss(
+        self,
+        sequence_output: Array,
+        positions: npt.NDArray[Any],
+        labels: npt.NDArray[Any],
+        weights: Array,
+        *,
+        scale: float = 1.0,
+        into: Gradients | None = None,
+    ) -> tuple[Sums, Array | None]:
+        """Sums over the predictions; with `into`, also the gradient of the sequence output.
+
+        Args:
+            sequence_output: ``[B, S, H]``.
+            positions: ``[B, P]``, in ``[0, S)``.
+            labels: Word ids ``[B, P]``.
+            weights: ``[B, P]``; predictions of weight 0 cost nothing.
+            scale: What the loss sum is multiplied by before it is differentiated.
+            into: Where the gradients of the head and of the word table are added.
+        """
+        buffers = None if into is None else (into.buffer_of(self), into.buffer_of(self._encoder))
+        sums, d_sequence = self._native.masked_lm_loss(
+            self._encoder._native,
+            sequence_output,
+            _rows(sequence_output, positions),
+            np.ascontiguousarray(labels, np.int64).ravel(),
+            np.ascontiguousarray(weights, np.float32).ravel(),
+            scale,
+            buffers,
+        )
+        return Sums(*sums), d_sequence
+
+
+def cross_entropy(
+    encoder: Any, logits: Array, labels: npt.NDArray[Any], weights: Array, scale: float
+) -> tuple[Sums, Array]:
+    """Sums over the rows of `logits` ``[rows, classes]``, and the gradient of `scale` times the loss sum."""
+    sums, d_logits = _native.cross_entropy(
+        encoder._native,
+        np.ascontiguousarray(logits),
+        np.ascontiguousarray(labels, np.int64),
+        np.ascontiguousarray(weights, np.float32),
+        scale,
+    )
+    return Sums(*sums), d_logits
+
+
+def _rows(sequence_output: Array, positions: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Rows of the whole batch that `positions` within the examples stand for."""
+    length = sequence_output.shape[1]
+    wrong = (positions < 0) | (positions >= length)
+    if wrong.any():
+        at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(f"masked_lm_positions{list(at)}: got {positions[at]}, expected 0 <= position < {length}")
+    rows: npt.NDArray[np.int64] = positions.astype(np.int64) + length * np.arange(len(positions))[:, None]
+    return rows.ravel()

@@ -1,0 +1,74 @@
+"""Differentiating a call of an encoder: vector-Jacobian products."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sparse_mixer import _native
+from sparse_mixer._inputs import Inputs
+from sparse_mixer._variables import as_float32
+from sparse_mixer.gradients import Gradients
+
+_OUTPUTS = ("sequence_output", "pooled_output", "encoder_outputs")
+
+
+class VJP:
+    """Maps gradients of a scalar with respect to an encoder's outputs to those with respect to its weights.
+
+    Holds what the forward pass kept, and the weights it used, until it is dropped. May be called more than once, also
+    after the encoder's weights have changed: it differentiates the call that was made.
+    """
+
+    def __init__(self, encoder: Any, tape: _native.Tape, arrays: Inputs) -> None:
+        self._encoder = encoder
+        self._tape = tape
+        self._arrays = arrays
+
+    def __call__(
+        self, d_outputs: Mapping[str, Any], aux_loss_weight: float = 1.0, *, into: Gradients | None = None
+    ) -> Gradients:
+        """Compute gradients.
+
+        Args:
+            d_outputs: Gradients with respect to ``sequence_output``, ``pooled_output`` and ``encoder_outputs`` (a list
+                with one entry per block, None for zero), shaped as the outputs; what is missing counts as zero.
+            aux_loss_weight: Factor of the encoder's auxiliary losses in the scalar that is differentiated.
+            into: Gradients to add to; None makes new ones.
+
+        Returns:
+            A mapping from weight keys to arrays in Keras order: `into` if given. ``input_word_embeddings`` and
+            ``dense_inputs`` are in it, too, if the call had them.
+
+        Raises:
+            ValueError: An unknown output, a wrong shape, or `into` belongs to another encoder.
+            KeyboardInterrupt: Interrupted; what `into` then holds is unspecified.
+        """
+        unknown = sorted(set(d_outputs) - set(_OUTPUTS))
+        if unknown:
+            raise ValueError(f"d_outputs: got {unknown}, expected a dict with keys among {list(_OUTPUTS)}")
+        given = {name: value for name, value in d_outputs.items() if value is not None}
+        blocks = [
+            None if block is None else _contiguous(f"d_outputs['encoder_outputs'][{layer}]", block)
+            for layer, block in enumerate(given.pop("encoder_outputs", ()))
+        ]
+        cotangents = {name: _contiguous(f"d_outputs[{name!r}]", value) for name, value in given.items()}
+        gradients = Gradients(self._encoder) if into is None else into
+        rows = self._tape.backward(
+            gradients.buffer_of(self._encoder),
+            encoder_outputs=blocks or None,
+            aux_loss_weight=float(aux_loss_weight),
+            **cotangents,
+        )
+        words = self._arrays.word_embeddings
+        if words is not None:
+            gradients.inputs["input_word_embeddings"] = rows[:, : words.shape[1]]
+        if self._arrays.dense_inputs is not None:
+            gradients.inputs["dense_inputs"] = rows[:, rows.shape[1] - self._arrays.dense_inputs.shape[1] :]
+        return gradients
+
+
+def _contiguous(argument: str, value: Any) -> Any:
+    return np.ascontiguousarray(as_float32(argument, value))

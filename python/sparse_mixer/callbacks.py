@@ -1,0 +1,185 @@
+"""What can happen besides updates during `fit`: stopping early, writing histories, progress."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from sparse_mixer._extras import require
+
+
+class Callback:
+    """Base of callbacks; methods are called in the order of the list that `fit` got, and do nothing here.
+
+    `trainer` is the `sparse_mixer.training.Trainer`; setting ``trainer.stop`` ends training after the step or epoch.
+    """
+
+    def on_train_begin(self, trainer: Any) -> None:
+        """Before the first step, also after a resumption."""
+
+    def on_step_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
+        """After each update; `logs` are the step's metrics, ``learning_rate`` and, if known, ``gradient_norm``."""
+
+    def on_epoch_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
+        """After each epoch and its validation; `logs` are the epoch's means, ``val_...`` those of the validation."""
+
+    def on_train_end(self, trainer: Any) -> None:
+        """After the last step, also after an error or interrupt."""
+
+    def get_state(self) -> dict[str, Any]:
+        """What a resumed run must know, JSON-able."""
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Take over a state of `get_state`."""
+
+
+class EarlyStopping(Callback):
+    """Ends training when a metric has not become better for `patience` epochs."""
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 0,
+        min_delta: float = 0.0,
+        mode: str = "auto",
+        restore_best_weights: bool = False,
+    ) -> None:
+        """Make one.
+
+        Args:
+            monitor: A name in the epochs' logs.
+            patience: Epochs without improvement that are allowed.
+            min_delta: Changes up to this do not count as improvement.
+            mode: ``"min"``, ``"max"``, or ``"auto"``: larger is better for accuracies, smaller for all else.
+            restore_best_weights: Go back to the weights of the best epoch at the end. They are not part of a saved
+                state.
+        """
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(f"mode: expected 'auto', 'min' or 'max', got {mode!r}")
+        self.monitor = monitor
+        self.patience = patience
+        self.min_delta = abs(min_delta)
+        self.restore_best_weights = restore_best_weights
+        self._sign = -1.0 if mode == "max" or (mode == "auto" and monitor.endswith("accuracy")) else 1.0
+        self.best: float | None = None
+        self.wait = 0
+        self._best_weights: list[Any] | None = None
+
+    def on_epoch_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
+        """See `Callback`."""
+        if self.monitor not in logs:
+            raise ValueError(f"monitor: {self.monitor!r} is not in the logs, which have {sorted(logs)}")
+        value = self._sign * logs[self.monitor]
+        if self.best is None or value < self._sign * self.best - self.min_delta:
+            self.best, self.wait = logs[self.monitor], 0
+            if self.restore_best_weights:
+                self._best_weights = trainer.model.get_weights()
+        else:
+            self.wait += 1
+            trainer.stop = trainer.stop or self.wait > self.patience or math.isnan(value)
+
+    def on_train_end(self, trainer: Any) -> None:
+        """See `Callback`."""
+        if self._best_weights is not None and self.wait:
+            trainer.model.set_weights(self._best_weights)
+
+    def get_state(self) -> dict[str, Any]:
+        """See `Callback`."""
+        return {"best": self.best, "wait": self.wait}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """See `Callback`."""
+        self.best, self.wait = state["best"], state["wait"]
+
+
+class JSONLLogger(Callback):
+    """Appends one JSON object per step to a file; after a resumption, from where the state was saved."""
+
+    def __init__(self, path: str | Path, every: int = 1) -> None:
+        """Make one.
+
+        Args:
+            path: The file.
+            every: Steps per line.
+        """
+        self._path = Path(path)
+        self._every = every
+        self._file: TextIO | None = None
+
+    def on_train_begin(self, trainer: Any) -> None:
+        """See `Callback`."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if trainer.step and self._path.exists():
+            lines = self._path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= trainer.step]
+        self._path.write_text("".join(line + "\n" for line in kept))
+        self._file = self._path.open("a")
+
+    def on_step_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
+        """See `Callback`."""
+        if self._file is not None and trainer.step % self._every == 0:
+            self._file.write(json.dumps({"step": trainer.step, "epoch": trainer.epoch, **logs}) + "\n")
+            self._file.flush()
+
+    def on_train_end(self, trainer: Any) -> None:
+        """See `Callback`."""
+        if self._file is not None:
+            self._file.close()
+
+
+class CSVLogger(Callback):
+    """Writes the history, one line per epoch, after each epoch."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Make one for the file `path`."""
+        self._path = Path(path)
+
+    def on_epoch_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
+        """See `Callback`."""
+        epochs = trainer.history.epochs
+        names = list(dict.fromkeys(name for epoch in epochs for name in epoch))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(epochs)
+
+
+class ProgressBar(Callback):
+    """A tqdm bar per run with loss, tokens per second and the time left. Needs tqdm."""
+
+    def __init__(self) -> None:
+        self._tqdm = require("tqdm.auto", "progress").tqdm
+        self._bar: Any = None
+
+    def on_train_begin(self, trainer: Any) -> None:
+        """See `Callback`."""
+        total = None if trainer.batches.steps is None else trainer.batches.steps * trainer.epochs
+        self._bar = self._tqdm(total=total, initial=trainer.batches_done, unit="batch", dynamic_ncols=True)
+
+    def on_step_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
+        """See `Callback`."""
+        self._bar.n = trainer.batches_done
+        shown = {"loss": f"{trainer.epoch_metrics.means()['loss']:.4f}", "tok/s": f"{trainer.tokens_per_second:,.0f}"}
+        self._bar.set_description(f"epoch {trainer.epoch + 1}/{trainer.epochs}", refresh=False)
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(0)
+
+    def on_epoch_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
+        """See `Callback`."""
+        text = ", ".join(f"{name} {value:.4f}" for name, value in logs.items() if _worth_a_line(name))
+        self._bar.write(f"epoch {trainer.epoch + 1}: {text}")
+
+    def on_train_end(self, trainer: Any) -> None:
+        """See `Callback`."""
+        self._bar.close()
+
+
+def _worth_a_line(name: str) -> bool:
+    return name.endswith(("loss", "accuracy")) and "_z_" not in name and "balancing" not in name

@@ -1,0 +1,539 @@
+"""Encoders with heads, named as in ``tfm.nlp.models``, that can be trained.
+
+Every model is called on the encoder's inputs and gives what its namesake gives. For training, a batch is
+
+* ``(inputs, labels)`` or ``(inputs, labels, sample_weight)`` for `BertClassifier`, `BertTokenClassifier` and
+  `BertSpanLabeler`,
+* one dict of inputs and labels for `BertPretrainerV2`, under the Model Garden's keys.
+
+The loss that is minimised is the mean cross entropy (squared error for one class) plus the encoder's auxiliary losses.
+
+Example:
+    >>> import numpy as np
+    >>> from sparse_mixer import SparseMixer, models, optimizers
+    >>> encoder = SparseMixer(100, hidden_size=16, num_layers=2, inner_dim=32, max_sequence_length=8, seed=0)
+    >>> model = models.BertClassifier(encoder, num_classes=3)
+    >>> ids = np.arange(32, dtype=np.int32).reshape(4, 8)
+    >>> inputs = dict(input_word_ids=ids, input_mask=np.ones_like(ids), input_type_ids=np.zeros_like(ids))
+    >>> labels = np.array([0, 1, 2, 0])
+    >>> history = model.fit((inputs, labels), optimizer=optimizers.AdamW(1e-3), epochs=2, progress=False)
+    >>> model(inputs).shape
+    (4, 3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_mixer._arguments import as_int
+from sparse_mixer._heads import Array, Head, MaskedLMHead, ProjectionHead, Sums, cross_entropy
+from sparse_mixer._metrics import METRIC_NAMES
+from sparse_mixer._variables import as_float32
+from sparse_mixer.gradients import Gradients
+from sparse_mixer.layers import Layer
+from sparse_mixer.networks import SparseMixer
+
+# Odd, far from small integers: heads get unrelated dropout seeds.
+_SEED_STRIDE = 0xD1B54A32D192ED03
+_SEED_RANGE = 2**64
+
+
+class Metrics(dict[str, tuple[float, float]]):
+    """Sums and weights by name, of one batch or of many: ``metrics[name] = (sum, weight)``."""
+
+    def add(self, other: Mapping[str, tuple[float, float]]) -> None:
+        """Count another batch."""
+        for name, (total, weight) in other.items():
+            mine = self.get(name, (0.0, 0.0))
+            self[name] = (mine[0] + total, mine[1] + weight)
+
+    def means(self) -> dict[str, float]:
+        """Sum by weight of every metric; NaN where the weight is 0."""
+        return {name: total / weight if weight else float("nan") for name, (total, weight) in self.items()}
+
+
+class Model(Layer):
+    """Base of the models: an encoder, heads, a loss.
+
+    Attributes:
+        encoder: The encoder; shared, not copied.
+        heads: The heads, by name.
+        parts: The encoder, then the heads.
+    """
+
+    # Outputs of the encoder that the loss depends on.
+    _outputs: tuple[str, ...] = ("sequence_output",)
+
+    def __init__(self, name: str, encoder: Any, heads: Sequence[Head]) -> None:
+        self.encoder = encoder
+        self.heads = {head.name: head for head in heads}
+        self.parts: list[Any] = [encoder, *heads]
+        if len(self.heads) != len(heads):
+            raise ValueError("classification_heads: expected heads of different names")
+        variables = [variable for part in self.parts for variable in part._variables]
+        super().__init__(name, variables, self.parts)
+
+    def loss_and_gradients(
+        self, batch: Any, *, seed: int, into: Gradients | None = None, recompute: bool = False
+    ) -> tuple[Metrics, Gradients]:
+        """Differentiate the loss of one batch.
+
+        Args:
+            batch: See the module's documentation.
+            seed: Source of dropout and jitter.
+            into: Gradients of this model to add to; None makes new ones.
+            recompute: Less memory for more time; see `SparseMixer.vjp`.
+
+        Returns:
+            Metrics of the batch, with the losses before any update, and the gradients.
+        """
+        inputs, labels, weights = _unpack(batch)
+        gradients = Gradients(self) if into is None else into
+        outputs, vjp = self.encoder.vjp(inputs, training=True, seed=seed, outputs=self._outputs, recompute=recompute)
+        task, d_outputs = self._loss(outputs, inputs, labels, weights, seed, gradients)
+        vjp(d_outputs, into=gradients)
+        return self._with_auxiliary(task), gradients
+
+    def test_step(self, batch: Any) -> Metrics:
+        """Metrics of one batch, as at inference: no dropout, evaluation capacity."""
+        inputs, labels, weights = _unpack(batch)
+        outputs = self.encoder(inputs, outputs=self._outputs)
+        task, _ = self._loss(outputs, inputs, labels, weights, None, None)
+        return self._with_auxiliary(task)
+
+    def fit(self, data: Any, **arguments: Any) -> Any:
+        """Train; see `sparse_mixer.training.fit` for the arguments and what is returned."""
+        from sparse_mixer import training
+
+        return training.fit(self, data, **arguments)
+
+    def evaluate(self, data: Any, *, batch_size: int = 32) -> dict[str, float]:
+        """Means of all metrics over `data`; see `sparse_mixer.training.evaluate`."""
+        from sparse_mixer import training
+
+        return training.evaluate(self, data, batch_size=batch_size)
+
+    def _loss(
+        self,
+        outputs: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        labels: Any,
+        weights: Any,
+        seed: int | None,
+        into: Gradients | None,
+    ) -> tuple[Metrics, dict[str, Array]]:
+        """Metrics, among them ``task_loss``, and with `into` the gradients of the encoder's outputs."""
+        raise NotImplementedError
+
+    def _with_auxiliary(self, metrics: Metrics) -> Metrics:
+        """Add the router's metrics, means over the MoE layers, and ``loss``, what is minimised."""
+        auxiliary = self.encoder.aux_losses
+        total = float(auxiliary["total"])
+        loss = metrics["task_loss"]
+        merged = Metrics({"loss": (loss[0] / loss[1] + total if loss[1] else total, 1.0), **metrics})
+        if len(auxiliary["moe_layers"]):
+            merged |= {name: (float(np.mean(auxiliary[name])), 1.0) for name in METRIC_NAMES}
+        return merged
+
+
+class BertClassifier(Model):
+    """One label per example, from ``pooled_output`` or from the first position.
+
+    ``model(inputs)`` gives logits ``[B, num_classes]``. Labels are class indices ``[B]``; with one class they are
+    numbers, and the loss is the squared error.
+    """
+
+    def __init__(
+        self,
+        network: SparseMixer,
+        num_classes: int,
+        initializer: Any = "glorot_uniform",
+        dropout_rate: float = 0.1,
+        use_encoder_pooler: bool = True,
+        head_name: str = "sentence_prediction",
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Put a classification head on an encoder.
+
+        Args:
+            network: The encoder.
+            num_classes: Number of classes; 1 for regression.
+            initializer: Of the head's kernels.
+            dropout_rate: Dropout before the last layer; with the encoder's pooler, also on its output, as in the
+                reference.
+            use_encoder_pooler: Whether the head sees ``pooled_output``; otherwise it has a tanh layer of its own on
+                the first position of ``sequence_output``.
+            head_name: Prefix of the head's weights.
+            seed: Source of the head's initial weights.
+        """
+        self.num_classes = as_int("num_classes", num_classes)
+        self.use_encoder_pooler = bool(use_encoder_pooler)
+        self._outputs = ("pooled_output",) if self.use_encoder_pooler else ("sequence_output",)
+        self._head = ProjectionHead(
+            head_name,
+            network,
+            self.num_classes,
+            inner_width=0 if self.use_encoder_pooler else network.arguments.hidden_size,
+            input_dropout=dropout_rate if self.use_encoder_pooler else 0.0,
+            dropout=dropout_rate,
+            output_name=f"{head_name}/logits",
+            initializer=initializer,
+            seed=seed,
+        )
+        super().__init__("bert_classifier", network, [self._head])
+
+    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int = 0) -> Array:
+        """Logits ``[B, num_classes]``."""
+        outputs = self.encoder(inputs, training=training, seed=seed, outputs=self._outputs)
+        return self._head.logits(self._features(outputs), seed if training else None)
+
+    def predict(self, inputs: Mapping[str, Any]) -> npt.NDArray[Any]:
+        """Most likely class ``[B]`` of each example; for regression the numbers."""
+        logits = self(inputs)
+        return logits[:, 0] if self.num_classes == 1 else logits.argmax(-1)
+
+    def _features(self, outputs: Mapping[str, Any]) -> Array:
+        if self.use_encoder_pooler:
+            pooled: Array = outputs["pooled_output"]
+            return pooled
+        return np.ascontiguousarray(outputs["sequence_output"][:, 0])
+
+    def _loss(
+        self,
+        outputs: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        labels: Any,
+        weights: Any,
+        seed: int | None,
+        into: Gradients | None,
+    ) -> tuple[Metrics, dict[str, Array]]:
+        features = self._features(outputs)
+        logits = self._head.logits(features, seed)
+        sample_weight = _weights(weights, (len(features),))
+        if self.num_classes == 1:
+            metrics, d_logits = _squared_error(logits, labels, sample_weight)
+        else:
+            sums, d_logits = _mean_cross_entropy(self.encoder, logits, _labels(labels, (len(features),)), sample_weight)
+            metrics = _task(sums)
+        if into is None:
+            return metrics, {}
+        d_features = self._head.backward(features, d_logits, seed, into)
+        if self.use_encoder_pooler:
+            return metrics, {"pooled_output": d_features}
+        d_sequence = np.zeros_like(outputs["sequence_output"])
+        d_sequence[:, 0] = d_features
+        return metrics, {"sequence_output": d_sequence}
+
+
+class BertTokenClassifier(Model):
+    """One label per position. ``model(inputs)`` gives ``{"logits": [B, S, num_classes]}``.
+
+    Labels are class indices ``[B, S]``; negative ones count for nothing.
+    """
+
+    def __init__(
+        self,
+        network: SparseMixer,
+        num_classes: int,
+        initializer: Any = "glorot_uniform",
+        dropout_rate: float = 0.1,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Put a classifier on every position of an encoder's output.
+
+        Args:
+            network: The encoder.
+            num_classes: Number of classes.
+            initializer: Of the head's kernel.
+            dropout_rate: Dropout on the encoder's output.
+            seed: Source of the head's initial weights.
+        """
+        self._head = ProjectionHead(
+            "predictions",
+            network,
+            as_int("num_classes", num_classes),
+            dropout=dropout_rate,
+            output_name="predictions/transform/logits",
+            initializer=initializer,
+            seed=seed,
+        )
+        super().__init__("bert_token_classifier", network, [self._head])
+
+    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int = 0) -> dict[str, Array]:
+        """``{"logits": [B, S, num_classes]}``."""
+        sequence = self.encoder(inputs, training=training, seed=seed, outputs=self._outputs)["sequence_output"]
+        logits = self._head.logits(_as_rows(sequence), seed if training else None)
+        return {"logits": logits.reshape(*sequence.shape[:2], -1)}
+
+    def _loss(
+        self,
+        outputs: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        labels: Any,
+        weights: Any,
+        seed: int | None,
+        into: Gradients | None,
+    ) -> tuple[Metrics, dict[str, Array]]:
+        sequence = outputs["sequence_output"]
+        features = _as_rows(sequence)
+        classes = _labels(labels, sequence.shape[:2])
+        counted = _weights(weights, sequence.shape[:2]) * (classes >= 0)
+        logits = self._head.logits(features, seed)
+        sums, d_logits = _mean_cross_entropy(self.encoder, logits, classes.ravel(), counted.ravel())
+        if into is None:
+            return _task(sums), {}
+        d_features = self._head.backward(features, d_logits, seed, into)
+        return _task(sums), {"sequence_output": d_features.reshape(sequence.shape)}
+
+
+class BertSpanLabeler(Model):
+    """Start and end of a span. ``model(inputs)`` gives ``[start_logits, end_logits]``, each ``[B, S]``.
+
+    Labels are a dict of ``start_positions`` and ``end_positions``, or a pair of such, each ``[B]``.
+    """
+
+    def __init__(self, network: SparseMixer, initializer: Any = "glorot_uniform", *, seed: int = 0) -> None:
+        """Put a span head on an encoder.
+
+        Args:
+            network: The encoder.
+            initializer: Of the head's kernel.
+            seed: Source of the head's initial weights.
+        """
+        self._head = ProjectionHead(
+            "span_labeling",
+            network,
+            2,
+            output_name="span_labeling/predictions/transform/logits",
+            initializer=initializer,
+            seed=seed,
+        )
+        super().__init__("bert_span_labeler", network, [self._head])
+
+    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int = 0) -> list[Array]:
+        """``[start_logits, end_logits]``."""
+        sequence = self.encoder(inputs, training=training, seed=seed, outputs=self._outputs)["sequence_output"]
+        return list(self._logits(sequence, seed if training else None))
+
+    def _logits(self, sequence: Array, seed: int | None) -> Array:
+        """``[2, B, S]``."""
+        logits = self._head.logits(_as_rows(sequence), seed)
+        return np.ascontiguousarray(logits.reshape(*sequence.shape[:2], 2).transpose(2, 0, 1))
+
+    def _loss(
+        self,
+        outputs: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        labels: Any,
+        weights: Any,
+        seed: int | None,
+        into: Gradients | None,
+    ) -> tuple[Metrics, dict[str, Array]]:
+        sequence = outputs["sequence_output"]
+        batch, length = sequence.shape[:2]
+        if isinstance(labels, Mapping):
+            labels = [labels["start_positions"], labels["end_positions"]]
+        positions = _labels(labels, (2, batch))
+        sample_weight = np.tile(_weights(weights, (batch,)), 2)
+        logits = self._logits(sequence, seed).reshape(2 * batch, length)
+        sums, d_logits = _mean_cross_entropy(self.encoder, logits, positions.ravel(), sample_weight)
+        if into is None:
+            return _task(sums), {}
+        by_position = np.ascontiguousarray(d_logits.reshape(2, batch, length).transpose(1, 2, 0)).reshape(-1, 2)
+        d_features = self._head.backward(_as_rows(sequence), by_position, seed, into)
+        return _task(sums), {"sequence_output": d_features.reshape(sequence.shape)}
+
+
+@dataclass(frozen=True)
+class ClassificationHead:
+    """A head of `BertPretrainerV2` on the first position: a tanh layer, dropout, logits.
+
+    Attributes:
+        inner_dim: Width of the tanh layer; 0 for none.
+        num_classes: Number of classes.
+        dropout_rate: Dropout before the last layer.
+        initializer: Of the kernels.
+        name: Prefix of the weights; ``<name>_labels`` are its labels in a batch.
+    """
+
+    inner_dim: int
+    num_classes: int
+    dropout_rate: float = 0.0
+    initializer: Any = "glorot_uniform"
+    name: str = "next_sentence"
+
+
+class BertPretrainerV2(Model):
+    """Masked language model with tied embeddings, and perhaps heads such as next-sentence prediction.
+
+    ``model(inputs)`` gives the encoder's outputs, ``mlm_logits`` ``[B, P, vocab_size]`` if there are
+    ``masked_lm_positions`` ``[B, P]`` among the inputs, and one array of logits per classification head under its name.
+
+    A batch for training is the dict of inputs with ``masked_lm_positions``, ``masked_lm_ids`` and
+    ``masked_lm_weights``, each ``[B, P]``, and ``<head>_labels`` ``[B]`` for each head; `masking.mask_tokens`
+    makes the former. The loss is the mean over predictions plus the means of the heads.
+    """
+
+    def __init__(
+        self,
+        encoder_network: SparseMixer,
+        mlm_activation: Any = None,
+        mlm_initializer: Any = "glorot_uniform",
+        classification_heads: Sequence[ClassificationHead] = (),
+        name: str = "bert",
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Put pre-training heads on an encoder.
+
+        Args:
+            encoder_network: The encoder.
+            mlm_activation: Activation of the masked language model's transform; None for none, BERT's is ``"gelu"``.
+            mlm_initializer: Of its kernel.
+            classification_heads: Further heads.
+            name: Name of the model.
+            seed: Source of the heads' initial weights.
+        """
+        self.masked_lm = MaskedLMHead(
+            "cls/predictions", encoder_network, activation=mlm_activation, initializer=mlm_initializer, seed=seed
+        )
+        self.classification_heads = [
+            ProjectionHead(
+                head.name,
+                encoder_network,
+                as_int("num_classes", head.num_classes),
+                inner_width=as_int("inner_dim", head.inner_dim or 0),
+                dropout=head.dropout_rate,
+                output_name=f"{head.name}/logits",
+                initializer=head.initializer,
+                seed=seed + 1 + number,
+            )
+            for number, head in enumerate(classification_heads or ())
+        ]
+        super().__init__(name, encoder_network, [self.masked_lm, *self.classification_heads])
+
+    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int = 0) -> dict[str, Any]:
+        """The encoder's outputs and the heads' logits."""
+        outputs: dict[str, Any] = self.encoder(inputs, training=training, seed=seed)
+        sequence = outputs["sequence_output"]
+        if inputs.get("masked_lm_positions") is not None:
+            outputs["mlm_logits"] = self.masked_lm.logits(sequence, _integers(inputs, "masked_lm_positions"))
+        first = np.ascontiguousarray(sequence[:, 0])
+        for number, head in enumerate(self.classification_heads):
+            outputs[head.name] = head.logits(first, _head_seed(seed, number) if training else None)
+        return outputs
+
+    def _loss(
+        self,
+        outputs: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        labels: Any,
+        weights: Any,
+        seed: int | None,
+        into: Gradients | None,
+    ) -> tuple[Metrics, dict[str, Array]]:
+        sequence = outputs["sequence_output"]
+        positions = _integers(inputs, "masked_lm_positions")
+        ids = _integers(inputs, "masked_lm_ids")
+        counted = as_float32("masked_lm_weights", inputs.get("masked_lm_weights", np.ones(positions.shape)))
+        if not positions.shape == ids.shape == counted.shape:
+            raise ValueError(
+                "masked_lm_ids, masked_lm_weights: expected the shape of masked_lm_positions, "
+                f"{positions.shape}, got {ids.shape} and {counted.shape}"
+            )
+        weight = float(counted.sum())
+        scale = 1.0 / weight if weight else 0.0
+        sums, d_sequence = self.masked_lm.loss(sequence, positions, ids, counted, scale=scale, into=into)
+        metrics = Metrics(mlm_loss=(sums.loss, sums.weight), mlm_accuracy=(sums.hits, sums.weight))
+        total = sums.loss * scale
+        first = np.ascontiguousarray(sequence[:, 0])
+        for number, head in enumerate(self.classification_heads):
+            head_seed = None if seed is None else _head_seed(seed, number)
+            logits = head.logits(first, head_seed)
+            classes = _labels(inputs.get(f"{head.name}_labels"), (len(first),), f"{head.name}_labels")
+            sums, d_logits = _mean_cross_entropy(self.encoder, logits, classes, _weights(None, (len(first),)))
+            metrics[f"{head.name}_loss"] = (sums.loss, sums.weight)
+            metrics[f"{head.name}_accuracy"] = (sums.hits, sums.weight)
+            total += sums.loss / sums.weight
+            if into is not None and d_sequence is not None:
+                d_sequence[:, 0] += head.backward(first, d_logits, head_seed, into)
+        metrics["task_loss"] = (total, 1.0)
+        return metrics, {} if d_sequence is None else {"sequence_output": d_sequence}
+
+
+def _unpack(batch: Any) -> tuple[Mapping[str, Any], Any, Any]:
+    """Inputs, labels and sample weights of a batch."""
+    if isinstance(batch, Mapping):
+        return batch, None, None
+    if isinstance(batch, Sequence) and 2 <= len(batch) <= 3 and isinstance(batch[0], Mapping):
+        return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+    raise TypeError("batch: expected a dict of inputs, (inputs, labels) or (inputs, labels, sample_weight)")
+
+
+def _as_rows(sequence: Array) -> Array:
+    return sequence.reshape(-1, sequence.shape[-1])
+
+
+def _head_seed(seed: int, number: int) -> int:
+    return (seed + number * _SEED_STRIDE) % _SEED_RANGE
+
+
+def _labels(labels: Any, shape: tuple[int, ...], argument: str = "labels") -> npt.NDArray[np.int64]:
+    if labels is None:
+        raise ValueError(f"{argument}: missing")
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iub":
+        raise TypeError(f"{argument}: expected integers, got dtype {array.dtype}")
+    if array.ndim == len(shape) + 1 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.shape != shape:
+        raise ValueError(f"{argument}: expected shape {list(shape)}, got {list(array.shape)}")
+    return array.astype(np.int64, copy=False)
+
+
+def _integers(inputs: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
+    if inputs.get(key) is None:
+        raise ValueError(f"{key}: missing from the inputs")
+    array = np.asarray(inputs[key])
+    if array.dtype.kind not in "iu" or array.ndim != 2:
+        raise ValueError(f"{key}: expected integers [B, P], got {array.dtype} {list(array.shape)}")
+    return array
+
+
+def _weights(weights: Any, shape: tuple[int, ...]) -> Array:
+    if weights is None:
+        return np.ones(shape, np.float32)
+    array = as_float32("sample_weight", weights)
+    if array.shape != shape:
+        raise ValueError(f"sample_weight: expected shape {list(shape)}, got {list(array.shape)}")
+    return array
+
+
+def _mean_cross_entropy(
+    encoder: Any, logits: Array, labels: npt.NDArray[np.int64], weights: Array
+) -> tuple[Sums, Array]:
+    """Sums, and the gradient of the weighted mean."""
+    weight = float(weights.sum())
+    return cross_entropy(encoder, logits, labels, weights, 1.0 / weight if weight else 0.0)
+
+
+def _squared_error(logits: Array, labels: Any, weights: Array) -> tuple[Metrics, Array]:
+    targets = as_float32("labels", labels).reshape(-1)
+    if targets.shape != weights.shape:
+        raise ValueError(f"labels: expected shape {list(weights.shape)}, got {list(np.shape(labels))}")
+    difference = logits[:, 0] - targets
+    weight = float(weights.sum())
+    loss = float(np.sum(weights * difference * difference, dtype=np.float64))
+    d_logits = (2.0 / weight if weight else 0.0) * (weights * difference)
+    return Metrics(task_loss=(loss, weight)), np.ascontiguousarray(d_logits[:, None], np.float32)
+
+
+def _task(sums: Sums) -> Metrics:
+    return Metrics(task_loss=(sums.loss, sums.weight), accuracy=(sums.hits, sums.weight))
