@@ -15,11 +15,13 @@ fn golden(path: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+type Open = fn(Vec<Vec<u8>>) -> Result<Box<dyn TensorSource>>;
+
 /// A reader and valid input for it, made of one or more files.
 struct Case {
     name: &'static str,
     files: Vec<Vec<u8>>,
-    open: fn(Vec<Vec<u8>>) -> Result<Box<dyn TensorSource>>,
+    open: Open,
 }
 
 fn single<T: TensorSource + 'static>(
@@ -85,7 +87,7 @@ fn safetensors_file() -> Vec<u8> {
         .collect();
     let name = format!("sparse-mixer-damage-{}-{:?}", std::process::id(), std::thread::current().id());
     let path = std::env::temp_dir().join(name);
-    write_safetensors(&path, &Default::default(), tensors).unwrap();
+    write_safetensors(&path, &Default::default(), tensors, &sparse_mixer::runtime::never).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     std::fs::remove_file(path).unwrap();
     bytes

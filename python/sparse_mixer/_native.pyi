@@ -1,6 +1,7 @@
 """The Rust core. Private: the public interface is `sparse_mixer.SparseMixer` and its neighbours."""
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any, final
 
 import numpy as np
@@ -39,7 +40,7 @@ class Encoder:
     def __new__(
         cls,
         config: str,
-        provider: Callable[[str, tuple[int, ...]], npt.NDArray[np.float32]] | None = None,
+        provider: Callable[[str, tuple[int, ...]], npt.NDArray[np.float32]] | LoadPlan | None = None,
         *,
         activation: Callable[[Any], Any] | None = None,
         activation_derivative: Callable[[Any], Any] | None = None,
@@ -50,8 +51,8 @@ class Encoder:
 
         Args:
             config: Canonical JSON.
-            provider: Called with name and shape of each weight, in Keras order, for its initial values (float32). None
-                draws them from the configured seed.
+            provider: Called with name and shape of each weight, in Keras order, for its initial values (float32). A
+                `LoadPlan` of a file reads them from there. None draws them from the configured seed.
             activation: The function behind the activation ``"custom"``: float32 ``[rows, width]`` to the same.
             activation_derivative: Its derivative, for training.
             num_threads: Most threads per call; None follows `get_num_threads`.
@@ -116,6 +117,18 @@ class Encoder:
 
     def assign(self, indices: Sequence[int], weights: Sequence[npt.NDArray[np.float32]]) -> None:
         """Replace the weights at `indices`, or none if a shape is wrong."""
+
+    def load_planned(self, plan: LoadPlan) -> None:
+        """Replace the weights that `plan` has found in its file at once; nothing changes if one cannot be read."""
+
+    def save(self, path: str | PathLike[str], format: str, metadata: dict[str, str]) -> None:
+        """Write all weights, of one moment, as float32 to `path`, which is replaced in one step.
+
+        Args:
+            path: The file.
+            format: ``"safetensors"`` or ``"npz"``.
+            metadata: Texts to go with the weights; only safetensors has them.
+        """
 
     def astype(self, dtype: str) -> Encoder:
         """A new encoder with the weights in `dtype`; weights already in it are shared until either changes."""
@@ -290,6 +303,94 @@ def cross_entropy(
 
 def learning_rate(config: str, step: int) -> float:
     """The learning rate of the schedule `config` (JSON) at `step`."""
+
+@final
+class Checkpoint:
+    """An open weight file: safetensors, Flax msgpack, TensorFlow tensor bundle or ``.npz``."""
+
+    def __new__(cls, path: str | PathLike[str]) -> Checkpoint:
+        """Open the file or folder at `path`; reads no tensor.
+
+        Raises:
+            CheckpointError: It is damaged or of a kind that is not read.
+            OSError: It cannot be read.
+        """
+
+    @property
+    def format(self) -> str:
+        """``"safetensors"``, ``"flax"``, ``"tensor_bundle"`` or ``"npz"``."""
+
+    @property
+    def path(self) -> str:
+        """The file or folder."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Texts that the file carries."""
+
+    def entries(self) -> list[tuple[str, str, list[int]]]:
+        """Name, type and shape of every tensor, in the file's order."""
+
+    def read(self, index: int) -> bytes:
+        """Content of the tensor at `index`: little-endian, row-major; its checksum is verified where there is one."""
+
+    def plan(self, wanted: Sequence[tuple[str, Sequence[int]]], prefix: str | None = None) -> LoadPlan:
+        """Find the weights `wanted` (names and shapes in Keras order), below `prefix` if the file has several encoders.
+
+        Raises:
+            CheckpointError: Several encoders, and no `prefix`.
+        """
+
+@final
+class LoadPlan:
+    """Which tensors of a file are which weights, and what does not fit."""
+
+    @property
+    def scheme(self) -> str:
+        """How the file names weights: ``"keras"``, ``"tf_checkpoint"``, ``"flax"``, ..."""
+
+    @property
+    def root(self) -> str:
+        """What stands before the encoder's weights in the file."""
+
+    @property
+    def reads(self) -> list[tuple[int, int, bool]]:
+        """Index of the weight, index of the file's tensor, whether its two leading axes are to be swapped."""
+
+    @property
+    def loaded(self) -> list[tuple[str, str]]:
+        """Our name and the file's name of each weight that can be loaded."""
+
+    @property
+    def missing(self) -> list[str]:
+        """Weights that the file does not have."""
+
+    @property
+    def unexpected(self) -> list[str]:
+        """Tensors below the root that are no weight of the encoder."""
+
+    @property
+    def shape_mismatches(self) -> list[tuple[str, str, str, str]]:
+        """Our name, the file's name, the expected shape, the file's shape."""
+
+    @property
+    def dtype_mismatches(self) -> list[tuple[str, str, str, str]]:
+        """Our name, the file's name, what is expected, the file's type."""
+
+def plan_load(
+    entries: Sequence[tuple[str, str, Sequence[int]]],
+    wanted: Sequence[tuple[str, Sequence[int]]],
+    prefix: str | None = None,
+    *,
+    path: str,
+) -> LoadPlan:
+    """`Checkpoint.plan` for tensors that Python reads itself; `path` is the file's name in errors."""
+
+def weight_specs(config: str) -> list[tuple[str, list[int]]]:
+    """Name and shape of each weight of the encoder with this canonical JSON, in Keras order."""
+
+def foreign_names(scheme: str, name: str, shape: Sequence[int]) -> list[str]:
+    """The ways in which `scheme` may spell our weight `name` of `shape`, the usual one first."""
 
 def cpu_info() -> dict[str, Any]:
     """What the kernels found.

@@ -4,8 +4,16 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
 
+use crate::runtime::Interrupt;
 use crate::{Error, Result};
+
+/// How often a caller that waits for the disk looks for an interrupt.
+const POLL: Duration = Duration::from_millis(20);
+/// Files below this size reach any disk soon enough to wait for them.
+const SYNC_DIRECTLY_BELOW: u64 = 4 << 20;
 
 /// A file being written beside its final place. [`AtomicFile::commit`] moves it there in one step, after its content
 /// has reached the disk; dropping it without that removes it. A crash at any moment leaves the old file or the new one.
@@ -62,24 +70,55 @@ impl AtomicFile {
         }
     }
 
-    /// Makes the file appear at its final place, replacing what was there.
+    /// Makes the file appear at its final place, replacing what was there. Bringing a large file to the disk takes
+    /// seconds; `interrupt` is asked all the while.
     ///
     /// # Errors
-    /// The content cannot be brought to the disk (it is full, say) or the file cannot be moved; what was there before
-    /// is untouched then.
-    pub fn commit(mut self) -> Result<()> {
-        self.commit_io().map_err(|source| Error::Io { path: self.target.display().to_string(), source })
-    }
-
-    fn commit_io(&mut self) -> io::Result<()> {
+    /// The content cannot be brought to the disk (it is full, say), the file cannot be moved, or the interrupt came;
+    /// what was there before is untouched then.
+    pub fn commit(mut self, interrupt: Interrupt<'_>) -> Result<()> {
+        let path = self.target.display().to_string();
+        let in_file = |source| Error::Io { path: path.clone(), source };
         if let Ok(old) = std::fs::metadata(&self.target) {
             // A refusal only means that the new file has default permissions.
             drop(self.file.set_permissions(old.permissions()));
         }
-        self.file.sync_all()?;
-        std::fs::rename(&self.temporary, &self.target)?;
+        if self.file.metadata().map_err(in_file)?.len() < SYNC_DIRECTLY_BELOW {
+            self.file.sync_all().map_err(in_file)?;
+        } else {
+            self.sync_in_background(interrupt, in_file)?;
+        }
+        std::fs::rename(&self.temporary, &self.target).map_err(in_file)?;
         self.committed = true;
-        sync_folder(folder_of(&self.target))
+        sync_folder(folder_of(&self.target)).map_err(in_file)
+    }
+
+    /// Brings the content to the disk in a thread of its own, which a caller who loses patience leaves behind: the
+    /// system call itself cannot be stopped.
+    fn sync_in_background(
+        &self,
+        interrupt: Interrupt<'_>,
+        in_file: impl Fn(io::Error) -> Error,
+    ) -> Result<()> {
+        let (done, waiting) = mpsc::channel();
+        let file = self.file.try_clone().map_err(&in_file)?;
+        let thread = std::thread::Builder::new().name("sparse-mixer-sync".into()).spawn(move || {
+            // The receiver is gone after an interrupt; nobody wants the result then.
+            drop(done.send(file.sync_all()));
+        });
+        if thread.is_err() {
+            return self.file.sync_all().map_err(in_file);
+        }
+        loop {
+            match waiting.recv_timeout(POLL) {
+                Ok(synced) => return synced.map_err(in_file),
+                Err(mpsc::RecvTimeoutError::Timeout) if interrupt() => return Err(Error::Interrupted),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Internal("the thread that writes to the disk died".into()));
+                }
+            }
+        }
     }
 }
 
@@ -165,6 +204,7 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::never;
 
     fn folder(name: &str) -> PathBuf {
         let folder = std::env::temp_dir().join(format!("sparse-mixer-{name}-{}", unique()));
@@ -193,7 +233,7 @@ mod tests {
         let mut file = AtomicFile::create(&path).unwrap();
         file.write_all(b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        file.commit().unwrap();
+        file.commit(&never).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(names(&folder), ["weights"]);
         std::fs::remove_dir_all(folder).unwrap();
@@ -208,9 +248,26 @@ mod tests {
         let first = AtomicFile::create(&path).unwrap();
         let mut second = AtomicFile::create(&path).unwrap();
         second.write_all(b"second").unwrap();
-        second.commit().unwrap();
-        first.commit().unwrap();
+        second.commit(&never).unwrap();
+        first.commit(&never).unwrap();
         assert_eq!(names(&folder), [".weights.npz.1-2-3.tmp", "weights"]);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn an_interrupt_while_waiting_for_the_disk_leaves_the_old_file() {
+        let folder = folder("interrupt");
+        let path = folder.join("weights");
+        std::fs::write(&path, "old").unwrap();
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(&vec![1; SYNC_DIRECTLY_BELOW as usize]).unwrap();
+        match file.commit(&|| true) {
+            Err(Error::Interrupted) => assert_eq!(std::fs::read(&path).unwrap(), b"old"),
+            // The disk was faster than the first look.
+            Ok(()) => assert_eq!(std::fs::read(&path).unwrap().len() as u64, SYNC_DIRECTLY_BELOW),
+            Err(other) => panic!("{other}"),
+        }
+        assert_eq!(names(&folder), ["weights"]);
         std::fs::remove_dir_all(folder).unwrap();
     }
 
@@ -225,7 +282,7 @@ mod tests {
         std::os::unix::fs::symlink("real", &link).unwrap();
         let mut file = AtomicFile::create(&link).unwrap();
         file.write_all(b"new").unwrap();
-        file.commit().unwrap();
+        file.commit(&never).unwrap();
         assert!(link.is_symlink());
         assert_eq!(std::fs::read(&real).unwrap(), b"new");
         assert_eq!(std::fs::metadata(&real).unwrap().permissions().mode() & 0o777, 0o640);

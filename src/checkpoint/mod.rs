@@ -50,6 +50,6 @@ pub use safetensors::{FORMAT_VERSION, Safetensors};
 pub use tensor::{Dtype, Tensor};
 pub use tensor_bundle::TensorBundle;
 pub use transform::Transform;
-pub use write::{ChunkSink, Content, TensorToWrite};
+pub use write::{ChunkSink, Content, TensorToWrite, send_f32};
 pub use write_npz::write_npz;
 pub use write_safetensors::write_safetensors;

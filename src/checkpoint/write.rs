@@ -43,16 +43,7 @@ impl<'a> TensorToWrite<'a> {
             name: name.into(),
             dtype: Dtype::F32,
             shape: shape.to_vec(),
-            content: Box::new(|sink| {
-                // A few pages at a time: the little-endian copy stays in cache.
-                let mut bytes = Vec::with_capacity(16 << 10);
-                for chunk in values.chunks(4 << 10) {
-                    bytes.clear();
-                    bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
-                    sink(&bytes)?;
-                }
-                Ok(())
-            }),
+            content: Box::new(|sink| send_f32(values, sink)),
         }
     }
 
@@ -86,4 +77,22 @@ impl<'a> TensorToWrite<'a> {
         }
         Ok(())
     }
+}
+
+/// Sends `values` to `sink` in little-endian form.
+///
+/// # Errors
+/// Those of the sink.
+pub fn send_f32(values: &[f32], sink: &mut ChunkSink<'_>) -> Result<()> {
+    // A few pages at a time: the copy stays in cache.
+    const PIECE: usize = 4 << 10;
+    let mut bytes = vec![0; PIECE.min(values.len()) * size_of::<f32>()];
+    for piece in values.chunks(PIECE) {
+        let bytes = &mut bytes[..size_of_val(piece)];
+        for (place, value) in bytes.as_chunks_mut().0.iter_mut().zip(piece) {
+            *place = value.to_le_bytes();
+        }
+        sink(bytes)?;
+    }
+    Ok(())
 }

@@ -10,6 +10,7 @@ use super::write::TensorToWrite;
 use super::zip::{
     DIRECTORY_END, DIRECTORY_END_64, DIRECTORY_ENTRY, DIRECTORY_LOCATOR_64, EXTRA_64, LOCAL_HEADER,
 };
+use crate::runtime::Interrupt;
 use crate::{Error, Result};
 
 /// Write buffer; larger pieces pass it by.
@@ -27,8 +28,8 @@ const DOS_DATE: u16 = (1 << 5) | 1;
 ///
 /// # Errors
 /// The file cannot be written, two tensors have one name, a tensor gives the wrong number of bytes, or its content
-/// function fails; the old file is untouched then.
-pub fn write_npz(path: &Path, tensors: Vec<TensorToWrite<'_>>) -> Result<()> {
+/// function fails; the interrupt came while waiting for the disk. The old file is untouched then.
+pub fn write_npz(path: &Path, tensors: Vec<TensorToWrite<'_>>, interrupt: Interrupt<'_>) -> Result<()> {
     let label = path.display().to_string();
     let in_file = |source| Error::Io { path: label.clone(), source };
     let mut names = std::collections::HashSet::new();
@@ -61,7 +62,7 @@ pub fn write_npz(path: &Path, tensors: Vec<TensorToWrite<'_>>) -> Result<()> {
     }
     write_directory(&mut out, &directory, offset).map_err(in_file)?;
     let file = out.into_inner().map_err(|error| in_file(error.into_error()))?;
-    file.commit()
+    file.commit(interrupt)
 }
 
 /// A member as the directory needs it. Sizes and offsets are always written in 64 bits.
@@ -158,7 +159,7 @@ mod tests {
             TensorToWrite::from_f32("scalar", &[], &[0.5]),
             TensorToWrite::from_f32("empty", &[0], &[]),
         ];
-        write_npz(&path, tensors).unwrap();
+        write_npz(&path, tensors, &crate::runtime::never).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let file = Npz::from_bytes(FileBytes::from(bytes.clone()), "memory").unwrap();

@@ -13,6 +13,7 @@ use super::safetensors::{
 };
 use super::tensor::Dtype;
 use super::write::TensorToWrite;
+use crate::runtime::Interrupt;
 use crate::{Error, Result};
 
 /// Tensor data starts at a multiple of this, so that mapped tensors are aligned for vector loads.
@@ -27,11 +28,12 @@ const BUFFER_BYTES: usize = 256 << 10;
 ///
 /// # Errors
 /// The file cannot be written, two tensors have one name, a tensor gives the wrong number of bytes, or its content
-/// function fails; the old file is untouched then.
+/// function fails; the interrupt came while waiting for the disk. The old file is untouched then.
 pub fn write_safetensors(
     path: &Path,
     metadata: &BTreeMap<String, String>,
     tensors: Vec<TensorToWrite<'_>>,
+    interrupt: Interrupt<'_>,
 ) -> Result<()> {
     let label = path.display().to_string();
     let in_file = |source| Error::Io { path: label.clone(), source };
@@ -49,7 +51,7 @@ pub fn write_safetensors(
     out.seek(SeekFrom::Start(0)).map_err(in_file)?;
     header.write_to(&mut out).map_err(in_file)?;
     let file = out.into_inner().map_err(|error| in_file(error.into_error()))?;
-    file.commit()
+    file.commit(interrupt)
 }
 
 /// The header's text with room for checksums.
@@ -164,7 +166,7 @@ mod tests {
             std::thread::current().id()
         ));
         let metadata = BTreeMap::from([("config".to_owned(), "{\"a\": \"ü\"}".to_owned())]);
-        write_safetensors(&path, &metadata, tensors)?;
+        write_safetensors(&path, &metadata, tensors, &crate::runtime::never)?;
         let bytes = std::fs::read(&path).unwrap();
         std::fs::remove_file(path).unwrap();
         Ok(bytes)

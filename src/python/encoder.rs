@@ -1,5 +1,7 @@
 //! The native class: configuration and weights of one encoder.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
@@ -9,16 +11,17 @@ use pyo3::types::{PyDict, PyList};
 
 use super::SCRATCH;
 use super::activation::PyActivation;
+use super::checkpoint::{LoadPlan, write_encoder};
 use super::convert::{floats, to_numpy};
 use super::enter::{callback_error, enter_core, to_py_err};
 use super::inputs::Given;
 use crate::config::{Dtype, SparseMixerConfig};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::kernels::Isa;
 use crate::layers::CustomActivation;
 use crate::network::{LayerMetrics, Outputs, RoutingRecord, SparseMixer, Wanted, forward_bytes, specs};
 use crate::params::{Spec, initial_values};
-use crate::runtime::{default_threads, run};
+use crate::runtime::{Interrupt, default_threads, run};
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
 type Custom = Option<Arc<dyn CustomActivation<f32>>>;
@@ -74,6 +77,31 @@ impl Encoder {
         Ok((self.isa, self.effective_threads()?))
     }
 
+    /// Replaces the weights at once by what `values` gives for index and spec of each; `None` keeps a weight.
+    fn replace(
+        &self,
+        py: Python<'_>,
+        values: impl Fn(Interrupt<'_>, usize, &Spec) -> Result<Option<Vec<f32>>> + Sync,
+    ) -> PyResult<()> {
+        loop {
+            let before = self.network();
+            let after = enter_core(py, |interrupt| {
+                let params = before.params();
+                let mut number = 0..;
+                SparseMixer::load(before.config().clone(), self.custom.clone(), &mut |spec| {
+                    let index = number.next().unwrap_or_default();
+                    Ok(values(interrupt, index, spec)?.unwrap_or_else(|| params[index].to_vec()))
+                })
+            })?;
+            let mut current = self.network.write().unwrap_or_else(PoisonError::into_inner);
+            // Another thread may have replaced the weights meanwhile; its work must not be lost.
+            if Arc::ptr_eq(&current, &before) {
+                *current = Arc::new(after);
+                return Ok(());
+            }
+        }
+    }
+
     fn effective_threads(&self) -> PyResult<usize> {
         match self.threads.load(Ordering::Relaxed) {
             0 => default_threads().map_err(to_py_err),
@@ -109,7 +137,10 @@ impl Encoder {
             Arc::new(PyActivation::new(function, activation_derivative)) as Arc<dyn CustomActivation<f32>>
         });
         let network = match provider {
-            Some(provider) => provided(py, config, custom.clone(), &provider)?,
+            Some(provider) => match provider.bind(py).cast::<LoadPlan>() {
+                Ok(plan) => planned(py, config, custom.clone(), plan.get())?,
+                Err(_) => provided(py, config, custom.clone(), &provider)?,
+            },
             None => drawn(py, config, custom.clone(), isa, threads)?,
         };
         Ok(Encoder::of(network, custom, isa, threads))
@@ -189,30 +220,30 @@ impl Encoder {
             values.expect_shape(&spec.name, &spec.shape)?;
             replaced[index] = Some(weight);
         }
-        loop {
-            let before = self.network();
-            let after = enter_core(py, |_| {
-                let params = before.params();
-                let mut number = 0..;
-                SparseMixer::load(before.config().clone(), self.custom.clone(), &mut |spec| {
-                    let index = number.next().unwrap_or_default();
-                    match replaced[index] {
-                        None => Ok(params[index].to_vec()),
-                        Some(weight) => Python::attach(|py| {
-                            Ok(floats(&spec.name, weight.bind(py), spec.shape.len())
-                                .map_err(callback_error)?
-                                .data)
-                        }),
-                    }
-                })
-            })?;
-            let mut current = self.network.write().unwrap_or_else(PoisonError::into_inner);
-            // Another thread may have replaced the weights meanwhile; its work must not be lost.
-            if Arc::ptr_eq(&current, &before) {
-                *current = Arc::new(after);
-                return Ok(());
-            }
-        }
+        self.replace(py, |_, index, spec| {
+            let Some(weight) = replaced[index] else { return Ok(None) };
+            Python::attach(|py| {
+                let values = floats(&spec.name, weight.bind(py), spec.shape.len()).map_err(callback_error)?;
+                Ok(Some(values.data))
+            })
+        })
+    }
+
+    fn load_planned(&self, py: Python<'_>, plan: &Bound<'_, LoadPlan>) -> PyResult<()> {
+        let plan = plan.get();
+        plan.require_source()?;
+        self.replace(py, |interrupt, index, spec| plan.read_weight(index, spec, interrupt))
+    }
+
+    fn save(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        format: &str,
+        metadata: BTreeMap<String, String>,
+    ) -> PyResult<()> {
+        let network = self.network();
+        enter_core(py, |interrupt| write_encoder(&network, &self.specs, &path, format, &metadata, interrupt))
     }
 
     fn astype(&self, py: Python<'_>, dtype: &str) -> PyResult<Self> {
@@ -283,6 +314,24 @@ fn provided(
                 Ok(values.data)
             })
             .map_err(callback_error)
+        })
+    })
+}
+
+/// An encoder whose weights come straight from a file.
+fn planned(
+    py: Python<'_>,
+    config: SparseMixerConfig,
+    custom: Custom,
+    plan: &LoadPlan,
+) -> PyResult<SparseMixer<f32>> {
+    plan.require_source()?;
+    enter_core(py, |interrupt| {
+        let mut number = 0..;
+        SparseMixer::load(config, custom, &mut |spec| {
+            let index = number.next().unwrap_or_default();
+            let values = plan.read_weight(index, spec, interrupt)?;
+            values.ok_or_else(|| Error::value(spec.name.as_str(), "the file does not have this weight"))
         })
     })
 }

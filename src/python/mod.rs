@@ -4,6 +4,7 @@
 //! Signatures, defaults and documentation for people are in `python/sparse_mixer/`.
 
 mod activation;
+mod checkpoint;
 mod convert;
 mod encoder;
 mod enter;
@@ -32,6 +33,16 @@ mod _native {
     use crate::kernels::Isa;
     use crate::runtime;
 
+    #[pymodule_export]
+    use super::checkpoint::Checkpoint;
+    #[pymodule_export]
+    use super::checkpoint::LoadPlan;
+    #[pymodule_export]
+    use super::checkpoint::foreign_names;
+    #[pymodule_export]
+    use super::checkpoint::plan_load;
+    #[pymodule_export]
+    use super::checkpoint::weight_specs;
     #[pymodule_export]
     use super::encoder::Encoder;
     #[pymodule_export]

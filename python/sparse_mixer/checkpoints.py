@@ -1,0 +1,299 @@
+"""Saving and loading encoders.
+
+Our own format is a safetensors file with the configuration and checksums in its header; `SparseMixer.save` and
+`SparseMixer.load` use it. Weights alone are read from many formats (see `sparse_mixer.SparseMixer.load_weights`) and
+written as ``.weights.h5``, which TensorFlow reads, and ``.npz``.
+
+No file is ever executed: readers look at tensors and at a configuration whose keys and names come from a closed list.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from sparse_mixer import _native
+from sparse_mixer._arguments import Arguments
+from sparse_mixer._construction import make_native, weight_seed
+from sparse_mixer._extras import require
+from sparse_mixer._huggingface import is_hugging_face, read_hugging_face
+from sparse_mixer._native import CheckpointError as CheckpointError
+from sparse_mixer._weight_files import WeightFile, open_weights
+
+if TYPE_CHECKING:
+    from sparse_mixer.networks import SparseMixer
+
+Encoder = TypeVar("Encoder", bound="SparseMixer")
+PathLike = str | os.PathLike[str]
+
+_CONFIG_KEY = "config"
+_NAME_KEY = "name"
+_WORD_TABLE = "word_embeddings/embeddings"
+_SHOWN = 5
+
+
+class Mismatch(NamedTuple):
+    """A tensor that was found and cannot be used."""
+
+    name: str
+    """Our name of the weight."""
+    file_name: str
+    """The file's name of it."""
+    expected: str
+    """What is needed."""
+    found: str
+    """What the file has."""
+
+    def __str__(self) -> str:
+        return f"{self.name} (expected {self.expected}, '{self.file_name}' has {self.found})"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a file offers of an encoder's weights.
+
+    Attributes:
+        path: The file.
+        format: Its format: ``"safetensors"``, ``"tensor_bundle"``, ``"h5"``, ...
+        scheme: How it names weights: ``"keras"``, ``"tf_checkpoint"``, ``"flax"``, ``"huggingface"``, ...
+        prefix: Where in the file the encoder is.
+        loaded: The file's name of each weight that fits, by our name.
+        missing: Weights that the file does not have.
+        unexpected: Tensors below `prefix` that are no weight of the encoder. Heads and optimiser state elsewhere in the
+            file are not counted.
+        shape: Weights of another shape.
+        dtype: Weights that are not floating-point numbers.
+    """
+
+    path: str
+    format: str
+    scheme: str
+    prefix: str
+    loaded: Mapping[str, str]
+    missing: Sequence[str]
+    unexpected: Sequence[str]
+    shape: Sequence[Mismatch]
+    dtype: Sequence[Mismatch]
+
+    @property
+    def complete(self) -> bool:
+        """Whether file and encoder have exactly the same weights."""
+        return not (self.missing or self.unexpected or self.shape or self.dtype)
+
+    def summary(self) -> str:
+        """What does not fit, in one line; at most five names of each kind."""
+        kinds: dict[str, Sequence[object]] = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": self.shape,
+            "of another type": self.dtype,
+        }
+        parts = []
+        for kind, names in kinds.items():
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            if names:
+                parts.append(f"{kind}: {', '.join(map(str, names[:_SHOWN]))}{more}")
+        return "; ".join(parts)
+
+    def __str__(self) -> str:
+        where = f" below '{self.prefix}'" if self.prefix else ""
+        head = f"{self.path} ({self.format}, names: {self.scheme}){where}: {len(self.loaded)} weights fit"
+        return head if self.complete else f"{head}; {self.summary()}"
+
+    def require_complete(self) -> None:
+        """Raise unless `complete`.
+
+        Raises:
+            CheckpointError: Names what does not fit.
+        """
+        if not self.complete:
+            raise CheckpointError(f"{self.path}: the weights do not fit this encoder; {self.summary()}")
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+def save(encoder: SparseMixer, path: PathLike, *, format: str | None = None) -> None:
+    """`SparseMixer.save`."""
+    target = os.fspath(path)
+    kind = _format_of(target) if format is None else format
+    if kind == "safetensors":
+        metadata = {_CONFIG_KEY: _config_text(encoder), _NAME_KEY: encoder.name}
+        encoder._native.save(target, kind, metadata)
+    elif kind == "npz":
+        encoder._native.save(target, kind, {})
+    elif kind == "weights_h5":
+        _save_weights_h5(encoder, target)
+    else:
+        raise ValueError(f"format: expected 'safetensors', 'npz' or 'weights_h5', got {kind!r}")
+
+
+def _format_of(path: str) -> str:
+    if path.endswith(".npz"):
+        return "npz"
+    if path.endswith(".weights.h5"):
+        return "weights_h5"
+    if path.endswith((".h5", ".keras", ".ckpt", ".pt", ".bin", ".msgpack")):
+        raise ValueError(f"path: {path!r} has the ending of a format that is not written; use .safetensors, .npz or .weights.h5")
+    return "safetensors"
+
+
+def _config_text(encoder: SparseMixer) -> str:
+    try:
+        return json.dumps(encoder.get_config())
+    except TypeError as error:
+        raise ValueError(
+            f"an encoder with a Python callable among its arguments cannot be saved with its configuration ({error}); "
+            "save its weights alone as .npz, and give load() the configuration"
+        ) from None
+
+
+def _save_weights_h5(encoder: SparseMixer, path: str) -> None:
+    """Write the file that ``tf_keras.Model(net.inputs, net(net.inputs)).save_weights`` writes for TensorFlow's class."""
+    h5py = require("h5py", "h5")
+    specs = encoder._native.weight_specs()
+    weights = iter(encoder._native.get_weights())
+    folder = os.path.dirname(os.path.abspath(path))
+    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".tmp", dir=folder)
+    try:
+        os.close(handle)
+        with h5py.File(temporary, "w") as file:
+            # Keras asks for this group although the model itself has no variables.
+            file.create_group("vars")
+            for name, shape in specs:
+                key = _native.foreign_names("weights_h5", name, shape)[0]
+                file[f"layers/sparse_mixer/{key}"] = next(weights)
+            for number in range(len(encoder.metrics)):
+                mean = "mean" if number == 0 else f"mean_{number}"
+                for variable in "01":
+                    file[f"metrics/{mean}/vars/{variable}"] = 0.0
+        _make_durable(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+
+
+def _make_durable(temporary: str, path: str) -> None:
+    """Bring the finished file to the disk, then to its place, in one step."""
+    # mkstemp gives the file to its owner alone; it shall have the permissions of an ordinary new file.
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def load(
+    cls: type[Encoder],
+    path: PathLike,
+    *,
+    config: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
+    num_threads: int | None = None,
+    isa: str | None = None,
+    **changes: Any,
+) -> Encoder:
+    """`SparseMixer.load`."""
+    file = open_weights(path)
+    if config is None:
+        config = _stored_config(file, os.fspath(path))
+    arguments = _arguments(cls, {**config, **changes})
+    seed = weight_seed(arguments)
+    plan = file.plan(_native.weight_specs(arguments.native_config(seed)), prefix)
+    _report(file, plan, optional=()).require_complete()
+    native = make_native(arguments, seed, file.provider(plan), num_threads, isa)
+    encoder = object.__new__(cls)
+    encoder._assemble(arguments, native, seed, file.metadata.get(_NAME_KEY, "sparse_mixer"))
+    encoder.trainable = True
+    return encoder
+
+
+def load_report(
+    encoder: SparseMixer, source: PathLike | Mapping[str, Any], *, prefix: str | None = None
+) -> LoadReport:
+    """`SparseMixer.load_report`."""
+    file = open_weights(source)
+    return _report(file, file.plan(encoder._native.weight_specs(), prefix), _optional(encoder))
+
+
+def load_weights(
+    encoder: SparseMixer,
+    source: PathLike | Mapping[str, Any],
+    *,
+    strict: bool = True,
+    prefix: str | None = None,
+) -> LoadReport:
+    """`SparseMixer.load_weights`."""
+    file = open_weights(source)
+    plan = file.plan(encoder._native.weight_specs(), prefix)
+    report = _report(file, plan, _optional(encoder))
+    if strict:
+        report.require_complete()
+    elif not report.loaded:
+        raise CheckpointError(f"{report.path}: none of the encoder's weights is in the file; {report.summary()}")
+    file.load_into(encoder._native, plan)
+    return report
+
+
+def _optional(encoder: SparseMixer) -> tuple[str, ...]:
+    """Weights that no call uses: the word table beside an own embedding layer."""
+    return () if encoder.arguments.embedding_layer is None else (_WORD_TABLE,)
+
+
+def _report(file: WeightFile, plan: _native.LoadPlan, optional: Sequence[str]) -> LoadReport:
+    return LoadReport(
+        path=file.path,
+        format=file.format,
+        scheme=plan.scheme,
+        prefix=plan.root,
+        loaded=dict(plan.loaded),
+        missing=[name for name in plan.missing if name not in optional],
+        unexpected=plan.unexpected,
+        shape=[Mismatch(*fields) for fields in plan.shape_mismatches],
+        dtype=[Mismatch(*fields) for fields in plan.dtype_mismatches],
+    )
+
+
+def _stored_config(file: WeightFile, path: str) -> Mapping[str, Any]:
+    """The configuration that comes with a file."""
+    text = file.metadata.get(_CONFIG_KEY)
+    if text is None:
+        if is_hugging_face(path):
+            return read_hugging_face(path)
+        raise ValueError(
+            f"config: {path} holds weights without a configuration; give the constructor's arguments as config={{...}}, "
+            "or build the encoder and call load_weights"
+        )
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the configuration is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: the configuration is not a mapping")
+    return config
+
+
+def _arguments(cls: type[SparseMixer], config: Mapping[str, Any]) -> Arguments:
+    """Checked arguments from `config`, the constructor's defaults filled in."""
+    parameters = signature(cls.__init__).parameters
+    given = {}
+    for field in Arguments.__dataclass_fields__:
+        value = config.get(field, parameters[field].default)
+        if value is Parameter.empty:
+            raise ValueError(f"config: '{field}' is missing")
+        given[field] = value
+    # Arguments that are no part of what the encoder computes.
+    unknown = sorted(set(config) - set(given) - {"name", "trainable"})
+    if unknown:
+        raise TypeError(f"config: unknown arguments {', '.join(map(repr, unknown))}")
+    return Arguments.check(given)

@@ -1,0 +1,282 @@
+//! Weight files for Python: listing, matching, reading into and writing from an encoder.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pyo3::exceptions::PyIndexError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::enter::{enter_core, to_py_err};
+use crate::checkpoint::names::{self, Scheme};
+use crate::checkpoint::{
+    self, Dtype, Entry, Mismatch, TensorSource, TensorToWrite, Transform, Wanted, send_f32, write_npz,
+    write_safetensors,
+};
+use crate::config::SparseMixerConfig;
+use crate::error::{Error, Result};
+use crate::network::{SparseMixer, specs};
+use crate::params::Spec;
+use crate::runtime::Interrupt;
+
+/// Values written between two looks at the interrupt: a few milliseconds' worth.
+const VALUES_PER_LOOK: usize = 1 << 20;
+
+/// An open weight file. Immutable; its reads do not disturb one another.
+#[pyclass(frozen, module = "sparse_mixer._native")]
+pub struct Checkpoint {
+    source: Arc<dyn TensorSource>,
+}
+
+impl Checkpoint {
+    fn entry(&self, index: usize) -> PyResult<&Entry> {
+        self.source.entries().get(index).ok_or_else(|| {
+            PyIndexError::new_err(format!(
+                "the file has {} tensors, got index {index}",
+                self.source.entries().len()
+            ))
+        })
+    }
+}
+
+#[pymethods]
+impl Checkpoint {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let source = enter_core(py, |_| checkpoint::open(&path))?;
+        Ok(Self { source: source.into() })
+    }
+
+    #[getter]
+    fn format(&self) -> String {
+        self.source.format().to_string()
+    }
+
+    #[getter]
+    fn path(&self) -> &str {
+        self.source.path()
+    }
+
+    #[getter]
+    fn metadata(&self) -> BTreeMap<String, String> {
+        self.source.metadata().clone()
+    }
+
+    fn entries(&self) -> Vec<(String, String, Vec<usize>)> {
+        let entries = self.source.entries().iter();
+        entries.map(|entry| (entry.name.clone(), entry.dtype.to_string(), entry.shape.clone())).collect()
+    }
+
+    fn read<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyBytes>> {
+        self.entry(index)?;
+        let tensor = enter_core(py, |_| self.source.read(index))?;
+        let bytes = PyBytes::new(py, tensor.bytes());
+        self.source.release(index);
+        Ok(bytes)
+    }
+
+    #[pyo3(signature = (wanted, prefix=None))]
+    fn plan(
+        &self,
+        py: Python<'_>,
+        wanted: Vec<(String, Vec<usize>)>,
+        prefix: Option<String>,
+    ) -> PyResult<LoadPlan> {
+        let wanted = to_wanted(wanted);
+        let plan = enter_core(py, |_| {
+            checkpoint::LoadPlan::new(self.source.entries(), &wanted, prefix.as_deref())
+                .map_err(|flaw| flaw.in_file(self.source.path()))
+        })?;
+        let file_names = file_names(&plan, self.source.entries());
+        Ok(LoadPlan { plan, wanted, file_names, source: Some(self.source.clone()) })
+    }
+}
+
+/// What a file offers of the wanted weights. Made by [`Checkpoint::plan`] it can also read them.
+#[pyclass(frozen, module = "sparse_mixer._native")]
+pub struct LoadPlan {
+    plan: checkpoint::LoadPlan,
+    wanted: Vec<Wanted>,
+    /// The file's name of each read.
+    file_names: Vec<String>,
+    source: Option<Arc<dyn TensorSource>>,
+}
+
+impl LoadPlan {
+    /// Checks that the plan comes from a file that is read here.
+    pub fn require_source(&self) -> PyResult<()> {
+        match self.source {
+            Some(_) => Ok(()),
+            None => {
+                Err(to_py_err(Error::value("plan", "it was made from a list of names, which cannot be read")))
+            }
+        }
+    }
+
+    /// Values of the weight at `index`, or `None` if the file does not have it.
+    ///
+    /// # Errors
+    /// The content is damaged; the interrupt came; the plan was made for other weights than `spec`.
+    pub fn read_weight(
+        &self,
+        index: usize,
+        spec: &Spec,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Option<Vec<f32>>> {
+        if interrupt() {
+            return Err(Error::Interrupted);
+        }
+        if self.wanted.get(index).is_none_or(|wanted| wanted.name != spec.name || wanted.shape != spec.shape)
+        {
+            return Err(Error::value(
+                "plan",
+                format!("it was made for another encoder than that with {}", spec.name),
+            ));
+        }
+        // Reads are sorted by the wanted weight.
+        let Ok(position) = self.plan.reads.binary_search_by_key(&index, |read| read.wanted) else {
+            return Ok(None);
+        };
+        let Some(source) = &self.source else { return Ok(None) };
+        let read = &self.plan.reads[position];
+        let values = read
+            .read(source.as_ref(), &self.wanted[index])?
+            .to_f32()
+            .map_err(|flaw| flaw.at(&spec.name).in_file(source.path()))?;
+        source.release(read.entry);
+        Ok(Some(values))
+    }
+}
+
+#[pymethods]
+impl LoadPlan {
+    #[getter]
+    fn scheme(&self) -> &'static str {
+        self.plan.scheme.label()
+    }
+
+    #[getter]
+    fn root(&self) -> &str {
+        &self.plan.root
+    }
+
+    #[getter]
+    fn reads(&self) -> Vec<(usize, usize, bool)> {
+        let swaps = |transform| transform == Transform::SwapLeadingAxes;
+        self.plan.reads.iter().map(|read| (read.wanted, read.entry, swaps(read.transform))).collect()
+    }
+
+    #[getter]
+    fn loaded(&self) -> Vec<(&str, &str)> {
+        let names = self.plan.reads.iter().map(|read| self.wanted[read.wanted].name.as_str());
+        names.zip(self.file_names.iter().map(String::as_str)).collect()
+    }
+
+    #[getter]
+    fn missing(&self) -> &[String] {
+        &self.plan.missing
+    }
+
+    #[getter]
+    fn unexpected(&self) -> &[String] {
+        &self.plan.unexpected
+    }
+
+    #[getter]
+    fn shape_mismatches(&self) -> Vec<(&str, &str, &str, &str)> {
+        self.plan.shape_mismatches.iter().map(fields).collect()
+    }
+
+    #[getter]
+    fn dtype_mismatches(&self) -> Vec<(&str, &str, &str, &str)> {
+        self.plan.dtype_mismatches.iter().map(fields).collect()
+    }
+}
+
+fn fields(mismatch: &Mismatch) -> (&str, &str, &str, &str) {
+    (&mismatch.name, &mismatch.file_name, &mismatch.expected, &mismatch.found)
+}
+
+fn file_names(plan: &checkpoint::LoadPlan, entries: &[Entry]) -> Vec<String> {
+    plan.reads.iter().map(|read| entries[read.entry].name.clone()).collect()
+}
+
+fn to_wanted(wanted: Vec<(String, Vec<usize>)>) -> Vec<Wanted> {
+    wanted.into_iter().map(|(name, shape)| Wanted { name, shape }).collect()
+}
+
+/// The plan for tensors that Python reads itself: `(name, numpy type name, shape)` each.
+#[pyfunction]
+#[pyo3(signature = (entries, wanted, prefix=None, *, path))]
+pub fn plan_load(
+    entries: Vec<(String, String, Vec<usize>)>,
+    wanted: Vec<(String, Vec<usize>)>,
+    prefix: Option<&str>,
+    path: &str,
+) -> PyResult<LoadPlan> {
+    let entries: Vec<Entry> = entries
+        .into_iter()
+        .map(|(name, dtype, shape)| Entry { name, dtype: Dtype::from_numpy_name(&dtype), shape })
+        .collect();
+    let wanted = to_wanted(wanted);
+    let plan =
+        checkpoint::LoadPlan::new(&entries, &wanted, prefix).map_err(|flaw| to_py_err(flaw.in_file(path)))?;
+    let file_names = file_names(&plan, &entries);
+    Ok(LoadPlan { plan, wanted, file_names, source: None })
+}
+
+/// Name and shape of each weight of the encoder that the canonical JSON `config` describes, in Keras order.
+#[pyfunction]
+pub fn weight_specs(config: &str) -> PyResult<Vec<(String, Vec<usize>)>> {
+    let config = SparseMixerConfig::from_json(config).map_err(to_py_err)?;
+    Ok(specs(&config).into_iter().map(|spec| (spec.name, spec.shape)).collect())
+}
+
+/// The ways in which `scheme` may spell the weight `name` of `shape`, the usual one first.
+#[pyfunction]
+pub fn foreign_names(scheme: &str, name: &str, shape: Vec<usize>) -> PyResult<Vec<String>> {
+    let Some(scheme) = Scheme::NAMED.into_iter().find(|known| known.label() == scheme) else {
+        let known: Vec<_> = Scheme::NAMED.iter().map(|scheme| scheme.label()).collect();
+        return Err(to_py_err(Error::value("scheme", format!("got {scheme:?}, expected one of {known:?}"))));
+    };
+    Ok(names::foreign_names(scheme, name, &shape).into_iter().map(|name| name.path).collect())
+}
+
+/// Writes the weights `specs` of `network` as 32-bit floats, one at a time.
+///
+/// # Errors
+/// Those of the writers; [`Error::Interrupted`], which leaves the old file.
+pub fn write_encoder(
+    network: &SparseMixer<f32>,
+    specs: &[Spec],
+    path: &Path,
+    format: &str,
+    metadata: &BTreeMap<String, String>,
+    interrupt: Interrupt<'_>,
+) -> Result<()> {
+    let tensors = specs
+        .iter()
+        .enumerate()
+        .map(|(index, spec)| TensorToWrite {
+            name: spec.name.clone(),
+            dtype: Dtype::F32,
+            shape: spec.shape.clone(),
+            content: Box::new(move |sink| {
+                let values = network.params()[index].to_vec();
+                for values in values.chunks(VALUES_PER_LOOK) {
+                    if interrupt() {
+                        return Err(Error::Interrupted);
+                    }
+                    send_f32(values, sink)?;
+                }
+                Ok(())
+            }),
+        })
+        .collect();
+    match format {
+        "safetensors" => write_safetensors(path, metadata, tensors, interrupt),
+        "npz" => write_npz(path, tensors, interrupt),
+        _ => Err(Error::value("format", format!("got {format:?}, expected \"safetensors\" or \"npz\""))),
+    }
+}
