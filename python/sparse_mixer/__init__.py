@@ -10,9 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from sparse_mixer import activations as activations
+from sparse_mixer import checkpoints as checkpoints
 from sparse_mixer import initializers as initializers
 from sparse_mixer import layers as layers
 from sparse_mixer import networks as networks
+from sparse_mixer._native import CheckpointError as CheckpointError
 from sparse_mixer._native import InternalError as InternalError
 from sparse_mixer._native import __version__ as __version__
 from sparse_mixer._native import cpu_info as cpu_info
@@ -33,11 +35,13 @@ _LAZY = frozenset(
 
 __all__ = [
     "Activation",
+    "CheckpointError",
     "InternalError",
     "MixingMechanism",
     "SparseMixer",
     "__version__",
     "activations",
+    "checkpoints",
     "cpu_info",
     "get_num_threads",
     "initializers",

@@ -12,7 +12,13 @@ from sparse_mixer._native import CheckpointError
 _MAX_CONFIG_BYTES = 1 << 20
 # The encoder's layer norms have this epsilon; so has the reference.
 _EPSILON = 1e-12
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu"}
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+}
 
 
 def config_path(path: str) -> str:

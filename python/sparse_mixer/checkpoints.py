@@ -139,7 +139,9 @@ def _format_of(path: str) -> str:
     if path.endswith(".weights.h5"):
         return "weights_h5"
     if path.endswith((".h5", ".keras", ".ckpt", ".pt", ".bin", ".msgpack")):
-        raise ValueError(f"path: {path!r} has the ending of a format that is not written; use .safetensors, .npz or .weights.h5")
+        raise ValueError(
+            f"path: {path!r} has the ending of a format that is not written; use .safetensors, .npz or .weights.h5"
+        )
     return "safetensors"
 
 
@@ -218,9 +220,7 @@ def load(
     return encoder
 
 
-def load_report(
-    encoder: SparseMixer, source: PathLike | Mapping[str, Any], *, prefix: str | None = None
-) -> LoadReport:
+def load_report(encoder: SparseMixer, source: PathLike | Mapping[str, Any], *, prefix: str | None = None) -> LoadReport:
     """`SparseMixer.load_report`."""
     file = open_weights(source)
     return _report(file, file.plan(encoder._native.weight_specs(), prefix), _optional(encoder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer import _inputs, _native, _summary, activations, initializers
+from sparse_mixer import _inputs, _native, _summary, activations, checkpoints, initializers
 from sparse_mixer._arguments import (
     DEFAULT_ATTENTION_LAYERS,
     DEFAULT_MOE_LAYERS,
@@ -417,6 +418,101 @@ class SparseMixer(Layer):
     def quantize(self, dtype: str = "int8") -> Self:
         """`astype` under the name that quantisation goes by elsewhere."""
         return self.astype(dtype)
+
+    # Files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], *, format: str | None = None) -> None:
+        """Write the encoder to a file, which is replaced in one step: a crash leaves the old file or the new one.
+
+        Args:
+            path: The file. Its ending chooses the format: ``.npz`` and ``.weights.h5`` hold the weights alone
+                (TensorFlow's `load_weights` reads the latter, for the model
+                ``tf_keras.Model(net.inputs, net(net.inputs))``; needs the extra ``h5``), any other name is our own
+                format: safetensors with the configuration, for `load`.
+            format: ``"safetensors"``, ``"npz"`` or ``"weights_h5"``, whatever the ending.
+
+        Weights are written as float32; `load` restores the `dtype` that the encoder has.
+
+        Raises:
+            ValueError: The configuration holds a Python callable, or the ending is that of an unsupported format.
+            OSError: The file cannot be written; the old one is untouched.
+            KeyboardInterrupt: Interrupted; the old file is untouched.
+        """
+        checkpoints.save(self, path, format=format)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        config: Mapping[str, Any] | None = None,
+        prefix: str | None = None,
+        num_threads: int | None = None,
+        isa: str | None = None,
+        **changes: Any,
+    ) -> Self:
+        """Build an encoder from a file.
+
+        Args:
+            path: A file of `save`, a Hugging Face BERT folder, or with `config` anything that `load_weights` reads.
+            config: Arguments of the constructor, for files that hold weights alone.
+            prefix: Where in the file the encoder is, if there are several.
+            num_threads: As in the constructor.
+            isa: As in the constructor.
+            **changes: Arguments of the constructor that replace those of the file, for example
+                ``dtype="bfloat16"``.
+
+        Raises:
+            CheckpointError: The file is damaged, or its weights do not fit its configuration; the message names file
+                and weights.
+            ValueError: There is no configuration.
+            OSError: The file cannot be read.
+        """
+        return checkpoints.load(cls, path, config=config, prefix=prefix, num_threads=num_threads, isa=isa, **changes)
+
+    def load_weights(
+        self,
+        source: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        strict: bool = True,
+        prefix: str | None = None,
+    ) -> checkpoints.LoadReport:
+        """Replace the weights by those of a file: all at once, or on failure none.
+
+        The encoder is found inside larger models (classifiers, pre-training models) by its weights' names. Neither
+        TensorFlow nor JAX is needed.
+
+        Args:
+            source: One of
+
+                * a file of `save` or another safetensors or ``.npz`` file with Keras names,
+                * a TensorFlow checkpoint (prefix, ``.index`` file or folder) or SavedModel folder,
+                * a Keras ``.weights.h5``, legacy ``.h5`` or ``.keras`` file (extra ``h5``),
+                * a Flax msgpack file, or the folder of a training step with its shards,
+                * a folder or safetensors file of Hugging Face's BERT or FNet,
+                * a mapping of names, in any of these schemes, to arrays.
+            strict: Whether every weight must be there, and nothing else below the encoder's place in the file.
+            prefix: Where in the file the encoder is, if there are several.
+
+        Returns:
+            What was loaded from where, and with ``strict=False`` what was not.
+
+        Raises:
+            CheckpointError: The file is damaged or does not fit; nothing has changed.
+            OSError: The file cannot be read.
+        """
+        return checkpoints.load_weights(self, source, strict=strict, prefix=prefix)
+
+    def load_report(
+        self, source: str | os.PathLike[str] | Mapping[str, Any], *, prefix: str | None = None
+    ) -> checkpoints.LoadReport:
+        """What `load_weights` would load and what does not fit; reads no weight and changes nothing.
+
+        Args:
+            source: As in `load_weights`.
+            prefix: As in `load_weights`.
+        """
+        return checkpoints.load_report(self, source, prefix=prefix)
 
     # Showing, copying, pickling -----------------------------------------------------------------------------------
 
