@@ -121,12 +121,12 @@ class Encoder:
     def load_planned(self, plan: LoadPlan) -> None:
         """Replace the weights that `plan` has found in its file at once; nothing changes if one cannot be read."""
 
-    def save(self, path: str | PathLike[str], format: str, metadata: dict[str, str]) -> None:
+    def save(self, path: str | PathLike[str], file_format: str, metadata: dict[str, str]) -> None:
         """Write all weights, of one moment, as float32 to `path`, which is replaced in one step.
 
         Args:
             path: The file.
-            format: ``"safetensors"`` or ``"npz"``.
+            file_format: ``"safetensors"`` or ``"npz"``.
             metadata: Texts to go with the weights; only safetensors has them.
         """
 

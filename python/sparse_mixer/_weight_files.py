@@ -93,7 +93,7 @@ class NativeFile:
         self._checkpoint = _native.Checkpoint(path)
         self.path = path
         self.format = self._checkpoint.format
-        self.metadata = self._checkpoint.metadata
+        self.metadata: Mapping[str, str] = self._checkpoint.metadata
         self._entries = self._checkpoint.entries()
 
     def entries(self) -> Sequence[Entry]:

@@ -118,10 +118,10 @@ class LoadReport:
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
-def save(encoder: SparseMixer, path: PathLike, *, format: str | None = None) -> None:
+def save(encoder: SparseMixer, path: PathLike, *, file_format: str | None = None) -> None:
     """`SparseMixer.save`."""
     target = os.fspath(path)
-    kind = _format_of(target) if format is None else format
+    kind = _format_of(target) if file_format is None else file_format
     if kind == "safetensors":
         metadata = {_CONFIG_KEY: _config_text(encoder), _NAME_KEY: encoder.name}
         encoder._native.save(target, kind, metadata)
@@ -130,7 +130,7 @@ def save(encoder: SparseMixer, path: PathLike, *, format: str | None = None) -> 
     elif kind == "weights_h5":
         _save_weights_h5(encoder, target)
     else:
-        raise ValueError(f"format: expected 'safetensors', 'npz' or 'weights_h5', got {kind!r}")
+        raise ValueError(f"file_format: expected 'safetensors', 'npz' or 'weights_h5', got {kind!r}")
 
 
 def _format_of(path: str) -> str:
@@ -156,7 +156,7 @@ def _config_text(encoder: SparseMixer) -> str:
 
 
 def _save_weights_h5(encoder: SparseMixer, path: str) -> None:
-    """Write the file that ``tf_keras.Model(net.inputs, net(net.inputs)).save_weights`` writes for TensorFlow's class."""
+    """Write what ``tf_keras.Model(net.inputs, net(net.inputs)).save_weights`` writes for TensorFlow's class."""
     h5py = require("h5py", "h5")
     specs = encoder._native.weight_specs()
     weights = iter(encoder._native.get_weights())
@@ -271,8 +271,8 @@ def _stored_config(file: WeightFile, path: str) -> Mapping[str, Any]:
         if is_hugging_face(path):
             return read_hugging_face(path)
         raise ValueError(
-            f"config: {path} holds weights without a configuration; give the constructor's arguments as config={{...}}, "
-            "or build the encoder and call load_weights"
+            f"config: {path} holds weights without a configuration; give the constructor's arguments as "
+            "config={...}, or build the encoder and call load_weights"
         )
     try:
         config = json.loads(text)

@@ -421,7 +421,7 @@ class SparseMixer(Layer):
 
     # Files --------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str], *, format: str | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], *, file_format: str | None = None) -> None:
         """Write the encoder to a file, which is replaced in one step: a crash leaves the old file or the new one.
 
         Args:
@@ -429,7 +429,7 @@ class SparseMixer(Layer):
                 (TensorFlow's `load_weights` reads the latter, for the model
                 ``tf_keras.Model(net.inputs, net(net.inputs))``; needs the extra ``h5``), any other name is our own
                 format: safetensors with the configuration, for `load`.
-            format: ``"safetensors"``, ``"npz"`` or ``"weights_h5"``, whatever the ending.
+            file_format: ``"safetensors"``, ``"npz"`` or ``"weights_h5"``, whatever the ending.
 
         Weights are written as float32; `load` restores the `dtype` that the encoder has.
 
@@ -438,7 +438,7 @@ class SparseMixer(Layer):
             OSError: The file cannot be written; the old one is untouched.
             KeyboardInterrupt: Interrupted; the old file is untouched.
         """
-        checkpoints.save(self, path, format=format)
+        checkpoints.save(self, path, file_format=file_format)
 
     @classmethod
     def load(

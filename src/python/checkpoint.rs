@@ -251,7 +251,7 @@ pub fn write_encoder(
     network: &SparseMixer<f32>,
     specs: &[Spec],
     path: &Path,
-    format: &str,
+    file_format: &str,
     metadata: &BTreeMap<String, String>,
     interrupt: Interrupt<'_>,
 ) -> Result<()> {
@@ -274,9 +274,12 @@ pub fn write_encoder(
             }),
         })
         .collect();
-    match format {
+    match file_format {
         "safetensors" => write_safetensors(path, metadata, tensors, interrupt),
         "npz" => write_npz(path, tensors, interrupt),
-        _ => Err(Error::value("format", format!("got {format:?}, expected \"safetensors\" or \"npz\""))),
+        _ => Err(Error::value(
+            "file_format",
+            format!("got {file_format:?}, expected \"safetensors\" or \"npz\""),
+        )),
     }
 }

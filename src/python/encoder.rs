@@ -239,11 +239,13 @@ impl Encoder {
         &self,
         py: Python<'_>,
         path: PathBuf,
-        format: &str,
+        file_format: &str,
         metadata: BTreeMap<String, String>,
     ) -> PyResult<()> {
         let network = self.network();
-        enter_core(py, |interrupt| write_encoder(&network, &self.specs, &path, format, &metadata, interrupt))
+        enter_core(py, |interrupt| {
+            write_encoder(&network, &self.specs, &path, file_format, &metadata, interrupt)
+        })
     }
 
     fn astype(&self, py: Python<'_>, dtype: &str) -> PyResult<Self> {
