@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
 
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
@@ -34,8 +34,8 @@ const MAX_THREADS: i64 = 4096;
 /// Configuration and weights of one encoder. No per-call state; the weights are replaced whole.
 #[pyclass(frozen, module = "sparse_mixer._native")]
 pub struct Encoder {
-    /// Locked for the time of copying or replacing the pointer only, and only while attached to the interpreter: a
-    /// process that is forked while another thread computes finds it free.
+    /// Locked for the time of copying or replacing the pointer, while attached to the interpreter, so that a process
+    /// forked meanwhile finds it free; and by an optimiser for as long as it changes the weights in place.
     network: RwLock<Arc<SparseMixer<f32>>>,
     specs: Vec<Spec>,
     custom: Custom,
@@ -58,7 +58,14 @@ impl Encoder {
 
     /// The weights of this moment.
     pub(super) fn network(&self) -> Arc<SparseMixer<f32>> {
-        self.network.read().unwrap_or_else(PoisonError::into_inner).clone()
+        match self.network.try_read() {
+            Ok(network) => network.clone(),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().clone(),
+            // An optimiser is at work: let other Python threads run while we wait for it.
+            Err(TryLockError::WouldBlock) => Python::attach(|py| {
+                py.detach(|| self.network.read().unwrap_or_else(PoisonError::into_inner).clone())
+            }),
+        }
     }
 
     /// Locks the weights for a change in place. Other calls wait: this must not be called while attached to the

@@ -1,0 +1,56 @@
+"""Sparse Mixer encoders on CPUs: drop-in for TensorFlow Model Garden's ``networks.SparseMixer``, with a Rust core.
+
+Importing starts no thread, prints nothing and needs numpy only. Submodules with optional dependencies are imported
+when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sparse_mixer import activations as activations
+from sparse_mixer import initializers as initializers
+from sparse_mixer import layers as layers
+from sparse_mixer import networks as networks
+from sparse_mixer._native import InternalError as InternalError
+from sparse_mixer._native import __version__ as __version__
+from sparse_mixer._native import cpu_info as cpu_info
+from sparse_mixer._native import get_num_threads as get_num_threads
+from sparse_mixer._native import release_scratch as release_scratch
+from sparse_mixer._native import set_num_threads as set_num_threads
+from sparse_mixer.activations import Activation as Activation
+from sparse_mixer.layers import MixingMechanism as MixingMechanism
+from sparse_mixer.networks import SparseMixer as SparseMixer
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+# Imported on first use: nothing of them is needed to encode.
+_LAZY = frozenset({"plots", "text"})
+
+__all__ = [
+    "Activation",
+    "InternalError",
+    "MixingMechanism",
+    "SparseMixer",
+    "__version__",
+    "activations",
+    "cpu_info",
+    "get_num_threads",
+    "initializers",
+    "layers",
+    "networks",
+    "release_scratch",
+    "set_num_threads",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LAZY:
+        return importlib.import_module(f"sparse_mixer.{name}")
+    raise AttributeError(f"module 'sparse_mixer' has no attribute {name!r}")
+
+
+def __dir__() -> list[Any]:
+    return sorted([*globals(), *_LAZY])

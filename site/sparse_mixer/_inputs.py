@@ -1,0 +1,170 @@
+"""Keras's calling convention: one dict of inputs, of anything numpy can view, to the arrays that the core takes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_mixer._variables import as_float32
+
+KEYS = (
+    "input_word_ids",
+    "input_mask",
+    "input_type_ids",
+    "input_word_embeddings",
+    "dense_inputs",
+    "dense_mask",
+    "dense_type_ids",
+)
+
+
+class InputSpec(NamedTuple):
+    """Name, shape (None: any size) and type of one input."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+class Inputs(NamedTuple):
+    """Inputs as the core takes them: int32 or int64 ids, float32 masks and embeddings, C-contiguous.
+
+    With `word_embeddings` there are no `word_ids`. The three dense parts come together or not at all.
+    """
+
+    word_ids: npt.NDArray[Any] | None
+    mask: npt.NDArray[np.float32] | None
+    type_ids: npt.NDArray[Any]
+    word_embeddings: npt.NDArray[np.float32] | None
+    dense_inputs: npt.NDArray[np.float32] | None
+    dense_mask: npt.NDArray[np.float32] | None
+    dense_type_ids: npt.NDArray[Any] | None
+
+
+def specs(max_sequence_length: int, embedding_width: int, with_dense_inputs: bool) -> dict[str, InputSpec]:
+    """What an encoder takes: three inputs of the full length, or six whose lengths add up to it."""
+    length = None if with_dense_inputs else max_sequence_length
+    names = ["input_word_ids", "input_mask", "input_type_ids"]
+    if with_dense_inputs:
+        names += ["dense_inputs", "dense_mask", "dense_type_ids"]
+    return {
+        name: InputSpec(name, (None, None, embedding_width), "float32")
+        if name == "dense_inputs"
+        else InputSpec(name, (None, length), "int32")
+        for name in names
+    }
+
+
+def read(
+    inputs: Any,
+    *,
+    needs_mask: bool,
+    embedding_layer: Callable[[Any], Any] | None,
+) -> Inputs:
+    """Check the dict's keys and convert what is in it.
+
+    Ranges, lengths and finiteness are checked by the core, once.
+
+    Args:
+        inputs: The dict that the encoder was called with; unknown keys are ignored.
+        needs_mask: Whether a missing mask is an error.
+        embedding_layer: The user's own word embeddings, called with ``input_word_ids``; None for the core's table.
+
+    Raises:
+        ValueError: Not a dict, a missing entry, or an entry of a wrong rank.
+        TypeError: An entry of a wrong type, such as fractional ids.
+    """
+    if not isinstance(inputs, Mapping):
+        raise ValueError(f"inputs: expected a dict with the keys {', '.join(KEYS[:3])}, got {type(inputs).__name__}")
+    word_ids = None
+    word_embeddings = _optional(inputs, "input_word_embeddings", _embeddings)
+    if word_embeddings is None:
+        word_ids = _required(inputs, "input_word_ids", _ids)
+        if embedding_layer is not None:
+            word_embeddings = _embeddings("embedding_layer(input_word_ids)", embedding_layer(word_ids))
+            word_ids = None
+    dense_inputs = _optional(inputs, "dense_inputs", _embeddings)
+    take_mask = _required if needs_mask else _optional
+    return Inputs(
+        word_ids=word_ids,
+        mask=take_mask(inputs, "input_mask", _mask),
+        type_ids=_required(inputs, "input_type_ids", _ids),
+        word_embeddings=word_embeddings,
+        dense_inputs=dense_inputs,
+        dense_mask=None if dense_inputs is None else take_mask(inputs, "dense_mask", _mask),
+        dense_type_ids=None if dense_inputs is None else _required(inputs, "dense_type_ids", _ids),
+    )
+
+
+def _optional(inputs: Mapping[str, Any], key: str, convert: Callable[[str, Any], Any]) -> Any:
+    value = inputs.get(key)
+    return None if value is None else convert(key, value)
+
+
+def _required(inputs: Mapping[str, Any], key: str, convert: Callable[[str, Any], Any]) -> Any:
+    value = inputs.get(key)
+    if value is not None:
+        return convert(key, value)
+    if key in inputs:
+        raise ValueError(f"{key}: got None, expected an array")
+    given = [str(name) for name in inputs]
+    unknown = [name for name in given if name not in KEYS]
+    close = difflib.get_close_matches(key, unknown, n=1, cutoff=0.5)
+    hint = f" (is {close[0]!r} meant to be it?)" if close else ""
+    raise ValueError(f"{key}: missing from the inputs, which have the keys {given}{hint}")
+
+
+def _ids(argument: str, value: Any) -> npt.NDArray[Any]:
+    """Integers ``[batch, length]`` as int32 or int64."""
+    array = _of_rank(argument, _as_array(argument, value), 2, "[batch, length]")
+    if array.dtype.kind == "f":
+        _refuse_fractions(argument, array)
+        return _plain(array, np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{argument}: expected integers, got dtype {array.dtype}")
+    if array.dtype == np.uint64:
+        # Ids beyond int64 would wrap to negative ones: keep them too large, so that the range check tells the truth.
+        array = np.minimum(array, np.uint64(np.iinfo(np.int64).max))
+    fits_int32 = np.can_cast(array.dtype, np.int32)
+    return _plain(array, np.int32 if fits_int32 else np.int64)
+
+
+def _refuse_fractions(argument: str, array: npt.NDArray[Any]) -> None:
+    # Ids beyond 2^53 are not exact in float64, and no vocabulary is that large.
+    wrong = ~(np.abs(array) < 2.0**53) | (np.trunc(array) != array)
+    if wrong.any():
+        position = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise TypeError(f"{argument}{list(position)}: got {array[position]!s}, expected an integer")
+
+
+def _mask(argument: str, value: Any) -> npt.NDArray[np.float32]:
+    return _plain(_of_rank(argument, as_float32(argument, value), 2, "[batch, length]"), np.float32)
+
+
+def _embeddings(argument: str, value: Any) -> npt.NDArray[np.float32]:
+    array = _as_array(argument, value)
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{argument}: expected floating point numbers, got dtype {array.dtype}")
+    return _plain(_of_rank(argument, array, 3, "[batch, length, embedding_width]"), np.float32)
+
+
+def _plain(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """The array in `dtype` as the core reads it: native byte order, C-contiguous, aligned; a copy only if it is not."""
+    return np.require(array, dtype, ["C", "A", "E"])
+
+
+def _as_array(argument: str, value: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{argument}: cannot be read as one array: {error}") from None
+
+
+def _of_rank(argument: str, array: npt.NDArray[Any], rank: int, shape: str) -> npt.NDArray[Any]:
+    if array.ndim != rank:
+        raise ValueError(f"{argument}: expected shape {shape}, got {list(array.shape)}")
+    return array

@@ -1,0 +1,154 @@
+"""Weights as named variables, in the manner of ``tf.Variable``: views on the core's storage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_mixer import _native
+
+
+class Variable:
+    """One weight of an encoder.
+
+    Reading copies from the core; `assign` replaces the weight there. The storage is owned by the core, which may keep
+    it in another type (bfloat16, int8); a variable always shows float32 values.
+
+    Attributes:
+        index: Position in the core's own order, which freezing does not change.
+        key: Name without the encoder's, for example ``"transformer/layer_0/intermediate/kernel"``.
+        name: Keras's full name, ``"<encoder name>/<key>:0"``.
+        shape: Sizes of the axes.
+        trainable: Whether optimisers may change it.
+    """
+
+    __slots__ = ("_native", "index", "key", "name", "shape", "trainable")
+
+    def __init__(
+        self, native: _native.Encoder, index: int, key: str, shape: tuple[int, ...], encoder_name: str
+    ) -> None:
+        self._native = native
+        self.index = index
+        self.key = key
+        self.name = f"{encoder_name}/{key}:0"
+        self.shape = shape
+        self.trainable = True
+
+    @property
+    def dtype(self) -> np.dtype[np.float32]:
+        """The type that `numpy` returns: float32."""
+        return np.dtype(np.float32)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        size = 1
+        for length in self.shape:
+            size *= length
+        return size
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """A copy of the current values, float32 of shape `shape`."""
+        return self._native.get_weight(self.index)
+
+    def assign(self, value: npt.ArrayLike) -> None:
+        """Replace all values.
+
+        Args:
+            value: Array of the variable's shape; converted to float32.
+
+        Raises:
+            ValueError: Wrong shape; nothing has changed then.
+            TypeError: Not numeric.
+        """
+        assign_all([self], [value])
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        if copy is False:
+            raise ValueError("a Variable cannot be viewed without copying; its storage is the core's")
+        values = self.numpy()
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of a variable without axes")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"<Variable {self.name!r} shape={self.shape} dtype=float32>"
+
+
+def read_all(variables: Sequence[Any]) -> list[npt.NDArray[np.float32]]:
+    """Copies of all `variables`, float32; those of one encoder are of one moment."""
+    by_owner: dict[_native.Encoder, list[int]] = {}
+    for variable in variables:
+        if isinstance(variable, Variable):
+            by_owner.setdefault(variable._native, []).append(variable.index)
+    copies = {
+        (native, index): array
+        for native, indices in by_owner.items()
+        for index, array in zip(indices, native.get_weights(indices), strict=True)
+    }
+    return [
+        copies[variable._native, variable.index]
+        if isinstance(variable, Variable)
+        else np.array(variable.numpy(), dtype=np.float32)
+        for variable in variables
+    ]
+
+
+def assign_all(variables: Sequence[Any], values: Sequence[npt.ArrayLike]) -> None:
+    """Give all `variables` their new `values`, or change nothing.
+
+    Args:
+        variables: `Variable` objects; an own embedding layer may add foreign ones with ``name``, ``shape``,
+            ``numpy`` and ``assign``, such as TensorFlow's.
+        values: One array per variable.
+
+    Raises:
+        ValueError: Different lengths, or an array of a wrong shape.
+        TypeError: `values` is not a sequence, or one of them is not numeric.
+    """
+    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        raise TypeError(f"weights: expected a list of arrays, got {type(values).__name__}")
+    if len(values) != len(variables):
+        raise ValueError(f"weights: expected {len(variables)} arrays, got {len(values)}")
+    arrays = []
+    for position, (variable, value) in enumerate(zip(variables, values, strict=True)):
+        argument, shape = f"weights[{position}] ({variable.name})", tuple(variable.shape)
+        array = as_float32(argument, value)
+        if array.shape != shape:
+            raise ValueError(f"{argument}: expected shape {shape}, got {array.shape}")
+        arrays.append(np.require(array, np.float32, ["C", "A", "E"]))
+    by_owner: dict[_native.Encoder, dict[int, npt.NDArray[np.float32]]] = {}
+    for variable, array in zip(variables, arrays, strict=True):
+        if isinstance(variable, Variable):
+            by_owner.setdefault(variable._native, {})[variable.index] = array
+        else:
+            variable.assign(array)
+    for native, assigned in by_owner.items():
+        native.assign(list(assigned), list(assigned.values()))
+
+
+def as_float32(argument: str, value: Any) -> npt.NDArray[np.float32]:
+    """Convert any real array to float32, without a copy where it already is.
+
+    Raises:
+        TypeError: `value` is not a real-valued array; the message names `argument`.
+    """
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{argument}: cannot be read as one array: {error}") from None
+    # ml_dtypes registers bfloat16 as kind "V"; it converts like any float.
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{argument}: expected a real-valued array, got dtype {array.dtype}")
+    return array.astype(np.float32, copy=False)

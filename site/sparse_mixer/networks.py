@@ -1,0 +1,413 @@
+"""`SparseMixer`, with the signature, calling convention and weight order of ``tfm.nlp.networks.SparseMixer``."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_mixer import _inputs, _native, _summary, activations, initializers
+from sparse_mixer._arguments import (
+    DEFAULT_ATTENTION_LAYERS,
+    DEFAULT_MOE_LAYERS,
+    Arguments,
+    as_bool,
+    as_dtype,
+    as_int,
+    as_seed,
+)
+from sparse_mixer._construction import SEED_RANGE, make_native, provider, weight_seed
+from sparse_mixer._metrics import Mean, RouterMetrics
+from sparse_mixer._variables import Variable
+from sparse_mixer.activations import Activation
+from sparse_mixer.initializers import Initializer
+from sparse_mixer.layers import Layer, MixingMechanism, TransformerLayer, group_into_layers
+
+Array = npt.NDArray[np.float32]
+
+_OUTPUTS = ("sequence_output", "pooled_output", "encoder_outputs")
+# Odd, far from small integers (2^64 / golden ratio): successive training calls get unrelated dropout seeds.
+_SEED_STRIDE = 0x9E3779B97F4A7C15
+_name_counter = itertools.count()
+
+
+class SparseMixer(Layer):
+    """Sparse Mixer encoder (Lee-Thorp & Ainslie 2022, https://arxiv.org/abs/2205.12399) on the CPU.
+
+    Each of `num_layers` blocks lets tokens exchange information (a learned linear mixing, a Fourier or Hartley
+    transform, or attention), then transforms each token (a dense feed-forward layer, or a mixture of experts that
+    choose their tokens). The defaults are Sparse Mixer Base; ``train_capacity_factor=0.5, eval_capacity_factor=0.5``
+    is Fast Sparse Mixer. Arguments up to `export_metrics` are those of TensorFlow's class, in its order; differences
+    in meaning are listed in ``docs/differences-from-tensorflow.md``. Weights exist from construction.
+
+    An encoder may be called from several threads at once. `losses` and `aux_losses` are those of the calling thread's
+    last call; calls never affect each other's results.
+
+    Example:
+        >>> import numpy as np
+        >>> encoder = SparseMixer(100, hidden_size=16, num_layers=2, inner_dim=32, max_sequence_length=8, seed=0)
+        >>> ids = np.zeros((4, 8), np.int32)
+        >>> outputs = encoder(dict(input_word_ids=ids, input_mask=np.ones_like(ids), input_type_ids=ids))
+        >>> outputs["sequence_output"].shape, outputs["pooled_output"].shape
+        ((4, 8, 16), (4, 16))
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int = 512,
+        num_layers: int = 14,
+        moe_layers: Sequence[int] = DEFAULT_MOE_LAYERS,
+        attention_layers: Sequence[int] = DEFAULT_ATTENTION_LAYERS,
+        num_experts: int = 16,
+        train_capacity_factor: float = 1.0,
+        eval_capacity_factor: float = 1.0,
+        examples_per_group: float = 1.0,
+        mixing_mechanism: MixingMechanism | str = MixingMechanism.LINEAR,
+        use_fft: bool = False,
+        num_attention_heads: int = 8,
+        max_sequence_length: int = 512,
+        type_vocab_size: int = 16,
+        inner_dim: int = 2048,
+        inner_activation: str | Mapping[str, Any] | Activation | Callable[..., Any] | None = activations.DEFAULT,
+        output_dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        initializer: str | Mapping[str, Any] | Initializer | Callable[..., Any] = initializers.DEFAULT,
+        output_range: int | None = None,
+        embedding_width: int | None = None,
+        embedding_layer: Callable[[Any], Any] | None = None,
+        norm_first: bool = False,
+        with_dense_inputs: bool = False,
+        export_metrics: bool = True,
+        *,
+        name: str | None = None,
+        dtype: Any = None,
+        trainable: bool = True,
+        max_group_size: int | None = None,
+        router_z_loss_weight: float = 0.0,
+        jitter_noise: float = 0.0,
+        semantics: str = "keras",
+        seed: int | None = None,
+        num_threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """Build an encoder with fresh weights.
+
+        Args:
+            vocab_size: Number of word ids.
+            hidden_size: Width of the stream between blocks; a multiple of `num_attention_heads`.
+            num_layers: Number of blocks, at least 1.
+            moe_layers: Indices of the blocks with a mixture of experts. Indices that name no block are ignored.
+            attention_layers: Indices of the blocks with attention; all others mix by `mixing_mechanism`.
+            num_experts: Experts per mixture.
+            train_capacity_factor: With ``training=True`` each expert takes
+                ``round(factor * tokens_per_group / num_experts)`` tokens, halves rounded to even.
+            eval_capacity_factor: The same for inference.
+            examples_per_group: Examples whose tokens compete for the experts' capacity; may be a fraction.
+            mixing_mechanism: A `MixingMechanism`, its value, or TensorFlow's enum member.
+            use_fft: Whether spectral mixing uses an FFT or products with transform matrices; same function.
+            num_attention_heads: Heads of the attention blocks.
+            max_sequence_length: The one sequence length that the encoder takes.
+            type_vocab_size: Number of type ids.
+            inner_dim: Width inside feed-forward layers and experts.
+            inner_activation: Activation there; see `sparse_mixer.activations`.
+            output_dropout: Dropout rate of embeddings, sublayer outputs and experts, when training.
+            attention_dropout: Dropout rate of attention probabilities, when training.
+            initializer: Initialiser of tables and kernels; see `sparse_mixer.initializers`.
+            output_range: Positions ``[0, output_range)`` of the last block that are wanted; None for all.
+            embedding_width: Width of the embeddings; None for `hidden_size`, otherwise they are projected to it.
+            embedding_layer: Own word embeddings: a callable from ids ``[B, S]`` to floats
+                ``[B, S, embedding_width]``. Its `weights`, where it has such, come first among the encoder's.
+            norm_first: Normalise the inputs of sublayers rather than their outputs.
+            with_dense_inputs: Whether `inputs` lists the dense inputs; they are accepted either way.
+            export_metrics: Whether `metrics` lists the router metrics.
+            name: Prefix of the variables' names; by default ``sparse_mixer``, ``sparse_mixer_1``, ...
+            dtype: Storage type of the weights and input type of matrix products: ``"float32"``, ``"bfloat16"``,
+                ``"float16"``, ``"int8"``, or a Keras policy. Outputs are always float32.
+            trainable: Whether optimisers may change the weights.
+            max_group_size: Alternative to `examples_per_group`: the largest number of tokens per group, as the
+                reference's documentation describes it.
+            router_z_loss_weight: Factor of the router z-loss in `losses`.
+            jitter_noise: Router inputs are multiplied by numbers from ``[1 - noise, 1 + noise]`` when training.
+            semantics: ``"keras"``, or ``"keras_strict"`` to drop what TensorFlow silently drops.
+            seed: Source of initial weights, dropout and jitter; None draws one.
+            num_threads: Most threads a call uses; None follows `sparse_mixer.set_num_threads`.
+            isa: Instruction set to pin, one of ``sparse_mixer.cpu_info()["available"]``; None for the best.
+
+        Raises:
+            ValueError: A value that cannot work; the message names the argument.
+            TypeError: A value of a wrong type.
+        """
+        given = locals()
+        arguments = Arguments.check({field: given[field] for field in Arguments.__dataclass_fields__})
+        drawn = weight_seed(arguments)
+        native = make_native(arguments, drawn, provider(arguments, drawn), num_threads, isa)
+        arguments.warn_about_ignored_layers(stacklevel=2)
+        self._assemble(arguments, native, drawn, _default_name() if name is None else str(name))
+        self.trainable = as_bool("trainable", trainable)
+
+    def _assemble(self, arguments: Arguments, native: _native.Encoder, seed: int, name: str) -> None:
+        """Set all attributes. Layers and variables refer to `native`, never to `self`: no reference cycle."""
+        variables = [
+            Variable(native, index, key, tuple(shape), name) for index, (key, shape) in enumerate(native.weight_specs())
+        ]
+        attention, moe = arguments.layers_within("attention_layers"), arguments.layers_within("moe_layers")
+        foreign: Sequence[Any] = ()
+        if arguments.embedding_layer is not None:
+            del variables[0]
+            foreign = getattr(arguments.embedding_layer, "weights", ())
+        layers = group_into_layers(variables, attention, moe, arguments.mixing_mechanism)
+        super().__init__(name, [*foreign, *variables], layers)
+        self.arguments = arguments
+        self._native = native
+        self._seed = seed
+        self._training_calls = itertools.count(1)
+        self._last = threading.local()
+        self._metrics = RouterMetrics(moe if arguments.export_metrics else [])
+        self._needs_mask = bool(attention)
+
+    # Calling ------------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        training: bool | None = None,
+        seed: int | None = None,
+        outputs: Sequence[str] = _OUTPUTS,
+        check_finite: bool = False,
+    ) -> dict[str, Any]:
+        """Encode a batch.
+
+        Args:
+            inputs: Dict of array-likes; B examples of exactly S = `max_sequence_length` positions.
+
+                * ``input_word_ids``: integers [B, S] in ``[0, vocab_size)``.
+                * ``input_mask``: numbers [B, S]; 1 where attention may look, 0 at padding. Only attention uses it.
+                * ``input_type_ids``: integers [B, S] in ``[0, type_vocab_size)``.
+                * ``input_word_embeddings``: floats [B, S, embedding_width]; replaces the word ids.
+                * ``dense_inputs``, ``dense_mask``, ``dense_type_ids``: floats [B, M, embedding_width], mask and
+                  types [B, M], put after the others, which then have S - M positions.
+
+                Other keys are ignored.
+            training: Use the training capacity factor, dropout and router jitter. None means False.
+            seed: Source of dropout and jitter of this call. None takes the next one of the encoder's own sequence.
+            outputs: Names of the wanted outputs; what none of them needs is not computed. Besides the three below,
+                ``"routing"`` gives for each MoE block a dict of ``indices`` int32 [G, E, C] (chosen tokens) and
+                ``probabilities`` float32 [G, T, E].
+            check_finite: Raise ValueError naming the first block whose output is not finite.
+
+        Returns:
+            Dict with the entries named by `outputs`, float32:
+
+            * ``sequence_output`` [B, S, H], output of the last block (``[B, output_range, H]`` if that is set),
+            * ``pooled_output`` [B, H], a dense layer with tanh on its first position,
+            * ``encoder_outputs``, list of the output of every block.
+
+        Raises:
+            ValueError: Missing or ill-shaped inputs, ids outside their vocabulary, NaN or infinite embeddings.
+            TypeError: Inputs of a wrong type.
+            KeyboardInterrupt: Interrupted; the encoder is unchanged.
+        """
+        train = False if training is None else as_bool("training", training)
+        if isinstance(outputs, str):
+            raise TypeError(f"outputs: expected a sequence of names such as ({outputs!r},), got a string")
+        arrays = _inputs.read(inputs, needs_mask=self._needs_mask, embedding_layer=self.arguments.embedding_layer)
+        results, aux = self._native.forward(
+            arrays.word_ids,
+            arrays.mask,
+            arrays.type_ids,
+            word_embeddings=arrays.word_embeddings,
+            dense_inputs=arrays.dense_inputs,
+            dense_mask=arrays.dense_mask,
+            dense_type_ids=arrays.dense_type_ids,
+            training=train,
+            seed=self._call_seed(train, seed),
+            outputs=tuple(outputs),
+            check_finite=as_bool("check_finite", check_finite),
+        )
+        self._last.aux = aux
+        self._metrics.update(aux)
+        _warn_of_zero_capacity(aux)
+        return results
+
+    call = __call__
+
+    def _call_seed(self, training: bool, seed: int | None) -> int:
+        if seed is not None:
+            return as_seed("seed", seed)
+        if not training:
+            return 0
+        return (self._seed + next(self._training_calls) * _SEED_STRIDE) % SEED_RANGE
+
+    @property
+    def inputs(self) -> dict[str, _inputs.InputSpec]:
+        """Name, shape and type of each input; three entries, or six with `with_dense_inputs`."""
+        a = self.arguments
+        return _inputs.specs(a.max_sequence_length, a.width(), a.with_dense_inputs)
+
+    @property
+    def aux_losses(self) -> dict[str, Any]:
+        """Auxiliary values of this thread's last call; empty before the first.
+
+        float32 arrays [num_moe_layers] under the names of the metrics, ``total`` (scalar to add to a training loss)
+        and ``moe_layers`` (indices of the layers).
+        """
+        return dict(getattr(self._last, "aux", {}))
+
+    @property
+    def losses(self) -> list[np.float32]:
+        """Weighted router z-loss of each MoE layer in this thread's last call; empty before the first."""
+        return list(getattr(self._last, "aux", {}).get("router_z_loss", ()))
+
+    @property
+    def metrics(self) -> list[Mean]:
+        """Six running means per MoE layer, over all calls since their `reset_state`; none without `export_metrics`."""
+        return list(self._metrics.means)
+
+    # Parts -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def transformer_layers(self) -> list[TransformerLayer]:
+        """The blocks."""
+        return [layer for layer in self.layers if isinstance(layer, TransformerLayer)]
+
+    @property
+    def pooler_layer(self) -> Layer:
+        """The dense layer behind ``pooled_output``."""
+        return self.layers[-1]
+
+    def get_embedding_layer(self) -> Any:
+        """The word embeddings: an `EmbeddingLayer`, or what was given as `embedding_layer`."""
+        own = self.arguments.embedding_layer
+        return self.layers[0] if own is None else own
+
+    def get_embedding_table(self) -> Any:
+        """The word table [vocab_size, embedding_width] as a variable; the `embeddings` of an own embedding layer."""
+        return self.get_embedding_layer().embeddings
+
+    # Configuration ------------------------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments as a dict for `from_config`: TensorFlow's keys in its order, then extensions in use.
+
+        JSON-able, unless the activation, initialiser or embedding layer is a Python callable. Name, weights and
+        threads are not in it.
+        """
+        return self.arguments.keras_config()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build an encoder with fresh weights.
+
+        Args:
+            config: What `get_config` returned, here or in TensorFlow, possibly after a trip through JSON.
+        """
+        return cls(**config)
+
+    @property
+    def dtype(self) -> str:
+        """Storage type of the weights."""
+        return self._native.dtype
+
+    @property
+    def isa(self) -> str:
+        """Instruction set that the kernels use."""
+        return self._native.isa
+
+    @property
+    def num_threads(self) -> int:
+        """Most threads a call uses; set None to follow `sparse_mixer.set_num_threads`."""
+        return self._native.num_threads
+
+    @num_threads.setter
+    def num_threads(self, value: int | None) -> None:
+        self._native.set_num_threads(None if value is None else as_int("num_threads", value))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights take."""
+        return self._native.weight_bytes
+
+    def memory_estimate(self, batch: int) -> int:
+        """Bytes of weights, scratch and outputs for calls with `batch` examples."""
+        return self._native.memory_estimate(as_int("batch", batch))
+
+    def astype(self, dtype: Any) -> Self:
+        """A new encoder with the weights converted to `dtype`; this one is unchanged.
+
+        Args:
+            dtype: As in the constructor.
+        """
+        target = as_dtype("dtype", dtype)
+        converted = object.__new__(type(self))
+        # dataclasses.replace would re-run nothing here: the arguments are already checked.
+        fields = {**{f: getattr(self.arguments, f) for f in Arguments.__dataclass_fields__}, "dtype": target}
+        converted._assemble(Arguments(**fields), self._native.astype(target), self._seed, self.name)
+        converted._copy_trainable(self)
+        return converted
+
+    def quantize(self, dtype: str = "int8") -> Self:
+        """`astype` under the name that quantisation goes by elsewhere."""
+        return self.astype(dtype)
+
+    # Showing, copying, pickling -----------------------------------------------------------------------------------
+
+    def summary(self, print_fn: Callable[[str], Any] = print) -> None:
+        """Print a table of the layers with their parameters and operations, and the memory needed.
+
+        Args:
+            print_fn: Receives the text.
+        """
+        print_fn(_summary.text(self))
+
+    def __repr__(self) -> str:
+        return _summary.one_line(self)
+
+    def _repr_html_(self) -> str:
+        return _summary.as_html(self)
+
+    def _copy_trainable(self, other: SparseMixer) -> None:
+        self._trainable = other._trainable
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.trainable = theirs.trainable
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.astype(self.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "arguments": self.arguments,
+            "name": self.name,
+            "seed": self._seed,
+            "trainable": (self._trainable, [layer.trainable for layer in self.layers]),
+            "weights": self._native.get_weights(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arguments, seed = state["arguments"], state["seed"]
+        stored = iter(state["weights"])
+        native = make_native(arguments, seed, lambda _name, _shape: next(stored), None, None)
+        self._assemble(arguments, native, seed, state["name"])
+        self._trainable, flags = state["trainable"]
+        for layer, flag in zip(self.layers, flags, strict=True):
+            layer.trainable = flag
+
+
+def _default_name() -> str:
+    number = next(_name_counter)
+    return f"sparse_mixer_{number}" if number else "sparse_mixer"
+
+
+def _warn_of_zero_capacity(aux: Mapping[str, Any]) -> None:
+    if np.isinf(aux["fraction_tokens_left_behind"]).any():
+        warnings.warn(
+            "the expert capacity rounds to 0: MoE layers pass no token to any expert; raise the capacity factor",
+            UserWarning,
+            stacklevel=3,
+        )
