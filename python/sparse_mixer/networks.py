@@ -216,26 +216,10 @@ class SparseMixer(Layer):
             TypeError: Inputs of a wrong type.
             KeyboardInterrupt: Interrupted; the encoder is unchanged.
         """
-        train = False if training is None else as_bool("training", training)
-        if isinstance(outputs, str):
-            raise TypeError(f"outputs: expected a sequence of names such as ({outputs!r},), got a string")
-        arrays = _inputs.read(inputs, needs_mask=self._needs_mask, embedding_layer=self.arguments.embedding_layer)
-        results, aux = self._native.forward(
-            arrays.word_ids,
-            arrays.mask,
-            arrays.type_ids,
-            word_embeddings=arrays.word_embeddings,
-            dense_inputs=arrays.dense_inputs,
-            dense_mask=arrays.dense_mask,
-            dense_type_ids=arrays.dense_type_ids,
-            training=train,
-            seed=self._call_seed(train, seed),
-            outputs=tuple(outputs),
-            check_finite=as_bool("check_finite", check_finite),
-        )
-        self._last.aux = aux
-        self._metrics.update(aux)
-        _warn_of_zero_capacity(aux)
+        arrays = self._read(inputs)
+        options = self._call_options(training, seed, outputs, check_finite)
+        results, aux = self._native.forward(**arrays._asdict(), **options)
+        self._remember(aux)
         return results
 
     call = __call__
@@ -277,29 +261,35 @@ class SparseMixer(Layer):
         Raises:
             ValueError, TypeError, KeyboardInterrupt: As a call.
         """
-        train = as_bool("training", training)
+        arrays = self._read(inputs)
+        options = self._call_options(training, seed, outputs, check_finite)
+        options["recompute"] = as_bool("recompute", recompute)
+        results, aux, tape = _native.record(self._native, **arrays._asdict(), **options)
+        self._remember(aux)
+        return results, VJP(self, tape, arrays)
+
+    def _read(self, inputs: Mapping[str, Any]) -> _inputs.Inputs:
+        return _inputs.read(inputs, needs_mask=self._needs_mask, embedding_layer=self.arguments.embedding_layer)
+
+    def _call_options(
+        self, training: bool | None, seed: int | None, outputs: Sequence[str], check_finite: bool
+    ) -> dict[str, Any]:
+        """The keywords of a call as the core takes them."""
+        train = False if training is None else as_bool("training", training)
         if isinstance(outputs, str):
             raise TypeError(f"outputs: expected a sequence of names such as ({outputs!r},), got a string")
-        arrays = _inputs.read(inputs, needs_mask=self._needs_mask, embedding_layer=self.arguments.embedding_layer)
-        results, aux, tape = _native.record(
-            self._native,
-            arrays.word_ids,
-            arrays.mask,
-            arrays.type_ids,
-            word_embeddings=arrays.word_embeddings,
-            dense_inputs=arrays.dense_inputs,
-            dense_mask=arrays.dense_mask,
-            dense_type_ids=arrays.dense_type_ids,
-            training=train,
-            seed=self._call_seed(train, seed),
-            outputs=tuple(outputs),
-            check_finite=as_bool("check_finite", check_finite),
-            recompute=as_bool("recompute", recompute),
-        )
+        return {
+            "training": train,
+            "seed": self._call_seed(train, seed),
+            "outputs": tuple(outputs),
+            "check_finite": as_bool("check_finite", check_finite),
+        }
+
+    def _remember(self, aux: dict[str, Any]) -> None:
+        """Keep a call's auxiliary values for `losses`, `aux_losses` and `metrics`."""
         self._last.aux = aux
         self._metrics.update(aux)
         _warn_of_zero_capacity(aux)
-        return results, VJP(self, tape, arrays)
 
     def _call_seed(self, training: bool, seed: int | None) -> int:
         if seed is not None:
@@ -567,5 +557,5 @@ def _warn_of_zero_capacity(aux: Mapping[str, Any]) -> None:
         warnings.warn(
             "the expert capacity rounds to 0: MoE layers pass no token to any expert; raise the capacity factor",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

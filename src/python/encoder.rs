@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
 
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
+use pyo3::types::PyDict;
 
 use super::SCRATCH;
 use super::activation::PyActivation;
@@ -15,11 +15,12 @@ use super::checkpoint::{LoadPlan, write_encoder};
 use super::convert::{floats, to_numpy};
 use super::enter::{callback_error, enter_core, to_py_err};
 use super::inputs::Given;
+use super::outputs;
 use crate::config::{Dtype, SparseMixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::Isa;
 use crate::layers::CustomActivation;
-use crate::network::{LayerMetrics, Outputs, RoutingRecord, SparseMixer, Wanted, forward_bytes, specs};
+use crate::network::{SparseMixer, forward_bytes, specs};
 use crate::params::{Spec, initial_values};
 use crate::runtime::{Interrupt, default_threads, run};
 
@@ -177,15 +178,15 @@ impl Encoder {
         let given =
             Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
         let inputs = given.read(network.config())?;
-        let wanted = wanted(outputs.as_deref(), check_finite)?;
+        let wanted = outputs::wanted(outputs.as_deref(), check_finite)?;
         let threads = self.effective_threads()?;
         let results = enter_core(py, |interrupt| {
             run(self.isa, threads, &SCRATCH, interrupt, |context| {
                 network.forward(context, &inputs.view(), training.then_some(seed), wanted)
             })
         })?;
-        let aux = aux(py, &results.metrics, network.config())?;
-        Ok((outputs_to_python(py, results, wanted, inputs.batch, network.config())?, aux))
+        let aux = outputs::aux_to_python(py, &results.metrics, network.config())?;
+        Ok((outputs::to_python(py, results, wanted, inputs.batch, network.config())?, aux))
     }
 
     fn weight_specs(&self) -> Vec<(String, Vec<usize>)> {
@@ -379,97 +380,4 @@ pub fn checked_threads(num_threads: Option<i64>) -> PyResult<Option<usize>> {
             Err(to_py_err(Error::value("num_threads", message)))
         }
     }
-}
-
-/// The named outputs; `None` stands for those of TensorFlow's class.
-pub(super) fn wanted(names: Option<&[String]>, check_finite: bool) -> PyResult<Wanted> {
-    let mut wanted = Wanted { check_finite, ..Wanted::default() };
-    let Some(names) = names else {
-        let (sequence_output, pooled_output, encoder_outputs) = (true, true, true);
-        return Ok(Wanted { sequence_output, pooled_output, encoder_outputs, ..wanted });
-    };
-    for name in names {
-        *match name.as_str() {
-            "sequence_output" => &mut wanted.sequence_output,
-            "pooled_output" => &mut wanted.pooled_output,
-            "encoder_outputs" => &mut wanted.encoder_outputs,
-            "routing" => &mut wanted.routing,
-            _ => {
-                let known = "'sequence_output', 'pooled_output', 'encoder_outputs' or 'routing'";
-                return Err(to_py_err(Error::value("outputs", format!("got {name:?}, expected {known}"))));
-            }
-        } = true;
-    }
-    Ok(wanted)
-}
-
-pub(super) fn outputs_to_python<'py>(
-    py: Python<'py>,
-    results: Outputs<f32>,
-    wanted: Wanted,
-    batch: usize,
-    config: &SparseMixerConfig,
-) -> PyResult<Bound<'py, PyDict>> {
-    let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
-    let dict = PyDict::new(py);
-    let last = match results.sequence_output {
-        Some(values) => Some(to_numpy(py, values, &[batch, results.rows, hidden])?),
-        None => None,
-    };
-    if let (Some(last), true) = (&last, wanted.sequence_output) {
-        dict.set_item("sequence_output", last)?;
-    }
-    if let Some(values) = results.pooled_output {
-        dict.set_item("pooled_output", to_numpy(py, values, &[batch, hidden])?)?;
-    }
-    if wanted.encoder_outputs {
-        let list = PyList::empty(py);
-        for values in results.encoder_outputs {
-            list.append(to_numpy(py, values, &[batch, seq, hidden])?)?;
-        }
-        if let Some(last) = last {
-            list.append(last)?;
-        }
-        dict.set_item("encoder_outputs", list)?;
-    }
-    if wanted.routing {
-        let records = results.routing.into_iter().map(|record| routing(py, record, config.num_experts));
-        dict.set_item("routing", records.collect::<PyResult<Vec<_>>>()?)?;
-    }
-    Ok(dict)
-}
-
-fn routing<'py>(py: Python<'py>, record: RoutingRecord<f32>, experts: usize) -> PyResult<Bound<'py, PyDict>> {
-    let dict = PyDict::new(py);
-    let indices: Vec<i32> = record.indices.into_iter().map(|index| index as i32).collect();
-    dict.set_item("indices", to_numpy(py, indices, &[record.groups, experts, record.capacity])?)?;
-    let shape = [record.groups, record.tokens, experts];
-    dict.set_item("probabilities", to_numpy(py, record.probabilities, &shape)?)?;
-    Ok(dict)
-}
-
-/// The auxiliary values: one array per metric, the layers that they belong to, and what to add to a training loss.
-pub(super) fn aux<'py>(
-    py: Python<'py>,
-    metrics: &[LayerMetrics<f32>],
-    config: &SparseMixerConfig,
-) -> PyResult<Bound<'py, PyDict>> {
-    let columns: [(&str, fn(&LayerMetrics<f32>) -> f32); 6] = [
-        ("unscaled_router_z_loss", |m| m.unscaled_router_z_loss),
-        ("router_z_loss", |m| m.router_z_loss),
-        ("load_balancing_loss", |m| m.load_balancing_loss),
-        ("fraction_tokens_left_behind", |m| m.fraction_tokens_left_behind),
-        ("router_confidence", |m| m.router_confidence),
-        ("expert_usage", |m| m.expert_usage),
-    ];
-    let dict = PyDict::new(py);
-    for (name, value) in columns {
-        dict.set_item(name, to_numpy(py, metrics.iter().map(value).collect(), &[metrics.len()])?)?;
-    }
-    let total: f32 = metrics.iter().map(|m| m.router_z_loss + m.load_balancing_loss).sum();
-    dict.set_item("total", to_numpy(py, vec![total], &[])?)?;
-    // An empty batch has no metrics.
-    let layers = (0..config.num_layers).filter(|&layer| config.is_moe(layer)).take(metrics.len());
-    dict.set_item("moe_layers", to_numpy(py, layers.map(|layer| layer as i64).collect(), &[metrics.len()])?)?;
-    Ok(dict)
 }

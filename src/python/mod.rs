@@ -12,6 +12,7 @@ mod gradients;
 mod head;
 mod inputs;
 mod optim;
+mod outputs;
 mod part;
 mod vjp;
 

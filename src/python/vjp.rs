@@ -8,10 +8,11 @@ use pyo3::types::PyDict;
 
 use super::SCRATCH;
 use super::convert::{floats, to_numpy};
-use super::encoder::{Encoder, aux, outputs_to_python, wanted};
+use super::encoder::Encoder;
 use super::enter::enter_core;
 use super::gradients::Gradients;
 use super::inputs::Given;
+use super::outputs;
 use crate::kernels::Isa;
 use crate::network::{self, Cotangents, SparseMixer};
 use crate::runtime::run;
@@ -52,15 +53,15 @@ pub fn record<'py>(
     let (isa, threads) = encoder.get().resources()?;
     let given = Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
     let inputs = given.read(network.config())?;
-    let wanted = wanted(outputs.as_deref(), check_finite)?;
+    let wanted = outputs::wanted(outputs.as_deref(), check_finite)?;
     let batch = inputs.batch;
     let (results, tape) = enter_core(py, |interrupt| {
         run(isa, threads, &SCRATCH, interrupt, |context| {
             network.forward_with_tape(context, inputs, training.then_some(seed), wanted, recompute)
         })
     })?;
-    let aux = aux(py, &results.metrics, network.config())?;
-    let outputs = outputs_to_python(py, results, wanted, batch, network.config())?;
+    let aux = outputs::aux_to_python(py, &results.metrics, network.config())?;
+    let outputs = outputs::to_python(py, results, wanted, batch, network.config())?;
     Ok((outputs, aux, Tape { network, tape, batch, isa, threads }))
 }
 
