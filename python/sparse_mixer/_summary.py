@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from sparse_mixer.networks import SparseMixer
+    from sparse_mixer._encoder import Encoder
 
 
 class Row(NamedTuple):
@@ -19,7 +19,7 @@ class Row(NamedTuple):
     flops: int
 
 
-def rows(encoder: SparseMixer) -> list[Row]:
+def rows(encoder: Encoder) -> list[Row]:
     """Parameters of each part, and its floating point operations per sequence at inference.
 
     A multiplication and an addition count as two; only matrix products are counted, transforms at ``5 n log2 n``.
@@ -44,7 +44,7 @@ def rows(encoder: SparseMixer) -> list[Row]:
     return counted
 
 
-def text(encoder: SparseMixer) -> str:
+def text(encoder: Encoder) -> str:
     """The summary as lines of text."""
     parts = rows(encoder)
     cells = [("layer", "type", "parameters", "MFLOP / sequence")]
@@ -55,7 +55,7 @@ def text(encoder: SparseMixer) -> str:
     return "\n".join([f"SparseMixer {encoder.name!r} ({encoder.dtype})", *lines, *_totals(encoder, parts)])
 
 
-def as_html(encoder: SparseMixer) -> str:
+def as_html(encoder: Encoder) -> str:
     """The summary as an HTML table, for notebooks."""
     parts = rows(encoder)
     body = "".join(
@@ -72,7 +72,7 @@ def as_html(encoder: SparseMixer) -> str:
     )
 
 
-def one_line(encoder: SparseMixer) -> str:
+def one_line(encoder: Encoder) -> str:
     """The text of ``repr(encoder)``."""
     a = encoder.arguments
     moe, attention = len(a.layers_within("moe_layers")), len(a.layers_within("attention_layers"))
@@ -84,7 +84,7 @@ def one_line(encoder: SparseMixer) -> str:
     )
 
 
-def _mixing_flops(encoder: SparseMixer, mixing: str) -> int:
+def _mixing_flops(encoder: Encoder, mixing: str) -> int:
     a = encoder.arguments
     sequence, hidden = a.max_sequence_length, a.hidden_size
     if mixing == "attention":
@@ -98,7 +98,7 @@ def _mixing_flops(encoder: SparseMixer, mixing: str) -> int:
     return 4 * sequence * hidden * hidden + 4 * sequence * sequence * hidden
 
 
-def _feed_forward_flops(encoder: SparseMixer, is_moe: bool) -> int:
+def _feed_forward_flops(encoder: Encoder, is_moe: bool) -> int:
     a = encoder.arguments
     tokens = float(a.max_sequence_length)
     if not is_moe:
@@ -107,7 +107,7 @@ def _feed_forward_flops(encoder: SparseMixer, is_moe: bool) -> int:
     return int(router + 4 * tokens * a.eval_capacity_factor * a.hidden_size * a.inner_dim)
 
 
-def _totals(encoder: SparseMixer, parts: Sequence[Row]) -> list[str]:
+def _totals(encoder: Encoder, parts: Sequence[Row]) -> list[str]:
     frozen = sum(variable.size for variable in encoder.non_trainable_weights)
     return [
         f"Parameters: {sum(row.parameters for row in parts):,} ({frozen:,} frozen)",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
@@ -12,23 +11,21 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer import _inputs, _native, _summary, activations, checkpoints, initializers
+from sparse_mixer import _inputs, _native, activations, checkpoints, initializers
 from sparse_mixer._arguments import (
     DEFAULT_ATTENTION_LAYERS,
     DEFAULT_MOE_LAYERS,
     Arguments,
     as_bool,
-    as_dtype,
-    as_int,
     as_seed,
 )
 from sparse_mixer._construction import SEED_RANGE, make_native, provider, weight_seed
-from sparse_mixer._metrics import Mean, RouterMetrics
-from sparse_mixer._variables import Variable
+from sparse_mixer._encoder import Encoder
+from sparse_mixer._metrics import Mean
 from sparse_mixer._vjp import VJP
 from sparse_mixer.activations import Activation
 from sparse_mixer.initializers import Initializer
-from sparse_mixer.layers import Layer, MixingMechanism, TransformerLayer, group_into_layers
+from sparse_mixer.layers import MixingMechanism
 
 Array = npt.NDArray[np.float32]
 
@@ -38,7 +35,7 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15
 _name_counter = itertools.count()
 
 
-class SparseMixer(Layer):
+class SparseMixer(Encoder):
     """Sparse Mixer encoder (Lee-Thorp & Ainslie 2022, https://arxiv.org/abs/2205.12399) on the CPU.
 
     Each of `num_layers` blocks lets tokens exchange information (a learned linear mixing, a Fourier or Hartley
@@ -152,26 +149,6 @@ class SparseMixer(Layer):
         arguments.warn_about_ignored_layers(stacklevel=2)
         self._assemble(arguments, native, drawn, _default_name() if name is None else str(name))
         self.trainable = as_bool("trainable", trainable)
-
-    def _assemble(self, arguments: Arguments, native: _native.Encoder, seed: int, name: str) -> None:
-        """Set all attributes. Layers and variables refer to `native`, never to `self`: no reference cycle."""
-        variables = [
-            Variable(native, index, key, tuple(shape), name) for index, (key, shape) in enumerate(native.weight_specs())
-        ]
-        attention, moe = arguments.layers_within("attention_layers"), arguments.layers_within("moe_layers")
-        foreign: Sequence[Any] = ()
-        if arguments.embedding_layer is not None:
-            del variables[0]
-            foreign = getattr(arguments.embedding_layer, "weights", ())
-        layers = group_into_layers(variables, attention, moe, arguments.mixing_mechanism)
-        super().__init__(name, [*foreign, *variables], layers)
-        self.arguments = arguments
-        self._native = native
-        self._seed = seed
-        self._training_calls = itertools.count(1)
-        self._last = threading.local()
-        self._metrics = RouterMetrics(moe if arguments.export_metrics else [])
-        self._needs_mask = bool(attention)
 
     # Calling ------------------------------------------------------------------------------------------------------
 
@@ -323,27 +300,6 @@ class SparseMixer(Layer):
         """Six running means per MoE layer, over all calls since their `reset_state`; none without `export_metrics`."""
         return list(self._metrics.means)
 
-    # Parts -----------------------------------------------------------------------------------------------------------
-
-    @property
-    def transformer_layers(self) -> list[TransformerLayer]:
-        """The blocks."""
-        return [layer for layer in self.layers if isinstance(layer, TransformerLayer)]
-
-    @property
-    def pooler_layer(self) -> Layer:
-        """The dense layer behind ``pooled_output``."""
-        return self.layers[-1]
-
-    def get_embedding_layer(self) -> Any:
-        """The word embeddings: an `EmbeddingLayer`, or what was given as `embedding_layer`."""
-        own = self.arguments.embedding_layer
-        return self.layers[0] if own is None else own
-
-    def get_embedding_table(self) -> Any:
-        """The word table [vocab_size, embedding_width] as a variable; the `embeddings` of an own embedding layer."""
-        return self.get_embedding_layer().embeddings
-
     # Configuration ------------------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
@@ -362,52 +318,6 @@ class SparseMixer(Layer):
             config: What `get_config` returned, here or in TensorFlow, possibly after a trip through JSON.
         """
         return cls(**config)
-
-    @property
-    def dtype(self) -> str:
-        """Storage type of the weights."""
-        return self._native.dtype
-
-    @property
-    def isa(self) -> str:
-        """Instruction set that the kernels use."""
-        return self._native.isa
-
-    @property
-    def num_threads(self) -> int:
-        """Most threads a call uses; set None to follow `sparse_mixer.set_num_threads`."""
-        return self._native.num_threads
-
-    @num_threads.setter
-    def num_threads(self, value: int | None) -> None:
-        self._native.set_num_threads(None if value is None else as_int("num_threads", value))
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes that the weights take."""
-        return self._native.weight_bytes
-
-    def memory_estimate(self, batch: int) -> int:
-        """Bytes of weights, scratch and outputs for calls with `batch` examples."""
-        return self._native.memory_estimate(as_int("batch", batch))
-
-    def astype(self, dtype: Any) -> Self:
-        """A new encoder with the weights converted to `dtype`; this one is unchanged.
-
-        Args:
-            dtype: As in the constructor.
-        """
-        target = as_dtype("dtype", dtype)
-        converted = object.__new__(type(self))
-        # dataclasses.replace would re-run nothing here: the arguments are already checked.
-        fields = {**{f: getattr(self.arguments, f) for f in Arguments.__dataclass_fields__}, "dtype": target}
-        converted._assemble(Arguments(**fields), self._native.astype(target), self._seed, self.name)
-        converted._copy_trainable(self)
-        return converted
-
-    def quantize(self, dtype: str = "int8") -> Self:
-        """`astype` under the name that quantisation goes by elsewhere."""
-        return self.astype(dtype)
 
     # Files --------------------------------------------------------------------------------------------------------
 
@@ -503,48 +413,6 @@ class SparseMixer(Layer):
             prefix: As in `load_weights`.
         """
         return checkpoints.load_report(self, source, prefix=prefix)
-
-    # Showing, copying, pickling -----------------------------------------------------------------------------------
-
-    def summary(self, print_fn: Callable[[str], Any] = print) -> None:
-        """Print a table of the layers with their parameters and operations, and the memory needed.
-
-        Args:
-            print_fn: Receives the text.
-        """
-        print_fn(_summary.text(self))
-
-    def __repr__(self) -> str:
-        return _summary.one_line(self)
-
-    def _repr_html_(self) -> str:
-        return _summary.as_html(self)
-
-    def _copy_trainable(self, other: SparseMixer) -> None:
-        self._trainable = other._trainable
-        for mine, theirs in zip(self.layers, other.layers, strict=True):
-            mine.trainable = theirs.trainable
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.astype(self.dtype)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            "arguments": self.arguments,
-            "name": self.name,
-            "seed": self._seed,
-            "trainable": (self._trainable, [layer.trainable for layer in self.layers]),
-            "weights": self._native.get_weights(),
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        arguments, seed = state["arguments"], state["seed"]
-        stored = iter(state["weights"])
-        native = make_native(arguments, seed, lambda _name, _shape: next(stored), None, None)
-        self._assemble(arguments, native, seed, state["name"])
-        self._trainable, flags = state["trainable"]
-        for layer, flag in zip(self.layers, flags, strict=True):
-            layer.trainable = flag
 
 
 def _default_name() -> str:

@@ -1,0 +1,150 @@
+"""What an encoder is, apart from its constructor and what it computes: arguments, parts, resources, copies."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+from sparse_mixer import _native, _summary
+from sparse_mixer._arguments import Arguments, as_dtype, as_int
+from sparse_mixer._construction import make_native
+from sparse_mixer._metrics import RouterMetrics
+from sparse_mixer._variables import Variable
+from sparse_mixer.layers import Layer, TransformerLayer, group_into_layers
+
+
+class Encoder(Layer):
+    """Base of `SparseMixer`: checked arguments around the core's encoder.
+
+    Attributes:
+        arguments: What the constructor was given, checked.
+    """
+
+    def _assemble(self, arguments: Arguments, native: _native.Encoder, seed: int, name: str) -> None:
+        """Set all attributes. Layers and variables refer to `native`, never to `self`: no reference cycle."""
+        variables = [
+            Variable(native, index, key, tuple(shape), name) for index, (key, shape) in enumerate(native.weight_specs())
+        ]
+        attention, moe = arguments.layers_within("attention_layers"), arguments.layers_within("moe_layers")
+        foreign: Sequence[Any] = ()
+        if arguments.embedding_layer is not None:
+            del variables[0]
+            foreign = getattr(arguments.embedding_layer, "weights", ())
+        layers = group_into_layers(variables, attention, moe, arguments.mixing_mechanism)
+        super().__init__(name, [*foreign, *variables], layers)
+        self.arguments = arguments
+        self._native = native
+        self._seed = seed
+        self._training_calls = itertools.count(1)
+        self._last = threading.local()
+        self._metrics = RouterMetrics(moe if arguments.export_metrics else [])
+        self._needs_mask = bool(attention)
+
+    @property
+    def transformer_layers(self) -> list[TransformerLayer]:
+        """The blocks."""
+        return [layer for layer in self.layers if isinstance(layer, TransformerLayer)]
+
+    @property
+    def pooler_layer(self) -> Layer:
+        """The dense layer behind ``pooled_output``."""
+        return self.layers[-1]
+
+    def get_embedding_layer(self) -> Any:
+        """The word embeddings: an `EmbeddingLayer`, or what was given as `embedding_layer`."""
+        own = self.arguments.embedding_layer
+        return self.layers[0] if own is None else own
+
+    def get_embedding_table(self) -> Any:
+        """The word table [vocab_size, embedding_width] as a variable; the `embeddings` of an own embedding layer."""
+        return self.get_embedding_layer().embeddings
+
+    @property
+    def dtype(self) -> str:
+        """Storage type of the weights."""
+        return self._native.dtype
+
+    @property
+    def isa(self) -> str:
+        """Instruction set that the kernels use."""
+        return self._native.isa
+
+    @property
+    def num_threads(self) -> int:
+        """Most threads a call uses; set None to follow `sparse_mixer.set_num_threads`."""
+        return self._native.num_threads
+
+    @num_threads.setter
+    def num_threads(self, value: int | None) -> None:
+        self._native.set_num_threads(None if value is None else as_int("num_threads", value))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the weights take."""
+        return self._native.weight_bytes
+
+    def memory_estimate(self, batch: int) -> int:
+        """Bytes of weights, scratch and outputs for calls with `batch` examples."""
+        return self._native.memory_estimate(as_int("batch", batch))
+
+    def astype(self, dtype: Any) -> Self:
+        """A new encoder with the weights converted to `dtype`; this one is unchanged.
+
+        Args:
+            dtype: As in the constructor.
+        """
+        target = as_dtype("dtype", dtype)
+        converted = object.__new__(type(self))
+        arguments = dataclasses.replace(self.arguments, dtype=target)
+        converted._assemble(arguments, self._native.astype(target), self._seed, self.name)
+        converted._copy_trainable(self)
+        return converted
+
+    def quantize(self, dtype: str = "int8") -> Self:
+        """`astype` under the name that quantisation goes by elsewhere."""
+        return self.astype(dtype)
+
+    # Showing, copying, pickling -----------------------------------------------------------------------------------
+
+    def summary(self, print_fn: Callable[[str], Any] = print) -> None:
+        """Print a table of the layers with their parameters and operations, and the memory needed.
+
+        Args:
+            print_fn: Receives the text.
+        """
+        print_fn(_summary.text(self))
+
+    def __repr__(self) -> str:
+        return _summary.one_line(self)
+
+    def _repr_html_(self) -> str:
+        return _summary.as_html(self)
+
+    def _copy_trainable(self, other: Encoder) -> None:
+        self._trainable = other._trainable
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.trainable = theirs.trainable
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.astype(self.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "arguments": self.arguments,
+            "name": self.name,
+            "seed": self._seed,
+            "trainable": (self._trainable, [layer.trainable for layer in self.layers]),
+            "weights": self._native.get_weights(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arguments, seed = state["arguments"], state["seed"]
+        stored = iter(state["weights"])
+        native = make_native(arguments, seed, lambda _name, _shape: next(stored), None, None)
+        self._assemble(arguments, native, seed, state["name"])
+        self._trainable, flags = state["trainable"]
+        for layer, flag in zip(self.layers, flags, strict=True):
+            layer.trainable = flag
