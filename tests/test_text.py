@@ -25,7 +25,7 @@ def test_passages_are_real_text_in_a_fixed_order(passages):
     assert len(passages) == 40
     assert passages == list(text.stdlib_passages(limit=40))
     assert all(p.text.strip() for p in passages)
-    assert {p.package for p in passages} <= set(sys.stdlib_module_names) | {"__phello__"}
+    assert len({p.package for p in passages} & set(sys.stdlib_module_names)) > 5
 
 
 def test_passages_of_one_file_reach_the_wanted_size_but_the_last():
