@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import statistics
@@ -94,29 +95,40 @@ def sweeps(threads: int) -> dict[str, Sweep]:
 def measure(sweep: Sweep, threads: int, rounds: int) -> list[dict[str, Any]]:
     """Measure every point of `sweep` with every engine; an engine that fails at a point is left out there."""
     rows = []
-    for point in tqdm(sweep.points, desc=sweep.name, leave=False):
-        workers = [Worker(peer, point.threads or threads) for peer in sweep.peers]
-        try:
-            able = [worker for worker in workers if _builds(worker, point)]
-            turns = interleaved(able, point.batch, rounds, label=f"{sweep.name} {point.x:g}") if able else {}
-        finally:
-            for worker in workers:
-                worker.close()
-        for peer, seconds in turns.items():
-            median = statistics.median(seconds)
-            rows.append({"x": point.x, "series": point.series, "peer": peer, "batch": point.batch, "seconds": median})
-            rows[-1]["tokens_per_second"] = point.batch * point.workload.max_sequence_length / median
-            rows[-1]["sequences_per_second"] = point.batch / median
+    with tqdm(total=len(sweep.points), desc=sweep.name, leave=False) as progress:
+        # Neighbouring points of one workload share their engines.
+        for (workload, limit), points in itertools.groupby(sweep.points, lambda p: (p.workload, p.threads)):
+            workers = [Worker(peer, limit or threads) for peer in sweep.peers]
+            try:
+                able = [worker for worker in workers if _works(worker, sweep, "build", workload)]
+                for point in points:
+                    able = [worker for worker in able if _works(worker, sweep, "call", point.batch)]
+                    rows += _rows(able, sweep, point, rounds)
+                    progress.update()
+            finally:
+                for worker in workers:
+                    worker.close()
     return rows
 
 
-def _builds(worker: Worker, point: Point) -> bool:
-    """Build and call once; report a failure in a line and return False."""
+def _rows(workers: Sequence[Worker], sweep: Sweep, point: Point, rounds: int) -> list[dict[str, Any]]:
+    """Return the result of each engine at one point."""
+    turns = interleaved(workers, point.batch, rounds, label=f"{sweep.name} {point.x:g}") if workers else {}
+    rows = []
+    for peer, seconds in turns.items():
+        rate = point.batch / statistics.median(seconds)
+        tokens = rate * point.workload.max_sequence_length
+        row = {"x": point.x, "series": point.series, "peer": peer, "batch": point.batch}
+        rows.append({**row, "sequences_per_second": rate, "tokens_per_second": tokens})
+    return rows
+
+
+def _works(worker: Worker, sweep: Sweep, method: str, argument: Workload | int) -> bool:
+    """Let the worker build or call; report a failure in one line and return False."""
     try:
-        worker.build(point.workload)
-        worker.call(point.batch)
+        getattr(worker, method)(argument)
     except WorkerError as error:
-        tqdm.write(f"left out: {str(error).strip().splitlines()[-1]} ({worker.peer}, {point})")
+        tqdm.write(f"{sweep.name}: {worker.peer} left out: {str(error).strip().splitlines()[-1]}")
         return False
     return True
 

@@ -13,15 +13,17 @@ TURN_SECONDS = 0.4
 """A turn of a worker repeats its call for about this long."""
 
 
-def calls_per_turn(worker: Worker, batch: int) -> int:
-    """Warm `worker` up at this batch size and return how many calls fill a turn."""
-    worker.call(batch, 2)
+def turn_plan(worker: Worker, batch: int) -> tuple[int, int]:
+    """Warm `worker` up at this batch size; return how many calls of a turn are not counted and how many are."""
+    worker.call(batch)
     (seconds,) = worker.call(batch)
-    return max(1, round(TURN_SECONDS / seconds))
+    if seconds > TURN_SECONDS:
+        return 0, 1  # caches that another engine's turn has emptied matter little in so long a call
+    return 1, round(TURN_SECONDS / seconds)
 
 
 def interleaved(workers: Sequence[Worker], batch: int, rounds: int, *, label: str = "") -> dict[str, list[float]]:
-    """Time every worker in turn, `rounds` times; each turn starts with a call that is not counted.
+    """Time every worker in turn, `rounds` times; a turn of short calls starts with one that is not counted.
 
     Args:
         workers: built workers; the order is turned by one from round to round.
@@ -32,13 +34,13 @@ def interleaved(workers: Sequence[Worker], batch: int, rounds: int, *, label: st
     Returns:
         For each worker's name the median seconds per call of each of its turns.
     """
-    calls = {worker.peer: calls_per_turn(worker, batch) for worker in workers}
+    plans = {worker.peer: turn_plan(worker, batch) for worker in workers}
     turns: dict[str, list[float]] = {worker.peer: [] for worker in workers}
     with tqdm(total=rounds * len(workers), desc=label or f"batch {batch}", leave=False) as progress:
         for round_index in range(rounds):
             shift = round_index % len(workers)
             for worker in (*workers[shift:], *workers[:shift]):
-                counted = worker.call(batch, 1 + calls[worker.peer])[1:]
-                turns[worker.peer].append(statistics.median(counted))
+                skipped, counted = plans[worker.peer]
+                turns[worker.peer].append(statistics.median(worker.call(batch, skipped + counted)[skipped:]))
                 progress.update()
     return turns
