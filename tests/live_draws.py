@@ -43,8 +43,10 @@ class Draw:
       exact: the call in float64 by `reference_numpy`.
     """
 
-    def __init__(self, case: Assignment, seed: list[int]) -> None:
+    def __init__(self, case: Assignment, seed: list[int], largest_noise: float = LARGEST_NOISE) -> None:
+        """Draws until a float32 run stays within `largest_noise` of the float64 one."""
         self.case = case
+        self._largest_noise = largest_noise
         self._arguments = _reference_arguments(case)
         inputs = live_cases.draw_inputs(case, np.random.default_rng(seed))
         self.reference = reference.TensorFlowEncoder(self._arguments, inputs)
@@ -71,7 +73,7 @@ class Draw:
         noise = max(self.noise(rounded.named()).values())
         # With a single expert all probabilities are exactly 1: a tie, but not one that rounding decides.
         margin = self.exact.router_margin if self.case["num_experts"] > 1 else np.inf
-        return margin >= max(ROUTER_MARGIN, 8 * router_noise) and noise <= LARGEST_NOISE
+        return margin >= max(ROUTER_MARGIN, 8 * router_noise) and noise <= self._largest_noise
 
     def noise(self, outputs: dict[str, Array]) -> dict[str, float]:
         """Distance of float32 outputs from the exact ones, per output, relative to its scale when above 1."""
