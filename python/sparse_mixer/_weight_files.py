@@ -7,11 +7,11 @@ of arrays as they are.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,10 @@ Wanted = Sequence[tuple[str, Sequence[int]]]
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _KERAS_WEIGHTS = "model.weights.h5"
-# What a compressed .keras file may take in memory beyond its own size.
+# What the weights in a compressed .keras file may take on disk beyond the file's size.
 _MAX_INFLATED_BEYOND_FILE = 64 << 20
+_MAX_DIRECTORY_BYTES = 64 << 10
+_PIECE_BYTES = 1 << 20
 
 
 class WeightFile(Protocol):
@@ -52,6 +54,9 @@ class WeightFile(Protocol):
 
     def load_into(self, native: _native.Encoder, plan: _native.LoadPlan) -> None:
         """Replace the weights of `native` that `plan` has found, all or none."""
+
+    def close(self) -> None:
+        """Let go of the file."""
 
 
 def open_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> WeightFile:
@@ -79,11 +84,15 @@ def open_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> WeightFi
 
 
 def _has_keras_weights(path: str) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _KERAS_WEIGHTS in archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    """Whether the ZIP archive at `path` is a ``.keras`` file. Reads its end only: Keras archives have few members."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - _MAX_DIRECTORY_BYTES))
+        end = file.read()
+    record = end[end.rfind(b"PK\x05\x06") :]
+    if not record.startswith(b"PK") or len(record) < 22 or b"PK\x06\x07" in end:
         return False
+    directory_bytes = int.from_bytes(record[12:16], "little")
+    return directory_bytes < len(end) and _KERAS_WEIGHTS.encode() in end
 
 
 class NativeFile:
@@ -121,6 +130,9 @@ class NativeFile:
         """Replace the weights of `native` that `plan` has found, all or none."""
         native.load_planned(plan)
 
+    def close(self) -> None:
+        """Nothing to do: the file is let go of together with this object and its plans."""
+
 
 class _PythonFile:
     """What files that Python reads have in common."""
@@ -153,6 +165,9 @@ class _PythonFile:
         specs = native.weight_specs()
         weights = [self._weight(entry, swap, specs[index][1]) for index, entry, swap in plan.reads]
         native.assign([index for index, _, _ in plan.reads], weights)
+
+    def close(self) -> None:
+        """Nothing to do for arrays."""
 
     def _weight(self, entry: int, swap: bool, shape: Sequence[int]) -> Floats:
         array = self.read(entry)
@@ -193,9 +208,12 @@ class H5File(_PythonFile):
         self.path = path
         self.format = "keras" if in_archive else "h5"
         self.metadata: Mapping[str, str] = {}
-        with self._errors():
-            self._file = h5py.File(_member(path) if in_archive else path, "r")
+        self._open = contextlib.ExitStack()
+        with self._errors(), contextlib.ExitStack() as opened:
+            content = opened.enter_context(_unpacked(path)) if in_archive else path
+            self._file = opened.enter_context(h5py.File(content, "r"))
             self._datasets = list(self._walk(h5py))
+            self._open = opened.pop_all()
 
     def entries(self) -> Sequence[Entry]:
         """Name, numpy type name and shape of every dataset; names are paths in the file."""
@@ -206,6 +224,10 @@ class H5File(_PythonFile):
         with self._errors():
             array: Array = self._datasets[index][()]
             return array
+
+    def close(self) -> None:
+        """Close the file."""
+        self._open.close()
 
     def _walk(self, h5py: Any) -> Iterator[Any]:
         """All datasets, each once, in the order of their paths."""
@@ -243,11 +265,16 @@ class H5File(_PythonFile):
             raise CheckpointError(f"{self.path}: not a usable HDF5 file: {error}") from error
 
 
-def _member(path: str) -> io.BytesIO:
-    """The weights inside the ``.keras`` archive at `path`."""
-    limit = os.path.getsize(path) + _MAX_INFLATED_BEYOND_FILE
-    with zipfile.ZipFile(path) as archive, archive.open(_KERAS_WEIGHTS) as member:
-        content = member.read(limit + 1)
-    if len(content) > limit:
-        raise CheckpointError(f"{path}: {_KERAS_WEIGHTS} takes more than {limit} bytes when decompressed")
-    return io.BytesIO(content)
+def _unpacked(path: str) -> IO[bytes]:
+    """The weights inside the ``.keras`` archive at `path`, in a temporary file that disappears when it is closed."""
+    left = os.path.getsize(path) + _MAX_INFLATED_BEYOND_FILE
+    with contextlib.ExitStack() as on_failure, zipfile.ZipFile(path) as archive:
+        unpacked = on_failure.enter_context(tempfile.TemporaryFile())
+        with archive.open(_KERAS_WEIGHTS) as member:
+            while piece := member.read(_PIECE_BYTES):
+                left -= len(piece)
+                if left < 0:
+                    raise CheckpointError(f"{path}: {_KERAS_WEIGHTS} is far larger than the archive")
+                unpacked.write(piece)
+        on_failure.pop_all()
+        return unpacked

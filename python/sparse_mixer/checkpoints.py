@@ -9,6 +9,7 @@ No file is ever executed: readers look at tensors and at a configuration whose k
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -206,14 +207,17 @@ def load(
     **changes: Any,
 ) -> Encoder:
     """`SparseMixer.load`."""
-    file = open_weights(path)
-    if config is None:
-        config = _stored_config(file, os.fspath(path))
-    arguments = _arguments(cls, {**config, **changes})
-    seed = weight_seed(arguments)
-    plan = file.plan(_native.weight_specs(arguments.native_config(seed)), prefix)
-    _report(file, plan, optional=()).require_complete()
-    native = make_native(arguments, seed, file.provider(plan), num_threads, isa)
+    with contextlib.closing(open_weights(path)) as file:
+        if config is None and (config := stored_config(file, os.fspath(path))) is None:
+            raise ValueError(
+                f"config: {os.fspath(path)} holds weights without a configuration; give the constructor's arguments "
+                "as config={...}, or build the encoder and call load_weights"
+            )
+        arguments = _arguments(cls, {**config, **changes})
+        seed = weight_seed(arguments)
+        plan = file.plan(_native.weight_specs(arguments.native_config(seed)), prefix)
+        _report(file, plan, optional=()).require_complete()
+        native = make_native(arguments, seed, file.provider(plan), num_threads, isa)
     encoder = object.__new__(cls)
     encoder._assemble(arguments, native, seed, file.metadata.get(_NAME_KEY, "sparse_mixer"))
     encoder.trainable = True
@@ -222,8 +226,8 @@ def load(
 
 def load_report(encoder: SparseMixer, source: PathLike | Mapping[str, Any], *, prefix: str | None = None) -> LoadReport:
     """`SparseMixer.load_report`."""
-    file = open_weights(source)
-    return _report(file, file.plan(encoder._native.weight_specs(), prefix), _optional(encoder))
+    with contextlib.closing(open_weights(source)) as file:
+        return _report(file, file.plan(encoder._native.weight_specs(), prefix), _optional(encoder))
 
 
 def load_weights(
@@ -234,14 +238,14 @@ def load_weights(
     prefix: str | None = None,
 ) -> LoadReport:
     """`SparseMixer.load_weights`."""
-    file = open_weights(source)
-    plan = file.plan(encoder._native.weight_specs(), prefix)
-    report = _report(file, plan, _optional(encoder))
-    if strict:
-        report.require_complete()
-    elif not report.loaded:
-        raise CheckpointError(f"{report.path}: none of the encoder's weights is in the file; {report.summary()}")
-    file.load_into(encoder._native, plan)
+    with contextlib.closing(open_weights(source)) as file:
+        plan = file.plan(encoder._native.weight_specs(), prefix)
+        report = _report(file, plan, _optional(encoder))
+        if strict:
+            report.require_complete()
+        elif not report.loaded:
+            raise CheckpointError(f"{report.path}: none of the encoder's weights is in the file; {report.summary()}")
+        file.load_into(encoder._native, plan)
     return report
 
 
@@ -264,16 +268,15 @@ def _report(file: WeightFile, plan: _native.LoadPlan, optional: Sequence[str]) -
     )
 
 
-def _stored_config(file: WeightFile, path: str) -> Mapping[str, Any]:
-    """The configuration that comes with a file."""
+def stored_config(file: WeightFile, path: str) -> Mapping[str, Any] | None:
+    """The constructor's arguments that come with the weight file at `path`; None if none do.
+
+    Raises:
+        CheckpointError: They are damaged, or those of a model that is not an encoder of ours.
+    """
     text = file.metadata.get(_CONFIG_KEY)
     if text is None:
-        if is_hugging_face(path):
-            return read_hugging_face(path)
-        raise ValueError(
-            f"config: {path} holds weights without a configuration; give the constructor's arguments as "
-            "config={...}, or build the encoder and call load_weights"
-        )
+        return read_hugging_face(path) if is_hugging_face(path) else None
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,0 +1,94 @@
+//! What each fuzz target does with its input. Shared with the replay of the corpus, `tests/fuzz_corpus.rs`.
+#![allow(dead_code, reason = "each target uses one function")]
+
+use sparse_mixer::checkpoint::{
+    FileBytes, Flax, LoadPlan, Npz, Safetensors, TensorBundle, TensorSource, Wanted,
+};
+use sparse_mixer::config::SparseMixerConfig;
+use sparse_mixer::{Error, Result};
+
+const LABEL: &str = "input";
+
+pub fn safetensors(data: &[u8]) {
+    read_all(Safetensors::from_bytes(FileBytes::from(data.to_vec()), LABEL));
+}
+
+pub fn npz(data: &[u8]) {
+    read_all(Npz::from_bytes(FileBytes::from(data.to_vec()), LABEL));
+}
+
+/// The input is one or more files, each behind its length (u32): first the replicated one, then shards.
+pub fn flax(data: &[u8]) {
+    let files = split(data).into_iter().map(|file| FileBytes::from(file.to_vec())).collect();
+    read_all(Flax::from_bytes(files, LABEL));
+}
+
+/// The input is the index and the data files, each behind its length (u32).
+pub fn tensor_bundle(data: &[u8]) {
+    let files = split(data);
+    let Some((index, shards)) = files.split_first() else { return };
+    let shards = shards.iter().map(|file| FileBytes::from(file.to_vec())).collect();
+    read_all(TensorBundle::from_bytes(index, shards, LABEL));
+}
+
+pub fn config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(config) = SparseMixerConfig::from_json(text) {
+        let again = SparseMixerConfig::from_json(&config.to_json()).expect("what is written can be read");
+        assert_eq!(again.to_json(), config.to_json());
+    }
+}
+
+/// Joins files in the form that [`split`] takes apart.
+pub fn join(files: &[&[u8]]) -> Vec<u8> {
+    let mut joined = Vec::new();
+    for file in files {
+        joined.extend((file.len() as u32).to_le_bytes());
+        joined.extend(*file);
+    }
+    joined
+}
+
+fn split(mut data: &[u8]) -> Vec<&[u8]> {
+    let mut files = Vec::new();
+    while let Some((length, rest)) = data.split_first_chunk::<4>() {
+        let (file, rest) = rest.split_at((u32::from_le_bytes(*length) as usize).min(rest.len()));
+        files.push(file);
+        data = rest;
+    }
+    files
+}
+
+/// Lists, matches and reads everything. Errors are fine if they name the file; panics are not.
+fn read_all<T: TensorSource>(source: Result<T>) {
+    let source = match source {
+        Ok(source) => source,
+        Err(error) => return check(&error),
+    };
+    let wanted: Vec<Wanted> = source
+        .entries()
+        .iter()
+        .take(100)
+        .map(|entry| Wanted { name: entry.name.clone(), shape: entry.shape.clone() })
+        .collect();
+    let plan = LoadPlan::new(source.entries(), &wanted, None);
+    for read in plan.iter().flat_map(|plan| &plan.reads) {
+        match read.read(&source, &wanted[read.wanted]) {
+            Ok(tensor) => assert_eq!(tensor.shape(), wanted[read.wanted].shape),
+            Err(error) => check(&error),
+        }
+    }
+    for index in 0..source.entries().len() {
+        match source.read(index) {
+            Ok(tensor) => {
+                let _ = tensor.to_f32();
+            }
+            Err(error) => check(&error),
+        }
+        source.release(index);
+    }
+}
+
+fn check(error: &Error) {
+    assert!(matches!(error, Error::Checkpoint { path, .. } if path == LABEL), "{error}");
+}

@@ -1,0 +1,318 @@
+"""The command ``sparse-mixer``: look at weight files, check and convert them, measure and examine the machine."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import sparse_mixer
+from sparse_mixer import SparseMixer
+from sparse_mixer._weight_files import WeightFile, open_weights
+from sparse_mixer.checkpoints import CheckpointError, stored_config
+
+EXIT_OK = 0
+EXIT_PROBLEM = 1
+"""The command ran and found something wrong."""
+EXIT_USAGE = 2
+"""The command could not run: bad arguments, files that are missing or not readable."""
+_EXIT_INTERRUPTED = 130
+
+_EPILOG = """\
+exit codes: 0 success, 1 a problem was found, 2 bad arguments or unreadable files, 130 interrupted
+"""
+_FORMATS = """\
+files that are read: safetensors (our own format included), .npz, TensorFlow checkpoints (prefix, .index file or
+folder) and SavedModel folders, Keras .weights.h5, .h5 and .keras (extra "h5"), Flax msgpack files and the folders of
+training steps, Hugging Face BERT folders. Formats are told by content. No file is executed.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What stands behind ``sparse-mixer``; None takes it from the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (CheckpointError, ValueError, TypeError, OSError, ImportError) as error:
+        print(f"sparse-mixer: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sparse-mixer",
+        description="Sparse Mixer encoders on CPUs: weight files, measurements, the machine.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sparse-mixer {sparse_mixer.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+
+    def command(name: str, run: Any, summary: str, description: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=description,
+            epilog=_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    inspect = command(
+        "inspect",
+        _inspect,
+        "list the tensors of a weight file",
+        f"List name, type, shape and size of every tensor in a file, and what the file says of itself.\n\n{_FORMATS}",
+    )
+    inspect.add_argument("path", help="file or folder")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+
+    verify = command(
+        "verify",
+        _verify,
+        "check a weight file: checksums, finite numbers, fit",
+        "Read every tensor of a file: checksums must match and numbers be finite. If the file has a configuration, or\n"
+        f"one is given, its weights must fit the encoder.\n\n{_FORMATS}",
+    )
+    verify.add_argument("path", help="file or folder")
+    _add_config(verify)
+
+    convert = command(
+        "convert",
+        _convert,
+        "convert weights to safetensors, .npz or .weights.h5",
+        "Load an encoder and save it in another format: .npz and .weights.h5 (which TensorFlow reads) by the ending\n"
+        f"of the target, our own safetensors format, which holds the configuration, for any other.\n\n{_FORMATS}",
+    )
+    convert.add_argument("source", help="file or folder to read")
+    convert.add_argument("target", help="file to write; replaced in one step if it exists")
+    _add_config(convert)
+
+    bench = command(
+        "bench",
+        _bench,
+        "measure the speed of encoding on this machine",
+        "Encode random ids and print the median time per batch and tokens per second.",
+    )
+    bench.add_argument("path", nargs="?", help="encoder to measure; without one, Sparse Mixer Base with random weights")
+    _add_config(bench)
+    bench.add_argument("--batch", type=int, default=1, help="examples per batch (default 1)")
+    bench.add_argument("--repeats", type=int, default=10, help="measured batches (default 10)")
+    bench.add_argument("--threads", type=int, default=None, help="most threads (default: automatic)")
+    bench.add_argument("--dtype", default=None, help="storage type of the weights: float32, bfloat16, float16, int8")
+
+    doctor = command(
+        "doctor",
+        _doctor,
+        "show what the library sees of this machine",
+        "Print versions, CPU features, threads and extras: attach it to bug reports.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        help="arguments of SparseMixer as JSON, or a file with them, e.g. '{\"vocab_size\": 30522}'; "
+        "for files that hold weights alone",
+    )
+    parser.add_argument("--prefix", help="where in the file the encoder is, if there are several")
+
+
+def _config(options: argparse.Namespace) -> dict[str, Any] | None:
+    text = options.config
+    if text is None:
+        return None
+    if not text.lstrip().startswith("{"):
+        with open(text, encoding="utf-8") as file:
+            text = file.read()
+    config = json.loads(text)
+    if not isinstance(config, dict):
+        raise ValueError("--config: expected a JSON object")
+    return config
+
+
+def _load(path: str, options: argparse.Namespace, **changes: Any) -> SparseMixer:
+    return SparseMixer.load(path, config=_config(options), prefix=options.prefix, **changes)
+
+
+# Commands ---------------------------------------------------------------------------------------------------------
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    with contextlib.closing(open_weights(options.path)) as file:
+        return _list(file, options)
+
+
+def _list(file: WeightFile, options: argparse.Namespace) -> int:
+    entries: list[dict[str, Any]] = [
+        {"name": name, "dtype": dtype, "shape": list(shape), "bytes": _byte_count(dtype, shape)}
+        for name, dtype, shape in file.entries()
+    ]
+    total = sum(entry["bytes"] or 0 for entry in entries)
+    if options.json:
+        document = {"path": file.path, "format": file.format, "metadata": dict(file.metadata), "tensors": entries}
+        print(json.dumps(document, indent=2))
+        return EXIT_OK
+    print(f"{file.path}: {file.format}, {len(entries)} tensors, {_readable(total)}")
+    for key, value in sorted(file.metadata.items()):
+        print(f"  {key}: {value}")
+    width = max((len(entry["name"]) for entry in entries), default=0)
+    for entry in entries:
+        size = "" if entry["bytes"] is None else _readable(entry["bytes"])
+        print(f"{entry['name']:<{width}}  {entry['dtype']:<9} {entry['shape']!s:<20} {size:>10}")
+    return EXIT_OK
+
+
+def _verify(options: argparse.Namespace) -> int:
+    with contextlib.closing(open_weights(options.path)) as file:
+        problems = _damaged(file)
+        has_config = options.config is not None or stored_config(file, options.path) is not None
+    if not has_config:
+        print("no configuration: whether the weights fit an encoder is not checked (see --config)")
+    elif not problems:
+        try:
+            encoder = _load(options.path, options)
+            print(f"fits: {encoder!r}")
+        except (CheckpointError, ValueError, TypeError) as error:
+            problems.append(str(error))
+    for problem in problems:
+        print(f"problem: {problem}")
+    print(f"{file.path}: {len(file.entries())} tensors, {len(problems)} problems")
+    return EXIT_PROBLEM if problems else EXIT_OK
+
+
+def _damaged(file: WeightFile) -> list[str]:
+    """One text for each tensor that cannot be read or has numbers that are not finite."""
+    problems = []
+    for index, (name, dtype, shape) in enumerate(file.entries()):
+        if _byte_count(dtype, shape) is None:
+            continue
+        try:
+            array = file.read(index)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            problems.append(f"{name}: {int((~np.isfinite(array)).sum())} numbers are not finite")
+    return problems
+
+
+def _convert(options: argparse.Namespace) -> int:
+    encoder = _load(options.source, options)
+    encoder.save(options.target)
+    print(f"{options.target}: {encoder!r}")
+    return EXIT_OK
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.batch < 1 or options.repeats < 1:
+        raise ValueError("--batch and --repeats must be at least 1")
+    changes = {} if options.dtype is None else {"dtype": options.dtype}
+    if options.path is None:
+        config = _config(options) or {"vocab_size": 30522}
+        encoder = SparseMixer(**{**config, **changes}, num_threads=options.threads)
+    else:
+        encoder = _load(options.path, options, num_threads=options.threads, **changes)
+    arguments = encoder.arguments
+    random = np.random.default_rng(0)
+    shape = (options.batch, arguments.max_sequence_length)
+    inputs = {
+        "input_word_ids": random.integers(0, arguments.vocab_size, shape, dtype=np.int32),
+        "input_mask": np.ones(shape, np.int32),
+        "input_type_ids": np.zeros(shape, np.int32),
+    }
+    encoder(inputs, outputs=("pooled_output",))
+    times = []
+    for _ in range(options.repeats):
+        start = time.perf_counter()
+        encoder(inputs, outputs=("pooled_output",))
+        times.append(time.perf_counter() - start)
+    median = statistics.median(times)
+    print(f"{encoder!r}")
+    print(f"isa {encoder.isa}, {encoder.num_threads} threads, batch {options.batch}")
+    print(
+        f"median {median * 1e3:.2f} ms, fastest {min(times) * 1e3:.2f} ms, {np.prod(shape) / median:,.0f} tokens/s "
+        f"({options.repeats} batches)"
+    )
+    return EXIT_OK
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    facts: dict[str, Any] = {
+        "sparse_mixer": sparse_mixer.__version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        **{f"cpu.{key}": value for key, value in sparse_mixer.cpu_info().items()},
+        "cpus usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        **{f"env.{key}": os.environ[key] for key in sorted(os.environ) if key.startswith(("SPARSE_MIXER_", "OMP_"))},
+        **{f"extra.{extra}": _extra(module) for extra, module in _EXTRAS.items()},
+    }
+    if options.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        for key, value in facts.items():
+            print(f"{key:<22} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    return EXIT_OK
+
+
+_EXTRAS = {"h5": "h5py", "plot": "matplotlib", "progress": "tqdm", "text": "tokenizers"}
+
+
+def _extra(module: str) -> str:
+    import importlib.metadata
+
+    try:
+        return f"{module} {importlib.metadata.version(module)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{module} is not installed"
+
+
+def _byte_count(dtype: str, shape: Sequence[int]) -> int | None:
+    """Bytes of a tensor; None for a type that is not read."""
+    try:
+        item = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+    except TypeError:
+        return None
+    if np.dtype("V" if dtype == "bfloat16" else dtype).kind not in "fiubV":
+        return None
+    count = item
+    for size in shape:
+        count *= size
+    return count
+
+
+def _readable(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
