@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -30,7 +31,7 @@ def build_encoder(workload: Workload, policy: str = "float32", same_weights: boo
     arguments = workload.constructor_arguments()
     arguments["mixing_mechanism"] = layers.MixingMechanism(workload.mixing_mechanism)
     encoder = networks.SparseMixer(**arguments)
-    encoder(workload.inputs(1))
+    encoder(workload.inputs(max(1, math.ceil(workload.examples_per_group))))
     if same_weights:
         encoder.set_weights(make_weights([(w.name, tuple(w.shape)) for w in encoder.weights]))
     return encoder

@@ -40,19 +40,13 @@ class Sweep:
     per: str = "sequence"
 
 
-def _lengths() -> tuple[Point, ...]:
-    points = []
-    for length in (128, 256, 512, 1024, 2048, 4096):
-        for mixing, fft in (("linear", False), ("fourier", False), ("fourier", True)):
-            series = mixing + ("" if mixing == "linear" else ", FFT" if fft else ", DFT matrices")
-            workload = Workload(max_sequence_length=length, mixing_mechanism=mixing, use_fft=fft)
-            points.append(Point(length, workload, 1, series))
-    return tuple(points)
+LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 
 
 def _fourier_only() -> tuple[Point, ...]:
+    # FNet's layers: what the two ways of transforming cost shows best without attention and experts.
     points = []
-    for length in (128, 256, 512, 1024, 2048, 4096):
+    for length in LENGTHS:
         for fft in (False, True):
             workload = Workload(
                 max_sequence_length=length, mixing_mechanism="fourier", use_fft=fft, attention_layers=(), moe_layers=()
@@ -74,7 +68,12 @@ def sweeps(threads: int) -> dict[str, Sweep]:
         Sweep(
             "batch", "batch size", tuple(Point(b, Workload(), b) for b in (1, 2, 4, 8, 16, 32, 64)), (*all_dtypes, "tf")
         ),
-        Sweep("length", "sequence length", _lengths(), per="token"),
+        Sweep(
+            "length",
+            "sequence length",
+            tuple(Point(n, Workload(max_sequence_length=n), 1) for n in LENGTHS),
+            per="token",
+        ),
         Sweep("fourier", "sequence length", _fourier_only(), per="token"),
         Sweep(
             "groups",
