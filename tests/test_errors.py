@@ -58,7 +58,7 @@ CONSTRUCTION: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"moe_layers": ["1"]}, TypeError, r"moe_layers\[0\]: expected an integer"),
     ({"norm_first": "yes"}, TypeError, "norm_first: expected True or False"),
     ({"dtype": "float64"}, ValueError, "dtype: unsupported dtype 'float64'"),
-    ({"semantics": "tensorflow"}, ValueError, "tensorflow"),
+    ({"semantics": "tensorflow"}, ValueError, "semantics: got 'tensorflow', expected one of 'keras'"),
     ({"semantics": None}, TypeError, "semantics: expected a string"),
     ({"router_z_loss_weight": -1.0}, ValueError, "router_z_loss_weight: got -1"),
     ({"seed": -1}, ValueError, "seed: got -1"),

@@ -23,6 +23,7 @@ from sparse_mixer.layers import MixingMechanism
 
 DEFAULT_MOE_LAYERS = (5, 6, 7, 8)
 DEFAULT_ATTENTION_LAYERS = (10, 11, 12, 13)
+SEMANTICS = ("keras", "keras_strict")
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 _POLICIES = {"mixed_bfloat16": "bfloat16", "mixed_float16": "float16"}
 
@@ -291,10 +292,12 @@ def _as_layers(argument: str, value: Any) -> tuple[int, ...]:
     return tuple(as_int(f"{argument}[{position}]", entry) for position, entry in enumerate(entries))
 
 
-def _as_str(argument: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    raise TypeError(f"{argument}: expected a string, got {value!r} ({type(value).__name__})")
+def _as_semantics(argument: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{argument}: expected a string, got {value!r} ({type(value).__name__})")
+    if value not in SEMANTICS:
+        raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(map(repr, SEMANTICS))}")
+    return value
 
 
 def _as_layer(argument: str, value: Any) -> Callable[[Any], Any]:
@@ -344,5 +347,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "initializer": lambda argument, value: initializers.resolve(value, argument),
     "embedding_layer": _or_none(_as_layer),
     "dtype": as_dtype,
-    "semantics": _as_str,
+    "semantics": _as_semantics,
 }

@@ -19,12 +19,14 @@ pub struct Values<T> {
 impl<T> Values<T> {
     /// Checks the shape.
     pub fn expect_shape(&self, argument: &str, expected: &[usize]) -> PyResult<()> {
-        if self.shape == expected {
-            return Ok(());
-        }
-        let message = format!("got shape {:?}, expected {expected:?}", self.shape);
-        Err(to_py_err(Error::value(argument, message)))
+        expect(argument, &self.shape, expected)
     }
+}
+
+/// Checks type and shape of a float32 array without copying it.
+pub fn expect_floats(argument: &str, array: &Bound<'_, PyAny>, shape: &[usize]) -> PyResult<()> {
+    let array = typed::<f32>(argument, array, "float32")?;
+    expect(argument, array.shape(), shape)
 }
 
 /// The values of a float32 array with `axes` axes.
@@ -47,12 +49,7 @@ fn values<T: Element + Copy>(
     axes: usize,
     types: &str,
 ) -> PyResult<Values<T>> {
-    let Ok(array) = array.cast::<PyArrayDyn<T>>() else {
-        let kind = array.get_type().name()?;
-        return Err(PyTypeError::new_err(format!(
-            "{argument}: expected a numpy array of {types}, got {kind}"
-        )));
-    };
+    let array = typed::<T>(argument, array, types)?;
     if array.ndim() != axes {
         let message = format!("got shape {:?}, expected {axes} axes", array.shape());
         return Err(to_py_err(Error::value(argument, message)));
@@ -63,6 +60,24 @@ fn values<T: Element + Copy>(
         .map_err(|_| PyTypeError::new_err(format!("{argument}: expected a C-contiguous, aligned array")))?
         .to_vec();
     Ok(Values { data, shape: array.shape().to_vec() })
+}
+
+fn typed<'a, 'py, T: Element>(
+    argument: &str,
+    array: &'a Bound<'py, PyAny>,
+    types: &str,
+) -> PyResult<&'a Bound<'py, PyArrayDyn<T>>> {
+    array.cast::<PyArrayDyn<T>>().map_err(|_| {
+        let kind = array.get_type();
+        PyTypeError::new_err(format!("{argument}: expected a numpy array of {types}, got {kind}"))
+    })
+}
+
+fn expect(argument: &str, shape: &[usize], expected: &[usize]) -> PyResult<()> {
+    if shape == expected {
+        return Ok(());
+    }
+    Err(to_py_err(Error::value(argument, format!("got shape {shape:?}, expected {expected:?}"))))
 }
 
 /// A numpy array of `shape` that takes over `data`.

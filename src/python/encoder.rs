@@ -12,7 +12,7 @@ use pyo3::types::PyDict;
 use super::SCRATCH;
 use super::activation::PyActivation;
 use super::checkpoint::{LoadPlan, write_encoder};
-use super::convert::{floats, to_numpy};
+use super::convert::{expect_floats, floats, to_numpy};
 use super::enter::{callback_error, enter_core, to_py_err};
 use super::inputs::Given;
 use super::outputs;
@@ -224,8 +224,7 @@ impl Encoder {
         let mut replaced: Vec<Option<&Py<PyAny>>> = vec![None; self.specs.len()];
         for (&index, weight) in indices.iter().zip(&weights) {
             let spec = self.spec(index)?;
-            let values = floats(&spec.name, weight.bind(py), spec.shape.len())?;
-            values.expect_shape(&spec.name, &spec.shape)?;
+            expect_floats(&spec.name, weight.bind(py), &spec.shape)?;
             replaced[index] = Some(weight);
         }
         self.replace(py, |_, index, spec| {
