@@ -12,8 +12,6 @@ pub enum Semantics {
     Keras,
     /// TensorFlow's code to the letter, silent drops included.
     KerasStrict,
-    /// The JAX original.
-    Paper,
 }
 
 /// Token mixing of the layers without attention.
