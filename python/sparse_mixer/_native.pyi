@@ -8,21 +8,26 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "Checkpoint",
     "CheckpointError",
     "Encoder",
     "Gradients",
     "Head",
     "InternalError",
+    "LoadPlan",
     "Optimizer",
     "Tape",
     "__version__",
     "cpu_info",
     "cross_entropy",
+    "foreign_names",
     "get_num_threads",
     "learning_rate",
+    "plan_load",
     "record",
     "release_scratch",
     "set_num_threads",
+    "weight_specs",
 ]
 
 __version__: str
