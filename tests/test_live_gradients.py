@@ -11,10 +11,22 @@ from closeness import assert_gradients_close
 from live_draws import Draw
 
 SEED = int(os.environ.get("SPARSE_MIXER_LIVE_SEED", "1"))
+
+
+def is_well_conditioned(case: live_cases.Assignment) -> bool:
+    """Whether rows differ: where a post-norm layer leaves all tokens behind, spectra of equal rows cancel to noise."""
+    factor = case["train_capacity_factor" if case["training"] else "eval_capacity_factor"]
+    return case["norm_first"] or factor != 0.05 or case["mixing_mechanism"] not in ("fourier", "hartley")
+
+
 # An own embedding layer has no gradient through us, and functions without a derivative cannot be trained.
-CASES = [case | {"embedding_layer": None, "objects": "strings"} for case in live_cases.cases(0, SEED)]
+CASES = [
+    case | {"embedding_layer": None, "objects": "strings"}
+    for case in live_cases.cases(0, SEED)
+    if is_well_conditioned(case)
+]
 # Where rounding moves the outputs further than this, it moves the gradients beyond their tolerance as well.
-WELL_CONDITIONED = 1e-5
+LARGEST_NOISE = 5e-6
 
 pytestmark = pytest.mark.filterwarnings("ignore:the expert capacity rounds to 0")
 
@@ -26,7 +38,7 @@ def test_there_are_100_cases() -> None:
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_case(number: int) -> None:
     case = CASES[number]
-    draw = Draw(case, [SEED, number], WELL_CONDITIONED)
+    draw = Draw(case, [SEED, number], LARGEST_NOISE)
     rng = np.random.default_rng([SEED, number, 0, 0])
     d_outputs = {
         name: rng.standard_normal(output.shape).astype(np.float32)
