@@ -1,7 +1,8 @@
 //! A dense layer on its own: `y = x W + b`, `[rows, k] -> [rows, n]`, with its gradient.
 
 use crate::error::{Error, Result};
-use crate::kernels::{Init, PANEL, PackedMatrix, Real, WeightDtype, matmul, prepare_lhs, transpose};
+use crate::kernels::{Init, PackedMatrix, Real, WeightDtype, matmul, prepare_lhs};
+use crate::layers::{bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::Context;
 
@@ -61,11 +62,9 @@ impl<R: Real> Dense<R> {
         gradients: DenseGradients<'_, R>,
         dx: &mut [R],
     ) -> Result<()> {
-        let (k, n) = (self.kernel.k(), self.kernel.n());
-        for row in dy.chunks_exact(n) {
-            gradients.bias.iter_mut().zip(row).for_each(|(sum, &d)| *sum += d);
-        }
-        add_outer_products(context, x, k, dy, n, gradients.kernel)?;
+        let rows = x.len() / self.kernel.k();
+        bias_gradient(context, dy, gradients.bias)?;
+        kernel_gradient(context, WeightDtype::Native, rows, x, dy, gradients.kernel)?;
         product(context, dy, &self.kernel.transposed(), Init::Zero, dx)
     }
 }
@@ -88,33 +87,5 @@ fn product<R: Real>(
         let rows = x.len() / k;
         let lhs = prepare_lhs(context.isa, x, rows, k, k, kernel.dtype(), lhs);
         matmul(context.isa, rows, lhs, kernel.view(), 0..n, out, n, init);
-    })
-}
-
-/// `out += x^T dy` for `x` `[rows, k]`, `dy` `[rows, n]`, `out` `[k, n]`; sums over rows in order.
-pub(super) fn add_outer_products<R: Real>(
-    context: &Context<'_, R>,
-    x: &[R],
-    k: usize,
-    dy: &[R],
-    n: usize,
-    out: &mut [R],
-) -> Result<()> {
-    let rows = x.len() / k;
-    if rows == 0 {
-        return Ok(());
-    }
-    let mut right = context.panels(WeightDtype::Native, 1, rows, n);
-    context.each(right.chunks_mut(1).into_iter().enumerate(), |(panel, mut chunk), _| {
-        let first = panel * PANEL;
-        chunk.pack(context.isa, &dy[first..], n, false, rows, PANEL.min(n - first));
-    })?;
-    let tasks = out.chunks_mut(ROWS * n).enumerate();
-    context.each(tasks, |(task, out), scratch| {
-        let (first, count) = (task * ROWS, out.len() / n);
-        let ([turned], [lhs, _]) = scratch.split([count * rows]);
-        transpose(context.isa, &x[first..], rows, count, k, turned, rows);
-        let lhs = prepare_lhs(context.isa, turned, count, rows, rows, WeightDtype::Native, lhs);
-        matmul(context.isa, count, lhs, right.view(0), 0..n, out, n, Init::Accumulate);
     })
 }
