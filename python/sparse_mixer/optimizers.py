@@ -1,7 +1,8 @@
 """Optimisers that update an encoder or a model in place, in the core.
 
 Names, arguments and formulas are those of ``tf_keras.optimizers`` and of the Model Garden's LAMB; extensions are
-keyword-only. Weights stay in the core's packed storage, the moments lie beside them.
+keyword-only. Weights stay in the core's packed storage, the moments lie beside them. One difference: the global norm is
+that of the gradients. TensorFlow counts every occurrence of a word in a batch by itself in the word table's part of it.
 
 Example:
     >>> import numpy as np

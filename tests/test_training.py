@@ -1,0 +1,433 @@
+"""Optimisers, models and `fit` by themselves: learning, state, resumption, interrupts, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from encoders import LENGTH, VOCAB_SIZE, WIDTH, small_encoder, small_inputs
+from hypothesis import given
+from hypothesis import strategies as st
+from sparse_mixer import callbacks, models, optimizers, schedules, training
+from sparse_mixer.gradients import Gradients
+from sparse_mixer.masking import mask_tokens
+
+RULES = {
+    "adamw": lambda: optimizers.AdamW(1e-3, global_clipnorm=1.0),
+    "paper": lambda: optimizers.AdamW.paper(schedules.PaperSchedule(1e-3, 2, 100)),
+    "lamb": lambda: optimizers.LAMB(1e-3),
+    "sgd": lambda: optimizers.SGD(0.1, momentum=0.8, nesterov=True),
+    "plain": lambda: optimizers.SGD(0.2),
+    "adafactor": lambda: optimizers.Adafactor(1e-2),
+}
+
+
+def labelled(examples: int = 24, seed: int = 0) -> tuple[dict[str, Any], Any]:
+    """Inputs whose label is told by the first word."""
+    inputs = small_inputs(examples, seed)
+    return inputs, (inputs["input_word_ids"][:, 0] >= VOCAB_SIZE // 2).astype(np.int64)
+
+
+def masking(batch: dict[str, Any], seed: int) -> dict[str, Any]:
+    return mask_tokens(batch, seed=seed, mask_id=1, vocab_size=VOCAB_SIZE, special_ids=range(4), max_predictions=3)
+
+
+def assert_same_weights(one: Any, other: Any) -> None:
+    for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_classifier_learns(rule: str) -> None:
+    model = models.BertClassifier(small_encoder(), 2)
+    history = model.fit(labelled(), optimizer=RULES[rule](), epochs=25, batch_size=8, progress=False).history
+    assert history["loss"][-1] < 0.97 * history["loss"][0]
+    assert len(history["loss"]) == 25
+
+
+def test_every_model_learns() -> None:
+    inputs, labels = labelled(16)
+    tokens = (inputs["input_word_ids"] % 3).astype(np.int64)
+    spans = {"start_positions": labels * 2, "end_positions": labels * 2 + 1}
+    heads = [models.ClassificationHead(WIDTH, 2)]
+    cases: list[tuple[models.Model, Any, Any]] = [
+        (models.BertClassifier(small_encoder(), 3, use_encoder_pooler=False), (inputs, labels), None),
+        (models.BertClassifier(small_encoder(), 1), (inputs, labels.astype(np.float32)), None),
+        (models.BertTokenClassifier(small_encoder(), 3), (inputs, tokens), None),
+        (models.BertSpanLabeler(small_encoder()), (inputs, spans), None),
+        (models.BertPretrainerV2(small_encoder()), inputs, masking),
+        (
+            models.BertPretrainerV2(small_encoder(), "gelu", classification_heads=heads),
+            inputs | {"next_sentence_labels": labels},
+            masking,
+        ),
+    ]
+    for model, data, transform in cases:
+        arguments = {"epochs": 15, "batch_size": 8, "transform": transform, "progress": False}
+        history = model.fit(data, optimizer=optimizers.AdamW(3e-3), **arguments).history
+        assert history["loss"][-1] < 0.97 * history["loss"][0], type(model).__name__
+        assert np.isfinite(history["unscaled_router_z_loss"]).all()
+
+
+def test_gradients_of_models_are_slopes() -> None:
+    """A step against the gradient lowers the loss by the gradient's squared norm."""
+    encoder = small_encoder(output_dropout=0.0, attention_dropout=0.0)
+    inputs, labels = labelled(4)
+    spans = {"start_positions": labels, "end_positions": labels + 2}
+    heads = [models.ClassificationHead(WIDTH, 2)]
+    batches: list[tuple[models.Model, Any]] = [
+        (models.BertClassifier(encoder, 3, dropout_rate=0.0), (inputs, labels, np.arange(4))),
+        (models.BertClassifier(encoder, 3, use_encoder_pooler=False, dropout_rate=0.0), (inputs, labels)),
+        (models.BertClassifier(encoder, 1, dropout_rate=0.0), (inputs, labels * 0.5)),
+        (models.BertTokenClassifier(encoder, 4, dropout_rate=0.0), (inputs, inputs["input_word_ids"] % 4 - 1)),
+        (models.BertSpanLabeler(encoder), (inputs, spans)),
+        (
+            models.BertPretrainerV2(encoder, "gelu", classification_heads=heads),
+            masking(inputs | {"next_sentence_labels": labels}, 5),
+        ),
+    ]
+    for model, batch in batches:
+        before = model.get_weights()
+        _, gradients = model.loss_and_gradients(batch, seed=0)
+        norm = gradients.global_norm()
+        rate = 1e-3 / norm**2
+        for key, own in zip([w.key for w in model.weights], model.weights, strict=True):
+            own.assign(own.numpy() - rate * gradients[key])
+        low = model.loss_and_gradients(batch, seed=0)[0].means()["loss"]
+        model.set_weights([2 * old - new for old, new in zip(before, model.get_weights(), strict=True)])
+        high = model.loss_and_gradients(batch, seed=0)[0].means()["loss"]
+        model.set_weights(before)
+        assert high - low == pytest.approx(2e-3, rel=0.03), type(model).__name__
+
+
+def test_accumulated_batches_are_one_large_batch() -> None:
+    inputs, labels = labelled(8)
+    arguments = {"epochs": 1, "shuffle": False, "progress": False}
+    changed = []
+    for batch_size, steps in ((8, 1), (4, 2)):
+        encoder = small_encoder(output_dropout=0.0, attention_dropout=0.0)
+        model = models.BertClassifier(encoder, 2, dropout_rate=0.0)
+        sgd = optimizers.SGD(0.1)
+        model.fit((inputs, labels), optimizer=sgd, batch_size=batch_size, accumulation_steps=steps, **arguments)
+        assert sgd.iterations == 1
+        changed.append(model.get_weights())
+    for one, other in zip(*changed, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_frozen_layers_stay() -> None:
+    model = models.BertClassifier(small_encoder(), 2)
+    model.encoder.trainable = False
+    model.encoder.layers[-1].trainable = True
+    frozen = [variable for variable in model.encoder.weights if not variable.trainable]
+    before = [variable.numpy() for variable in frozen]
+    free = model.encoder.layers[-1].get_weights()
+    optimizer = optimizers.AdamW(1e-2)
+    model.fit(labelled(), optimizer=optimizer, epochs=1, progress=False)
+    for variable, values in zip(frozen, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), values)
+    assert not np.array_equal(free[0], model.encoder.layers[-1].get_weights()[0])
+    moments = optimizer.get_state()[1]
+    assert not any(name.startswith("transformer/") for name in moments)
+    assert "sentence_prediction/logits/kernel/m" in moments
+
+
+def test_apply_gradients_takes_mappings() -> None:
+    one, other = small_encoder(), small_encoder()
+    outputs, vjp = one.vjp(small_inputs(), seed=1)
+    grads = vjp({"sequence_output": np.ones_like(outputs["sequence_output"])})
+    optimizers.AdamW(1e-2).apply_gradients(one, grads)
+    optimizers.AdamW(1e-2).apply_gradients(other, {key: np.asarray(value) for key, value in grads.items()})
+    assert_same_weights(one, other)
+    before = one.get_weights()
+    optimizers.SGD(1e-2).apply_gradients(one, {"pooler_transform/bias": np.ones(WIDTH, np.float32)})
+    changed = [not np.array_equal(a, b) for a, b in zip(before, one.get_weights(), strict=True)]
+    assert sum(changed) == 1
+
+
+def test_bits_do_not_depend_on_threads() -> None:
+    results = []
+    for threads in (1, 2, 3):
+        model = models.BertPretrainerV2(small_encoder(num_threads=threads), "gelu")
+        model.fit(small_inputs(16), optimizer=optimizers.LAMB(), epochs=2, transform=masking, progress=False)
+        results.append(model)
+    assert_same_weights(results[0], results[1])
+    assert_same_weights(results[0], results[2])
+
+
+def test_a_call_that_runs_during_an_update_keeps_its_weights() -> None:
+    encoder = small_encoder()
+    outputs, vjp = encoder.vjp(small_inputs(), seed=1)
+    d_outputs = {"pooled_output": outputs["pooled_output"]}
+    before = vjp(d_outputs)
+    optimizers.SGD(1.0).apply_gradients(encoder, before)
+    after = vjp(d_outputs)
+    for key in before:
+        np.testing.assert_array_equal(before[key], after[key])
+
+
+def test_errors_name_the_argument() -> None:
+    encoder = small_encoder()
+    model = models.BertClassifier(encoder, 2)
+    inputs, labels = labelled(4)
+    optimizer = optimizers.AdamW()
+    gradients = Gradients(encoder)
+    for call, kind, message in [
+        (lambda: optimizers.AdamW(beta_1=1.0), ValueError, "beta_1: got 1"),
+        (lambda: optimizers.SGD(momentum=-0.5), ValueError, "momentum: got -0.5"),
+        (lambda: optimizers.AdamW(epsilon_rule="x"), ValueError, "rule: "),
+        (lambda: optimizers.AdamW(exclude_from_weight_decay="bias"), TypeError, "exclude_from_weight_decay: "),
+        (lambda: schedules.PaperSchedule(1.0, 3, 3), ValueError, "total_steps: got 3"),
+        (lambda: schedules.CosineDecay(1.0, 0), ValueError, "decay_steps: got 0"),
+        (lambda: optimizer.apply_gradients(encoder, {"x": 1}), ValueError, r"gradients: no weights are called \['x'\]"),
+        (
+            lambda: optimizer.apply_gradients(encoder, {"pooler_transform/bias": np.ones(3)}),
+            ValueError,
+            "pooler_transform/bias: got shape",
+        ),
+        (lambda: optimizer.apply_gradients(3, gradients), TypeError, "expected a SparseMixer or a model"),
+        (lambda: optimizers.AdamW(-1.0).apply_gradients(encoder, gradients), ValueError, "learning_rate: got -1"),
+        (
+            lambda: optimizers.AdamW().apply_gradients(encoder.astype("bfloat16"), gradients),
+            ValueError,
+            "dtype: training needs weights in float32",
+        ),
+        (lambda: model.loss_and_gradients((inputs, labels + 5), seed=0), ValueError, "labels: got "),
+        (lambda: model.loss_and_gradients((inputs, labels[:2]), seed=0), ValueError, "labels: expected shape"),
+        (lambda: model.loss_and_gradients(inputs, seed=0), ValueError, "labels: missing"),
+        (lambda: model.loss_and_gradients(inputs, seed=0, into=gradients), ValueError, "labels: missing"),
+        (lambda: model.loss_and_gradients((inputs, labels), seed=0, into=gradients), ValueError, "gradients: they"),
+        (lambda: model.fit(iter([]), optimizer=optimizer), TypeError, "data: an iterator cannot start again"),
+        (lambda: model.fit([], optimizer=optimizer, progress=False), ValueError, "data: an epoch has no batch"),
+        (lambda: model.fit((inputs, labels[:2]), optimizer=optimizer), ValueError, "data: expected arrays of one"),
+        (lambda: models.BertClassifier(encoder, 0), ValueError, "num_classes: got 0"),
+        (lambda: models.BertClassifier(encoder, 2, dropout_rate=1.0), ValueError, "got 1, expected at least 0"),
+        (lambda: models.BertPretrainerV2(encoder)(inputs | {"masked_lm_positions": [[LENGTH]] * 4}), ValueError, "got"),
+    ]:
+        with pytest.raises(kind, match=message):
+            call()
+    assert optimizer.iterations == 0
+
+
+def test_a_loss_that_is_not_finite_changes_nothing() -> None:
+    model = models.BertClassifier(small_encoder(), 1)
+    inputs, _ = labelled(4)
+    before = model.get_weights()
+    with pytest.raises(FloatingPointError, match="the loss of update 1 is nan"):
+        model.fit((inputs, np.full(4, np.nan)), optimizer=optimizers.AdamW(), progress=False)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def make_run(rule: str, folder: Path, stopper: callbacks.Callback | None = None) -> training.Trainer:
+    """A run with everything random: shuffling, dropout, jitter, masking, accumulation."""
+    encoder = small_encoder(jitter_noise=0.1)
+    model = models.BertPretrainerV2(encoder, "gelu", classification_heads=[models.ClassificationHead(WIDTH, 2, 0.1)])
+    inputs, labels = labelled(20)
+    return training.Trainer(
+        model,
+        inputs | {"next_sentence_labels": labels},
+        optimizer=RULES[rule](),
+        epochs=3,
+        batch_size=3,
+        seed=5,
+        transform=masking,
+        accumulation_steps=2,
+        validation_data=masking(inputs | {"next_sentence_labels": labels}, 0),
+        callbacks=[callbacks.EarlyStopping(patience=9), *([stopper] if stopper else [])],
+        state_path=folder / "state.npz",
+    )
+
+
+class StopAfter(callbacks.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, trainer: Any, logs: Any) -> None:
+        trainer.stop = trainer.step == self.step
+
+
+@pytest.mark.parametrize("rule", ["adamw", "adafactor"])
+def test_stopped_runs_resume_with_the_same_bits(rule: str, tmp_path: Path) -> None:
+    whole = make_run(rule, tmp_path / "whole")
+    whole.run()
+    steps = whole.step
+    for stop in np.random.default_rng(0).choice(np.arange(1, steps), 5, replace=False):
+        first = make_run(rule, tmp_path / str(stop), StopAfter(int(stop)))
+        first.run()
+        first.save(tmp_path / "stopped.npz")
+        second = make_run(rule, tmp_path / str(stop))
+        second.restore(tmp_path / "stopped.npz")
+        assert second.step == stop
+        history = second.run()
+        assert history == whole.history
+        assert_same_weights(second.model, whole.model)
+        for name, moment in whole.optimizer.get_state()[1].items():
+            np.testing.assert_array_equal(second.optimizer.get_state()[1][name], moment)
+
+
+def test_a_killed_process_resumes_with_the_same_bits(tmp_path: Path) -> None:
+    """The same in new processes, killed without warning; the state is saved after every update."""
+    program = f"""
+import os, sys, signal
+sys.path[:0] = {[str(Path(__file__).parent)]!r}
+from pathlib import Path
+import test_training as t
+class Kill(t.callbacks.Callback):
+    def on_step_end(self, trainer, logs):
+        if trainer.step == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)
+run = t.make_run("adamw", Path(sys.argv[1]), Kill())
+run._save_every = 1
+if Path(sys.argv[1], "state.npz").exists(): run.restore(Path(sys.argv[1], "state.npz"))
+run.run()
+"""
+    whole = make_run("adamw", tmp_path / "whole")
+    whole.run()
+    for stop in (3, 7, -1):
+        done = subprocess.run([sys.executable, "-c", program, str(tmp_path), str(stop)], timeout=120, check=False)
+        assert done.returncode == (0 if stop < 0 else -signal.SIGKILL)
+    resumed = make_run("adamw", tmp_path)
+    resumed.restore(tmp_path / "state.npz")
+    assert resumed.history == whole.history
+    assert_same_weights(resumed.model, whole.model)
+
+
+def test_ctrl_c_leaves_a_state_to_resume_from(tmp_path: Path) -> None:
+    whole = make_run("adamw", tmp_path / "whole")
+    whole.run()
+
+    class Interrupt(callbacks.Callback):
+        def on_step_end(self, trainer: Any, logs: Any) -> None:
+            if trainer.step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    run = make_run("adamw", tmp_path, Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert run.step == 5
+    resumed = make_run("adamw", tmp_path)
+    resumed.restore(tmp_path / "state.npz")
+    assert_same_weights(resumed.model, run.model)
+    assert resumed.run() == whole.history
+    assert run.run() == whole.history, "the interrupted run itself goes on, too"
+    assert_same_weights(run.model, whole.model)
+
+
+def test_ctrl_c_during_an_update_waits_for_it() -> None:
+    """A signal that comes while weights are changed is raised when counters agree with them again."""
+    model = models.BertClassifier(small_encoder(), 2)
+    optimizer = optimizers.AdamW()
+    apply = optimizer.apply_gradients
+
+    def interrupted(*arguments: Any, **keywords: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return apply(*arguments, **keywords)
+
+    optimizer.apply_gradients = interrupted  # type: ignore[method-assign]
+    trainer = training.Trainer(model, labelled(), optimizer=optimizer, batch_size=8)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert (trainer.step, trainer.batch, len(trainer.history.steps)) == (1, 1, 1)
+
+
+def test_states_of_other_runs_are_refused(tmp_path: Path) -> None:
+    run = make_run("adamw", tmp_path, StopAfter(2))
+    run.run()
+    path = tmp_path / "state.npz"
+    run.save(path)
+    other = training.Trainer(models.BertClassifier(small_encoder(), 2), labelled(), optimizer=optimizers.AdamW())
+    with pytest.raises(ValueError, match="saved for another model"):
+        other.restore(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:1000], b"", b"PK" + whole[2:5000], bytes(len(whole))):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged, or not a training state"):
+            run.restore(path)
+    with pytest.raises(FileNotFoundError):
+        run.restore(tmp_path / "missing.npz")
+
+
+def test_early_stopping_goes_back_to_the_best_weights() -> None:
+    seen: list[Any] = []
+
+    class Record(callbacks.Callback):
+        def on_epoch_end(self, trainer: Any, logs: Any) -> None:
+            seen.append((logs["val_loss"], trainer.model.get_weights()))
+
+    model = models.BertClassifier(small_encoder(), 2)
+    stopping = callbacks.EarlyStopping(patience=2, restore_best_weights=True)
+    data, other = labelled(), (labelled()[0], 1 - labelled()[1])
+    optimizer = optimizers.AdamW(1e-2)
+    history = model.fit(
+        data, optimizer=optimizer, epochs=50, validation_data=other, callbacks=[Record(), stopping], progress=False
+    )
+    assert len(history.epochs) < 50
+    best = min(seen, key=lambda entry: entry[0])
+    assert stopping.best == best[0]
+    for a, b in zip(model.get_weights(), best[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_histories_are_written(tmp_path: Path) -> None:
+    model = models.BertClassifier(small_encoder(), 2)
+    steps, epochs = callbacks.JSONLLogger(tmp_path / "steps.jsonl"), callbacks.CSVLogger(tmp_path / "epochs.csv")
+    schedule = schedules.LinearWarmup(schedules.PolynomialDecay(1e-3, 6, 0.0), 2)
+    optimizer = optimizers.AdamW(schedule, global_clipnorm=1.0)
+    history = model.fit(labelled(), optimizer=optimizer, epochs=2, batch_size=8, callbacks=[steps, epochs])
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["learning_rate"] for line in lines] == pytest.approx([schedule(step) for step in range(6)])
+    assert all(line["gradient_norm"] > 0 for line in lines)
+    assert len((tmp_path / "epochs.csv").read_text().splitlines()) == 3
+    history.plot().savefig(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+@given(seed=st.integers(0, 2**32), examples=st.integers(1, 5), predictions=st.integers(1, 9), rate=st.floats(0, 1))
+def test_masking(seed: int, examples: int, predictions: int, rate: float) -> None:
+    inputs = small_inputs(examples, seed)
+    ids = inputs["input_word_ids"].copy()
+    special = range(4)
+    masked = mask_tokens(
+        inputs,
+        seed=seed,
+        mask_id=1,
+        vocab_size=VOCAB_SIZE,
+        special_ids=special,
+        max_predictions=predictions,
+        rate=rate,
+    )
+    np.testing.assert_array_equal(inputs["input_word_ids"], ids)
+    for row in range(examples):
+        used = masked["masked_lm_weights"][row] > 0
+        positions = masked["masked_lm_positions"][row]
+        choosable = ~np.isin(ids[row], special) & (inputs["input_mask"][row] > 0)
+        wanted = min(predictions, max(1, int(rate * inputs["input_mask"][row].sum())))
+        assert used.sum() == min(wanted, choosable.sum())
+        assert (np.diff(positions[used]) > 0).all()
+        assert choosable[positions[used]].all()
+        np.testing.assert_array_equal(masked["masked_lm_ids"][row][used], ids[row][positions[used]])
+        changed = np.flatnonzero(masked["input_word_ids"][row] != ids[row])
+        assert set(changed) <= set(positions[used])
+        new = masked["input_word_ids"][row][changed]
+        assert ((new == 1) | ~np.isin(new, special)).all()
+        assert not masked["masked_lm_ids"][row][~used].any()
+
+
+def test_shares_of_masking() -> None:
+    inputs = {"input_word_ids": np.full((400, 100), 10, np.int32), "input_mask": np.ones((400, 100), np.int32)}
+    masked = mask_tokens(inputs, seed=0, mask_id=3, vocab_size=1000, special_ids=range(5), max_predictions=80)
+    chosen = masked["masked_lm_weights"].sum()
+    assert chosen == 400 * 15
+    new = np.take_along_axis(masked["input_word_ids"], masked["masked_lm_positions"], 1)[:, :15]
+    assert np.mean(new == 3) == pytest.approx(0.8, abs=0.02)
+    assert np.mean(new == 10) == pytest.approx(0.1, abs=0.02)
+    with pytest.raises(ValueError, match="rate: expected 0 to 1, got 2"):
+        mask_tokens(inputs, seed=0, mask_id=3, vocab_size=9, special_ids=[], max_predictions=1, rate=2)

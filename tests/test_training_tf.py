@@ -1,0 +1,196 @@
+"""Training against TensorFlow: heads and their gradients, and loss curves of AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import sparse_mixer
+import tensorflow_reference as reference
+from closeness import assert_gradients_close
+from encoders import ARGUMENTS, LENGTH, VOCAB_SIZE, small_inputs
+from sparse_mixer import models, optimizers
+from sparse_mixer.masking import mask_tokens
+
+with reference._quiet():
+    import tensorflow as tf
+    import tf_keras
+    from official.nlp.modeling import layers as official_layers
+    from official.nlp.modeling import models as official_models
+
+TF_ARGUMENTS = {key: value for key, value in ARGUMENTS.items() if key != "seed"}
+NO_DROPOUT = {"output_dropout": 0.0, "attention_dropout": 0.0}
+BATCH = 6
+
+
+def encoders() -> tuple[Any, sparse_mixer.SparseMixer]:
+    """The reference encoder and ours with its weights, without dropout."""
+    theirs = reference.TensorFlowEncoder(TF_ARGUMENTS | NO_DROPOUT, small_inputs(BATCH)).layer
+    ours = sparse_mixer.SparseMixer(**(ARGUMENTS | NO_DROPOUT))
+    ours.set_weights([weight.numpy() for weight in theirs.weights])
+    return theirs, ours
+
+
+def compare(theirs: Any, ours: models.Model, their_head: Any, call: Any, batch: Any, loss: Any) -> None:
+    """Compares outputs, loss and every gradient; `their_head` are its weights in the order of ours.
+
+    Args:
+        theirs: The reference encoder.
+        ours: Our model.
+        their_head: Variables of the reference's head.
+        call: Computes the reference model's outputs.
+        batch: What our model is trained on.
+        loss: From the reference's outputs to its loss.
+    """
+    head_weights = [weight for head in ours.heads.values() for weight in head.weights]
+    for mine, their in zip(head_weights, their_head, strict=True):
+        mine.assign(their.numpy())
+    with reference._quiet(), tf.GradientTape() as tape:
+        expected = loss(call())
+    sources = [*theirs.weights, *their_head]
+    with reference._quiet():
+        their_gradients = tape.gradient(expected, sources, unconnected_gradients="zero")
+    metrics, gradients = ours.loss_and_gradients(batch, seed=0)
+    assert metrics.means()["loss"] == pytest.approx(float(expected), rel=1e-5)
+    keys = [weight.key for weight in [*ours.encoder.weights, *head_weights]]
+    arrays = [tf.convert_to_tensor(gradient).numpy() for gradient in their_gradients]
+    assert_gradients_close(keys, gradients, dict(zip(keys, arrays, strict=True)))
+
+
+def mean_cross_entropy(labels: Any, logits: Any) -> Any:
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+
+
+def tensors(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: tf.constant(value) for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("pooler", [True, False])
+def test_classifier(pooler: bool) -> None:
+    theirs, encoder = encoders()
+    inputs, labels = small_inputs(BATCH), np.arange(BATCH) % 3
+    with reference._quiet():
+        model = official_models.BertClassifier(theirs, 3, dropout_rate=0.0, use_encoder_pooler=pooler)
+        expected = model(tensors(inputs)).numpy()
+    ours = models.BertClassifier(encoder, 3, dropout_rate=0.0, use_encoder_pooler=pooler)
+    assert [w.name for w in ours.heads["sentence_prediction"].weights] == [w.name for w in model.classifier.weights]
+    compare(
+        theirs,
+        ours,
+        model.classifier.weights,
+        lambda: model(tensors(inputs), training=True),
+        (inputs, labels),
+        lambda logits: mean_cross_entropy(labels, logits),
+    )
+    np.testing.assert_allclose(ours(inputs), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_token_classifier() -> None:
+    theirs, encoder = encoders()
+    inputs = small_inputs(BATCH)
+    labels = inputs["input_word_ids"].astype(np.int64) % 4
+    with reference._quiet():
+        model = official_models.BertTokenClassifier(theirs, 4, dropout_rate=0.0)
+        expected = model(tensors(inputs))["logits"].numpy()
+    ours = models.BertTokenClassifier(encoder, 4, dropout_rate=0.0)
+    compare(
+        theirs,
+        ours,
+        model.classifier.weights,
+        lambda: model(tensors(inputs), training=True),
+        (inputs, labels),
+        lambda outputs: mean_cross_entropy(labels, outputs["logits"]),
+    )
+    np.testing.assert_allclose(ours(inputs)["logits"], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_span_labeler() -> None:
+    theirs, encoder = encoders()
+    inputs = small_inputs(BATCH)
+    starts, ends = np.arange(BATCH) % LENGTH, (np.arange(BATCH) + 2) % LENGTH
+    with reference._quiet():
+        model = official_models.BertSpanLabeler(theirs)
+        expected = [logits.numpy() for logits in model(tensors(inputs))]
+    ours = models.BertSpanLabeler(encoder)
+    compare(
+        theirs,
+        ours,
+        model.span_labeling.weights,
+        lambda: model(tensors(inputs), training=True),
+        (inputs, (starts, ends)),
+        lambda outputs: (mean_cross_entropy(starts, outputs[0]) + mean_cross_entropy(ends, outputs[1])) / 2,
+    )
+    np.testing.assert_allclose(ours(inputs), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_pretrainer() -> None:
+    theirs, encoder = encoders()
+    labels = np.arange(BATCH) % 2
+    batch = mask_tokens(
+        small_inputs(BATCH), seed=1, mask_id=1, vocab_size=VOCAB_SIZE, special_ids=range(4), max_predictions=3, rate=0.5
+    )
+    batch["masked_lm_weights"][2] = 0  # an example that counts for nothing
+    with reference._quiet():
+        head = official_layers.ClassificationHead(16, 2, name="next_sentence")
+        model = official_models.BertPretrainerV2(
+            theirs, mlm_activation=tf_keras.activations.gelu, classification_heads=[head]
+        )
+        expected = {name: np.asarray(x) for name, x in model(tensors(batch)).items() if name != "encoder_outputs"}
+    ours = models.BertPretrainerV2(encoder, "gelu", classification_heads=[models.ClassificationHead(16, 2)])
+    lm = [weight for weight in model.masked_lm.weights if "word_embeddings" not in weight.name]
+
+    def loss(outputs: Any) -> Any:
+        entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["masked_lm_ids"], outputs["mlm_logits"])
+        weights = batch["masked_lm_weights"]
+        return tf.reduce_sum(entropies * weights) / weights.sum() + mean_cross_entropy(labels, outputs["next_sentence"])
+
+    names = [weight.name.split("/", 1)[1] if weight.name.startswith("bert/") else weight.name for weight in lm]
+    assert [weight.name for weight in ours.masked_lm.weights] == names
+    compare(
+        theirs,
+        ours,
+        [*lm, *head.weights],
+        lambda: model(tensors(batch), training=True),
+        batch | {"next_sentence_labels": labels},
+        loss,
+    )
+    actual = ours(batch)
+    for name in ("mlm_logits", "next_sentence", "pooled_output"):
+        np.testing.assert_allclose(actual[name], expected[name], atol=2e-5, rtol=1e-4, err_msg=name)
+
+
+def test_200_steps_of_adamw_follow_tensorflow() -> None:
+    """The same data without dropout: loss curves within 1e-3 throughout."""
+    theirs, encoder = encoders()
+    with reference._quiet():
+        model = official_models.BertClassifier(theirs, 3, dropout_rate=0.0)
+        optimizer = tf_keras.optimizers.AdamW(1e-3, weight_decay=0.01, global_clipnorm=1.0, jit_compile=False)
+        optimizer.exclude_from_weight_decay(var_names=list(optimizers.NORMS_AND_BIASES))
+        optimizer.build(model.trainable_variables)
+    ours = models.BertClassifier(encoder, 3, dropout_rate=0.0)
+    for mine, their in zip(ours.heads["sentence_prediction"].weights, model.classifier.weights, strict=True):
+        mine.assign(their.numpy())
+
+    @tf.function
+    def step(inputs: Any, labels: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = mean_cross_entropy(labels, model(inputs, training=True))
+        variables = model.trainable_variables
+        # Dense: in the norm of sparse gradients TensorFlow counts a word once per occurrence, before adding them up.
+        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)]
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return loss
+
+    adamw = optimizers.AdamW(1e-3, weight_decay=0.01, global_clipnorm=1.0)
+    curves = []
+    for number in range(200):
+        inputs = small_inputs(BATCH, seed=1000 + number)
+        labels = inputs["input_word_ids"].astype(np.int64).sum(1) % 3
+        metrics, gradients = ours.loss_and_gradients((inputs, labels), seed=0)
+        adamw.apply_gradients(ours, gradients)
+        with reference._quiet():
+            curves.append((metrics.means()["loss"], float(step(tensors(inputs), tf.constant(labels)))))
+    ours_curve, theirs_curve = np.array(curves).T
+    np.testing.assert_allclose(ours_curve, theirs_curve, rtol=1e-3)
+    assert theirs_curve[-20:].mean() < theirs_curve[:20].mean()
