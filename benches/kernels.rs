@@ -1,8 +1,8 @@
 //! Single-thread rates of the products on the Base model's shapes, against the multiply-add rate measured in the same
 //! run: `cargo bench --bench kernels [-- isa]`.
 //!
-//! Each figure is the median of rounds in which the peak and all shapes take turns, so that drifts of the clock hit
-//! all alike.
+//! The peak is measured before each figure, and the share is the median of the ratios: processors lower their clock
+//! under wide multiply-adds, by the second, and neighbours come and go.
 
 use std::hint::black_box;
 use std::time::Instant;

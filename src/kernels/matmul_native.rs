@@ -1,15 +1,24 @@
 //! Products with right operands stored in the type of the activations.
 //!
 //! A register tile of [`Simd::TILE_ROWS`] rows by half a panel or a panel holds its sums while `k` runs; every sum is
-//! one chain of multiply-adds in ascending `k`, whatever the tile. Rows are read in place, one broadcast element at a
-//! time: several panels pass while a tile's rows sit in the first-level cache.
+//! one chain of multiply-adds in ascending `k`, whatever the tile. Rows are packed first, a group at a time, so that a
+//! step of `k` reads neighbours: `rows x K_BLOCK` values stay in the second-level cache, `K_BLOCK` rows of a panel in
+//! the first while the group's tiles pass.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::matmul::{Block, Init};
 use super::simd::{LANES, Simd, VectorOp};
 use super::{Isa, PANEL, Real};
 
-/// Terms added per visit of a tile: so many rows of a panel stay in the first-level cache while the row tiles pass.
+/// Terms added per visit of a tile.
 const K_BLOCK: usize = 256;
+/// Rows packed at a time.
+const GROUP_ROWS: usize = 96;
+
+/// Room behind the packed rows: packing writes whole vectors of terms, and four rows.
+const SLACK: usize = LANES * GROUP_ROWS;
 
 /// `out = init + a x b` for the block, sums in ascending order of `k`.
 pub fn matmul<R: Real>(isa: Isa, block: &Block<'_, R>, a: &[R], a_stride: usize, b: &[R], out: &mut [R]) {
@@ -36,48 +45,156 @@ struct Product<'a, R> {
     out: &'a mut [R],
 }
 
+/// Rows `rows` of a group and terms from `first_k` on, packed: element `(r, i)` of tile `t` at
+/// `(start of t) * k + i * (rows of t) + (r - start of t)`.
+type PackedRows<R> = [MaybeUninit<R>; GROUP_ROWS * K_BLOCK + SLACK];
+
 impl<R: Real> VectorOp<R> for Product<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn eval<S: Simd<Elem = R>>(self, simd: S) {
-        let Product { block, a, a_stride, b, out } = self;
-        // Tiles of nearly equal height: a last tile of one or two rows would wait for its own sums.
-        let tiles = block.rows.div_ceil(S::TILE_ROWS);
+    fn eval<S: Simd<Elem = R>>(mut self, simd: S) {
+        let mut packed: PackedRows<R> = [const { MaybeUninit::uninit() }; GROUP_ROWS * K_BLOCK + SLACK];
+        let packed = packed.as_mut_ptr().cast::<R>();
+        let mut first_k = 0;
+        loop {
+            let k = K_BLOCK.min(self.block.k - first_k);
+            for first in (0..self.block.rows).step_by(GROUP_ROWS) {
+                let rows = first..self.block.rows.min(first + GROUP_ROWS);
+                // SAFETY: `packed` has room for `GROUP_ROWS` rows of `K_BLOCK` and a vector; `matmul` has checked
+                // the operands.
+                unsafe {
+                    self.pack(simd, rows.clone(), first_k..first_k + k, packed);
+                    self.multiply(simd, rows, first_k..first_k + k, packed);
+                }
+            }
+            first_k += k;
+            if first_k == self.block.k {
+                break;
+            }
+        }
+    }
+}
+
+/// The tiles of a group of `rows`, relative to its first: of nearly equal height, since a last tile of one or two rows
+/// would wait for its own sums.
+#[inline(always)]
+fn tiles<S: Simd>(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = rows.div_ceil(S::TILE_ROWS);
+    (0..count).map(move |tile| rows * tile / count..rows * (tile + 1) / count)
+}
+
+impl<R: Real> Product<'_, R> {
+    /// # Safety
+    /// `packed` must be writable for [`PackedRows`]; `rows` and `terms` inside the block, and not more than that holds.
+    #[inline(always)]
+    unsafe fn pack<S: Simd<Elem = R>>(
+        &self,
+        simd: S,
+        rows: Range<usize>,
+        terms: Range<usize>,
+        packed: *mut R,
+    ) {
+        let k = terms.len();
+        for tile in tiles::<S>(rows.len()) {
+            let source = rows.start + tile.start;
+            // SAFETY: `packed` holds the tile, and the caller vouches for the rest.
+            unsafe {
+                let target = packed.add(tile.start * k);
+                if tile.len() == S::TILE_ROWS {
+                    // The same with a height known to the compiler.
+                    self.pack_tile(simd, source, S::TILE_ROWS, terms.clone(), target);
+                } else {
+                    self.pack_tile(simd, source, tile.len(), terms.clone(), target);
+                }
+            }
+        }
+    }
+
+    /// Packs `height` rows from row `first_row` on to `target`.
+    ///
+    /// # Safety
+    /// As [`Product::pack`]; beyond the tile's last term `target` has room for a vector of terms of four rows.
+    #[inline(always)]
+    unsafe fn pack_tile<S: Simd<Elem = R>>(
+        &self,
+        simd: S,
+        first_row: usize,
+        height: usize,
+        terms: Range<usize>,
+        target: *mut R,
+    ) {
+        let k = terms.len();
+        let whole = k / LANES * LANES;
+        // Four rows at a time, the last first: if there are fewer than four, the last row stands in, and what it leaves
+        // in place of the next term is put right by the first four rows.
+        for r in (0..height).step_by(4).rev() {
+            let four: [*const R; 4] = std::array::from_fn(|i| {
+                let row = first_row + (r + i).min(height - 1);
+                self.a[row * self.a_stride + terms.start..].as_ptr()
+            });
+            // SAFETY: the caller's promise.
+            unsafe {
+                let target = target.add(r);
+                for first in (0..whole).step_by(LANES) {
+                    simd.copy_columns(four.map(|row| row.add(first)), target.add(first * height), height);
+                }
+                if whole < k {
+                    let mut ends = [[R::ZERO; LANES]; 4];
+                    for (end, row) in ends.iter_mut().zip(four) {
+                        end[..k - whole]
+                            .copy_from_slice(std::slice::from_raw_parts(row.add(whole), k - whole));
+                    }
+                    simd.copy_columns(
+                        ends.each_ref().map(|e| e.as_ptr()),
+                        target.add(whole * height),
+                        height,
+                    );
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// `packed` as [`Product::pack`] left it for the same `rows` and `terms`.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd<Elem = R>>(
+        &mut self,
+        simd: S,
+        rows: Range<usize>,
+        terms: Range<usize>,
+        packed: *const R,
+    ) {
+        let block = self.block;
         let width = S::TILE_VECS * LANES;
         for panel in block.cols.clone().step_by(PANEL) {
-            let mut first_k = 0;
-            loop {
-                let k = K_BLOCK.min(block.k - first_k);
-                for tile in 0..tiles {
-                    let rows = block.rows * tile / tiles..block.rows * (tile + 1) / tiles;
-                    for column in (panel..block.cols.end.min(panel + PANEL)).step_by(width) {
-                        let at = block.panel_start(panel) + first_k * PANEL + (column - panel);
-                        let start = match block.init {
-                            _ if first_k > 0 => Start::Out,
-                            Init::Zero => Start::Zero,
-                            Init::Bias(bias) => Start::Row(&bias[column..]),
-                            Init::Accumulate => Start::Out,
-                        };
-                        let tile = Tile {
-                            rows: rows.len(),
-                            width: width.min(block.cols.end - column),
-                            k,
-                            a: a.as_ptr().wrapping_add(rows.start * a_stride + first_k),
-                            a_stride,
-                            b: b.as_ptr().wrapping_add(at),
-                            out: out[rows.start * block.out_stride + column - block.cols.start..]
-                                .as_mut_ptr(),
-                            out_stride: block.out_stride,
-                            start,
-                        };
-                        // SAFETY: `matmul` has checked that rows, panels and results are inside their slices.
-                        unsafe { tile.run(simd) };
-                    }
-                }
-                first_k += k;
-                if first_k == block.k {
-                    break;
+            let b = self.b.as_ptr().wrapping_add(block.panel_start(panel) + terms.start * PANEL);
+            let next = b.wrapping_add(block.panel_stride);
+            for (t, tile) in tiles::<S>(rows.len()).enumerate() {
+                // Half of the next panel during each of the first two tiles.
+                let next_lines = if t < 2 { next.wrapping_add(t * terms.len() * PANEL / 2) } else { b };
+                for column in (panel..block.cols.end.min(panel + PANEL)).step_by(width) {
+                    let start = match block.init {
+                        _ if terms.start > 0 => Start::Out,
+                        Init::Zero => Start::Zero,
+                        Init::Bias(bias) => Start::Row(&bias[column..]),
+                        Init::Accumulate => Start::Out,
+                    };
+                    let at = (rows.start + tile.start) * block.out_stride + column - block.cols.start;
+                    let tile = Tile {
+                        rows: tile.len(),
+                        width: width.min(block.cols.end - column),
+                        k: terms.len(),
+                        a: packed.wrapping_add(tile.start * terms.len()),
+                        b: b.wrapping_add(column - panel),
+                        next: next_lines,
+                        out: self.out[at..].as_mut_ptr(),
+                        out_stride: block.out_stride,
+                        start,
+                    };
+                    // SAFETY: `matmul` has checked that panels and results are inside their slices; the rows are
+                    // packed.
+                    unsafe { tile.run(simd) };
                 }
             }
         }
@@ -92,14 +209,15 @@ enum Start<'a, R> {
     Out,
 }
 
-/// One register tile: `out[r][c] = start + sum_i a[r][i] * b[i][c]`.
+/// One register tile: `out[r][c] = start + sum_i a[i][r] * b[i][c]`.
 struct Tile<'a, R> {
     rows: usize,
     width: usize,
     k: usize,
     a: *const R,
-    a_stride: usize,
     b: *const R,
+    /// What to fetch meanwhile: a cache line per term from here on. Any address.
+    next: *const R,
     out: *mut R,
     out_stride: usize,
     start: Start<'a, R>,
@@ -107,8 +225,8 @@ struct Tile<'a, R> {
 
 impl<R: Real> Tile<'_, R> {
     /// # Safety
-    /// `a` must have `rows` rows of `k`, `b` `k` rows of a panel from the tile's first column on, `out` `rows` rows of
-    /// `width`; `width <= TILE_VECS * LANES`, `rows <= TILE_ROWS`.
+    /// `a` must have `k` times `rows` packed values, `b` `k` rows of a panel from the tile's first column on, `out`
+    /// `rows` rows of `width`; `width <= TILE_VECS * LANES`, `rows <= TILE_ROWS`.
     #[inline(always)]
     unsafe fn run<S: Simd<Elem = R>>(&self, simd: S) {
         macro_rules! by_rows {
@@ -126,7 +244,7 @@ impl<R: Real> Tile<'_, R> {
                 }
             };
         }
-        by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+        by_rows!(1 2 3 4 5 6 7 8 9 10 11 12)
     }
 
     /// # Safety
@@ -134,46 +252,72 @@ impl<R: Real> Tile<'_, R> {
     #[inline(always)]
     unsafe fn sums<S: Simd<Elem = R>, const ROWS: usize, const VECS: usize>(&self, simd: S) {
         let mut sums = [[simd.zero(); VECS]; ROWS];
-        for (v, first) in (0..self.width).step_by(LANES).enumerate() {
-            let lanes = LANES.min(self.width - first);
-            match self.start {
-                Start::Zero => {}
-                Start::Row(row) => {
-                    let start = simd.load_partial(&row[first..first + lanes]);
-                    sums.iter_mut().for_each(|row| row[v] = start);
-                }
-                Start::Out => {
-                    for (r, row) in sums.iter_mut().enumerate() {
-                        let at = r * self.out_stride + first;
-                        // SAFETY: `width` results of row `r` are readable.
-                        let out = unsafe { std::slice::from_raw_parts(self.out.add(at), lanes) };
-                        row[v] = simd.load_partial(out);
-                    }
-                }
+        let whole = self.width == VECS * LANES;
+        match self.start {
+            Start::Zero => {}
+            Start::Row(row) => {
+                let start = std::array::from_fn(|v| {
+                    let first = self.width.min(v * LANES);
+                    simd.load_partial(&row[first..self.width.min(first + LANES)])
+                });
+                sums = [start; ROWS];
             }
-        }
-        for i in 0..self.k {
-            // SAFETY: `i < k`; a row of `b` from the tile's first column on has `VECS * LANES` elements.
-            unsafe {
-                let b: [S::Vec; VECS] =
-                    std::array::from_fn(|v| simd.load_ptr(self.b.add(i * PANEL + v * LANES)));
+            Start::Out => {
                 for (r, row) in sums.iter_mut().enumerate() {
-                    let a = simd.splat(*self.a.add(r * self.a_stride + i));
-                    for (sum, b) in row.iter_mut().zip(b) {
-                        *sum = simd.mul_add(a, b, *sum);
+                    for (v, sum) in row.iter_mut().enumerate() {
+                        // SAFETY: `width` results of row `r` are readable.
+                        *sum = unsafe {
+                            if whole {
+                                simd.load_ptr(self.out.add(r * self.out_stride + v * LANES))
+                            } else {
+                                simd.load_partial(self.partial(r, v))
+                            }
+                        };
                     }
                 }
             }
         }
-        for (v, first) in (0..self.width).step_by(LANES).enumerate() {
-            let lanes = LANES.min(self.width - first);
-            for (r, row) in sums.iter().enumerate() {
-                let at = r * self.out_stride + first;
+        let (mut a, mut b, mut next) = (self.a, self.b, self.next);
+        for _ in 0..self.k {
+            // SAFETY: a term of `a` has `ROWS` elements, one of `b` from the tile's first column on `VECS * LANES`.
+            unsafe {
+                let columns: [S::Vec; VECS] = std::array::from_fn(|v| simd.load_ptr(b.add(v * LANES)));
+                simd.prefetch(next);
+                for (r, row) in sums.iter_mut().enumerate() {
+                    let a = simd.splat(*a.add(r));
+                    for (sum, column) in row.iter_mut().zip(columns) {
+                        *sum = simd.mul_add(a, column, *sum);
+                    }
+                }
+            }
+            a = a.wrapping_add(ROWS);
+            b = b.wrapping_add(PANEL);
+            next = next.wrapping_add(LANES);
+        }
+        for (r, row) in sums.into_iter().enumerate() {
+            for (v, sum) in row.into_iter().enumerate() {
                 // SAFETY: `width` results of row `r` are writable.
-                let out = unsafe { std::slice::from_raw_parts_mut(self.out.add(at), lanes) };
-                simd.store_partial(row[v], out);
+                unsafe {
+                    if whole {
+                        simd.store_ptr(sum, self.out.add(r * self.out_stride + v * LANES));
+                    } else {
+                        simd.store_partial(sum, self.partial(r, v));
+                    }
+                }
             }
         }
+    }
+
+    /// The `v`-th vector of row `r` of the results, as much as is inside the tile's width.
+    ///
+    /// # Safety
+    /// As [`Tile::run`]; one such slice at a time.
+    #[inline(always)]
+    unsafe fn partial(&self, r: usize, v: usize) -> &mut [R] {
+        let first = self.width.min(v * LANES);
+        let last = self.width.min(first + LANES);
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.out.add(r * self.out_stride + first), last - first) }
     }
 }
 

@@ -187,34 +187,26 @@ impl Simd for Avx512 {
         intrinsics!(_mm512_storeu_ps(out, v))
     }
     #[inline(always)]
+    unsafe fn copy_columns(self, rows: [*const f32; 4], out: *mut f32, stride: usize) {
+        intrinsics!(copy_columns(rows, out, stride))
+    }
+    #[inline(always)]
     fn prefetch(self, x: *const f32) {
-        intrinsics!(_mm_prefetch::<_MM_HINT_T0>(x.cast()))
+        intrinsics!(_mm_prefetch::<_MM_HINT_T1>(x.cast()))
     }
 
-    /// Pairs of elements, then of pairs, then of quarters are exchanged between registers.
     #[inline(always)]
     fn transpose(self, rows: [__m512; LANES]) -> [__m512; LANES] {
         intrinsics!({
-            let mut a = rows;
-            for i in (0..LANES).step_by(2) {
-                a[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
-                a[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
-            }
-            // b[4 i + j]: column 4 q + j of rows 4 i..4 i + 4 in its q-th quarter.
-            let mut b = a;
-            for i in (0..LANES).step_by(4) {
-                let d: [__m512d; 4] = std::array::from_fn(|j| _mm512_castps_pd(a[i + j]));
-                b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(d[0], d[2]));
-                b[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(d[0], d[2]));
-                b[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(d[1], d[3]));
-                b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(d[1], d[3]));
-            }
-            let mut out = b;
+            let b: [[__m512; 4]; 4] = std::array::from_fn(|i| {
+                quarters([rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]])
+            });
+            let mut out = rows;
             for j in 0..4 {
-                let low = _mm512_shuffle_f32x4::<0x44>(b[j], b[4 + j]);
-                let high = _mm512_shuffle_f32x4::<0xee>(b[j], b[4 + j]);
-                let low2 = _mm512_shuffle_f32x4::<0x44>(b[8 + j], b[12 + j]);
-                let high2 = _mm512_shuffle_f32x4::<0xee>(b[8 + j], b[12 + j]);
+                let low = _mm512_shuffle_f32x4::<0x44>(b[0][j], b[1][j]);
+                let high = _mm512_shuffle_f32x4::<0xee>(b[0][j], b[1][j]);
+                let low2 = _mm512_shuffle_f32x4::<0x44>(b[2][j], b[3][j]);
+                let high2 = _mm512_shuffle_f32x4::<0xee>(b[2][j], b[3][j]);
                 out[j] = _mm512_shuffle_f32x4::<0x88>(low, low2);
                 out[4 + j] = _mm512_shuffle_f32x4::<0xdd>(low, low2);
                 out[8 + j] = _mm512_shuffle_f32x4::<0x88>(high, high2);
@@ -223,6 +215,23 @@ impl Simd for Avx512 {
             out
         })
     }
+}
+
+/// Columns of four rows: the `q`-th quarter of the `j`-th result is column `4 q + j`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn quarters(rows: [__m512; 4]) -> [__m512; 4] {
+    let [a, b, c, d] = rows;
+    let ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+    let ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+    let cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+    let cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+    [
+        _mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low)),
+        _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high)),
+    ]
 }
 
 /// Bits of the `f32` nearest to `sqrt(1/2)`.
@@ -396,8 +405,12 @@ impl Simd for Avx2 {
         both!(|i| _mm256_storeu_ps(out.add(8 * i), v[i]));
     }
     #[inline(always)]
+    unsafe fn copy_columns(self, rows: [*const f32; 4], out: *mut f32, stride: usize) {
+        intrinsics!(copy_columns(rows, out, stride))
+    }
+    #[inline(always)]
     fn prefetch(self, x: *const f32) {
-        intrinsics!(_mm_prefetch::<_MM_HINT_T0>(x.cast()))
+        intrinsics!(_mm_prefetch::<_MM_HINT_T1>(x.cast()))
     }
 
     /// Four 8 x 8 blocks.
@@ -415,22 +428,51 @@ impl Simd for Avx2 {
 #[target_feature(enable = "avx2")]
 #[inline]
 fn transpose_8x8(rows: [__m256; 8]) -> [__m256; 8] {
-    let mut a = rows;
-    for i in (0..8).step_by(2) {
-        a[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
-        a[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
-    }
-    let mut b = a;
-    for i in (0..8).step_by(4) {
-        b[i] = _mm256_shuffle_ps::<0x44>(a[i], a[i + 2]);
-        b[i + 1] = _mm256_shuffle_ps::<0xee>(a[i], a[i + 2]);
-        b[i + 2] = _mm256_shuffle_ps::<0x44>(a[i + 1], a[i + 3]);
-        b[i + 3] = _mm256_shuffle_ps::<0xee>(a[i + 1], a[i + 3]);
-    }
-    let mut out = b;
+    let upper = halves([rows[0], rows[1], rows[2], rows[3]]);
+    let lower = halves([rows[4], rows[5], rows[6], rows[7]]);
+    let mut out = rows;
     for j in 0..4 {
-        out[j] = _mm256_permute2f128_ps::<0x20>(b[j], b[4 + j]);
-        out[4 + j] = _mm256_permute2f128_ps::<0x31>(b[j], b[4 + j]);
+        out[j] = _mm256_permute2f128_ps::<0x20>(upper[j], lower[j]);
+        out[4 + j] = _mm256_permute2f128_ps::<0x31>(upper[j], lower[j]);
     }
     out
+}
+
+/// Columns of four rows: the `q`-th half of the `j`-th result is column `4 q + j`.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn halves(rows: [__m256; 4]) -> [__m256; 4] {
+    let [a, b, c, d] = rows;
+    let (ab_low, ab_high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    let (cd_low, cd_high) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    [
+        _mm256_shuffle_ps::<0x44>(ab_low, cd_low),
+        _mm256_shuffle_ps::<0xee>(ab_low, cd_low),
+        _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+        _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
+    ]
+}
+
+/// [`Simd::copy_columns`] in registers of 256 bits: those of 512 have fewer ways to shuffle and to store a part.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn copy_columns(rows: [*const f32; 4], out: *mut f32, stride: usize) {
+    for first in [0, 8] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [a, b, c, d] = halves(rows.map(|row| _mm256_loadu_ps(row.add(first))));
+            let out = out.add(first * stride);
+            _mm_storeu_ps(out, _mm256_castps256_ps128(a));
+            _mm_storeu_ps(out.add(stride), _mm256_castps256_ps128(b));
+            _mm_storeu_ps(out.add(2 * stride), _mm256_castps256_ps128(c));
+            _mm_storeu_ps(out.add(3 * stride), _mm256_castps256_ps128(d));
+            _mm_storeu_ps(out.add(4 * stride), _mm256_extractf128_ps::<1>(a));
+            _mm_storeu_ps(out.add(5 * stride), _mm256_extractf128_ps::<1>(b));
+            _mm_storeu_ps(out.add(6 * stride), _mm256_extractf128_ps::<1>(c));
+            _mm_storeu_ps(out.add(7 * stride), _mm256_extractf128_ps::<1>(d));
+        }
+    }
 }
