@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn words_do_not_depend_on_where_a_run_begins() {
         let stream = Stream::new(7, 3);
-        let mut whole = vec![0; 41];
+        let mut whole = [0; 41];
         stream.for_each_word(0, 41, |i, w| whole[i] = w);
         for first in 0..20 {
             stream.for_each_word(first, 21, |i, w| assert_eq!(w, whole[first as usize + i]));

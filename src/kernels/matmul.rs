@@ -63,7 +63,7 @@ pub enum Init<'a, R> {
 pub fn lhs_stride(k: usize, dtype: WeightDtype) -> usize {
     let step = dtype.k_multiple();
     let padded = k.next_multiple_of(step);
-    if step > 1 && padded % (8 * step) == 0 { padded + step } else { padded }
+    if step > 1 && padded.is_multiple_of(8 * step) { padded + step } else { padded }
 }
 
 /// Converts `rows` rows of `k` values, `stride` apart, for products with right operands of `dtype`.

@@ -26,6 +26,7 @@ use super::pass::{Pass, RowBlock, Site, split_rows};
 
 /// The first sublayer.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one per block, beside weights of megabytes")]
 pub enum Mix<R> {
     /// Learned matrices.
     Linear(MixLinear<R>),
@@ -36,6 +37,9 @@ pub enum Mix<R> {
     /// Self-attention.
     Attend(Attend<R>),
 }
+
+/// A block's gradients, divided: of mixing, of the second sublayer, of `LN1`, of `LN2`.
+type GradParts<'g, R> = (&'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>]);
 
 /// What the first sublayer made of all tokens, for row blocks to finish.
 enum Mixed<R: Real> {
@@ -417,10 +421,7 @@ impl<R: Real> Block<R> {
     }
 
     /// The gradients' parts: of mixing, of the second sublayer, of `LN1`, of `LN2`.
-    fn split_grads<'g>(
-        &self,
-        grads: &'g mut [Vec<R>],
-    ) -> (&'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>]) {
+    fn split_grads<'g>(&self, grads: &'g mut [Vec<R>]) -> GradParts<'g, R> {
         let (mix, rest) = grads.split_at_mut(self.mix.params().len());
         match &self.feed {
             Feed::Dense(dense) => {

@@ -77,13 +77,16 @@ fn routing<'py>(py: Python<'py>, record: RoutingRecord<f32>, experts: usize) -> 
     Ok(dict)
 }
 
+/// Name of a metric, and where a layer keeps it.
+type Column = (&'static str, fn(&LayerMetrics<f32>) -> f32);
+
 /// The auxiliary values: one array per metric, the layers that they belong to, and what to add to a training loss.
 pub fn aux_to_python<'py>(
     py: Python<'py>,
     metrics: &[LayerMetrics<f32>],
     config: &SparseMixerConfig,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let columns: [(&str, fn(&LayerMetrics<f32>) -> f32); 6] = [
+    let columns: [Column; 6] = [
         ("unscaled_router_z_loss", |m| m.unscaled_router_z_loss),
         ("router_z_loss", |m| m.router_z_loss),
         ("load_balancing_loss", |m| m.load_balancing_loss),
