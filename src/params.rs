@@ -195,6 +195,29 @@ impl<'a, R: Real> Param<'a, R> {
         }
     }
 
+    /// Hands the values of [`Param::to_vec`] to `visit` in pieces, in order: for large weights cheaper than all at once.
+    ///
+    /// # Errors
+    /// The first one of `visit`.
+    pub fn try_for_each_piece(&self, mut visit: impl FnMut(&[R]) -> Result<()>) -> Result<()> {
+        match self {
+            Param::Vectors(pieces) => pieces.iter().try_for_each(|piece| visit(piece)),
+            Param::Table(table) => match table.native() {
+                Some(values) => visit(values),
+                None => visit(&table.to_vec()),
+            },
+            Param::Matrices(matrices) => {
+                let mut values = Vec::new();
+                for matrix in matrices {
+                    values.resize(matrix.k() * matrix.n(), R::ZERO);
+                    matrix.unpack_into(&mut values);
+                    visit(&values)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         match self {

@@ -84,8 +84,8 @@ impl<'a> TensorToWrite<'a> {
 /// # Errors
 /// Those of the sink.
 pub fn send_f32(values: &[f32], sink: &mut ChunkSink<'_>) -> Result<()> {
-    // A few pages at a time: the copy stays in cache.
-    const PIECE: usize = 4 << 10;
+    // The copy stays in cache and is still large enough to pass the writers' buffers by.
+    const PIECE: usize = 64 << 10;
     let mut bytes = vec![0; PIECE.min(values.len()) * size_of::<f32>()];
     for piece in values.chunks(PIECE) {
         let bytes = &mut bytes[..size_of_val(piece)];

@@ -121,7 +121,12 @@ impl<R: Real> PackedMatrix<R> {
         let storage = match dtype {
             WeightDtype::Native => {
                 let mut out = AlignedVec::zeros(len);
-                place(&mut |at, x, _| out[at] = x);
+                for (p, panel) in out.chunks_exact_mut(panel_len.max(1)).enumerate() {
+                    let cols = p * PANEL..n.min((p + 1) * PANEL);
+                    for (row, values) in panel.chunks_exact_mut(PANEL).zip(values.chunks_exact(n)) {
+                        row[..cols.len()].copy_from_slice(&values[cols.clone()]);
+                    }
+                }
                 Storage::Native(out)
             }
             WeightDtype::Bfloat16 => {
@@ -167,6 +172,17 @@ impl<R: Real> PackedMatrix<R> {
 
     /// Writes the matrix row-major into `out` (`k * n`).
     pub fn unpack_into(&self, out: &mut [R]) {
+        if let Storage::Native(panels) = &self.storage
+            && self.k > 0
+        {
+            for (p, panel) in panels.chunks_exact(self.k * PANEL).enumerate() {
+                let cols = p * PANEL..self.n.min((p + 1) * PANEL);
+                for (row, values) in panel.chunks_exact(PANEL).zip(out.chunks_exact_mut(self.n)) {
+                    values[cols.clone()].copy_from_slice(&row[..cols.len()]);
+                }
+            }
+            return;
+        }
         let view = self.view();
         for i in 0..self.k {
             for j in 0..self.n {

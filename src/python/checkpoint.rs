@@ -263,14 +263,14 @@ pub fn write_encoder(
             dtype: Dtype::F32,
             shape: spec.shape.clone(),
             content: Box::new(move |sink| {
-                let values = network.params()[index].to_vec();
-                for values in values.chunks(VALUES_PER_LOOK) {
-                    if interrupt() {
-                        return Err(Error::Interrupted);
-                    }
-                    send_f32(values, sink)?;
-                }
-                Ok(())
+                network.params()[index].try_for_each_piece(|piece| {
+                    piece.chunks(VALUES_PER_LOOK).try_for_each(|values| {
+                        if interrupt() {
+                            return Err(Error::Interrupted);
+                        }
+                        send_f32(values, sink)
+                    })
+                })
             }),
         })
         .collect();
