@@ -51,8 +51,13 @@ impl Isa {
     pub fn detect() -> Result<Isa> {
         match std::env::var("SPARSE_MIXER_ISA") {
             Ok(name) => Isa::parse(&name, "SPARSE_MIXER_ISA"),
-            Err(_) => Ok(*Isa::available().last().unwrap_or(&Isa::PORTABLE)),
+            Err(_) => Ok(Isa::fastest()),
         }
+    }
+
+    /// The last of [`Isa::available`].
+    pub(super) fn fastest() -> Isa {
+        Isa::available().pop().unwrap_or(Isa::PORTABLE)
     }
 
     /// The instruction set called `name`; `argument` is who asks, for the error.

@@ -12,7 +12,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::quantize::{pack_bfloat16_panel, pack_bfloat16_panel_transposed};
-use super::{AlignedVec, Isa, Real};
+use super::{AlignedVec, Isa, Real, transpose};
 
 /// Columns in a panel.
 pub const PANEL: usize = 32;
@@ -108,25 +108,11 @@ impl<R: Real> PackedMatrix<R> {
     /// Packs row-major `values` (`k x n`), rounding to `dtype`.
     pub fn pack(k: usize, n: usize, dtype: WeightDtype, values: &[R]) -> Self {
         assert_eq!(values.len(), k * n, "a {k} x {n} matrix has {} values", k * n);
-        let panel_len = padded_k(k, dtype) * PANEL;
-        let place = |visit: &mut dyn FnMut(usize, R, usize)| {
-            for i in 0..k {
-                for j in 0..n {
-                    let at = (j / PANEL) * panel_len + offset_in_panel(i, j % PANEL, dtype);
-                    visit(at, values[i * n + j], j);
-                }
-            }
-        };
         let len = packed_len(k, n, dtype);
         let storage = match dtype {
             WeightDtype::Native => {
                 let mut out = AlignedVec::zeros(len);
-                for (p, panel) in out.chunks_exact_mut(panel_len.max(1)).enumerate() {
-                    let cols = p * PANEL..n.min((p + 1) * PANEL);
-                    for (row, values) in panel.chunks_exact_mut(PANEL).zip(values.chunks_exact(n)) {
-                        row[..cols.len()].copy_from_slice(&values[cols.clone()]);
-                    }
-                }
+                pack_native(Isa::PORTABLE, values, n, false, k, 0..n, &mut out);
                 Storage::Native(out)
             }
             WeightDtype::Bfloat16 => {
@@ -136,7 +122,8 @@ impl<R: Real> PackedMatrix<R> {
             }
             WeightDtype::Float16 => {
                 let mut out = AlignedVec::zeros(len);
-                place(&mut |at, x, _| out[at] = f16::from_f32(x.to_f32()));
+                let round = |x: R| f16::from_f32(x.to_f32());
+                pack_activations(values, n, false, k, 0..n, dtype, &mut out, round);
                 Storage::Float16(out)
             }
             WeightDtype::Int8 => {
@@ -150,11 +137,13 @@ impl<R: Real> PackedMatrix<R> {
                 scales.iter_mut().for_each(|s| *s = if *s > 0.0 { *s / 127.0 } else { 1.0 });
                 let mut out = AlignedVec::<i8>::zeros(len);
                 let mut block_sums = vec![0i32; k.div_ceil(INT8_K_BLOCK) * padded_n];
-                place(&mut |at, x, j| out[at] = (x.to_f32() / scales[j]).round_ties_even() as i8);
-                for i in 0..k {
-                    for j in 0..n {
-                        let at = (j / PANEL) * panel_len + offset_in_panel(i, j % PANEL, dtype);
-                        block_sums[(i / INT8_K_BLOCK) * padded_n + j] += i32::from(out[at]);
+                let panel_len = padded_k(k, dtype) * PANEL;
+                for (i, row) in values.chunks_exact(n.max(1)).enumerate() {
+                    let sums = &mut block_sums[i / INT8_K_BLOCK * padded_n..][..n];
+                    for (j, ((x, scale), sum)) in row.iter().zip(&scales).zip(sums).enumerate() {
+                        let rounded = (x.to_f32() / scale).round_ties_even() as i8;
+                        out[(j / PANEL) * panel_len + offset_in_panel(i, j % PANEL, dtype)] = rounded;
+                        *sum += i32::from(rounded);
                     }
                 }
                 Storage::Int8 { values: out, scales, block_sums }
@@ -172,21 +161,16 @@ impl<R: Real> PackedMatrix<R> {
 
     /// Writes the matrix row-major into `out` (`k * n`).
     pub fn unpack_into(&self, out: &mut [R]) {
-        if let Storage::Native(panels) = &self.storage
-            && self.k > 0
-        {
-            for (p, panel) in panels.chunks_exact(self.k * PANEL).enumerate() {
-                let cols = p * PANEL..self.n.min((p + 1) * PANEL);
-                for (row, values) in panel.chunks_exact(PANEL).zip(out.chunks_exact_mut(self.n)) {
-                    values[cols.clone()].copy_from_slice(&row[..cols.len()]);
-                }
-            }
-            return;
-        }
+        assert_eq!(out.len(), self.k * self.n, "a {} x {} matrix", self.k, self.n);
         let view = self.view();
-        for i in 0..self.k {
-            for j in 0..self.n {
-                out[i * self.n + j] = view.get(i, j);
+        for (i, row) in out.chunks_exact_mut(self.n.max(1)).enumerate() {
+            for (p, part) in row.chunks_mut(PANEL).enumerate() {
+                match view.data {
+                    PanelData::Native(v) => {
+                        part.copy_from_slice(&v[p * view.panel_stride + i * PANEL..][..part.len()]);
+                    }
+                    _ => part.iter_mut().enumerate().for_each(|(c, x)| *x = view.get(i, p * PANEL + c)),
+                }
             }
         }
     }
@@ -228,14 +212,23 @@ impl<R: Real> PackedMatrix<R> {
 
     /// The transposed matrix in panels, for `dX = dY W^T`.
     pub fn transposed(&self) -> PackedMatrix<R> {
-        let rows = self.unpack();
-        let mut turned = vec![R::ZERO; rows.len()];
-        for i in 0..self.k {
-            for j in 0..self.n {
-                turned[j * self.k + i] = rows[i * self.n + j];
+        let (k, n) = (self.k, self.n);
+        let Storage::Native(values) = &self.storage else {
+            let mut turned = vec![R::ZERO; k * n];
+            transpose(Isa::fastest(), &self.unpack(), k, n, n, &mut turned, k);
+            return PackedMatrix::pack(n, k, self.dtype(), &turned);
+        };
+        let mut turned = AlignedVec::zeros(packed_len(n, k, WeightDtype::Native));
+        // A square of 32 rows of one panel becomes one of the panel that holds these rows as columns.
+        for (q, first_row) in (0..k).step_by(PANEL).enumerate() {
+            for (p, first_col) in (0..n).step_by(PANEL).enumerate() {
+                let square = &values[(p * k + first_row) * PANEL..];
+                let target = &mut turned[(q * n + first_col) * PANEL..];
+                let (rows, cols) = (PANEL.min(k - first_row), PANEL.min(n - first_col));
+                transpose(Isa::fastest(), square, rows, cols, PANEL, target, PANEL);
             }
         }
-        PackedMatrix::pack(self.n, self.k, self.dtype(), &turned)
+        PackedMatrix { k: n, n: k, storage: Storage::Native(turned) }
     }
 
     /// The whole matrix as a right operand.
@@ -318,7 +311,7 @@ impl<'a, R: Real> Panels<'a, R> {
 /// `out` receives the panels of columns `cols` (its start a multiple of [`PANEL`]) of the `k x n` matrix whose element
 /// `(i, j)` is `source[i * stride + j]`, or `source[j * stride + i]` if `transposed`: [`packed_len`] elements.
 pub fn pack_native<R: Real>(
-    _isa: Isa,
+    isa: Isa,
     source: &[R],
     stride: usize,
     transposed: bool,
@@ -326,7 +319,21 @@ pub fn pack_native<R: Real>(
     cols: Range<usize>,
     out: &mut [R],
 ) {
-    pack_activations(source, stride, transposed, k, cols, WeightDtype::Native, out, |x| x);
+    assert!(cols.start.is_multiple_of(PANEL));
+    for (p, first) in cols.clone().step_by(PANEL).enumerate() {
+        let panel = &mut out[p * k * PANEL..][..k * PANEL];
+        let columns = PANEL.min(cols.end - first);
+        if columns < PANEL {
+            panel.fill(R::ZERO);
+        }
+        if transposed {
+            transpose(isa, &source[first * stride..], columns, k, stride, panel, PANEL);
+        } else {
+            for (i, row) in panel.chunks_exact_mut(PANEL).enumerate() {
+                row[..columns].copy_from_slice(&source[i * stride + first..][..columns]);
+            }
+        }
+    }
 }
 
 /// As [`pack_native`], rounding to `Bfloat16` panels; `k` is padded with zeros.
@@ -376,6 +383,72 @@ fn pack_activations<R: Real, T: Copy + Default>(
                 let at = if transposed { j * stride + i } else { i * stride + j };
                 let inside = i < k && j < cols.end;
                 panel[offset_in_panel(i, c, dtype)] = if inside { round(source[at]) } else { T::default() };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::noise;
+    use super::*;
+
+    const SHAPES: [(usize, usize); 6] = [(1, 1), (3, 33), (16, 32), (40, 31), (70, 65), (64, 96)];
+    const DTYPES: [WeightDtype; 4] =
+        [WeightDtype::Native, WeightDtype::Bfloat16, WeightDtype::Float16, WeightDtype::Int8];
+
+    #[test]
+    fn native_matrices_come_back_as_they_were() {
+        for (k, n) in SHAPES {
+            let values = noise(k * n, 1);
+            assert_eq!(PackedMatrix::pack(k, n, WeightDtype::Native, &values).unpack(), values);
+        }
+    }
+
+    #[test]
+    fn every_element_is_where_the_view_finds_it() {
+        for dtype in DTYPES {
+            for (k, n) in SHAPES {
+                let packed = PackedMatrix::pack(k, n, dtype, &noise(k * n, 2));
+                let rows = packed.unpack();
+                for (at, &x) in rows.iter().enumerate() {
+                    assert_eq!(packed.view().get(at / n, at % n), x, "{dtype:?} {k} x {n}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn transposed_matrices_have_rows_as_columns() {
+        for dtype in [WeightDtype::Native, WeightDtype::Bfloat16, WeightDtype::Float16] {
+            for (k, n) in SHAPES {
+                let packed = PackedMatrix::pack(k, n, dtype, &noise(k * n, 3));
+                let turned = packed.transposed();
+                assert_eq!((turned.k(), turned.n(), turned.dtype()), (n, k, dtype));
+                for i in 0..k {
+                    for j in 0..n {
+                        assert_eq!(turned.view().get(j, i), packed.view().get(i, j), "{dtype:?} {k} x {n}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn activations_are_packed_both_ways_with_zeros_for_missing_columns() {
+        for isa in Isa::available() {
+            for (k, n) in SHAPES {
+                let stride = k.max(n) + 3;
+                let source = noise(stride * stride, 4);
+                for transposed in [false, true] {
+                    let mut panels = vec![-1.0; packed_len(k, n, WeightDtype::Native)];
+                    pack_native(isa, &source, stride, transposed, k, 0..n, &mut panels);
+                    for (at, &x) in panels.iter().enumerate() {
+                        let (i, j) = (at / PANEL % k, at / PANEL / k * PANEL + at % PANEL);
+                        let from = if transposed { j * stride + i } else { i * stride + j };
+                        assert_eq!(x, if j < n { source[from] } else { 0.0 }, "{} {k} x {n}", isa.name());
+                    }
+                }
             }
         }
     }
