@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize};
 use super::cross_entropy::{LossSums, check_labels, first_largest};
 use super::dense::{self, Dense};
 use super::projection::as_dense;
+use super::word_blocks::{BLOCK, Targets, add_table_gradients, hidden_gradients, table_rows};
 use crate::config::ActivationConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Elementwise, Init, LhsBuffer, PANEL, Panels, Real, WeightDtype, elementwise, layer_norm_backward,
-    log_sum_exp, matmul, pack_native, prepare_lhs, transpose,
+    Init, Panels, Real, WeightDtype, layer_norm_backward, log_sum_exp, matmul, pack_native, prepare_lhs,
 };
 use crate::layers::{Activation, LayerNorm, Table};
 use crate::params::{Loader, Param, ParamMut, Spec};
@@ -28,8 +28,6 @@ use crate::runtime::Context;
 
 /// Positions that are computed together.
 const CHUNK: usize = 512;
-/// Words of a block; a multiple of the panel width.
-const BLOCK: usize = 8 * PANEL;
 
 /// Sizes and activation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -341,112 +339,5 @@ impl<R: Real> MaskedLm<R> {
             normalisers.push(normaliser[0]);
         }
         Ok(normalisers)
-    }
-}
-
-/// What turns logits into their gradients, one entry per row.
-#[derive(Clone, Copy)]
-struct Targets<'a, R> {
-    labels: &'a [usize],
-    /// Logarithms of the sums of exponentials.
-    normalisers: &'a [R],
-    /// Weight times scale.
-    factors: &'a [R],
-}
-
-/// Turns the logits in `blocks` into gradients, and adds to those of the table (`dz^T h`) and of the bias.
-fn add_table_gradients<R: Real>(
-    context: &Context<'_, R>,
-    h: &[R],
-    blocks: &mut [R],
-    targets: Targets<'_, R>,
-    d_table: &mut [R],
-    d_bias: &mut [R],
-) -> Result<()> {
-    let isa = context.isa;
-    let Targets { labels, normalisers, factors } = targets;
-    let rows = labels.len();
-    let width = h.len() / rows;
-    let mut right = context.panels(WeightDtype::Native, 1, rows, width);
-    context.each(right.chunks_mut(1).into_iter().enumerate(), |(panel, mut chunk), _| {
-        let first = panel * PANEL;
-        chunk.pack(isa, &h[first..], width, false, rows, PANEL.min(width - first));
-    })?;
-    let tasks: Vec<_> = blocks
-        .chunks_mut(BLOCK * rows)
-        .zip(d_table.chunks_mut(BLOCK * width))
-        .zip(d_bias.chunks_mut(BLOCK))
-        .enumerate()
-        .collect();
-    context.each(tasks.into_iter(), |(block, ((z, d_table), d_bias)), scratch| {
-        let words = d_bias.len();
-        // dz = factor (exp(z - normaliser) - [word = label])
-        for (row, normaliser) in z.chunks_exact_mut(words).zip(normalisers) {
-            row.iter_mut().for_each(|z| *z -= *normaliser);
-        }
-        elementwise(isa, Elementwise::Exponential, z);
-        for ((row, &factor), &label) in z.chunks_exact_mut(words).zip(factors).zip(labels) {
-            row.iter_mut().for_each(|z| *z *= factor);
-            if label / BLOCK == block {
-                row[label % BLOCK] -= factor;
-            }
-            d_bias.iter_mut().zip(&*row).for_each(|(sum, &d)| *sum += d);
-        }
-        let ([turned], [lhs, _]) = scratch.split([words * rows]);
-        transpose(isa, z, rows, words, words, turned, rows);
-        let lhs = prepare_lhs(isa, turned, words, rows, rows, WeightDtype::Native, lhs);
-        matmul(isa, words, lhs, right.view(0), 0..width, d_table, width, Init::Accumulate);
-    })
-}
-
-/// `dh = dz table`, `[P, W]`, from the blocks of `dz`. A task makes some columns and passes over all words for them,
-/// so that the sums run over words in order.
-fn hidden_gradients<R: Real>(
-    context: &Context<'_, R>,
-    table: &Table<R>,
-    blocks: &[R],
-    rows: usize,
-) -> Result<Vec<R>> {
-    let isa = context.isa;
-    let (vocab, width) = (table.rows(), table.width());
-    let panels = width.div_ceil(PANEL);
-    let cols = panels.div_ceil(4 * context.threads()).clamp(1, 4) * PANEL;
-    let mut by_columns = context.buffer(rows * width);
-    let tasks = by_columns.chunks_mut(rows * cols).enumerate();
-    context.each(tasks, |(task, out), scratch| {
-        let (first_col, len) = (task * cols, out.len() / rows);
-        let ([right, widened], [lhs, _]) = scratch.split([BLOCK * cols, BLOCK * width]);
-        for (block, dz) in blocks.chunks(BLOCK * rows).enumerate() {
-            let first = block * BLOCK;
-            let words = BLOCK.min(vocab - first);
-            let values = table_rows(table, first, words, widened);
-            pack_native(isa, &values[first_col..], width, false, words, 0..len, right);
-            let lhs: &mut LhsBuffer = &mut *lhs;
-            let lhs = prepare_lhs(isa, dz, rows, words, words, WeightDtype::Native, lhs);
-            let init = if block == 0 { Init::Zero } else { Init::Accumulate };
-            matmul(isa, rows, lhs, Panels::from_native(right, words, len), 0..len, out, len, init);
-        }
-    })?;
-    let mut dh = vec![R::ZERO; rows * width];
-    for (task, values) in by_columns.chunks(rows * cols).enumerate() {
-        let len = values.len() / rows;
-        for (row, values) in values.chunks_exact(len).enumerate() {
-            dh[row * width + task * cols..][..len].copy_from_slice(values);
-        }
-    }
-    Ok(dh)
-}
-
-/// Rows `first .. first + count` of the table in the activations' type; `widened` is memory for them.
-fn table_rows<'a, R: Real>(table: &'a Table<R>, first: usize, count: usize, widened: &'a mut [R]) -> &'a [R] {
-    let width = table.width();
-    match table.native() {
-        Some(values) => &values[first * width..][..count * width],
-        None => {
-            for (i, out) in widened.chunks_exact_mut(width).take(count).enumerate() {
-                table.copy_row(first + i, out);
-            }
-            &widened[..count * width]
-        }
     }
 }

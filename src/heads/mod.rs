@@ -7,6 +7,7 @@ mod dense;
 mod head;
 mod masked_lm;
 mod projection;
+mod word_blocks;
 
 pub use cross_entropy::{LossSums, cross_entropy};
 pub use dense::{Dense, DenseGradients};

@@ -1,0 +1,120 @@
+"""What all models share: parts, metrics, a step of training or evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparse_mixer._heads import Array, Head
+from sparse_mixer._metrics import METRIC_NAMES
+from sparse_mixer.gradients import Gradients
+from sparse_mixer.layers import Layer
+
+
+class Metrics(dict[str, tuple[float, float]]):
+    """Sums and weights by name, of one batch or of many: ``metrics[name] = (sum, weight)``."""
+
+    def add(self, other: Mapping[str, tuple[float, float]]) -> None:
+        """Count another batch."""
+        for name, (total, weight) in other.items():
+            mine = self.get(name, (0.0, 0.0))
+            self[name] = (mine[0] + total, mine[1] + weight)
+
+    def means(self) -> dict[str, float]:
+        """Sum by weight of every metric; NaN where the weight is 0."""
+        return {name: total / weight if weight else float("nan") for name, (total, weight) in self.items()}
+
+
+class Model(Layer):
+    """Base of the models: an encoder, heads, a loss.
+
+    Attributes:
+        encoder: The encoder; shared, not copied.
+        heads: The heads, by name.
+        parts: The encoder, then the heads.
+    """
+
+    # Outputs of the encoder that the loss depends on.
+    _outputs: tuple[str, ...] = ("sequence_output",)
+
+    def __init__(self, name: str, encoder: Any, heads: Sequence[Head]) -> None:
+        self.encoder = encoder
+        self.heads = {head.name: head for head in heads}
+        self.parts: list[Any] = [encoder, *heads]
+        if len(self.heads) != len(heads):
+            raise ValueError("classification_heads: expected heads of different names")
+        variables = [variable for part in self.parts for variable in part._variables]
+        super().__init__(name, variables, self.parts)
+
+    def loss_and_gradients(
+        self, batch: Any, *, seed: int, into: Gradients | None = None, recompute: bool = False
+    ) -> tuple[Metrics, Gradients]:
+        """Differentiate the loss of one batch.
+
+        Args:
+            batch: See `sparse_mixer.models`.
+            seed: Source of dropout and jitter.
+            into: Gradients of this model to add to; None makes new ones.
+            recompute: Less memory for more time; see `SparseMixer.vjp`.
+
+        Returns:
+            Metrics of the batch, with the losses before any update, and the gradients.
+        """
+        inputs, labels, weights = _unpack(batch)
+        gradients = Gradients(self) if into is None else into
+        outputs, vjp = self.encoder.vjp(inputs, training=True, seed=seed, outputs=self._outputs, recompute=recompute)
+        task, d_outputs = self._loss(outputs, inputs, labels, weights, seed, gradients)
+        vjp(d_outputs, into=gradients)
+        return self._with_auxiliary(task), gradients
+
+    def test_step(self, batch: Any) -> Metrics:
+        """Metrics of one batch, as at inference: no dropout, evaluation capacity."""
+        inputs, labels, weights = _unpack(batch)
+        outputs = self.encoder(inputs, outputs=self._outputs)
+        task, _ = self._loss(outputs, inputs, labels, weights, None, None)
+        return self._with_auxiliary(task)
+
+    def fit(self, data: Any, **arguments: Any) -> Any:
+        """Train; see `sparse_mixer.training.fit` for the arguments and what is returned."""
+        from sparse_mixer import training
+
+        return training.fit(self, data, **arguments)
+
+    def evaluate(self, data: Any, *, batch_size: int = 32) -> dict[str, float]:
+        """Means of all metrics over `data`; see `sparse_mixer.training.evaluate`."""
+        from sparse_mixer import training
+
+        return training.evaluate(self, data, batch_size=batch_size)
+
+    def _loss(
+        self,
+        outputs: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        labels: Any,
+        weights: Any,
+        seed: int | None,
+        into: Gradients | None,
+    ) -> tuple[Metrics, dict[str, Array]]:
+        """Metrics, among them ``task_loss``, and with `into` the gradients of the encoder's outputs."""
+        raise NotImplementedError
+
+    def _with_auxiliary(self, metrics: Metrics) -> Metrics:
+        """Add the router's metrics, means over the MoE layers, and ``loss``, what is minimised."""
+        auxiliary = self.encoder.aux_losses
+        total = float(auxiliary["total"])
+        loss = metrics["task_loss"]
+        merged = Metrics({"loss": (loss[0] / loss[1] + total if loss[1] else total, 1.0), **metrics})
+        if len(auxiliary["moe_layers"]):
+            merged |= {name: (float(np.mean(auxiliary[name])), 1.0) for name in METRIC_NAMES}
+        return merged
+
+
+def _unpack(batch: Any) -> tuple[Mapping[str, Any], Any, Any]:
+    """Inputs, labels and sample weights of a batch."""
+    if isinstance(batch, Mapping):
+        return batch, None, None
+    if isinstance(batch, Sequence) and 2 <= len(batch) <= 3 and isinstance(batch[0], Mapping):
+        return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+    raise TypeError("batch: expected a dict of inputs, (inputs, labels) or (inputs, labels, sample_weight)")
