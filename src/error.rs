@@ -49,7 +49,7 @@ pub enum Error {
     Internal(String),
 }
 
-/// Result with the crate's [`Error`].
+/// Result with the crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {

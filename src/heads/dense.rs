@@ -33,12 +33,12 @@ pub fn specs(prefix: &str, k: usize, n: usize) -> [Spec; 2] {
 }
 
 impl<R: Real> Dense<R> {
-    /// Takes the weights in the order of [`specs`].
+    /// Takes the weights in the order of `specs`.
     pub fn load(loader: &mut Loader<'_, R>, k: usize, n: usize) -> Result<Self> {
         Ok(Dense { kernel: loader.matrix_as(k, n, WeightDtype::Native)?, bias: loader.vector(n)? })
     }
 
-    /// The weights in the order of [`specs`].
+    /// The weights in the order of `specs`.
     pub fn params(&self) -> [Param<'_, R>; 2] {
         [Param::matrix(&self.kernel), Param::vector(&self.bias)]
     }
