@@ -1,16 +1,96 @@
 //! Products with float16 right operands, widened as they are read.
+//!
+//! A slice of a panel is widened into a buffer that stays in the L1 cache and multiplied by the kernels for the
+//! activations' own type, whose accuracy and order of sums are thereby those of float16 too.
 
 use half::f16;
 
-use super::matmul::Block;
-use super::packed::offset_in_panel;
-use super::{Isa, PANEL, Real, WeightDtype};
+use super::matmul::{Block, Init};
+use super::{Isa, PANEL, Real, matmul_native};
+
+/// Rows widened at a time: 32 KiB as `f32`.
+const SLICE: usize = 256;
 
 /// `out = init + a x b` for the block, sums in ascending order of `k`.
-pub fn matmul<R: Real>(_isa: Isa, block: &Block<'_, R>, a: &[R], a_stride: usize, b: &[f16], out: &mut [R]) {
-    block.for_each_output(out, |start, r, j| {
-        let panel = &b[block.panel_start(j)..];
-        let at = |i| offset_in_panel(i, j % PANEL, WeightDtype::Float16);
-        (0..block.k).fold(start, |sum, i| sum + a[r * a_stride + i] * R::from_f32(panel[at(i)].to_f32()))
-    });
+pub fn matmul<R: Real>(isa: Isa, block: &Block<'_, R>, a: &[R], a_stride: usize, b: &[f16], out: &mut [R]) {
+    let mut buffer = [R::ZERO; SLICE * PANEL];
+    for panel in block.cols.clone().step_by(PANEL) {
+        let cols = panel..block.cols.end.min(panel + PANEL);
+        for first in (0..block.k.max(1)).step_by(SLICE) {
+            let k = SLICE.min(block.k - first);
+            let widened = &mut buffer[..k * PANEL];
+            widen(isa, &b[block.panel_start(panel) + first * PANEL..][..k * PANEL], widened);
+            // The buffer is the only panel of a matrix of its own.
+            let slice = Block {
+                rows: block.rows,
+                k,
+                n: cols.len(),
+                panel_stride: 0,
+                cols: 0..cols.len(),
+                out_stride: block.out_stride,
+                init: match block.init {
+                    _ if first > 0 => Init::Accumulate,
+                    Init::Bias(bias) => Init::Bias(&bias[cols.clone()]),
+                    init => init,
+                },
+            };
+            let out = &mut out[panel - block.cols.start..];
+            matmul_native::matmul(isa, &slice, &a[first..], a_stride, widened, out);
+        }
+    }
+}
+
+/// Widens `source` to `out`, of the same length.
+fn widen<R: Real>(isa: Isa, source: &[f16], out: &mut [R]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(out) = R::f32_slice_mut(out) {
+        use std::arch::x86_64::{__m128i, _mm256_cvtph_ps, _mm256_storeu_ps};
+
+        use super::isa::Level;
+
+        #[target_feature(enable = "avx2,f16c")]
+        fn f16c(source: &[[f16; 8]], out: &mut [[f32; 8]]) {
+            for (source, out) in source.iter().zip(out) {
+                // SAFETY: eight halves are 16 bytes.
+                let halves = unsafe { source.as_ptr().cast::<__m128i>().read_unaligned() };
+                // SAFETY: there is room for eight floats.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_cvtph_ps(halves)) };
+            }
+        }
+        if isa.level() >= Level::Avx2 {
+            let ((source, _), (out, _)) = (source.as_chunks(), out.as_chunks_mut());
+            // SAFETY: the level proves the features. Panels are whole multiples of 8.
+            return unsafe { f16c(source, out) };
+        }
+    }
+    let _ = isa;
+    for (out, x) in out.iter_mut().zip(source) {
+        *out = R::from_f32(x.to_f32());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::noise;
+    use super::super::{PackedMatrix, WeightDtype, matmul, prepare_lhs};
+    use super::*;
+
+    #[test]
+    fn the_product_has_the_bits_of_that_with_widened_weights() {
+        for isa in Isa::available() {
+            for (rows, k, n) in [(1, 1, 1), (3, 40, 33), (20, 300, 64), (33, 700, 100)] {
+                let half = PackedMatrix::pack(k, n, WeightDtype::Float16, &noise(k * n, 2));
+                let wide = PackedMatrix::pack(k, n, WeightDtype::Native, &half.unpack());
+                let (left, bias) = (noise(rows * k, 1), noise(n, 3));
+                let product = |right: &PackedMatrix<f32>| {
+                    let mut out = vec![0f32; rows * n];
+                    let mut buffer = Default::default();
+                    let lhs = prepare_lhs(isa, &left, rows, k, k, right.dtype(), &mut buffer);
+                    matmul(isa, rows, lhs, right.view(), 0..n, &mut out, n, Init::Bias(&bias));
+                    out
+                };
+                assert_eq!(product(&half), product(&wide), "{} {rows} x {k} x {n}", isa.name());
+            }
+        }
+    }
 }
