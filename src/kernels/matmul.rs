@@ -2,50 +2,8 @@
 
 use std::ops::Range;
 
-use half::bf16;
-
 use super::packed::PanelData;
-use super::quantize::{quantise_row, round_row};
-use super::{
-    AlignedVec, Isa, PANEL, Panels, Real, WeightDtype, matmul_bf16, matmul_f16, matmul_int8, matmul_native,
-};
-
-/// A left operand in the form that products with a right operand of some [`WeightDtype`] want; made by
-/// [`prepare_lhs`]. Row `r` begins at `r * stride`.
-#[derive(Clone, Copy, Debug)]
-pub enum Lhs<'a, R> {
-    /// For `Native` and `Float16`.
-    Native {
-        /// Rows of `k` values.
-        values: &'a [R],
-        /// Elements from one row to the next.
-        stride: usize,
-    },
-    /// For `Bfloat16`: rows padded with zeros to a multiple of 32.
-    Bfloat16 {
-        /// Rows of `k` rounded values.
-        values: &'a [bf16],
-        /// Elements from one row to the next.
-        stride: usize,
-    },
-    /// For `Int8`: `value = scale * (byte - 128)`, rows padded with 128 to a multiple of 64.
-    Int8 {
-        /// Rows of `k` quantised values.
-        values: &'a [u8],
-        /// Elements from one row to the next.
-        stride: usize,
-        /// One scale per row.
-        scales: &'a [f32],
-    },
-}
-
-/// Memory for a converted left operand, reused between products.
-#[derive(Debug, Default)]
-pub struct LhsBuffer {
-    bfloat16: AlignedVec<bf16>,
-    int8: AlignedVec<u8>,
-    scales: Vec<f32>,
-}
+use super::{Isa, Lhs, PANEL, Panels, Real, matmul_bf16, matmul_f16, matmul_int8, matmul_native};
 
 /// What the product is added to.
 #[derive(Clone, Copy, Debug)]
@@ -56,80 +14,6 @@ pub enum Init<'a, R> {
     Bias(&'a [R]),
     /// What `out` holds.
     Accumulate,
-}
-
-/// Elements from one row of a left operand to the next: `k` padded for `dtype`, and one step more where the rows
-/// would otherwise lie a multiple of 512 bytes apart and compete for the same few sets of the L1 cache.
-pub fn lhs_stride(k: usize, dtype: WeightDtype) -> usize {
-    let step = dtype.k_multiple();
-    let padded = k.next_multiple_of(step);
-    if step > 1 && padded.is_multiple_of(8 * step) { padded + step } else { padded }
-}
-
-/// Converts `rows` rows of `k` values, `stride` apart, for products with right operands of `dtype`.
-///
-/// A row with an infinity or a NaN makes every result that comes from it infinite or NaN, in 8 bits too.
-pub fn prepare_lhs<'a, R: Real>(
-    isa: Isa,
-    source: &'a [R],
-    rows: usize,
-    k: usize,
-    stride: usize,
-    dtype: WeightDtype,
-    buffer: &'a mut LhsBuffer,
-) -> Lhs<'a, R> {
-    let to_stride = lhs_stride(k, dtype);
-    let padded = k.next_multiple_of(dtype.k_multiple());
-    match dtype {
-        WeightDtype::Native | WeightDtype::Float16 => Lhs::Native { values: source, stride },
-        WeightDtype::Bfloat16 => {
-            buffer.bfloat16.ensure_len(rows * to_stride);
-            let values = &mut buffer.bfloat16[..];
-            for_each_f32_row(source, rows, k, stride, |r, row| {
-                round_row(isa, row, &mut values[r * to_stride..][..padded]);
-            });
-            Lhs::Bfloat16 { values, stride: to_stride }
-        }
-        WeightDtype::Int8 => {
-            buffer.int8.ensure_len(rows * to_stride);
-            buffer.scales.clear();
-            let (values, scales) = (&mut buffer.int8[..], &mut buffer.scales);
-            for_each_f32_row(source, rows, k, stride, |r, row| {
-                scales.push(quantise_row(isa, row, &mut values[r * to_stride..][..padded]));
-            });
-            Lhs::Int8 { values, stride: to_stride, scales }
-        }
-    }
-}
-
-/// Visits rows of `k` values, `stride` apart, narrowed to `f32` if they are wider.
-fn for_each_f32_row<R: Real>(
-    source: &[R],
-    rows: usize,
-    k: usize,
-    stride: usize,
-    mut visit: impl FnMut(usize, &[f32]),
-) {
-    for r in 0..rows {
-        let row = &source[r * stride..][..k];
-        match R::f32_slice(row) {
-            Some(row) => visit(r, row),
-            None => visit(r, &row.iter().map(|x| x.to_f32()).collect::<Vec<_>>()),
-        }
-    }
-}
-
-impl<'a, R: Real> Lhs<'a, R> {
-    /// The same operand without its first `rows` rows.
-    pub fn skip_rows(self, rows: usize) -> Lhs<'a, R> {
-        match self {
-            Lhs::Native { values, stride } => Lhs::Native { values: &values[rows * stride..], stride },
-            Lhs::Bfloat16 { values, stride } => Lhs::Bfloat16 { values: &values[rows * stride..], stride },
-            Lhs::Int8 { values, stride, scales } => {
-                Lhs::Int8 { values: &values[rows * stride..], stride, scales: &scales[rows..] }
-            }
-        }
-    }
 }
 
 /// `out[r, j - cols.start] = init + sum_i lhs[r, i] * rhs[i, j]` for `r < rows` and `j` in `cols`.

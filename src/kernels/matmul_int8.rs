@@ -183,17 +183,6 @@ struct Scaling<'a> {
     out_stride: usize,
 }
 
-impl Scaling<'_> {
-    #[inline(always)]
-    fn add(&self, products: &[f32; PANEL], out: &mut [f32]) {
-        match self.init {
-            Init::Zero => out.iter_mut().zip(products).for_each(|(o, p)| *o = 0.0 + p),
-            Init::Bias(bias) => out.iter_mut().zip(products).zip(bias).for_each(|((o, p), b)| *o = b + p),
-            Init::Accumulate => out.iter_mut().zip(products).for_each(|(o, p)| *o += p),
-        }
-    }
-}
-
 /// `out = init + (sum - offset) * (row scale * column scale)`
 struct ScaleInto<'a>(Scaling<'a>, &'a mut [f32]);
 
@@ -202,18 +191,43 @@ impl Loop for ScaleInto<'_> {
     #[inline(always)]
     fn run(self) {
         let ScaleInto(scaling, out) = self;
-        for (r, (sums, &row_scale)) in scaling.sums.iter().zip(scaling.row_scales).enumerate() {
-            let mut products = [0f32; PANEL];
-            for c in 0..PANEL {
-                products[c] = (sums[c] - scaling.offsets[c]) as f32 * (row_scale * scaling.column_scales[c]);
-            }
-            let out = &mut out[r * scaling.out_stride..][..scaling.columns];
-            match out.first_chunk_mut::<PANEL>() {
-                // The usual case, of a length that the compiler knows.
-                Some(out) => scaling.add(&products, out),
-                None => scaling.add(&products, out),
+        // What a row begins with, decided before the loop over rows.
+        match scaling.init {
+            Init::Zero => scaling.rows(out, [0.0; PANEL], false),
+            Init::Accumulate => scaling.rows(out, [0.0; PANEL], true),
+            Init::Bias(bias) => {
+                let mut start = [0f32; PANEL];
+                start[..bias.len()].copy_from_slice(bias);
+                scaling.rows(out, start, false);
             }
         }
+    }
+}
+
+impl Scaling<'_> {
+    #[inline(always)]
+    fn rows(&self, out: &mut [f32], start: [f32; PANEL], accumulate: bool) {
+        for (r, (sums, &row_scale)) in self.sums.iter().zip(self.row_scales).enumerate() {
+            let out = &mut out[r * self.out_stride..][..self.columns];
+            let mut values = start;
+            if accumulate {
+                copy(out, &mut values);
+            }
+            for c in 0..PANEL {
+                values[c] += (sums[c] - self.offsets[c]) as f32 * (row_scale * self.column_scales[c]);
+            }
+            copy(&values[..self.columns], out);
+        }
+    }
+}
+
+/// Copies `from`, at most a panel's row, to the beginning of `to`.
+#[inline(always)]
+fn copy(from: &[f32], to: &mut [f32]) {
+    match (from.first_chunk::<PANEL>(), to.first_chunk_mut::<PANEL>()) {
+        // The usual case, of a length that the compiler knows.
+        (Some(from), Some(to)) => *to = *from,
+        _ => to[..from.len()].copy_from_slice(from),
     }
 }
 

@@ -18,6 +18,7 @@ mod elementwise;
 mod formulas;
 mod functions;
 mod isa;
+mod lhs;
 mod map_file;
 mod matmul;
 mod matmul_bf16;
@@ -42,8 +43,9 @@ mod x86_64;
 pub use aligned::AlignedVec;
 pub use elementwise::{Elementwise, elementwise, elementwise_backward};
 pub use isa::Isa;
+pub use lhs::{Lhs, LhsBuffer, activate_lhs, lhs_stride, prepare_lhs};
 pub use map_file::MappedFile;
-pub use matmul::{Init, Lhs, LhsBuffer, lhs_stride, matmul, prepare_lhs};
+pub use matmul::{Init, matmul};
 pub use packed::{
     INT8_K_BLOCK, PANEL, PackedMatrix, Panels, WeightDtype, pack_bfloat16, pack_native, packed_len,
 };

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::kernels::{Lhs, Real};
+use crate::kernels::{AlignedVec, Lhs, Real, WeightDtype, lhs_stride};
 
 /// Storage type of a [`Table`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub enum TableDtype {
 #[derive(Clone, Debug)]
 enum Storage<R> {
     Native(Vec<R>),
-    Bfloat16(Vec<bf16>),
+    Bfloat16(AlignedVec<bf16>),
     Float16(Vec<f16>),
 }
 
@@ -39,8 +39,8 @@ impl<R: Real> Table<R> {
         let storage = match dtype {
             TableDtype::Native => Storage::Native(values),
             TableDtype::Bfloat16 => {
-                stride = width.next_multiple_of(32);
-                let mut out = vec![bf16::ZERO; rows * stride];
+                stride = lhs_stride(width, WeightDtype::Bfloat16);
+                let mut out = AlignedVec::<bf16>::zeros(rows * stride);
                 for (out, row) in out.chunks_exact_mut(stride).zip(values.chunks_exact(width)) {
                     out.iter_mut().zip(row).for_each(|(o, x)| *o = bf16::from_f32(x.to_f32()));
                 }

@@ -4,7 +4,7 @@
 //! cache. Source: `TransformerScaffold`'s intermediate and output layers; the experts of `FeedForwardExperts`.
 
 use crate::error::Result;
-use crate::kernels::{Init, Isa, LhsBuffer, PackedMatrix, Real, matmul, prepare_lhs};
+use crate::kernels::{Init, Isa, LhsBuffer, PackedMatrix, Real, activate_lhs, matmul, prepare_lhs};
 use crate::layers::{Activation, bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
 
@@ -109,9 +109,14 @@ impl<R: Real> FeedForward<R> {
                 }
             }
             // 2. activation, which cannot fail unless custom
-            let _ = activation.forward(isa, inner, len);
+            let dtype = self.output.dtype();
+            let inner = if let Activation::Elementwise(function) = activation {
+                activate_lhs(isa, *function, inner, len, dtype, inner_lhs)
+            } else {
+                let _ = activation.forward(isa, inner, len);
+                prepare_lhs(isa, inner, rows, len, len, dtype, inner_lhs)
+            };
             // 3. out += activation(a) W2
-            let inner = prepare_lhs(isa, inner, rows, len, len, self.output.dtype(), inner_lhs);
             let init = if first == 0 { Init::Bias(&self.output_bias) } else { Init::Accumulate };
             let kernel = self.output.view().k_range(cols);
             matmul(isa, rows, inner, kernel, 0..hidden, out, hidden, init);
