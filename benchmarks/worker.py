@@ -80,10 +80,16 @@ class _Session:
 
 
 def _serve(connection: Connection, peer: str, threads: int) -> None:
-    """Answer messages `(method, arguments)` until `None` comes."""
+    """Answer messages `(method, arguments)` until `None` comes or the parent is gone."""
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "SPARSE_MIXER_NUM_THREADS"), str(threads)))
     session = _Session(peer, threads)
-    while (message := connection.recv()) is not None:
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        if message is None:
+            return
         method, arguments = message
         try:
             connection.send((True, getattr(session, method)(*arguments)))
