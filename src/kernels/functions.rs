@@ -76,6 +76,10 @@ impl Lane for f32 {
                 return simd.run(op);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if let Some(simd) = super::aarch64::Neon::new(isa) {
+            return simd.run(op);
+        }
         let _ = isa;
         op.eval(Portable::new())
     }

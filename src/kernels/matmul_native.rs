@@ -270,7 +270,7 @@ impl<R: Real> Tile<'_, R> {
                             if whole {
                                 simd.load_ptr(self.out.add(r * self.out_stride + v * LANES))
                             } else {
-                                simd.load_partial(self.partial(r, v))
+                                simd.load_partial(&*self.partial(r, v))
                             }
                         };
                     }
@@ -301,7 +301,7 @@ impl<R: Real> Tile<'_, R> {
                     if whole {
                         simd.store_ptr(sum, self.out.add(r * self.out_stride + v * LANES));
                     } else {
-                        simd.store_partial(sum, self.partial(r, v));
+                        simd.store_partial(sum, &mut *self.partial(r, v));
                     }
                 }
             }
@@ -309,15 +309,12 @@ impl<R: Real> Tile<'_, R> {
     }
 
     /// The `v`-th vector of row `r` of the results, as much as is inside the tile's width.
-    ///
-    /// # Safety
-    /// As [`Tile::run`]; one such slice at a time.
     #[inline(always)]
-    unsafe fn partial(&self, r: usize, v: usize) -> &mut [R] {
+    fn partial(&self, r: usize, v: usize) -> *mut [R] {
         let first = self.width.min(v * LANES);
         let last = self.width.min(first + LANES);
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.out.add(r * self.out_stride + first), last - first) }
+        let start = self.out.wrapping_add(r * self.out_stride + first);
+        std::ptr::slice_from_raw_parts_mut(start, last - first)
     }
 }
 

@@ -7,6 +7,8 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod aligned;
 #[cfg(target_arch = "x86_64")]
 mod amx;
