@@ -2,14 +2,16 @@
 //! run: `cargo bench --bench kernels [-- isa]`.
 //!
 //! The peak is measured before each figure, and the share is the median of the ratios: processors lower their clock
-//! under wide multiply-adds, by the second, and neighbours come and go.
+//! under wide multiply-adds, by the second, and neighbours come and go. Shares of bfloat16 and 8-bit products are of the
+//! `f32` peak too, so that they tell the gain over a perfect `f32` product. Left operands are converted beforehand;
+//! what that costs is listed below the products.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use sparse_mixer::kernels::{
-    AlignedVec, Elementwise, Init, Isa, Lhs, PackedMatrix, WeightDtype, elementwise, layer_norm, matmul,
-    multiply_adds, softmax_in_place,
+    AlignedVec, Elementwise, Init, Isa, LhsBuffer, PackedMatrix, WeightDtype, elementwise, layer_norm,
+    matmul, multiply_adds, prepare_lhs, softmax_in_place,
 };
 
 /// `(rows, k, n)`: experts at batch 1, token blocks of the dense layers, attention.
@@ -25,6 +27,12 @@ const SHAPES: [(usize, usize, usize); 11] = [
     (512, 64, 512),
     (512, 512, 64),
     (4096, 512, 512),
+];
+const DTYPES: [(&str, WeightDtype); 4] = [
+    ("float32", WeightDtype::Native),
+    ("float16", WeightDtype::Float16),
+    ("bfloat16", WeightDtype::Bfloat16),
+    ("int8", WeightDtype::Int8),
 ];
 const ROUNDS: usize = 15;
 /// A measurement repeats its work for at least so long.
@@ -61,16 +69,17 @@ struct Product {
 }
 
 impl Product {
-    fn new(shape: (usize, usize, usize)) -> Self {
+    fn new(shape: (usize, usize, usize), dtype: WeightDtype) -> Self {
         let (m, k, n) = shape;
-        let b = PackedMatrix::pack(k, n, WeightDtype::Native, &numbers(k * n));
+        let b = PackedMatrix::pack(k, n, dtype, &numbers(k * n));
         Product { shape, a: numbers(m * k), b, bias: numbers(n), out: AlignedVec::zeros(m * n) }
     }
 
     fn flops(&mut self, isa: Isa) -> f64 {
         let (m, k, n) = self.shape;
+        let mut buffer = LhsBuffer::default();
+        let lhs = prepare_lhs(isa, &self.a, m, k, k, self.b.dtype(), &mut buffer);
         rate(2.0 * (m * k * n) as f64, || {
-            let lhs = Lhs::Native { values: &self.a, stride: k };
             matmul(isa, m, lhs, self.b.view(), 0..n, &mut self.out, n, Init::Bias(&self.bias));
             black_box(&self.out);
         })
@@ -124,17 +133,20 @@ fn other_work(isa: Isa) -> Vec<(&'static str, f64)> {
             black_box(&y);
         }),
     ));
+    for (name, dtype) in [("to bfloat16", WeightDtype::Bfloat16), ("to int8", WeightDtype::Int8)] {
+        let mut buffer = LhsBuffer::default();
+        measured.push((
+            name,
+            rate(values, || {
+                black_box(prepare_lhs(isa, &x, rows, n, n, dtype, &mut buffer));
+            }),
+        ));
+    }
     measured
 }
 
-fn main() {
-    let pinned = std::env::args().skip(1).find(|a| !a.starts_with('-'));
-    let isa = match &pinned {
-        Some(name) => Isa::parse(name, "isa"),
-        None => Isa::detect(),
-    };
-    let isa = isa.unwrap_or_else(|error| panic!("{error}"));
-    let mut products: Vec<_> = SHAPES.iter().map(|&shape| Product::new(shape)).collect();
+fn report_products(isa: Isa, name: &str, dtype: WeightDtype) {
+    let mut products: Vec<_> = SHAPES.iter().map(|&shape| Product::new(shape, dtype)).collect();
     let mut peaks = Vec::new();
     let mut rates = vec![Vec::new(); products.len()];
     let mut ratios = rates.clone();
@@ -147,13 +159,26 @@ fn main() {
             ratios[i].push(flops / peak);
         }
     }
-    println!("{}, one thread; multiply-add peak {:.1} GFLOP/s", isa.name(), median(peaks) / 1e9);
+    let peak = median(peaks) / 1e9;
+    println!("{name} on {}, one thread; f32 multiply-add peak {peak:.1} GFLOP/s", isa.name());
     for ((&(m, k, n), rates), ratios) in SHAPES.iter().zip(rates).zip(ratios) {
         let share = 100.0 * median(ratios);
         println!(
             "matmul {m:>5} x {k:>4} x {n:>4}: {:>7.1} GFLOP/s {share:>6.1}% of peak",
             median(rates) / 1e9
         );
+    }
+}
+
+fn main() {
+    let pinned = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    let isa = match &pinned {
+        Some(name) => Isa::parse(name, "isa"),
+        None => Isa::detect(),
+    };
+    let isa = isa.unwrap_or_else(|error| panic!("{error}"));
+    for (name, dtype) in DTYPES {
+        report_products(isa, name, dtype);
     }
     for (name, rate) in other_work(isa) {
         println!("{name:<12} {:>7.2} Gvalues/s", rate / 1e9);
