@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::kernels::{Init, PANEL, PackedMatrix, Real, matmul, prepare_lhs, transpose};
 use crate::layers::{Table, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
-use crate::runtime::{ActivationPanels, PanelsMut, TaskScratch, product_dtype};
+use crate::runtime::{ActivationPanels, TaskScratch, product_dtype};
 
 use super::pass::{Pass, RowBlock};
 
@@ -60,26 +60,13 @@ impl<R: Real> MixLinear<R> {
             let x = &x[task / tasks_per_example * seq * hidden..][..seq * hidden];
             let first = task % tasks_per_example * panels_per_task * PANEL;
             let last = (first + panels_per_task * PANEL).min(hidden);
-            let ([columns], [lhs, _]) = scratch.split([terms * seq * PANEL]);
+            let width = last - first;
+            let ([columns], [lhs, _]) = scratch.split([terms * seq * width]);
             let x = prepare_lhs(isa, x, seq, hidden, hidden, dtype, lhs);
-            for (p, col) in (first..last).step_by(PANEL).enumerate() {
-                let cols = col..(col + PANEL).min(last);
-                let mut panel = chunk.panel(p, terms * seq);
-                let width = cols.len();
-                // A full panel in the activations' type is row-major already: it needs no second pass.
-                let direct = width == PANEL && matches!(panel, PanelsMut::Native(_));
-                let out = match &mut panel {
-                    PanelsMut::Native(out) if direct => &mut **out,
-                    _ => &mut *columns,
-                };
-                for (term, kernel) in self.hidden.iter().enumerate() {
-                    let out = &mut out[term * seq * width..];
-                    matmul(isa, seq, x, kernel.view(), cols.clone(), out, width, Init::Zero);
-                }
-                if !direct {
-                    panel.pack(isa, columns, width, false, terms * seq, width);
-                }
+            for (kernel, out) in self.hidden.iter().zip(columns.chunks_exact_mut(seq * width)) {
+                matmul(isa, seq, x, kernel.view(), first..last, out, width, Init::Zero);
             }
+            chunk.pack(isa, columns, width, false, terms * seq, width);
         })?;
         Ok(mixed)
     }

@@ -237,17 +237,6 @@ pub fn product_dtype(dtype: WeightDtype) -> WeightDtype {
 }
 
 impl<R: Real> PanelsMut<'_, R> {
-    /// Panel number `index` of those, of right operands with `k` rows.
-    pub fn panel(&mut self, index: usize, k: usize) -> PanelsMut<'_, R> {
-        let at = |len: usize| index * len..(index + 1) * len;
-        match self {
-            PanelsMut::Native(v) => PanelsMut::Native(&mut v[at(packed_len(k, 1, WeightDtype::Native))]),
-            PanelsMut::Bfloat16(v) => {
-                PanelsMut::Bfloat16(&mut v[at(packed_len(k, 1, WeightDtype::Bfloat16))])
-            }
-        }
-    }
-
     /// Fills the panels from rows (or columns, if `transposed`) of activations; see [`pack_native`].
     pub fn pack(&mut self, isa: Isa, source: &[R], stride: usize, transposed: bool, k: usize, n: usize) {
         match self {
