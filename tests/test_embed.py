@@ -45,6 +45,15 @@ def test_sum_of_three_tables(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(output, normalise(summed(weights, inputs)), atol=1e-5)
 
 
+def test_positions_of_sequences_longer_than_a_block_of_rows(rng: np.random.Generator) -> None:
+    """Rows are computed in blocks; positions count from the start of the sequence, not of the block."""
+    positions = rng.standard_normal((700, 8))
+    encoder = encoder_with({"position_embedding/embeddings": positions}, max_sequence_length=700)
+    rows = normalised_rows(rng, 2, 700)
+    output = encoder(inputs_of(rows))["sequence_output"]
+    np.testing.assert_allclose(output, normalise(rows + positions), atol=1e-5)
+
+
 def test_epsilon_is_tiny(rng: np.random.Generator) -> None:
     """With rows of scale 1e-4 an epsilon of 1e-6 would be the larger part of the variance."""
     weights = {name: 1e-4 * table for name, table in tables(rng).items()}
