@@ -1,4 +1,6 @@
-//! What an encoder is: every argument of the reference class, checked, and the rules that follow from `semantics`.
+//! What an encoder is: every argument of the reference class, and our own. `rules.rs` has what follows from `semantics`.
+
+mod checks;
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +14,8 @@ pub enum Semantics {
     Keras,
     /// TensorFlow's code to the letter, silent drops included.
     KerasStrict,
+    /// The original JAX encoder of the paper.
+    Paper,
 }
 
 /// Token mixing of the layers without attention.
@@ -24,6 +28,37 @@ pub enum MixingMechanism {
     Hartley,
     /// Learned matrices along the sequence and the hidden dimension.
     Linear,
+    /// The same with circulant matrices: circular convolutions with learned vectors.
+    Circulant,
+    /// The same with Toeplitz matrices, constant along diagonals.
+    Toeplitz,
+}
+
+impl MixingMechanism {
+    /// Whether it is a fixed transform, which has no weights and is defined for every sequence length.
+    pub fn is_transform(self) -> bool {
+        matches!(self, MixingMechanism::Fourier | MixingMechanism::Hartley)
+    }
+}
+
+/// Who chooses whom in a mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouterKind {
+    /// Every expert takes the tokens with the largest probability.
+    ExpertsChoose,
+    /// Every token goes to its most probable experts, while these have room.
+    TokensChoose,
+}
+
+/// Arithmetic of the router, from its input to the probabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouterDtype {
+    /// 32-bit floats.
+    Float32,
+    /// Every intermediate result rounded to bfloat16, as the JAX code executes it.
+    Bfloat16,
 }
 
 /// Storage type of the weights and arithmetic of the matrix products.
@@ -157,7 +192,7 @@ pub struct SparseMixerConfig {
     pub use_fft: bool,
     /// Attention heads; must divide `hidden_size`.
     pub num_attention_heads: usize,
-    /// The one sequence length.
+    /// The sequence length; shorter ones are accepted where [`SparseMixerConfig::check_length`] says so.
     pub max_sequence_length: usize,
     /// Rows of the type table.
     pub type_vocab_size: usize,
@@ -177,12 +212,39 @@ pub struct SparseMixerConfig {
     pub embedding_width: usize,
     /// Layer norms before the sublayers instead of after.
     pub norm_first: bool,
-    /// Weight of the router z-loss in `aux_losses`.
-    pub router_z_loss_weight: f64,
+    /// Weight of the router z-loss in training; `None` as `semantics` has it.
+    pub router_z_loss_weight: Option<f64>,
     /// Router inputs are multiplied by uniform noise from `[1 - jitter_noise, 1 + jitter_noise)` when training.
     pub jitter_noise: f64,
     /// Whose conventions to follow.
     pub semantics: Semantics,
+    /// The word id of padding. Given, real tokens attend to real tokens and padding evenly to everything, and padding is
+    /// where the word ids have this value unless a mask says otherwise; `None` as `semantics` has it.
+    pub pad_id: Option<i64>,
+    /// Residual and layer norm around the mixtures of post-norm blocks; `None` as `semantics` has it.
+    pub moe_residual: Option<bool>,
+    /// Project the embeddings also where their width is `hidden_size`, and drop out after the projection rather than
+    /// before; `None` as `semantics` has it.
+    pub project_embeddings: Option<bool>,
+    /// Least expert capacity; `None` as `semantics` has it.
+    pub min_expert_capacity: Option<usize>,
+    /// Inner width of the experts; `None` for `inner_dim`.
+    pub expert_inner_dim: Option<usize>,
+    /// Dropout rate of expert outputs; `None` for `output_dropout`.
+    pub expert_dropout: Option<f64>,
+    /// Who chooses whom.
+    pub router: RouterKind,
+    /// Experts that each token asks for, where tokens choose.
+    pub num_selected_experts: usize,
+    /// Where tokens choose: serve them by descending probability of their first choice rather than in their order.
+    pub batch_prioritized_routing: bool,
+    /// Weight of the load-balancing loss in training, where tokens choose.
+    pub auxiliary_loss_factor: f64,
+    /// Arithmetic of the router.
+    pub router_dtype: RouterDtype,
+    /// With several groups, use the expert parameters that the JAX code uses by mistake: number
+    /// `(group * num_experts + expert) / groups`.
+    pub group_mixup: bool,
     /// Seed of the initial weights.
     pub seed: u64,
     /// Storage type.
@@ -221,24 +283,25 @@ impl Default for SparseMixerConfig {
             output_range: None,
             embedding_width: 0,
             norm_first: false,
-            router_z_loss_weight: 0.0,
+            router_z_loss_weight: None,
             jitter_noise: 0.0,
             semantics: Semantics::Keras,
+            pad_id: None,
+            moe_residual: None,
+            project_embeddings: None,
+            min_expert_capacity: None,
+            expert_inner_dim: None,
+            expert_dropout: None,
+            router: RouterKind::ExpertsChoose,
+            num_selected_experts: 1,
+            batch_prioritized_routing: true,
+            auxiliary_loss_factor: 0.01,
+            router_dtype: RouterDtype::Float32,
+            group_mixup: false,
             seed: 0,
             dtype: Dtype::Float32,
         }
     }
-}
-
-/// What follows from `semantics`, as one choice per question; layers ask these, never the name.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules {
-    /// Dropout after mixing/attention and after the dense feed-forward.
-    pub block_dropout: bool,
-    /// `output_range` slices the last layer.
-    pub output_range: bool,
-    /// A type id outside the vocabulary is an error, else it contributes zeros.
-    pub check_type_ids: bool,
 }
 
 impl SparseMixerConfig {
@@ -254,120 +317,14 @@ impl SparseMixerConfig {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Resolves defaults that depend on other arguments and checks every argument.
-    pub fn validated(mut self) -> Result<Self> {
-        if self.embedding_width == 0 {
-            self.embedding_width = self.hidden_size;
-        }
-        let at_least_one = [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("num_layers", self.num_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("max_sequence_length", self.max_sequence_length),
-            ("type_vocab_size", self.type_vocab_size),
-            ("inner_dim", self.inner_dim),
-            ("num_experts", self.num_experts),
-        ];
-        for (name, value) in at_least_one {
-            // Without a mixture, nothing looks at the number of experts.
-            if value < 1 && !(name == "num_experts" && self.moe_layers.is_empty()) {
-                return Err(Error::value(name, format!("got {value}, expected at least 1")));
-            }
-        }
-        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            return Err(Error::value(
-                "hidden_size",
-                format!(
-                    "got {}, expected a multiple of num_attention_heads ({})",
-                    self.hidden_size, self.num_attention_heads
-                ),
-            ));
-        }
-        for (name, rate) in
-            [("output_dropout", self.output_dropout), ("attention_dropout", self.attention_dropout)]
-        {
-            if !(0.0..=1.0).contains(&rate) {
-                return Err(Error::value(name, format!("got {rate}, expected a rate between 0 and 1")));
-            }
-        }
-        let not_negative = [
-            ("train_capacity_factor", self.train_capacity_factor),
-            ("eval_capacity_factor", self.eval_capacity_factor),
-            ("router_z_loss_weight", self.router_z_loss_weight),
-            ("jitter_noise", self.jitter_noise),
-        ];
-        for (name, value) in not_negative {
-            if !(value >= 0.0 && value.is_finite()) {
-                return Err(Error::value(name, format!("got {value}, expected a finite number >= 0")));
-            }
-        }
-        if !(self.examples_per_group > 0.0 && self.examples_per_group.is_finite()) {
-            return Err(Error::value(
-                "examples_per_group",
-                format!("got {}, expected a finite number > 0", self.examples_per_group),
-            ));
-        }
-        if let Some(size) = self.max_group_size {
-            if size < 1 {
-                return Err(Error::value("max_group_size", format!("got {size}, expected at least 1")));
-            }
-            if self.examples_per_group != 1.0 {
-                return Err(Error::value(
-                    "max_group_size",
-                    format!(
-                        "got {size} together with examples_per_group={}; give only one of them",
-                        self.examples_per_group
-                    ),
-                ));
-            }
-        }
-        if let Some(range) = self.output_range
-            && self.rules().output_range
-            && !(1..=self.max_sequence_length).contains(&range)
-        {
-            return Err(Error::value(
-                "output_range",
-                format!("got {range}, expected 1 to max_sequence_length ({})", self.max_sequence_length),
-            ));
-        }
-        for (name, layers) in [("moe_layers", &self.moe_layers), ("attention_layers", &self.attention_layers)]
-        {
-            if let Some(layer) = layers.iter().find(|&&layer| layer >= self.num_layers) {
-                return Err(Error::value(
-                    name,
-                    format!("got layer {layer}, expected layers below num_layers ({})", self.num_layers),
-                ));
-            }
-        }
-        crate::layers::Activation::<f32>::from_config(&self.inner_activation, None)?;
-        self.check_sizes()?;
-        Ok(self)
+    /// Inner width of the experts.
+    pub fn expert_inner_dim(&self) -> usize {
+        self.expert_inner_dim.unwrap_or(self.inner_dim)
     }
 
-    /// Refuses sizes whose products do not fit the address space, before anything is allocated.
-    fn check_sizes(&self) -> Result<()> {
-        let (h, w) = (self.hidden_size, self.embedding_width);
-        let largest = [
-            ("vocab_size", self.vocab_size, w, 1),
-            ("max_sequence_length", self.max_sequence_length, self.max_sequence_length.max(w), 1),
-            ("hidden_size", h, h.max(w), 1),
-            ("inner_dim", h, self.inner_dim, self.num_experts.max(1)),
-            ("type_vocab_size", self.type_vocab_size, w, 1),
-        ];
-        for (name, a, b, c) in largest {
-            let fits = a.checked_mul(b).and_then(|ab| ab.checked_mul(c)).is_some_and(|size| size <= 1 << 40);
-            if !fits {
-                return Err(Error::value(name, "too large: a weight would have more than 2^40 elements"));
-            }
-        }
-        Ok(())
-    }
-
-    /// The choices that `semantics` stands for.
-    pub fn rules(&self) -> Rules {
-        let strict = self.semantics == Semantics::KerasStrict;
-        Rules { block_dropout: !strict, output_range: !strict, check_type_ids: !strict }
+    /// Dropout rate of expert outputs.
+    pub fn expert_dropout(&self) -> f64 {
+        self.expert_dropout.unwrap_or(self.output_dropout)
     }
 
     /// Head size `D`.

@@ -44,6 +44,14 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// The system refuses the memory for something (`MemoryError`).
+    #[error("{what}: not enough memory for {bytes} bytes")]
+    Memory {
+        /// What it was for.
+        what: String,
+        /// How much.
+        bytes: usize,
+    },
     /// A bug in this library (`InternalError`).
     #[error("internal error: {0}; please report this with the arguments that led to it")]
     Internal(String),

@@ -17,6 +17,7 @@ pub mod params;
 #[cfg(feature = "python")]
 mod python;
 pub mod random;
+pub mod rules;
 pub mod runtime;
 
 pub use error::{Error, Result};

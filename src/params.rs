@@ -1,8 +1,12 @@
 //! Weights by name: what exists, in which order and shape, how it is stored, and how to read and write it.
 
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+
 use crate::config::{Dtype, InitializerConfig, SparseMixerConfig};
 use crate::error::{Error, Result};
-use crate::kernels::{PackedMatrix, Real, WeightDtype};
+use crate::kernels::{Helpers, PackedMatrix, Real, WeightDtype, zeros};
 use crate::layers::{Table, TableDtype};
 use crate::random::{Stream, normal_quantile, open_unit};
 
@@ -80,11 +84,13 @@ impl From<Dtype> for Storage {
     }
 }
 
-/// Gives the row-major values of one weight after the other, in the order of [`crate::network::specs`].
-pub type Source<'a, R> = &'a mut dyn FnMut(&Spec) -> Result<Vec<R>>;
+/// Gives the row-major values of one weight after the other, in the order of [`crate::network::specs`]; borrowed where
+/// they need not be made, such as those of a mapped file.
+pub type Source<'a, R> = &'a mut dyn FnMut(&Spec) -> Result<Cow<'a, [R]>>;
 
-/// Hands weights from a [`Source`] to the layers that are being built, in order.
-pub struct Loader<'a, R> {
+/// Hands weights from a [`Source`] to the layers that are being built, in order. Large ones are packed on the rayon pool
+/// that the caller is in, without one on the caller's thread.
+pub struct Loader<'a, R: Real> {
     specs: std::vec::IntoIter<Spec>,
     source: Source<'a, R>,
     /// How matrices and tables are to be stored.
@@ -98,7 +104,7 @@ impl<'a, R: Real> Loader<'a, R> {
     }
 
     /// The values of the next weight.
-    fn next(&mut self, len: usize) -> Result<Vec<R>> {
+    fn next(&mut self, len: usize) -> Result<Cow<'a, [R]>> {
         let Some(spec) = self.specs.next() else {
             return Err(Error::Internal("a layer asks for more weights than it lists".into()));
         };
@@ -117,7 +123,7 @@ impl<'a, R: Real> Loader<'a, R> {
 
     /// A vector of `len` values.
     pub fn vector(&mut self, len: usize) -> Result<Vec<R>> {
-        self.next(len)
+        Ok(self.next(len)?.into_owned())
     }
 
     /// A `k x n` right operand.
@@ -127,20 +133,35 @@ impl<'a, R: Real> Loader<'a, R> {
 
     /// A `k x n` right operand of type `dtype` whatever the encoder's.
     pub fn matrix_as(&mut self, k: usize, n: usize, dtype: WeightDtype) -> Result<PackedMatrix<R>> {
-        Ok(PackedMatrix::pack(k, n, dtype, &self.next(k * n)?))
+        Ok(PackedMatrix::pack_with(k, n, dtype, &self.next(k * n)?, helpers()))
     }
 
     /// `count` right operands of `k x n`, one weight `[count, k, n]`.
     pub fn matrices(&mut self, count: usize, k: usize, n: usize) -> Result<Vec<PackedMatrix<R>>> {
         let values = self.next(count * k * n)?;
-        Ok((0..count)
-            .map(|i| PackedMatrix::pack(k, n, self.storage.matrix, &values[i * k * n..][..k * n]))
-            .collect())
+        let pack = |i: usize| PackedMatrix::pack(k, n, self.storage.matrix, &values[i * k * n..][..k * n]);
+        Ok(if rayon::current_thread_index().is_some() {
+            (0..count).into_par_iter().map(pack).collect()
+        } else {
+            (0..count).map(pack).collect()
+        })
     }
 
     /// A table of `rows` rows of `width`.
     pub fn table(&mut self, rows: usize, width: usize) -> Result<Table<R>> {
-        Ok(Table::new(rows, width, self.storage.table, self.next(rows * width)?))
+        let values = self.next(rows * width)?;
+        Ok(Table::new_with(rows, width, self.storage.table, &values, helpers()))
+    }
+}
+
+/// The rayon pool that the caller is in, without one the caller's thread.
+fn helpers() -> Helpers<'static> {
+    match rayon::current_thread_index() {
+        Some(_) => Helpers {
+            count: rayon::current_num_threads(),
+            run: &|count, task| (0..count).into_par_iter().for_each(task),
+        },
+        None => Helpers::NONE,
     }
 }
 
@@ -207,11 +228,16 @@ impl<'a, R: Real> Param<'a, R> {
                 None => visit(&table.to_vec()),
             },
             Param::Matrices(matrices) => {
+                // A piece stays in the second-level cache until `visit` has it.
+                const VALUES: usize = 1 << 16;
                 let mut values = Vec::new();
                 for matrix in matrices {
-                    values.resize(matrix.k() * matrix.n(), R::ZERO);
-                    matrix.unpack_into(&mut values);
-                    visit(&values)?;
+                    let rows = (VALUES / matrix.n().max(1)).max(1);
+                    for first in (0..matrix.k()).step_by(rows) {
+                        values.resize(rows.min(matrix.k() - first) * matrix.n(), R::ZERO);
+                        matrix.unpack_rows_into(first, &mut values);
+                        visit(&values)?;
+                    }
                 }
                 Ok(())
             }
@@ -243,23 +269,69 @@ impl<'a, R: Real> ParamMut<'a, R> {
 /// Draws the initial values of weight number `index`, a function of the configuration's seed and `index`.
 ///
 /// Source: Keras initialisers; fans as `keras.initializers` counts them (last two axes times the product of the others).
-pub fn initial_values(config: &SparseMixerConfig, index: usize, spec: &Spec) -> Vec<f32> {
-    draw(&config.initializer, config.seed, index, spec)
+///
+/// # Errors
+/// Those of [`draw`].
+pub fn initial_values(
+    config: &SparseMixerConfig,
+    index: usize,
+    spec: &Spec,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<Vec<f32>> {
+    let lecun = InitializerConfig::VarianceScaling {
+        scale: 1.0,
+        mode: "fan_in".into(),
+        distribution: "truncated_normal".into(),
+    };
+    let is_projection = config.rules().lecun_projection && spec.name == "embedding_projection/kernel";
+    let initializer = if is_projection { &lecun } else { &config.initializer };
+    draw(initializer, config.seed, index, spec, stop)
 }
 
 /// Draws the initial values of weight number `index` by `initializer`, a function of `seed` and `index`.
-pub fn draw(initializer: &InitializerConfig, seed: u64, index: usize, spec: &Spec) -> Vec<f32> {
+///
+/// # Errors
+/// [`Error::Memory`] if there is not enough; [`Error::Interrupted`] once `stop` says so, which every thread asks that
+/// draws.
+pub fn draw(
+    initializer: &InitializerConfig,
+    seed: u64,
+    index: usize,
+    spec: &Spec,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<Vec<f32>> {
+    // Asked for by way of trial: where the values themselves are made, a refusal would end the process.
+    if Vec::<f32>::new().try_reserve_exact(spec.len()).is_err() {
+        return Err(Error::Memory {
+            what: spec.name.clone(),
+            bytes: spec.len().saturating_mul(size_of::<f32>()),
+        });
+    }
+    let values = values_of(initializer, seed, index, spec, stop);
+    if stop() { Err(Error::Interrupted) } else { Ok(values) }
+}
+
+/// What [`draw`] draws, leaving out the rest once `stop` says so.
+fn values_of(
+    initializer: &InitializerConfig,
+    seed: u64,
+    index: usize,
+    spec: &Spec,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Vec<f32> {
     let kernel = match spec.role {
         Role::Bias => return vec![0.0; spec.len()],
         Role::Scale => return vec![1.0; spec.len()],
         Role::Kernel => initializer,
     };
     let draw = |map: &(dyn Fn(f64) -> f64 + Sync)| {
-        use rayon::prelude::*;
         const CHUNK: usize = 1 << 16;
         let stream = Stream::new(seed, index as u64);
         let mut values = vec![0f32; spec.len()];
         let fill = |(chunk, out): (usize, &mut [f32])| {
+            if stop() {
+                return;
+            }
             stream.for_each_word((chunk * CHUNK) as u64, out.len(), |i, word| {
                 out[i] = map(open_unit(word)) as f32
             });
@@ -323,7 +395,7 @@ pub struct Gradients<R> {
 impl<R: Real> Gradients<R> {
     /// Zeros for weights `specs`.
     pub fn zeros(specs: &[Spec]) -> Self {
-        Gradients { tensors: specs.iter().map(|spec| vec![R::ZERO; spec.len()]).collect() }
+        Gradients { tensors: specs.iter().map(|spec| zeros(spec.len())).collect() }
     }
 
     /// Sets every value to zero.

@@ -23,7 +23,9 @@ from sparse_mixer.layers import MixingMechanism
 
 DEFAULT_MOE_LAYERS = (5, 6, 7, 8)
 DEFAULT_ATTENTION_LAYERS = (10, 11, 12, 13)
-SEMANTICS = ("keras", "keras_strict")
+SEMANTICS = ("keras", "keras_strict", "paper")
+ROUTERS = ("experts_choose", "tokens_choose")
+ROUTER_DTYPES = ("float32", "bfloat16")
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 _POLICIES = {"mixed_bfloat16": "bfloat16", "mixed_float16": "float16"}
 
@@ -59,9 +61,21 @@ _KERAS_KEYS = (
 _EXTENSIONS: dict[str, Any] = {
     "dtype": "float32",
     "max_group_size": None,
-    "router_z_loss_weight": 0.0,
+    "router_z_loss_weight": None,
     "jitter_noise": 0.0,
     "semantics": "keras",
+    "pad_id": None,
+    "moe_residual": None,
+    "project_embeddings": None,
+    "min_expert_capacity": None,
+    "expert_inner_dim": None,
+    "expert_dropout": None,
+    "router": "experts_choose",
+    "num_selected_experts": 1,
+    "batch_prioritized_routing": True,
+    "auxiliary_loss_factor": 0.01,
+    "router_dtype": "float32",
+    "group_mixup": False,
     "seed": None,
 }
 
@@ -97,9 +111,21 @@ class Arguments:
     export_metrics: bool
     dtype: str
     max_group_size: int | None
-    router_z_loss_weight: float
+    router_z_loss_weight: float | None
     jitter_noise: float
     semantics: str
+    pad_id: int | None
+    moe_residual: bool | None
+    project_embeddings: bool | None
+    min_expert_capacity: int | None
+    expert_inner_dim: int | None
+    expert_dropout: float | None
+    router: str
+    num_selected_experts: int
+    batch_prioritized_routing: bool
+    auxiliary_loss_factor: float
+    router_dtype: str
+    group_mixup: bool
     seed: int | None
 
     @classmethod
@@ -113,6 +139,8 @@ class Arguments:
             TypeError: A value of a wrong type.
             ValueError: An unknown name, or a number that is not finite.
         """
+        if given["semantics"] == "paper" and given["initializer"] is initializers.DEFAULT:
+            given = {**given, "initializer": initializers.PAPER}
         return cls(**{field.name: _CHECKS[field.name](field.name, given[field.name]) for field in fields(cls)})
 
     def __post_init__(self) -> None:
@@ -121,6 +149,17 @@ class Arguments:
             raise ValueError(
                 f"output_range: got {self.output_range}, expected 1 to max_sequence_length ({self.max_sequence_length})"
             )
+
+        if self.pad_id is not None and not -1 <= self.pad_id < self.vocab_size:
+            raise ValueError(f"pad_id: got {self.pad_id}, expected an id below {self.vocab_size}, or -1 for no padding")
+
+    def padding_id(self) -> int | None:
+        """The word id whose positions are padding; None if masks have to be given."""
+        return 0 if self.pad_id is None and self.semantics == "paper" else self.pad_id
+
+    def expert_width(self) -> int:
+        """Width inside experts."""
+        return self.inner_dim if self.expert_inner_dim is None else self.expert_inner_dim
 
     def width(self) -> int:
         """Width of the word embeddings: `embedding_width`, or `hidden_size` where that is not given."""
@@ -292,12 +331,15 @@ def _as_layers(argument: str, value: Any) -> tuple[int, ...]:
     return tuple(as_int(f"{argument}[{position}]", entry) for position, entry in enumerate(entries))
 
 
-def _as_semantics(argument: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{argument}: expected a string, got {value!r} ({type(value).__name__})")
-    if value not in SEMANTICS:
-        raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(map(repr, SEMANTICS))}")
-    return value
+def _one_of(names: tuple[str, ...]) -> Callable[[str, Any], str]:
+    def check(argument: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError(f"{argument}: expected a string, got {value!r} ({type(value).__name__})")
+        if value not in names:
+            raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(map(repr, names))}")
+        return value
+
+    return check
 
 
 def _as_layer(argument: str, value: Any) -> Callable[[Any], Any]:
@@ -321,9 +363,19 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
             "max_sequence_length",
             "type_vocab_size",
             "inner_dim",
+            "num_selected_experts",
         ),
         _as_count,
     ),
+    "pad_id": _or_none(as_int),
+    "min_expert_capacity": _or_none(_as_count),
+    "expert_inner_dim": _or_none(_as_count),
+    "expert_dropout": _or_none(_as_float),
+    "router_z_loss_weight": _or_none(_as_float),
+    "moe_residual": _or_none(as_bool),
+    "project_embeddings": _or_none(as_bool),
+    "router": _one_of(ROUTERS),
+    "router_dtype": _one_of(ROUTER_DTYPES),
     "output_range": _or_none(as_int),
     "embedding_width": _or_none(_as_width),
     "max_group_size": _or_none(_as_count),
@@ -335,17 +387,27 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
             "examples_per_group",
             "output_dropout",
             "attention_dropout",
-            "router_z_loss_weight",
+            "auxiliary_loss_factor",
             "jitter_noise",
         ),
         _as_float,
     ),
-    **dict.fromkeys(("use_fft", "norm_first", "with_dense_inputs", "export_metrics"), as_bool),
+    **dict.fromkeys(
+        (
+            "use_fft",
+            "norm_first",
+            "with_dense_inputs",
+            "export_metrics",
+            "batch_prioritized_routing",
+            "group_mixup",
+        ),
+        as_bool,
+    ),
     **dict.fromkeys(("moe_layers", "attention_layers"), _as_layers),
     "mixing_mechanism": lambda argument, value: MixingMechanism.resolve(value, argument),
     "inner_activation": lambda argument, value: activations.resolve(value, argument),
     "initializer": lambda argument, value: initializers.resolve(value, argument),
     "embedding_layer": _or_none(_as_layer),
     "dtype": as_dtype,
-    "semantics": _as_semantics,
+    "semantics": _one_of(SEMANTICS),
 }

@@ -42,6 +42,8 @@ class Encoder(Layer):
         self._last = threading.local()
         self._metrics = RouterMetrics(moe if arguments.export_metrics else [])
         self._needs_mask = bool(attention)
+        # A line that the summary ends with.
+        self._note: str | None = None
 
     @property
     def transformer_layers(self) -> list[TransformerLayer]:
@@ -86,9 +88,27 @@ class Encoder(Layer):
         """Bytes that the weights take."""
         return self._native.weight_bytes
 
-    def memory_estimate(self, batch: int) -> int:
-        """Bytes of weights, scratch and outputs for calls with `batch` examples."""
-        return self._native.memory_estimate(as_int("batch", batch))
+    def memory_estimate(
+        self, batch: int, *, outputs: Sequence[str] = ("sequence_output", "pooled_output", "encoder_outputs")
+    ) -> int:
+        """Bytes that a call at inference takes at its peak: weights, inputs, scratch and outputs.
+
+        At most a tenth above what the system counts, and not below, for one call at a time with `num_threads` threads
+        and scratch memory as after `sparse_mixer.release_scratch`.
+
+        Args:
+            batch: Number of examples.
+            outputs: Names of the wanted outputs, as in the call.
+
+        Raises:
+            ValueError: A batch that the call would refuse.
+        """
+        if isinstance(outputs, str):
+            raise TypeError(f"outputs: expected a sequence of names such as ({outputs!r},), got a string")
+        count = as_int("batch", batch)
+        if not 0 <= count < 2**40:
+            raise ValueError(f"batch: got {count}, expected at least 0 and less than 2**40")
+        return self._native.memory_estimate(count, list(outputs))
 
     def astype(self, dtype: Any) -> Self:
         """A new encoder with the weights converted to `dtype`; this one is unchanged.
@@ -101,6 +121,7 @@ class Encoder(Layer):
         arguments = dataclasses.replace(self.arguments, dtype=target)
         converted._assemble(arguments, self._native.astype(target), self._seed, self.name)
         converted._copy_trainable(self)
+        converted._note = self._note
         return converted
 
     def quantize(self, dtype: str = "int8") -> Self:

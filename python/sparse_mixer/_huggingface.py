@@ -1,4 +1,4 @@
-"""Configurations of Hugging Face's BERT models in terms of ours."""
+"""Configurations of Hugging Face's BERT and FNet models in terms of ours."""
 
 from __future__ import annotations
 
@@ -12,6 +12,19 @@ from sparse_mixer._native import CheckpointError
 _MAX_CONFIG_BYTES = 1 << 20
 # The encoder's layer norms have this epsilon; so has the reference.
 _EPSILON = 1e-12
+# What else each kind of model must have: variants that this encoder does not compute are told by these keys.
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "bert": {"position_embedding_type": "absolute", "is_decoder": False},
+    "fnet": {},
+}
+# FNet's encoder is that of the paper's code without attention: projected embeddings, dropout after it, and sequences of
+# any length up to the longest. One head fits every width; none attends.
+_FOURIER: dict[str, Any] = {
+    "semantics": "paper",
+    "attention_layers": (),
+    "num_attention_heads": 1,
+    "mixing_mechanism": "fourier",
+}
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -35,17 +48,17 @@ def is_hugging_face(path: str) -> bool:
 
 
 def read_hugging_face(path: str) -> dict[str, Any]:
-    """The constructor's arguments for the BERT model at `path`: attention everywhere, no experts.
+    """The constructor's arguments for the BERT or FNet model at `path`: no experts; attention or Fourier everywhere.
 
     Raises:
-        CheckpointError: Another model, or a variant of BERT that this encoder does not compute.
+        CheckpointError: Another model, or a variant that this encoder does not compute.
     """
     file = config_path(path)
     config = _read(file)
-    if config.get("model_type") != "bert":
-        raise CheckpointError(f"{file}: model_type {config.get('model_type')!r} is not read, only 'bert'")
-    expected = {"position_embedding_type": "absolute", "is_decoder": False, "layer_norm_eps": _EPSILON}
-    for key, value in expected.items():
+    kind = config.get("model_type")
+    if kind not in _VARIANTS:
+        raise CheckpointError(f"{file}: model_type {kind!r} is not read, only {', '.join(map(repr, _VARIANTS))}")
+    for key, value in (_VARIANTS[kind] | {"layer_norm_eps": _EPSILON}).items():
         if config.get(key, value) != value:
             raise CheckpointError(f"{file}: {key}={config[key]!r} is not supported, only {value!r}")
     activation = config.get("hidden_act", "gelu")
@@ -58,17 +71,23 @@ def read_hugging_face(path: str) -> dict[str, Any]:
             "hidden_size": int(config["hidden_size"]),
             "num_layers": num_layers,
             "moe_layers": (),
-            "attention_layers": tuple(range(num_layers)),
-            "num_attention_heads": int(config["num_attention_heads"]),
+            **(_attention(config, num_layers) if kind == "bert" else _FOURIER),
             "max_sequence_length": int(config["max_position_embeddings"]),
             "type_vocab_size": int(config["type_vocab_size"]),
             "inner_dim": int(config["intermediate_size"]),
             "inner_activation": _ACTIVATIONS[activation],
             "output_dropout": float(config.get("hidden_dropout_prob", 0.1)),
-            "attention_dropout": float(config.get("attention_probs_dropout_prob", 0.1)),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: incomplete or damaged: {error!r}") from None
+
+
+def _attention(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    return {
+        "attention_layers": tuple(range(num_layers)),
+        "num_attention_heads": int(config["num_attention_heads"]),
+        "attention_dropout": float(config.get("attention_probs_dropout_prob", 0.1)),
+    }
 
 
 def _read(file: str) -> Mapping[str, Any]:

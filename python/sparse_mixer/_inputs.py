@@ -64,6 +64,7 @@ def read(
     *,
     needs_mask: bool,
     embedding_layer: Callable[[Any], Any] | None,
+    pad_id: int | None,
 ) -> Inputs:
     """Check the dict's keys and convert what is in it.
 
@@ -73,6 +74,7 @@ def read(
         inputs: The dict that the encoder was called with; unknown keys are ignored.
         needs_mask: Whether a missing mask is an error.
         embedding_layer: The user's own word embeddings, called with ``input_word_ids``; None for the core's table.
+        pad_id: Where word ids have this value, positions are padding if there is no mask.
 
     Raises:
         ValueError: Not a dict, a missing entry, or an entry of a wrong rank.
@@ -82,16 +84,23 @@ def read(
         raise ValueError(f"inputs: expected a dict with the keys {', '.join(KEYS[:3])}, got {type(inputs).__name__}")
     word_ids = None
     word_embeddings = _optional(inputs, "input_word_embeddings", _embeddings)
+    dense_inputs = _optional(inputs, "dense_inputs", _embeddings)
+    mask = _optional(inputs, "input_mask", _mask)
     if word_embeddings is None:
         word_ids = _required(inputs, "input_word_ids", _ids)
+        if mask is None and pad_id is not None and (embedding_layer is not None or dense_inputs is not None):
+            # The core finds padding itself where it gets ids and nothing else.
+            mask = (word_ids != pad_id).astype(np.float32)
         if embedding_layer is not None:
             word_embeddings = _embeddings("embedding_layer(input_word_ids)", embedding_layer(word_ids))
             word_ids = None
-    dense_inputs = _optional(inputs, "dense_inputs", _embeddings)
+    ids_tell = pad_id is not None and word_ids is not None and dense_inputs is None
+    if mask is None and needs_mask and not ids_tell:
+        mask = _required(inputs, "input_mask", _mask)
     take_mask = _required if needs_mask else _optional
     return Inputs(
         word_ids=word_ids,
-        mask=take_mask(inputs, "input_mask", _mask),
+        mask=mask,
         type_ids=_required(inputs, "input_type_ids", _ids),
         word_embeddings=word_embeddings,
         dense_inputs=dense_inputs,

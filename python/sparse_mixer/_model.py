@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sparse_mixer import _flax, checkpoints
 from sparse_mixer._heads import Array, Head
 from sparse_mixer._metrics import METRIC_NAMES
+from sparse_mixer._variables import assign_all
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.layers import Layer
 
@@ -76,6 +80,26 @@ class Model(Layer):
         task, _ = self._loss(outputs, inputs, labels, weights, None, None)
         return self._with_auxiliary(task)
 
+    def load_flax_heads(self, params: str | os.PathLike[str] | Mapping[str, Any]) -> None:
+        """Replace the weights of the heads by those in a checkpoint of the paper's JAX code: all, or on failure none.
+
+        For `BertClassifier` on the encoder's pooler, and for ``BertPretrainerV2(encoder, "gelu_tanh",
+        classification_heads=[ClassificationHead(0, 2, use_encoder_pooler=True)])``; the encoder is that of
+        `SparseMixer.from_flax`.
+
+        Args:
+            params: As in `SparseMixer.from_flax`.
+
+        Raises:
+            CheckpointError: The file is damaged, or its heads are not those of this model.
+            ValueError: A weight has another shape.
+            OSError: The file cannot be read.
+        """
+        variables = [variable for head in self.heads.values() for variable in head._variables]
+        with contextlib.closing(checkpoints.open_flax(params)) as file:
+            arrays = _flax.read_heads(file, [variable.key for variable in variables])
+        assign_all(variables, arrays)
+
     def fit(self, data: Any, **arguments: Any) -> Any:
         """Train; see `sparse_mixer.training.fit` for the arguments and what is returned."""
         from sparse_mixer import training
@@ -101,13 +125,22 @@ class Model(Layer):
         raise NotImplementedError
 
     def _with_auxiliary(self, metrics: Metrics) -> Metrics:
-        """Add the router's metrics, means over the MoE layers, and ``loss``, what is minimised."""
+        """Add ``loss``, what is minimised, and what there is to say about the MoE layers.
+
+        That is the router's metrics, means over the layers; ``expert_load/<layer>/<expert>``, what the expert's answers
+        weigh of all answers of its layer; and ``expert_load_peak``, the largest of these over an even share, mean over
+        the layers.
+        """
         auxiliary = self.encoder.aux_losses
         total = float(auxiliary["total"])
         loss = metrics["task_loss"]
         merged = Metrics({"loss": (loss[0] / loss[1] + total if loss[1] else total, 1.0), **metrics})
         if len(auxiliary["moe_layers"]):
             merged |= {name: (float(np.mean(auxiliary[name])), 1.0) for name in METRIC_NAMES}
+            loads = auxiliary["expert_load"]
+            merged["expert_load_peak"] = (float(np.mean(loads.max(axis=1)) * loads.shape[1]), 1.0)
+            for layer, shares in zip(auxiliary["moe_layers"], loads, strict=True):
+                merged |= {f"expert_load/{layer}/{e}": (float(share), 1.0) for e, share in enumerate(shares)}
         return merged
 
 

@@ -18,6 +18,8 @@ __all__ = [
     "Optimizer",
     "Tape",
     "__version__",
+    "after_fork",
+    "before_fork",
     "cpu_info",
     "cross_entropy",
     "foreign_names",
@@ -88,7 +90,7 @@ class Encoder:
 
         Args:
             word_ids: int32 or int64 [B, S]; or None with `word_embeddings`.
-            mask: float32 [B, S]; None only without attention layers.
+            mask: float32 [B, S]; None only without attention layers, or with word ids and a `pad_id`.
             type_ids: int32 or int64 [B, S].
             word_embeddings: float32 [B, S, W].
             dense_inputs: float32 [B, M, W], appended to the words; then S above is S - M.
@@ -141,7 +143,7 @@ class Encoder:
     def set_num_threads(self, num_threads: int | None) -> None:
         """Limit the threads per call; None follows `get_num_threads`."""
 
-    def memory_estimate(self, batch: int) -> int:
+    def memory_estimate(self, batch: int, outputs: Sequence[str] | None = None) -> int:
         """Bytes of weights, scratch and outputs for calls with `batch` examples."""
 
     @property
@@ -247,8 +249,13 @@ class Optimizer:
         learning_rate: float,
         clip_norm: float | None,
         gradient_scale: float,
+        hurried: Callable[[], bool] | None = None,
     ) -> float | None:
-        """Make one update, wholly or not at all; flags say which weights take part. Returns the norm if clipping."""
+        """Make one update, wholly or not at all; flags say which weights take part. Returns the norm if clipping.
+
+        Once `hurried` returns True, an update that has not begun is interrupted, and one that has is left to end by
+        itself: then this returns None.
+        """
 
     def state(self) -> list[tuple[str, npt.NDArray[np.float32]]]:
         """Copies of the moments by name."""
@@ -396,6 +403,12 @@ def weight_specs(config: str) -> list[tuple[str, list[int]]]:
 
 def foreign_names(scheme: str, name: str, shape: Sequence[int]) -> list[str]:
     """The ways in which `scheme` may spell our weight `name` of `shape`, the usual one first."""
+
+def before_fork() -> None:
+    """Wait until no weights are half updated, and let no update begin. Called before a fork, not by users."""
+
+def after_fork() -> None:
+    """Let updates begin again. Called after a fork in the parent."""
 
 def cpu_info() -> dict[str, Any]:
     """What the kernels found.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,10 +90,11 @@ def _mixing_flops(encoder: Encoder, mixing: str) -> int:
     sequence, hidden = a.max_sequence_length, a.hidden_size
     if mixing == "attention":
         return 8 * sequence * hidden * hidden + 4 * sequence * sequence * hidden
-    if mixing == "linear":
+    if mixing == "linear" or (mixing in ("circulant", "toeplitz") and not a.use_fft):
         return 2 * sequence * hidden * hidden + 2 * sequence * sequence * hidden
     if a.use_fft:
-        points = sequence * hidden
+        # Convolutions go there and back; those of Toeplitz matrices over twice the lengths.
+        points = sequence * hidden * {"circulant": 2, "toeplitz": 8}.get(mixing, 1)
         return int(5 * points * max(points.bit_length() - 1, 1))
     # Real input: the hidden transform gives a real and an imaginary part, both then go along the sequence.
     return 4 * sequence * hidden * hidden + 4 * sequence * sequence * hidden
@@ -104,16 +106,19 @@ def _feed_forward_flops(encoder: Encoder, is_moe: bool) -> int:
     if not is_moe:
         return int(4 * tokens * a.hidden_size * a.inner_dim)
     router = 2 * tokens * a.hidden_size * a.num_experts
-    return int(router + 4 * tokens * a.eval_capacity_factor * a.hidden_size * a.inner_dim)
+    return int(router + 4 * tokens * a.eval_capacity_factor * a.hidden_size * a.expert_width())
 
 
 def _totals(encoder: Encoder, parts: Sequence[Row]) -> list[str]:
     frozen = sum(variable.size for variable in encoder.non_trainable_weights)
+    # Routing groups may ask for more than one example.
+    batch = max(1, math.ceil(encoder.arguments.examples_per_group))
     return [
         f"Parameters: {sum(row.parameters for row in parts):,} ({frozen:,} frozen)",
         f"Inference: {sum(row.flops for row in parts) / 1e9:.2f} GFLOP per sequence",
         f"Memory: {encoder.weight_bytes / 2**20:.1f} MiB of weights, about "
-        f"{encoder.memory_estimate(1) / 2**20:.1f} MiB with a batch of 1",
+        f"{encoder.memory_estimate(batch) / 2**20:.1f} MiB with a batch of {batch}",
+        *([] if encoder._note is None else [encoder._note]),
     ]
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from sparse_mixer._durable import replacing
 
 _FORMAT = "sparse_mixer training state, version 1"
 _META = "meta.json"
@@ -25,18 +24,8 @@ def save(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[A
     text = json.dumps({"format": _FORMAT, **meta})
     entries: dict[str, Any] = {_META: np.frombuffer(text.encode(), np.uint8), **arrays}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **entries)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _sync_folder(path.parent)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **entries)
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -57,13 +46,3 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     if not isinstance(meta, dict) or meta.pop("format", None) != _FORMAT:
         raise ValueError(f"{path}: not a training state of this version")
     return meta, arrays
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename last through a power failure, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

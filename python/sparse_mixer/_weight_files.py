@@ -7,6 +7,7 @@ of arrays as they are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import zipfile
@@ -27,8 +28,8 @@ Wanted = Sequence[tuple[str, Sequence[int]]]
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _KERAS_WEIGHTS = "model.weights.h5"
-# What the weights in a compressed .keras file may take on disk beyond the file's size.
-_MAX_INFLATED_BEYOND_FILE = 64 << 20
+# What the weights in a .keras file may take on disk, and a dataset in memory, beyond the file's size.
+_MAX_INFLATED_BEYOND_FILE = 60 << 20
 _MAX_DIRECTORY_BYTES = 64 << 10
 _PIECE_BYTES = 1 << 20
 
@@ -156,20 +157,21 @@ class _PythonFile:
 
         def provide(name: str, shape: tuple[int, ...]) -> Floats:
             entry, swap = reads[next(order)]
-            return self._weight(entry, swap, shape)
+            return self.weight(entry, swap, shape)
 
         return provide
 
     def load_into(self, native: _native.Encoder, plan: _native.LoadPlan) -> None:
         """Replace the weights of `native` that `plan` has found, all or none."""
         specs = native.weight_specs()
-        weights = [self._weight(entry, swap, specs[index][1]) for index, entry, swap in plan.reads]
+        weights = [self.weight(entry, swap, specs[index][1]) for index, entry, swap in plan.reads]
         native.assign([index for index, _, _ in plan.reads], weights)
 
     def close(self) -> None:
         """Nothing to do for arrays."""
 
-    def _weight(self, entry: int, swap: bool, shape: Sequence[int]) -> Floats:
+    def weight(self, entry: int, swap: bool, shape: Sequence[int]) -> Floats:
+        """The array at `entry` as a weight of ours of `shape`, its two leading axes swapped if `swap`."""
         array = self.read(entry)
         if swap:
             array = np.swapaxes(array, 0, 1)
@@ -231,6 +233,7 @@ class H5File(_PythonFile):
 
     def _walk(self, h5py: Any) -> Iterator[Any]:
         """All datasets, each once, in the order of their paths."""
+        largest = os.path.getsize(self.path) + _MAX_INFLATED_BEYOND_FILE
         seen = set()
         pending = [self._file]
         while pending:
@@ -249,8 +252,13 @@ class H5File(_PythonFile):
                 elif isinstance(item, h5py.Dataset):
                     if item.is_virtual or item.external:
                         raise CheckpointError(f"{self.path}: '{item.name}' keeps its content in another file")
-                    if item.shape is not None:
-                        yield item
+                    if item.shape is None:
+                        continue
+                    if item.nbytes > largest:
+                        raise CheckpointError(
+                            f"{self.path}: '{item.name}' would take {item.nbytes} bytes, far more than the file"
+                        )
+                    yield item
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -259,8 +267,9 @@ class H5File(_PythonFile):
             yield
         except CheckpointError:
             raise
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+        except Exception as error:  # h5py, zipfile and the decompressors each have their own
+            # A damaged archive makes zipfile seek to places that cannot be.
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
             raise CheckpointError(f"{self.path}: not a usable HDF5 file: {error}") from error
 

@@ -152,7 +152,10 @@ class CSVLogger(Callback):
 
 
 class ProgressBar(Callback):
-    """A tqdm bar per run with loss, tokens per second and the time left. Needs tqdm."""
+    """A tqdm bar per run with loss, tokens per second and the time left. Needs tqdm.
+
+    For models with experts also the load of the busiest one over an even share.
+    """
 
     def __init__(self) -> None:
         self._tqdm = require("tqdm.auto", "progress").tqdm
@@ -166,7 +169,10 @@ class ProgressBar(Callback):
     def on_step_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
         """See `Callback`."""
         self._bar.n = trainer.batches_done
-        shown = {"loss": f"{trainer.epoch_metrics.means()['loss']:.4f}", "tok/s": f"{trainer.tokens_per_second:,.0f}"}
+        means = trainer.epoch_metrics.means()
+        shown = {"loss": f"{means['loss']:.4f}", "tok/s": f"{trainer.tokens_per_second:,.0f}"}
+        if "expert_load_peak" in means:
+            shown["busiest expert"] = f"{means['expert_load_peak']:.2f}x"
         self._bar.set_description(f"epoch {trainer.epoch + 1}/{trainer.epochs}", refresh=False)
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(0)

@@ -12,18 +12,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from sparse_mixer import _native
+import numpy as np
+import numpy.typing as npt
+
+from sparse_mixer import _flax, _native
 from sparse_mixer._arguments import Arguments
 from sparse_mixer._construction import make_native, weight_seed
+from sparse_mixer._durable import replacing
 from sparse_mixer._extras import require
 from sparse_mixer._huggingface import is_hugging_face, read_hugging_face
 from sparse_mixer._native import CheckpointError as CheckpointError
+from sparse_mixer._presets import note, preset
 from sparse_mixer._weight_files import WeightFile, open_weights
 
 if TYPE_CHECKING:
@@ -161,36 +166,20 @@ def _save_weights_h5(encoder: SparseMixer, path: str) -> None:
     h5py = require("h5py", "h5")
     specs = encoder._native.weight_specs()
     weights = iter(encoder._native.get_weights())
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", suffix=".tmp", dir=folder)
-    try:
-        os.close(handle)
-        with h5py.File(temporary, "w") as file:
-            # Keras asks for this group although the model itself has no variables.
-            file.create_group("vars")
-            for name, shape in specs:
-                key = _native.foreign_names("weights_h5", name, shape)[0]
-                file[f"layers/sparse_mixer/{key}"] = next(weights)
-            for number in range(len(encoder.metrics)):
-                mean = "mean" if number == 0 else f"mean_{number}"
-                for variable in "01":
-                    file[f"metrics/{mean}/vars/{variable}"] = 0.0
-        _make_durable(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
-
-
-def _make_durable(temporary: str, path: str) -> None:
-    """Bring the finished file to the disk, then to its place, in one step."""
-    # mkstemp gives the file to its owner alone; it shall have the permissions of an ordinary new file.
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        # Keras asks for this group although the model itself has no variables.
+        file.create_group("vars")
+        for name, shape in specs:
+            keys = _native.foreign_names("weights_h5", name, shape)
+            if not keys:
+                raise ValueError(
+                    f"file_format: TensorFlow's encoder has no {name}; save as .safetensors or .npz instead"
+                )
+            file[f"layers/sparse_mixer/{keys[0]}"] = next(weights)
+        for number in range(len(encoder.metrics)):
+            mean = "mean" if number == 0 else f"mean_{number}"
+            for variable in "01":
+                file[f"metrics/{mean}/vars/{variable}"] = 0.0
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -213,15 +202,122 @@ def load(
                 f"config: {os.fspath(path)} holds weights without a configuration; give the constructor's arguments "
                 "as config={...}, or build the encoder and call load_weights"
             )
-        arguments = _arguments(cls, {**config, **changes})
-        seed = weight_seed(arguments)
-        plan = file.plan(_native.weight_specs(arguments.native_config(seed)), prefix)
-        _report(file, plan, optional=()).require_complete()
-        native = make_native(arguments, seed, file.provider(plan), num_threads, isa)
+        return _build(cls, file, {**config, **changes}, prefix, num_threads, isa)
+
+
+def from_flax(
+    cls: type[Encoder],
+    params: PathLike | Mapping[str, Any],
+    config: Mapping[str, Any],
+    *,
+    prefix: str | None = None,
+    num_threads: int | None = None,
+    isa: str | None = None,
+    **changes: Any,
+) -> Encoder:
+    """`SparseMixer.from_flax`."""
+    with contextlib.closing(open_flax(params)) as file:
+        arguments, ignored = _flax.read_flax_config(config, _vocab_size(file))
+        encoder = _build(cls, file, {**arguments, **changes}, prefix, num_threads, isa)
+    if ignored:
+        warnings.warn(
+            f"config: ignored keys that do not belong to the encoder: {', '.join(ignored)}", UserWarning, stacklevel=3
+        )
+    return encoder
+
+
+def from_preset(
+    cls: type[Encoder],
+    name: str,
+    weights: PathLike | Mapping[str, Any] | None = None,
+    *,
+    prefix: str | None = None,
+    num_threads: int | None = None,
+    isa: str | None = None,
+    **changes: Any,
+) -> Encoder:
+    """`SparseMixer.from_preset`."""
+    config = {**preset(name), **changes}
+    if weights is None:
+        if prefix is not None:
+            raise ValueError("prefix: says where in a file the encoder is, but there are no weights to read")
+        encoder = cls(**config, num_threads=num_threads, isa=isa)
+        encoder._note = note(name)
+        return encoder
+    with contextlib.closing(open_weights(weights)) as file:
+        if "vocab_size" not in changes:
+            config["vocab_size"] = _vocab_size(file) or config["vocab_size"]
+        return _build(cls, file, config, prefix, num_threads, isa)
+
+
+def _build(
+    cls: type[Encoder],
+    file: WeightFile,
+    config: Mapping[str, Any],
+    prefix: str | None,
+    num_threads: int | None,
+    isa: str | None,
+) -> Encoder:
+    """An encoder with the constructor's arguments `config` and the weights of `file`; none are drawn."""
+    arguments = _arguments(cls, config)
+    seed = weight_seed(arguments)
+    plan = file.plan(_native.weight_specs(arguments.native_config(seed)), prefix)
+    _report(file, plan, optional=()).require_complete()
+    native = make_native(arguments, seed, file.provider(plan), num_threads, isa)
     encoder = object.__new__(cls)
     encoder._assemble(arguments, native, seed, file.metadata.get(_NAME_KEY, "sparse_mixer"))
     encoder.trainable = True
     return encoder
+
+
+def read_adam_state(
+    encoder: SparseMixer, source: PathLike | Mapping[str, Any]
+) -> tuple[int, dict[str, npt.NDArray[np.float32]]]:
+    """Read the state of the Adam optimiser in a checkpoint of the paper's JAX code.
+
+    Args:
+        encoder: The encoder that the checkpoint's parameters fit; it is not changed.
+        source: As in `SparseMixer.from_flax`.
+
+    Returns:
+        Number of updates, and moments by name: ``AdamW(...).set_state(*read_adam_state(encoder, source))`` continues
+        the training of the encoder alone. Moments of heads are not among them.
+
+    Raises:
+        CheckpointError: The file is damaged, has no such state, or is of another encoder.
+        OSError: It cannot be read.
+    """
+    with contextlib.closing(open_flax(source)) as file:
+        return _flax.read_adam_state(file, encoder._native.weight_specs())
+
+
+def open_flax(params: PathLike | Mapping[str, Any]) -> WeightFile:
+    """Open a checkpoint, or wrap a mapping of slash paths to arrays, or of nested mappings as Flax has them."""
+    return open_weights(dict(_leaves(params)) if isinstance(params, Mapping) else params)
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Slash paths and arrays of a mapping that may be nested, as Flax keeps its parameters."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{path}{name}/")
+        else:
+            yield f"{path}{name}", value
+
+
+def _vocab_size(file: WeightFile) -> int | None:
+    """Rows of the word table in `file`, whatever its names; None if there is no such table, or several sizes."""
+    endings = {
+        name
+        for scheme in ("keras", "tf_checkpoint", "weights_h5", "flax", "huggingface")
+        for name in _native.foreign_names(scheme, _WORD_TABLE, [1, 1])
+    }
+    sizes = {
+        shape[0]
+        for name, _, shape in file.entries()
+        if len(shape) == 2 and any(f".{name}".endswith((f"/{ending}", f".{ending}")) for ending in endings)
+    }
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def load_report(encoder: SparseMixer, source: PathLike | Mapping[str, Any], *, prefix: str | None = None) -> LoadReport:

@@ -17,6 +17,8 @@ import numpy as np
 
 import sparse_mixer
 from sparse_mixer import SparseMixer
+from sparse_mixer._presets import PRESETS
+from sparse_mixer._tree import tree
 from sparse_mixer._weight_files import WeightFile, open_weights
 from sparse_mixer.checkpoints import CheckpointError, stored_config
 
@@ -33,7 +35,7 @@ exit codes: 0 success, 1 a problem was found, 2 bad arguments or unreadable file
 _FORMATS = """\
 files that are read: safetensors (our own format included), .npz, TensorFlow checkpoints (prefix, .index file or
 folder) and SavedModel folders, Keras .weights.h5, .h5 and .keras (extra "h5"), Flax msgpack files and the folders of
-training steps, Hugging Face BERT folders. Formats are told by content. No file is executed.
+training steps, Hugging Face BERT and FNet folders. Formats are told by content. No file is executed.
 """
 
 
@@ -50,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough; the interpreter shall not complain when it flushes the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
     except (CheckpointError, ValueError, TypeError, OSError, ImportError) as error:
         print(f"sparse-mixer: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -81,11 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect = command(
         "inspect",
         _inspect,
-        "list the tensors of a weight file",
-        f"List name, type, shape and size of every tensor in a file, and what the file says of itself.\n\n{_FORMATS}",
+        "show the tensors of a weight file as a tree",
+        "Show what a file says of itself, and the tree of its tensors' names with type, shape and size of each.\n\n"
+        f"{_FORMATS}",
     )
     inspect.add_argument("path", help="file or folder")
-    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.add_argument("--json", action="store_true", help="print JSON, with full names")
 
     verify = command(
         "verify",
@@ -102,7 +109,10 @@ def _parser() -> argparse.ArgumentParser:
         _convert,
         "convert weights to safetensors, .npz or .weights.h5",
         "Load an encoder and save it in another format: .npz and .weights.h5 (which TensorFlow reads) by the ending\n"
-        f"of the target, our own safetensors format, which holds the configuration, for any other.\n\n{_FORMATS}",
+        "of the target, our own safetensors format, which holds the configuration, for any other.\n\n"
+        "  sparse-mixer convert sm_base/ base.safetensors --preset sparse_mixer_base --set pad_id=3\n"
+        "  sparse-mixer convert ckpt-1000 mine.safetensors --config arguments.json\n\n"
+        f"{_FORMATS}",
     )
     convert.add_argument("source", help="file or folder to read")
     convert.add_argument("target", help="file to write; replaced in one step if it exists")
@@ -132,29 +142,70 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    sources = parser.add_mutually_exclusive_group()
+    sources.add_argument(
         "--config",
         help="arguments of SparseMixer as JSON, or a file with them, e.g. '{\"vocab_size\": 30522}'; "
         "for files that hold weights alone",
     )
+    sources.add_argument(
+        "--flax-config", help="keys of the paper's JAX code as JSON, or a file with them; for its checkpoints"
+    )
+    sources.add_argument("--preset", choices=PRESETS, help="a published configuration")
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an argument of SparseMixer that replaces the configuration's, e.g. pad_id=3; may be repeated",
+    )
     parser.add_argument("--prefix", help="where in the file the encoder is, if there are several")
 
 
-def _config(options: argparse.Namespace) -> dict[str, Any] | None:
-    text = options.config
-    if text is None:
-        return None
+def _json(option: str, text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         with open(text, encoding="utf-8") as file:
             text = file.read()
     config = json.loads(text)
     if not isinstance(config, dict):
-        raise ValueError("--config: expected a JSON object")
+        raise ValueError(f"{option}: expected a JSON object")
     return config
 
 
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What ``--set`` says; values are JSON, or else text."""
+    settings = {}
+    for setting in options.set:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set: expected NAME=VALUE, got {setting!r}")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
+
+
 def _load(path: str, options: argparse.Namespace, **changes: Any) -> SparseMixer:
-    return SparseMixer.load(path, config=_config(options), prefix=options.prefix, **changes)
+    changes = {**_settings(options), **changes}
+    if options.preset is not None:
+        return SparseMixer.from_preset(options.preset, path, prefix=options.prefix, **changes)
+    if options.flax_config is not None:
+        config = _json("--flax-config", options.flax_config)
+        return SparseMixer.from_flax(path, config, prefix=options.prefix, **changes)
+    given = None if options.config is None else _json("--config", options.config)
+    return SparseMixer.load(path, config=given, prefix=options.prefix, **changes)
+
+
+def _random(options: argparse.Namespace, **changes: Any) -> SparseMixer:
+    """An encoder with random weights: the preset, the configuration, or else Sparse Mixer Base."""
+    changes = {**_settings(options), **changes}
+    if options.flax_config is not None:
+        raise ValueError("--flax-config: says how to read a checkpoint, but there is none")
+    if options.preset is not None:
+        return SparseMixer.from_preset(options.preset, **changes)
+    config = {"vocab_size": 30522} if options.config is None else _json("--config", options.config)
+    return SparseMixer(**{**config, **changes})
 
 
 # Commands ---------------------------------------------------------------------------------------------------------
@@ -178,19 +229,21 @@ def _list(file: WeightFile, options: argparse.Namespace) -> int:
     print(f"{file.path}: {file.format}, {len(entries)} tensors, {_readable(total)}")
     for key, value in sorted(file.metadata.items()):
         print(f"  {key}: {value}")
-    width = max((len(entry["name"]) for entry in entries), default=0)
-    for entry in entries:
-        size = "" if entry["bytes"] is None else _readable(entry["bytes"])
-        print(f"{entry['name']:<{width}}  {entry['dtype']:<9} {entry['shape']!s:<20} {size:>10}")
+    lines = tree([(entry["name"], (entry["dtype"], str(entry["shape"])), entry["bytes"] or 0) for entry in entries])
+    width = max((len(name) for name, _, _, _ in lines), default=0)
+    for name, cells, tensors, size in lines:
+        what = f"({tensors} tensors)" if cells is None else f"{cells[0]:<9} {cells[1]}"
+        print(f"{name:<{width}}  {what:<30} {_readable(size):>10}")
     return EXIT_OK
 
 
 def _verify(options: argparse.Namespace) -> int:
     with contextlib.closing(open_weights(options.path)) as file:
         problems = _damaged(file)
-        has_config = options.config is not None or stored_config(file, options.path) is not None
+        given = (options.config, options.flax_config, options.preset)
+        has_config = any(config is not None for config in given) or stored_config(file, options.path) is not None
     if not has_config:
-        print("no configuration: whether the weights fit an encoder is not checked (see --config)")
+        print("no configuration: whether the weights fit an encoder is not checked (see --config, --preset)")
     elif not problems:
         try:
             encoder = _load(options.path, options)
@@ -229,12 +282,9 @@ def _convert(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     if options.batch < 1 or options.repeats < 1:
         raise ValueError("--batch and --repeats must be at least 1")
-    changes = {} if options.dtype is None else {"dtype": options.dtype}
-    if options.path is None:
-        config = _config(options) or {"vocab_size": 30522}
-        encoder = SparseMixer(**{**config, **changes}, num_threads=options.threads)
-    else:
-        encoder = _load(options.path, options, num_threads=options.threads, **changes)
+    changes: dict[str, Any] = {} if options.dtype is None else {"dtype": options.dtype}
+    changes["num_threads"] = options.threads
+    encoder = _random(options, **changes) if options.path is None else _load(options.path, options, **changes)
     arguments = encoder.arguments
     random = np.random.default_rng(0)
     shape = (options.batch, arguments.max_sequence_length)

@@ -248,6 +248,8 @@ class LecunNormal(_NamedScaling):
 
 
 DEFAULT = TruncatedNormal(stddev=0.02)
+# What `semantics="paper"` makes of it; the projection of the embeddings is then drawn LeCun normal.
+PAPER = RandomNormal(stddev=0.02)
 
 _CLASSES: dict[str, type[Initializer]] = {
     cls.__name__: cls

@@ -19,7 +19,9 @@ from sparse_mixer._variables import Variable, assign_all, read_all
 class MixingMechanism(enum.Enum):
     """What layers without attention use to let tokens exchange information.
 
-    The members and values are those of ``tfm.nlp.layers.MixingMechanism``.
+    The members and values are those of ``tfm.nlp.layers.MixingMechanism``, and two more of the paper's JAX code. Its
+    architectures BERT, F_NET, H_NET, LINEAR, C_NET and T_NET are: attention in all layers, and these in the order
+    ``FOURIER``, ``HARTLEY``, ``LINEAR``, ``CIRCULANT``, ``TOEPLITZ``.
     """
 
     FOURIER = "fourier"
@@ -30,6 +32,12 @@ class MixingMechanism(enum.Enum):
 
     LINEAR = "linear"
     """Two learned matrices, ``seq_kernel @ x @ hidden_kernel``."""
+
+    CIRCULANT = "circulant"
+    """Two learned vectors, of the sequence length and the hidden size: circular convolution along both axes."""
+
+    TOEPLITZ = "toeplitz"
+    """Two learned vectors: multiplication by matrices that are constant along each diagonal."""
 
     @classmethod
     def resolve(cls, value: Any, argument: str = "mixing_mechanism") -> MixingMechanism:
@@ -166,7 +174,7 @@ class TransformerLayer(Layer):
 
     Attributes:
         index: Position in the encoder, from 0.
-        mixing: ``"attention"``, ``"linear"``, ``"fourier"`` or ``"hartley"``.
+        mixing: ``"attention"``, or the value of a `MixingMechanism`.
         is_moe: Whether the feed-forward sublayer is a mixture of experts.
     """
 

@@ -74,6 +74,7 @@ class BertClassifier(Model):
             head_name: Prefix of the head's weights.
             seed: Source of the head's initial weights.
         """
+        _check_encoder("network", network)
         self.num_classes = as_int("num_classes", num_classes)
         self.use_encoder_pooler = bool(use_encoder_pooler)
         self._outputs = ("pooled_output",) if self.use_encoder_pooler else ("sequence_output",)
@@ -157,6 +158,7 @@ class BertTokenClassifier(Model):
             dropout_rate: Dropout on the encoder's output.
             seed: Source of the head's initial weights.
         """
+        _check_encoder("network", network)
         self._head = ProjectionHead(
             "predictions",
             network,
@@ -209,6 +211,7 @@ class BertSpanLabeler(Model):
             initializer: Of the head's kernel.
             seed: Source of the head's initial weights.
         """
+        _check_encoder("network", network)
         self._head = ProjectionHead(
             "span_labeling",
             network,
@@ -257,12 +260,15 @@ class BertSpanLabeler(Model):
 class ClassificationHead:
     """A head of `BertPretrainerV2` on the first position: a tanh layer, dropout, logits.
 
+    The heads of the paper's JAX code are ``ClassificationHead(0, 2, use_encoder_pooler=True)``.
+
     Attributes:
         inner_dim: Width of the tanh layer; 0 for none.
         num_classes: Number of classes.
         dropout_rate: Dropout before the last layer.
         initializer: Of the kernels.
         name: Prefix of the weights; ``<name>_labels`` are its labels in a batch.
+        use_encoder_pooler: Whether the head sees ``pooled_output`` instead of the first row of ``sequence_output``.
     """
 
     inner_dim: int
@@ -270,6 +276,7 @@ class ClassificationHead:
     dropout_rate: float = 0.0
     initializer: Any = "glorot_uniform"
     name: str = "next_sentence"
+    use_encoder_pooler: bool = False
 
 
 class BertPretrainerV2(Model):
@@ -303,6 +310,7 @@ class BertPretrainerV2(Model):
             name: Name of the model.
             seed: Source of the heads' initial weights.
         """
+        _check_encoder("encoder_network", encoder_network)
         self.masked_lm = MaskedLMHead(
             "cls/predictions", encoder_network, activation=mlm_activation, initializer=mlm_initializer, seed=seed
         )
@@ -319,6 +327,9 @@ class BertPretrainerV2(Model):
             )
             for number, head in enumerate(classification_heads or ())
         ]
+        self._pools = [bool(head.use_encoder_pooler) for head in classification_heads or ()]
+        if any(self._pools):
+            self._outputs = ("sequence_output", "pooled_output")
         super().__init__(name, encoder_network, [self.masked_lm, *self.classification_heads])
 
     def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -327,10 +338,15 @@ class BertPretrainerV2(Model):
         sequence = outputs["sequence_output"]
         if inputs.get("masked_lm_positions") is not None:
             outputs["mlm_logits"] = self.masked_lm.logits(sequence, _integers(inputs, "masked_lm_positions"))
-        first = np.ascontiguousarray(sequence[:, 0])
+        features = self._features(outputs)
         for number, head in enumerate(self.classification_heads):
-            outputs[head.name] = head.logits(first, _head_seed(seed, number) if training else None)
+            outputs[head.name] = head.logits(features[number], _head_seed(seed, number) if training else None)
         return outputs
+
+    def _features(self, outputs: Mapping[str, Any]) -> list[Array]:
+        """What each classification head sees, [B, H]."""
+        first = np.ascontiguousarray(outputs["sequence_output"][:, 0])
+        return [outputs["pooled_output"] if pools else first for pools in self._pools]
 
     def _loss(
         self,
@@ -355,19 +371,26 @@ class BertPretrainerV2(Model):
         sums, d_sequence = self.masked_lm.loss(sequence, positions, ids, counted, scale=scale, into=into)
         metrics = Metrics(mlm_loss=(sums.loss, sums.weight), mlm_accuracy=(sums.hits, sums.weight))
         total = sums.loss * scale
-        first = np.ascontiguousarray(sequence[:, 0])
-        for number, head in enumerate(self.classification_heads):
+        d_pooled = np.zeros((len(sequence), sequence.shape[-1]), np.float32) if any(self._pools) else None
+        for number, (head, features) in enumerate(zip(self.classification_heads, self._features(outputs), strict=True)):
             head_seed = None if seed is None else _head_seed(seed, number)
-            logits = head.logits(first, head_seed)
-            classes = _labels(inputs.get(f"{head.name}_labels"), (len(first),), f"{head.name}_labels")
-            sums, d_logits = _mean_cross_entropy(self.encoder, logits, classes, _weights(None, (len(first),)))
+            logits = head.logits(features, head_seed)
+            classes = _labels(inputs.get(f"{head.name}_labels"), (len(features),), f"{head.name}_labels")
+            sums, d_logits = _mean_cross_entropy(self.encoder, logits, classes, _weights(None, (len(features),)))
             metrics[f"{head.name}_loss"] = (sums.loss, sums.weight)
             metrics[f"{head.name}_accuracy"] = (sums.hits, sums.weight)
             total += sums.loss / sums.weight
             if into is not None and d_sequence is not None:
-                d_sequence[:, 0] += head.backward(first, d_logits, head_seed, into)
+                d_features = head.backward(features, d_logits, head_seed, into)
+                if d_pooled is not None and self._pools[number]:
+                    d_pooled += d_features
+                else:
+                    d_sequence[:, 0] += d_features
         metrics["task_loss"] = (total, 1.0)
-        return metrics, {} if d_sequence is None else {"sequence_output": d_sequence}
+        if d_sequence is None:
+            return metrics, {}
+        gradients = {"sequence_output": d_sequence}
+        return metrics, gradients if d_pooled is None else {**gradients, "pooled_output": d_pooled}
 
 
 def _as_rows(sequence: Array) -> Array:
@@ -430,3 +453,8 @@ def _squared_error(logits: Array, labels: Any, weights: Array) -> tuple[Metrics,
 
 def _task(sums: Sums) -> Metrics:
     return Metrics(task_loss=(sums.loss, sums.weight), accuracy=(sums.hits, sums.weight))
+
+
+def _check_encoder(argument: str, value: Any) -> None:
+    if not isinstance(value, SparseMixer):
+        raise TypeError(f"{argument}: expected a SparseMixer, got {type(value).__name__}")

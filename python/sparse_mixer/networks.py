@@ -88,9 +88,21 @@ class SparseMixer(Encoder):
         dtype: Any = None,
         trainable: bool = True,
         max_group_size: int | None = None,
-        router_z_loss_weight: float = 0.0,
+        router_z_loss_weight: float | None = None,
         jitter_noise: float = 0.0,
         semantics: str = "keras",
+        pad_id: int | None = None,
+        moe_residual: bool | None = None,
+        project_embeddings: bool | None = None,
+        min_expert_capacity: int | None = None,
+        expert_inner_dim: int | None = None,
+        expert_dropout: float | None = None,
+        router: str = "experts_choose",
+        num_selected_experts: int = 1,
+        batch_prioritized_routing: bool = True,
+        auxiliary_loss_factor: float = 0.01,
+        router_dtype: str = "float32",
+        group_mixup: bool = False,
         seed: int | None = None,
         num_threads: int | None = None,
         isa: str | None = None,
@@ -111,7 +123,8 @@ class SparseMixer(Encoder):
             mixing_mechanism: A `MixingMechanism`, its value, or TensorFlow's enum member.
             use_fft: Whether spectral mixing uses an FFT or products with transform matrices; same function.
             num_attention_heads: Heads of the attention blocks.
-            max_sequence_length: The one sequence length that the encoder takes.
+            max_sequence_length: The one sequence length that the encoder takes; with ``semantics="paper"`` the
+                largest, if no mixing weights belong to a length.
             type_vocab_size: Number of type ids.
             inner_dim: Width inside feed-forward layers and experts.
             inner_activation: Activation there; see `sparse_mixer.activations`.
@@ -129,11 +142,34 @@ class SparseMixer(Encoder):
             dtype: Storage type of the weights and input type of matrix products: ``"float32"``, ``"bfloat16"``,
                 ``"float16"``, ``"int8"``, or a Keras policy. Outputs are always float32.
             trainable: Whether optimisers may change the weights.
-            max_group_size: Alternative to `examples_per_group`: the largest number of tokens per group, as the
-                reference's documentation describes it.
-            router_z_loss_weight: Factor of the router z-loss in `losses`.
+            max_group_size: Alternative to `examples_per_group`: about the largest number of tokens per group, as the
+                reference's documentation describes it. None for no such size, or 4096 with ``semantics="paper"``.
+            router_z_loss_weight: Factor of the router z-loss in `losses`; None for 0, or 1e-4 with
+                ``semantics="paper"``.
             jitter_noise: Router inputs are multiplied by numbers from ``[1 - noise, 1 + noise]`` when training.
-            semantics: ``"keras"``, or ``"keras_strict"`` to drop what TensorFlow silently drops.
+            semantics: ``"keras"``; ``"keras_strict"`` to drop what TensorFlow silently drops; or ``"paper"`` for the
+                paper's JAX encoder, as ``docs/paper-semantics.md`` describes it. It decides all that follows below as
+                None.
+            pad_id: Word id of padding. If there is one, real tokens attend to real tokens, padding attends evenly to
+                everything, and `input_mask` may be left out. None for none, or 0 with ``semantics="paper"``; -1 for
+                an id that does not occur.
+            moe_residual: Whether post-norm mixtures of experts have a residual and a layer norm, as dense layers do.
+                None for False, or True with ``semantics="paper"``.
+            project_embeddings: Whether embeddings are projected even if their width is `hidden_size`, with dropout
+                after the projection and not before. None for False, or True with ``semantics="paper"``.
+            min_expert_capacity: The fewest tokens that an expert takes of a group. None for 0, or 4 with
+                ``semantics="paper"``.
+            expert_inner_dim: Width inside experts; None for `inner_dim`.
+            expert_dropout: Dropout rate of experts' outputs; None for `output_dropout`.
+            router: ``"experts_choose"`` or ``"tokens_choose"``: whether experts take their most probable tokens, or
+                tokens go to their most probable experts while these have room.
+            num_selected_experts: Experts that each token asks for, where tokens choose.
+            batch_prioritized_routing: Where tokens choose, whether the most decided tokens are served first, instead
+                of the first ones.
+            auxiliary_loss_factor: Factor of the load-balancing loss in `losses`, where tokens choose.
+            router_dtype: ``"float32"``, or ``"bfloat16"`` to round every intermediate result of the router as the JAX
+                code does.
+            group_mixup: With several routing groups, use the expert parameters that the JAX code uses by mistake.
             seed: Source of initial weights, dropout and jitter; None draws one.
             num_threads: Most threads a call uses; None follows `sparse_mixer.set_num_threads`.
             isa: Instruction set to pin, one of ``sparse_mixer.cpu_info()["available"]``; None for the best.
@@ -168,6 +204,7 @@ class SparseMixer(Encoder):
 
                 * ``input_word_ids``: integers [B, S] in ``[0, vocab_size)``.
                 * ``input_mask``: numbers [B, S]; 1 where attention may look, 0 at padding. Only attention uses it.
+                  With a `pad_id` it may be left out, and where it is 0 is padding.
                 * ``input_type_ids``: integers [B, S] in ``[0, type_vocab_size)``.
                 * ``input_word_embeddings``: floats [B, S, embedding_width]; replaces the word ids.
                 * ``dense_inputs``, ``dense_mask``, ``dense_type_ids``: floats [B, M, embedding_width], mask and
@@ -177,8 +214,8 @@ class SparseMixer(Encoder):
             training: Use the training capacity factor, dropout and router jitter. None means False.
             seed: Source of dropout and jitter of this call. None takes the next one of the encoder's own sequence.
             outputs: Names of the wanted outputs; what none of them needs is not computed. Besides the three below,
-                ``"routing"`` gives for each MoE block a dict of ``indices`` int32 [G, E, C] (chosen tokens) and
-                ``probabilities`` float32 [G, T, E].
+                ``"routing"`` gives for each MoE block a dict of ``indices`` int32 [G, E, C] (chosen tokens, -1 in
+                empty slots) and ``probabilities`` float32 [G, T, E].
             check_finite: Raise ValueError naming the first block whose output is not finite.
 
         Returns:
@@ -246,7 +283,12 @@ class SparseMixer(Encoder):
         return results, VJP(self, tape, arrays)
 
     def _read(self, inputs: Mapping[str, Any]) -> _inputs.Inputs:
-        return _inputs.read(inputs, needs_mask=self._needs_mask, embedding_layer=self.arguments.embedding_layer)
+        return _inputs.read(
+            inputs,
+            needs_mask=self._needs_mask,
+            embedding_layer=self.arguments.embedding_layer,
+            pad_id=self.arguments.padding_id(),
+        )
 
     def _call_options(
         self, training: bool | None, seed: int | None, outputs: Sequence[str], check_finite: bool
@@ -285,15 +327,22 @@ class SparseMixer(Encoder):
     def aux_losses(self) -> dict[str, Any]:
         """Auxiliary values of this thread's last call; empty before the first.
 
-        float32 arrays [num_moe_layers] under the names of the metrics, ``total`` (scalar to add to a training loss)
-        and ``moe_layers`` (indices of the layers).
+        float32 arrays [num_moe_layers] under the names of the metrics, ``total`` (scalar to add to a training loss:
+        `router_z_loss`, and `load_balancing_loss` times `auxiliary_loss_factor`, over all layers), ``expert_load``
+        [num_moe_layers, num_experts] (what each expert's answers weigh, of all the layer's answers together) and
+        ``moe_layers`` (indices of the layers).
         """
         return dict(getattr(self._last, "aux", {}))
 
     @property
     def losses(self) -> list[np.float32]:
-        """Weighted router z-loss of each MoE layer in this thread's last call; empty before the first."""
-        return list(getattr(self._last, "aux", {}).get("router_z_loss", ()))
+        """Weighted auxiliary losses of each MoE layer in this thread's last call; empty before the first."""
+        aux = getattr(self._last, "aux", None)
+        if aux is None:
+            return []
+        return list(
+            aux["router_z_loss"] + np.float32(self.arguments.auxiliary_loss_factor) * aux["load_balancing_loss"]
+        )
 
     @property
     def metrics(self) -> list[Mean]:
@@ -354,7 +403,8 @@ class SparseMixer(Encoder):
         """Build an encoder from a file.
 
         Args:
-            path: A file of `save`, a Hugging Face BERT folder, or with `config` anything that `load_weights` reads.
+            path: A file of `save`, a folder of a Hugging Face BERT or FNet, or with `config` anything that
+                `load_weights` reads.
             config: Arguments of the constructor, for files that hold weights alone.
             prefix: Where in the file the encoder is, if there are several.
             num_threads: As in the constructor.
@@ -369,6 +419,77 @@ class SparseMixer(Encoder):
             OSError: The file cannot be read.
         """
         return checkpoints.load(cls, path, config=config, prefix=prefix, num_threads=num_threads, isa=isa, **changes)
+
+    @classmethod
+    def from_flax(
+        cls,
+        params: str | os.PathLike[str] | Mapping[str, Any],
+        config: Mapping[str, Any],
+        *,
+        prefix: str | None = None,
+        num_threads: int | None = None,
+        isa: str | None = None,
+        **changes: Any,
+    ) -> Self:
+        """Build an encoder from a checkpoint of the paper's JAX code, with ``semantics="paper"``. JAX is not needed.
+
+        Args:
+            params: The folder of a checkpoint (``replicated_checkpoint_<step>``, and for models with experts one
+                ``shard-<p>-of-<P>_checkpoint_<step>`` per host; the latest complete step is taken), a file of such,
+                or the parameters: a mapping of slash paths such as ``"encoder/embedder/word/embedding"`` to arrays,
+                or nested mappings. Heads and optimiser state beside the encoder are passed over.
+            config: Keys of the JAX code's configuration: ``model_arch``, ``d_model``, ``moe_layout``, ``pad_id``, ...
+                Missing ones have the JAX code's defaults; ``vocab_size`` is that of the word table. Keys that do
+                not belong to the encoder (training, data) are ignored, which a warning reports.
+            prefix: Where among the parameters the encoder is, if there are several.
+            num_threads: As in the constructor.
+            isa: As in the constructor.
+            **changes: Arguments of the constructor that replace those of `config`, for example
+                ``router_dtype="bfloat16"`` or ``group_mixup=True`` to follow the JAX code to the letter.
+
+        Raises:
+            CheckpointError: Files are damaged or incomplete, or the weights do not fit `config`.
+            ValueError: A name in `config` is unknown, or ``pad_id`` is missing where there is attention.
+            OSError: Files cannot be read.
+        """
+        return checkpoints.from_flax(cls, params, config, prefix=prefix, num_threads=num_threads, isa=isa, **changes)
+
+    @classmethod
+    def from_preset(
+        cls,
+        name: str,
+        weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        *,
+        prefix: str | None = None,
+        num_threads: int | None = None,
+        isa: str | None = None,
+        **changes: Any,
+    ) -> Self:
+        """Build an encoder with a published configuration. Nothing is downloaded: weights come from a file you have.
+
+        Example:
+            >>> sizes = dict(vocab_size=100, hidden_size=64, inner_dim=128)
+            >>> encoder = SparseMixer.from_preset("sparse_mixer_small", **sizes, seed=0)
+            >>> encoder.summary(lambda text: print(text.splitlines()[-1].split(":")[0]))
+            Preset 'sparse_mixer_small' is a configuration without weights
+
+        Args:
+            name: One of ``"sparse_mixer_base"``, ``"fast_sparse_mixer_base"`` (half the expert capacity),
+                ``"sparse_mixer_small"``, ``"fast_sparse_mixer_small"`` (8 layers), ``"bert_base"`` and
+                ``"fnet_base"``. All have ``semantics="paper"``, 512 positions and 4 type ids.
+            weights: What `load_weights` reads; None draws random weights.
+            prefix: Where in the file the encoder is, if there are several.
+            num_threads: As in the constructor.
+            isa: As in the constructor.
+            **changes: Arguments of the constructor that replace those of the preset. Set `pad_id` to the tokenizer's;
+                the preset has 0. Without `vocab_size` it is that of the file, or 32,000.
+
+        Raises:
+            ValueError: An unknown name.
+            CheckpointError: The file is damaged, or its weights do not fit.
+            OSError: The file cannot be read.
+        """
+        return checkpoints.from_preset(cls, name, weights, prefix=prefix, num_threads=num_threads, isa=isa, **changes)
 
     def load_weights(
         self,
@@ -421,7 +542,8 @@ def _default_name() -> str:
 
 
 def _warn_of_zero_capacity(aux: Mapping[str, Any]) -> None:
-    if np.isinf(aux["fraction_tokens_left_behind"]).any():
+    # Infinite where experts choose, as in TensorFlow.
+    if (aux["fraction_tokens_left_behind"] >= 1).any():
         warnings.warn(
             "the expert capacity rounds to 0: MoE layers pass no token to any expert; raise the capacity factor",
             UserWarning,

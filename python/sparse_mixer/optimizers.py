@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer import _native
+from sparse_mixer import _interrupts, _native
 from sparse_mixer import schedules as schedules
+from sparse_mixer._arguments import as_int
 from sparse_mixer.gradients import Gradients, parts_of
 
 Array = npt.NDArray[np.float32]
@@ -89,6 +90,9 @@ class Optimizer:
     def apply_gradients(self, target: Any, gradients: Mapping[str, Any], *, scale: float = 1.0) -> float | None:
         """Make one update of the weights of `target`. It is made completely, or on an error not at all.
 
+        Ctrl-C either comes before the first change, or the update goes on to its end behind the caller's back:
+        `iterations` tells, and whoever uses the weights next waits for it.
+
         Args:
             target: The encoder or model; the same one in every call.
             gradients: What ``vjp`` returned, or any mapping from weight keys to arrays. Weights that are not in it, or
@@ -114,7 +118,8 @@ class Optimizer:
             for part, buffer in zip(parts, given.buffers, strict=True)
             for trainable in [{variable.key for variable in part.trainable_weights if hasattr(variable, "key")}]
         ]
-        return self._native.apply(updates, self.current_learning_rate(), self.global_clipnorm, float(scale))
+        rate = self.current_learning_rate()
+        return self._native.apply(updates, rate, self.global_clipnorm, float(scale), _interrupts.is_waiting)
 
     def _build(self, parts: Sequence[Any]) -> None:
         specs = [
@@ -143,11 +148,16 @@ class Optimizer:
         Raises:
             ValueError: Moments of other weights or shapes; nothing has changed then.
         """
+        count = as_int("iterations", iterations)
+        if not 0 <= count < 2**63:
+            raise ValueError(f"iterations: got {count}, expected at least 0 and less than 2**63")
+        if not isinstance(moments, Mapping):
+            raise TypeError(f"moments: expected a mapping, got {type(moments).__name__}")
         arrays = [(name, np.asarray(array, np.float32)) for name, array in moments.items()]
         if self._native is None:
-            self._restored = (int(iterations), arrays)
+            self._restored = (count, arrays)
         else:
-            self._native.restore(int(iterations), arrays)
+            self._native.restore(count, arrays)
 
     def get_config(self) -> dict[str, Any]:
         """The settings, JSON-able unless the learning rate is an own callable."""
@@ -356,8 +366,10 @@ def _as_buffers(target: Any, gradients: Mapping[str, Any]) -> tuple[Gradients, s
     """Gradients in the core's buffers, and the keys of the weights that have one."""
     if isinstance(gradients, Gradients):
         return gradients, set(gradients)
+    if not isinstance(gradients, Mapping):
+        raise TypeError(f"gradients: expected a mapping from keys to arrays, got {type(gradients).__name__}")
     buffers = Gradients(target)
-    unknown = sorted(set(gradients) - set(buffers))
+    unknown = sorted(map(str, set(gradients) - set(buffers)))
     if unknown:
         raise ValueError(f"gradients: no weights are called {unknown}")
     present = {key for key, gradient in gradients.items() if gradient is not None}

@@ -22,16 +22,15 @@ def combine_weights(
 
     Args:
         routing: one entry of ``encoder(inputs, outputs=("routing",))["routing"]``: ``indices`` [G, E, C], the tokens
-            that each expert chose, and ``probabilities`` [G, T, E].
+            that each expert has, -1 in empty slots, and ``probabilities`` [G, T, E].
 
     Returns:
-        float32 [G, T, E]: the router's probability where the expert chose the token, elsewhere 0.
+        float32 [G, T, E]: the router's probability where the expert has the token, elsewhere 0.
     """
     indices, probabilities = routing["indices"], routing["probabilities"]
     chosen = np.zeros(probabilities.shape, bool)
-    groups = np.arange(indices.shape[0])[:, None, None]
-    experts = np.arange(indices.shape[1])[None, :, None]
-    chosen[groups, indices, experts] = True
+    groups, experts, slots = np.nonzero(indices >= 0)
+    chosen[groups, indices[groups, experts, slots], experts] = True
     return np.where(chosen, probabilities, np.float32(0)).astype(np.float32)
 
 

@@ -6,20 +6,17 @@ of batches done. So a run that was stopped and resumed gives the same weights, b
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparse_mixer import _train_state
+from sparse_mixer import _interrupts, _train_state
 from sparse_mixer._batches import as_batches, derived_seed, token_count
 from sparse_mixer._extras import require
 from sparse_mixer._variables import Variable, assign_all
@@ -194,7 +191,7 @@ class Trainer:
         if self._validation_data is not None:
             results = evaluate(self.model, self._validation_data, batch_size=self._batch_size)
             logs |= {f"val_{name}": value for name, value in results.items()}
-        with _interrupts_deferred():
+        with _interrupts.deferred():
             self.history.epochs.append(logs)
             for callback in self._callbacks:
                 callback.on_epoch_end(self, logs)
@@ -218,7 +215,8 @@ class Trainer:
         if not math.isfinite(logs["loss"]):
             raise FloatingPointError(f"the loss of update {self.step + 1} is {logs['loss']}; nothing was updated")
         logs["learning_rate"] = self.optimizer.current_learning_rate()
-        with _interrupts_deferred():
+        with _interrupts.deferred():
+            # If Ctrl-C comes, this does not wait for the end of an update that has begun, which counts as made.
             norm = self.optimizer.apply_gradients(self.model, self._gradients, scale=1.0 / len(chunk))
             self.batch += len(chunk)
             self.batches_done += len(chunk)
@@ -380,19 +378,3 @@ def evaluate(model: Model, data: Any, *, batch_size: int = 32) -> dict[str, floa
     for batch in as_batches(data, batch_size, False, 0).epoch(0, 0):
         metrics.add(model.test_step(batch))
     return metrics.means()
-
-
-@contextlib.contextmanager
-def _interrupts_deferred() -> Iterator[None]:
-    """Lets Ctrl-C wait until the block is over, so that what belongs together is done together."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        yield
-        return
-    pending: list[Any] = []
-    previous = signal.signal(signal.SIGINT, lambda _number, frame: pending.append(frame))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if pending and callable(previous):
-            previous(signal.SIGINT, pending[0])

@@ -16,6 +16,7 @@
 //! | NumPy `.npz` | [`Npz`] | [`write_npz`] |
 
 mod atomic_file;
+mod checksum;
 mod entries;
 mod file_bytes;
 mod flax;

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use super::checksum;
 use super::entries::{Entry, EntryList, Flaw, TensorSource};
 use super::file_bytes::FileBytes;
 use super::limits::{MAX_SAFETENSORS_HEADER, part};
@@ -142,7 +143,7 @@ impl TensorSource for Safetensors {
         let entry = &self.entries[index];
         let bytes = &self.bytes[self.ranges[index].clone()];
         let tensor = match self.checksums[index] {
-            Some(expected) if crc32c::crc32c(bytes) != expected => {
+            Some(expected) if checksum::crc32c(bytes) != expected => {
                 Err(Flaw::new("the content does not match its checksum; the file is damaged"))
             }
             _ => Tensor::new(entry.dtype.clone(), entry.shape.clone(), Cow::Borrowed(bytes)),

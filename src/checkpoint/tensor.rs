@@ -7,6 +7,7 @@ use half::{bf16, f16};
 
 use super::entries::Flaw;
 use super::limits::byte_count;
+use crate::kernels::f32s_of_bytes;
 
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,6 +191,19 @@ impl<'a> Tensor<'a> {
         let mut out = vec![0.0; self.len()];
         self.write_f32(&mut out)?;
         Ok(out)
+    }
+
+    /// The elements as 32-bit floats, borrowed from the file where it has them as such.
+    ///
+    /// # Errors
+    /// As [`Tensor::write_f32`].
+    pub fn into_f32(self) -> Result<Cow<'a, [f32]>, Flaw> {
+        if let (Dtype::F32, Cow::Borrowed(bytes)) = (&self.dtype, &self.bytes)
+            && let Some(values) = f32s_of_bytes(bytes)
+        {
+            return Ok(Cow::Borrowed(values));
+        }
+        self.to_f32().map(Cow::Owned)
     }
 }
 

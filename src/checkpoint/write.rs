@@ -5,6 +5,7 @@ use std::io::Write;
 use super::entries::Flaw;
 use super::limits::byte_count;
 use super::tensor::Dtype;
+use crate::kernels::bytes_of_f32s;
 use crate::{Error, Result};
 
 /// Takes the bytes of a tensor in pieces.
@@ -84,6 +85,9 @@ impl<'a> TensorToWrite<'a> {
 /// # Errors
 /// Those of the sink.
 pub fn send_f32(values: &[f32], sink: &mut ChunkSink<'_>) -> Result<()> {
+    if let Some(bytes) = bytes_of_f32s(values) {
+        return sink(bytes);
+    }
     // The copy stays in cache and is still large enough to pass the writers' buffers by.
     const PIECE: usize = 64 << 10;
     let mut bytes = vec![0; PIECE.min(values.len()) * size_of::<f32>()];

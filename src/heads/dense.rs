@@ -1,7 +1,7 @@
 //! A dense layer on its own: `y = x W + b`, `[rows, k] -> [rows, n]`, with its gradient.
 
 use crate::error::{Error, Result};
-use crate::kernels::{Init, PackedMatrix, Real, WeightDtype, matmul, prepare_lhs};
+use crate::kernels::{Init, PackedMatrix, Panels, Real, WeightDtype, matmul, prepare_lhs};
 use crate::layers::{bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::Context;
@@ -50,7 +50,7 @@ impl<R: Real> Dense<R> {
 
     /// `out = x W + b`
     pub fn forward(&self, context: &Context<'_, R>, x: &[R], out: &mut [R]) -> Result<()> {
-        product(context, x, &self.kernel, Init::Bias(&self.bias), out)
+        product(context, x, self.kernel.view(), Init::Bias(&self.bias), out)
     }
 
     /// From `dy` (`[rows, n]`) adds to the gradients and writes `dx` (`[rows, k]`).
@@ -65,7 +65,7 @@ impl<R: Real> Dense<R> {
         let rows = x.len() / self.kernel.k();
         bias_gradient(context, dy, gradients.bias)?;
         kernel_gradient(context, WeightDtype::Native, rows, x, dy, gradients.kernel)?;
-        product(context, dy, &self.kernel.transposed(), Init::Zero, dx)
+        product(context, dy, context.transposed(&self.kernel)?.view(0), Init::Zero, dx)
     }
 }
 
@@ -73,11 +73,11 @@ impl<R: Real> Dense<R> {
 fn product<R: Real>(
     context: &Context<'_, R>,
     x: &[R],
-    kernel: &PackedMatrix<R>,
+    kernel: Panels<'_, R>,
     init: Init<'_, R>,
     out: &mut [R],
 ) -> Result<()> {
-    let (k, n) = (kernel.k(), kernel.n());
+    let (k, n) = (kernel.k, kernel.n);
     if x.len() / k * n != out.len() {
         return Err(Error::Internal(format!("{} values for rows of {k} and {} of {n}", x.len(), out.len())));
     }
@@ -86,6 +86,6 @@ fn product<R: Real>(
         let ([], [lhs, _]) = scratch.split([]);
         let rows = x.len() / k;
         let lhs = prepare_lhs(context.isa, x, rows, k, k, kernel.dtype(), lhs);
-        matmul(context.isa, rows, lhs, kernel.view(), 0..n, out, n, init);
+        matmul(context.isa, rows, lhs, kernel, 0..n, out, n, init);
     })
 }

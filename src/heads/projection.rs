@@ -63,6 +63,11 @@ impl ProjectionConfig {
             if size == 0 {
                 return Err(Error::value(argument, "got 0, expected at least 1"));
             }
+            let fits = size.checked_mul(self.input_width.max(self.inner_width));
+            if fits.is_none_or(|size| size > 1 << 40) {
+                let message = "too large: a weight would have more than 2^40 elements";
+                return Err(Error::value(argument, message));
+            }
         }
         for (argument, rate) in [("input_dropout", self.input_dropout), ("dropout_rate", self.dropout)] {
             if !(0.0..1.0).contains(&rate) {
@@ -140,7 +145,7 @@ impl<R: Real> Projection<R> {
         let mut dy = vec![R::ZERO; y.len()];
         self.output.backward(context, &y, d_logits, as_dense(output_gradients)?, &mut dy)?;
         // y = dropout(tanh(pre)), pre = x W1 + b1
-        inner_dropout.iter().for_each(|dropout| dropout.apply(&mut dy, 0));
+        inner_dropout.iter().for_each(|dropout| dropout.apply(context.isa, &mut dy, 0));
         let mut dx = match &self.inner {
             None => dy,
             Some(inner) => {
@@ -151,7 +156,7 @@ impl<R: Real> Projection<R> {
             }
         };
         // x = dropout(features)
-        input_dropout.iter().for_each(|dropout| dropout.apply(&mut dx, 0));
+        input_dropout.iter().for_each(|dropout| dropout.apply(context.isa, &mut dx, 0));
         Ok(dx)
     }
 
@@ -169,7 +174,7 @@ impl<R: Real> Projection<R> {
         }
         let [inner_dropout, input_dropout] = self.dropouts(training);
         let mut x = features.to_vec();
-        input_dropout.iter().for_each(|dropout| dropout.apply(&mut x, 0));
+        input_dropout.iter().for_each(|dropout| dropout.apply(context.isa, &mut x, 0));
         let (pre, mut y) = match &self.inner {
             None => (Vec::new(), x.clone()),
             Some(inner) => {
@@ -180,7 +185,7 @@ impl<R: Real> Projection<R> {
                 (pre, y)
             }
         };
-        inner_dropout.iter().for_each(|dropout| dropout.apply(&mut y, 0));
+        inner_dropout.iter().for_each(|dropout| dropout.apply(context.isa, &mut y, 0));
         Ok(Steps { x, pre, y })
     }
 }

@@ -28,7 +28,7 @@ fn load<R: Real, T>(specs: Vec<Spec>, build: impl FnOnce(&mut Loader<'_, R>) -> 
     let mut seed = 0;
     let mut source = |spec: &Spec| {
         seed += 1;
-        Ok(values(seed, spec.len()).iter().map(|&x: &R| x * R::from_f64(0.5)).collect())
+        Ok(values(seed, spec.len()).iter().map(|&x: &R| x * R::from_f64(0.5)).collect::<Vec<_>>().into())
     };
     let storage = Storage { matrix: WeightDtype::Native, table: TableDtype::Native };
     build(&mut Loader::new(specs, &mut source, storage)).expect("fitting weights")
@@ -189,7 +189,7 @@ impl<R: Real> MaskedLmCase<R> {
         let config = masked_lm_config();
         MaskedLmCase {
             head: load(config.specs(), |loader| MaskedLm::load(&config, loader)),
-            table: Table::new(300, 37, TableDtype::Native, values(70, 300 * 37)),
+            table: Table::new(300, 37, TableDtype::Native, &values(70, 300 * 37)),
             sequence: values(71, 4 * 6),
         }
     }
@@ -268,7 +268,7 @@ fn masked_lm_bits_do_not_depend_on_threads() {
 #[test]
 fn a_foreign_table_is_refused() {
     let case = MaskedLmCase::<f32>::new();
-    let table = Table::new(300, 36, TableDtype::Native, vec![0.0; 300 * 36]);
+    let table = Table::new(300, 36, TableDtype::Native, &vec![0.0; 300 * 36]);
     with_context(1, |context| {
         let error: Error =
             case.head.logits(context, &table, &case.sequence, &ROWS).expect_err("a wrong width");

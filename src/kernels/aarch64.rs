@@ -190,15 +190,6 @@ impl Simd for Neon {
     unsafe fn store_ptr(self, v: Self::Vec, out: *mut f32) {
         quarters!(|i| vst1q_f32(out.add(4 * i), v[i]));
     }
-    #[inline(always)]
-    unsafe fn copy_columns(self, rows: [*const f32; 4], out: *mut f32, stride: usize) {
-        for c in 0..LANES {
-            for (r, row) in rows.into_iter().enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe { *out.add(c * stride + r) = *row.add(c) };
-            }
-        }
-    }
     // The stable library has no prefetch for this architecture; the hardware's own must do.
     #[inline(always)]
     fn prefetch(self, _x: *const f32) {}

@@ -3,8 +3,12 @@
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::fmt;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
+
+use super::Real;
 
 /// Alignment of the first element, in bytes.
 const ALIGNMENT: usize = 64;
@@ -12,6 +16,23 @@ const ALIGNMENT: usize = 64;
 /// Allocations from this size on ask the operating system for huge pages: weights are read front to back once per
 /// token block, and 4 KiB pages would cost a walk of the page table every 32 rows of a panel.
 const HUGE_PAGE: usize = 2 << 20;
+
+/// Work on the part with a number.
+pub type Task<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// Threads that a caller lends to the filling of large memory.
+#[derive(Clone, Copy)]
+pub struct Helpers<'a> {
+    /// Number of threads.
+    pub count: usize,
+    /// Calls the function it is given once with each number below the first argument, in any order, at once if it likes.
+    pub run: &'a dyn Fn(usize, &Task<'_>),
+}
+
+impl Helpers<'_> {
+    /// The caller's thread alone.
+    pub const NONE: Helpers<'static> = Helpers { count: 1, run: &|count, task| (0..count).for_each(task) };
+}
 
 /// A vector of plain numbers aligned to 64 bytes.
 pub struct AlignedVec<T> {
@@ -37,8 +58,11 @@ impl<T> AlignedVec<T> {
 }
 
 impl<T> AlignedVec<T> {
-    /// `len` elements, the `i`-th being `element(i)`.
-    fn from_fn(len: usize, element: impl Fn(usize) -> T) -> Self {
+    /// `len` elements that `fill` writes: memory is touched once, not set to zero first.
+    ///
+    /// # Safety
+    /// `fill` writes every element.
+    pub(super) unsafe fn filled(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Self {
         let layout = Self::layout(len);
         if layout.size() == 0 {
             return AlignedVec { len, ..Self::EMPTY };
@@ -48,11 +72,51 @@ impl<T> AlignedVec<T> {
         let Some(data) = NonNull::new(bytes.cast::<T>()) else { handle_alloc_error(layout) };
         // Before the first touch, which is what decides the size of a page.
         advise_huge_pages(bytes, layout);
-        for i in 0..len {
-            // SAFETY: the allocation holds `len` elements.
-            unsafe { data.add(i).write(element(i)) };
-        }
-        AlignedVec { data, len, owns: PhantomData }
+        // In place before `fill`, so that the memory is freed if that panics; plain numbers have nothing to drop.
+        let filled = AlignedVec { data, len, owns: PhantomData };
+        // SAFETY: the allocation holds `len` elements, is ours alone, and may be uninitialised at this type.
+        fill(unsafe { std::slice::from_raw_parts_mut(data.as_ptr().cast(), len) });
+        filled
+    }
+
+    /// As [`AlignedVec::filled`] in parts of `part_len` elements: `fill` gets number and memory of each.
+    ///
+    /// # Safety
+    /// `fill` writes every element of its part.
+    pub(super) unsafe fn filled_in_parts(
+        len: usize,
+        part_len: usize,
+        helpers: Helpers<'_>,
+        fill: impl Fn(usize, &mut [MaybeUninit<T>]) + Sync,
+    ) -> Self
+    where
+        T: Send,
+    {
+        let fill_all = |out: &mut [MaybeUninit<T>]| {
+            let parts: Vec<_> = out.chunks_mut(part_len).map(|part| Mutex::new(Some(part))).collect();
+            let task = |number: usize| {
+                let part = parts[number].lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(part) = part {
+                    fill(number, part);
+                }
+            };
+            (helpers.run)(parts.len(), &task);
+            // Whatever they have left out.
+            (0..parts.len()).for_each(task);
+        };
+        // SAFETY: every part is filled.
+        unsafe { Self::filled(len, fill_all) }
+    }
+
+    /// `len` elements, the `i`-th being `element(i)`.
+    fn from_fn(len: usize, element: impl Fn(usize) -> T) -> Self {
+        let fill = |out: &mut [MaybeUninit<T>]| {
+            out.iter_mut().enumerate().for_each(|(i, out)| {
+                out.write(element(i));
+            });
+        };
+        // SAFETY: every element is written.
+        unsafe { Self::filled(len, fill) }
     }
 }
 
@@ -73,12 +137,28 @@ impl<T: Copy + Default> AlignedVec<T> {
     }
 }
 
+/// `len` zeros in a plain vector, in huge pages where it is large: for what is as large as the weights and passed over in
+/// every step of training.
+pub fn zeros<R: Real>(len: usize) -> Vec<R> {
+    /// Smallest page of any system, to whose boundaries advice is rounded; where pages are larger it is refused.
+    const PAGE: usize = 4096;
+    let mut values = vec![R::ZERO; len];
+    let size = size_of_val(&values[..]);
+    let bytes = values.as_mut_ptr().cast::<u8>();
+    let skipped = bytes.align_offset(PAGE);
+    if let Some(size) = size.checked_sub(skipped)
+        && let Ok(layout) = Layout::from_size_align(size / PAGE * PAGE, PAGE)
+    {
+        advise_huge_pages(bytes.wrapping_add(skipped), layout);
+    }
+    values
+}
+
 /// Asks for huge pages behind `bytes`; a refusal only costs speed.
 fn advise_huge_pages(bytes: *mut u8, layout: Layout) {
     if cfg!(all(target_os = "linux", not(miri))) && layout.size() >= HUGE_PAGE {
         #[cfg(target_os = "linux")]
-        // SAFETY: the range was just allocated, begins on a page boundary (the layout's alignment), and the advice
-        // does not change its contents.
+        // SAFETY: the caller owns the range, and the advice does not change its contents.
         unsafe {
             libc::madvise(bytes.cast(), layout.size(), libc::MADV_HUGEPAGE)
         };
@@ -89,7 +169,7 @@ impl<T> Drop for AlignedVec<T> {
     fn drop(&mut self) {
         let layout = Self::layout(self.len);
         if layout.size() > 0 {
-            // SAFETY: allocated in `from_fn` with this very layout.
+            // SAFETY: allocated in `filled` with this very layout.
             unsafe { dealloc(self.data.as_ptr().cast(), layout) };
         }
     }
@@ -98,6 +178,20 @@ impl<T> Drop for AlignedVec<T> {
 impl<T: Clone> Clone for AlignedVec<T> {
     fn clone(&self) -> Self {
         Self::from_fn(self.len, |i| self[i].clone())
+    }
+}
+
+impl<T: Copy + Send + Sync> AlignedVec<T> {
+    /// A copy of `values`.
+    pub fn copied(values: &[T], helpers: Helpers<'_>) -> Self {
+        let part_len = values.len().div_ceil(helpers.count).max(1);
+        let fill = |number: usize, out: &mut [MaybeUninit<T>]| {
+            for (out, &value) in out.iter_mut().zip(&values[number * part_len..]) {
+                out.write(value);
+            }
+        };
+        // SAFETY: there are as many values as elements, so each part finds its own.
+        unsafe { Self::filled_in_parts(values.len(), part_len, helpers, fill) }
     }
 }
 
@@ -116,7 +210,7 @@ impl<T: fmt::Debug> fmt::Debug for AlignedVec<T> {
 impl<T> Deref for AlignedVec<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `data` points to `len` elements, initialised at allocation, or is dangling with `len` 0.
+        // SAFETY: `data` points to `len` elements, initialised by `filled`, or is dangling with `len` 0.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
     }
 }

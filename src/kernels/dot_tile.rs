@@ -31,6 +31,10 @@ pub trait Dot: Copy {
     /// # Safety
     /// `from` has 4 bytes.
     unsafe fn repeat(self, from: *const u8) -> Self::Vector;
+    /// Asks for the cache line at `from` to be fetched into the second-level cache; any address will do.
+    fn prefetch(self, from: *const u8);
+    /// The same pointer, of which the compiler cannot tell that it was computed from another.
+    fn opaque(self, from: *const u8) -> *const u8;
     /// `sums + left * panel`, group by group.
     fn dot(self, sums: Self::Vector, left: Self::Vector, panel: Self::Vector) -> Self::Vector;
 }
@@ -46,8 +50,15 @@ pub unsafe fn multiply<D: Dot>(dot: D, product: &PanelProduct) {
     for first_step in (0..product.steps).step_by(SLICE_STEPS) {
         let steps = SLICE_STEPS.min(product.steps - first_step);
         let initial = if first_step == 0 { product.initial } else { product.result.as_initial() };
+        // What comes after this slice, each tile fetching its share: weights arrive from far away, evenly.
+        let next = if first_step + steps < product.steps {
+            product.panel.wrapping_add((first_step + steps) * PANEL_STEP_BYTES)
+        } else {
+            product.next_panel
+        };
         for tile in 0..tiles {
             let rows = product.rows * tile / tiles..product.rows * (tile + 1) / tiles;
+            let fetch = next.wrapping_add(steps * PANEL_STEP_BYTES * tile / tiles);
             let left = rows.start * product.left_stride + first_step * STEP_BYTES;
             for first_byte in (0..PANEL * GROUP).step_by(2 * D::LANES * GROUP) {
                 let panel = first_step * PANEL_STEP_BYTES + first_byte;
@@ -57,6 +68,8 @@ pub unsafe fn multiply<D: Dot>(dot: D, product: &PanelProduct) {
                     left: product.left.wrapping_add(left),
                     left_stride: product.left_stride,
                     panel: product.panel.wrapping_add(panel),
+                    fetch,
+                    fetch_step: (PANEL * GROUP).div_ceil(tiles),
                     initial: initial.skip(rows.start).start.wrapping_add(first_byte),
                     initial_stride: initial.stride,
                     result: product.result.skip(rows.start).start.wrapping_add(first_byte),
@@ -76,6 +89,9 @@ struct Tile {
     left: *const u8,
     left_stride: usize,
     panel: *const u8,
+    /// What to fetch meanwhile, `fetch_step` bytes per group from here on. Any address.
+    fetch: *const u8,
+    fetch_step: usize,
     initial: *const u8,
     initial_stride: usize,
     result: *mut u8,
@@ -112,14 +128,21 @@ impl Tile {
                 let row = self.initial.add(r * self.initial_stride);
                 *sums = [dot.load(row), dot.load(row.add(second))];
             }
+            // Every third row has a pointer of its own, from which the processor's addressing reaches the two after it.
+            let mut left: [*const u8; 4] =
+                std::array::from_fn(|i| self.left.wrapping_add(3 * i * self.left_stride));
+            let mut fetch = self.fetch;
             for g in 0..self.groups {
                 let row = self.panel.add(g * PANEL * GROUP);
                 let panel = [dot.load(row), dot.load(row.add(second))];
+                dot.prefetch(fetch);
                 for (r, sums) in sums.iter_mut().enumerate() {
-                    let left = dot.repeat(self.left.add(r * self.left_stride + g * GROUP));
+                    let left = dot.repeat(left[r / 3].add(r % 3 * self.left_stride));
                     sums[0] = dot.dot(sums[0], left, panel[0]);
                     sums[1] = dot.dot(sums[1], left, panel[1]);
                 }
+                left = left.map(|left| dot.opaque(left.wrapping_add(GROUP)));
+                fetch = fetch.wrapping_add(self.fetch_step);
             }
             for (r, sums) in sums.iter().enumerate() {
                 let row = self.result.add(r * self.result_stride);

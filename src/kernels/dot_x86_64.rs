@@ -6,6 +6,7 @@ use super::Isa;
 use super::dot_tile::{self, Dot};
 use super::isa::Level;
 use super::panel_product::{PanelKernel, PanelProduct};
+use super::x86_64::opaque;
 
 /// Defines a token for `$features`, to be had from [`Level`] `$level` on, whose tiles of `$rows` rows add products
 /// by `$dot`.
@@ -56,6 +57,15 @@ macro_rules! dot_kernel {
             unsafe fn repeat(self, from: *const u8) -> $vector {
                 // SAFETY: the caller's promise, and the token proves the features.
                 unsafe { $vector::repeat(from.cast::<i32>().read_unaligned()) }
+            }
+            #[inline(always)]
+            fn prefetch(self, from: *const u8) {
+                // SAFETY: a hint, for any address.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) };
+            }
+            #[inline(always)]
+            fn opaque(self, from: *const u8) -> *const u8 {
+                opaque(from)
             }
             #[inline(always)]
             fn dot(self, $sums: $vector, $left: $vector, $panel: $vector) -> $vector {

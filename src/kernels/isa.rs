@@ -56,7 +56,7 @@ impl Isa {
     }
 
     /// The last of [`Isa::available`].
-    pub(super) fn fastest() -> Isa {
+    pub(crate) fn fastest() -> Isa {
         Isa::available().pop().unwrap_or(Isa::PORTABLE)
     }
 

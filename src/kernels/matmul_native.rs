@@ -1,11 +1,10 @@
 //! Products with right operands stored in the type of the activations.
 //!
 //! A register tile of [`Simd::TILE_ROWS`] rows by half a panel or a panel holds its sums while `k` runs; every sum is
-//! one chain of multiply-adds in ascending `k`, whatever the tile. Rows are packed first, a group at a time, so that a
-//! step of `k` reads neighbours: `rows x K_BLOCK` values stay in the second-level cache, `K_BLOCK` rows of a panel in
-//! the first while the group's tiles pass.
+//! one chain of multiply-adds in ascending `k`, whatever the tile. While the tiles of all rows pass over a panel, each
+//! fetches its share of what comes after that panel: weights arrive from far away, evenly. The left operand is read where it is, one element of a row at a time: packing it first
+//! gains nothing, and costs much where the right operand is narrow.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::matmul::{Block, Init};
@@ -13,12 +12,9 @@ use super::simd::{LANES, Simd, VectorOp};
 use super::{Isa, PANEL, Real};
 
 /// Terms added per visit of a tile.
-const K_BLOCK: usize = 256;
-/// Rows packed at a time.
-const GROUP_ROWS: usize = 96;
-
-/// Room behind the packed rows: packing writes whole vectors of terms, and four rows.
-const SLACK: usize = LANES * GROUP_ROWS;
+const K_BLOCK: usize = 512;
+/// Rows that pass over a block of terms before the next: they and their results stay in the second-level cache.
+const GROUP_ROWS: usize = 128;
 
 /// `out = init + a x b` for the block, sums in ascending order of `k`.
 pub fn matmul<R: Real>(isa: Isa, block: &Block<'_, R>, a: &[R], a_stride: usize, b: &[R], out: &mut [R]) {
@@ -45,32 +41,21 @@ struct Product<'a, R> {
     out: &'a mut [R],
 }
 
-/// Rows `rows` of a group and terms from `first_k` on, packed: element `(r, i)` of tile `t` at
-/// `(start of t) * k + i * (rows of t) + (r - start of t)`.
-type PackedRows<R> = [MaybeUninit<R>; GROUP_ROWS * K_BLOCK + SLACK];
-
 impl<R: Real> VectorOp<R> for Product<'_, R> {
     type Output = ();
 
     #[inline(always)]
     fn eval<S: Simd<Elem = R>>(mut self, simd: S) {
-        let mut packed: PackedRows<R> = [const { MaybeUninit::uninit() }; GROUP_ROWS * K_BLOCK + SLACK];
-        let packed = packed.as_mut_ptr().cast::<R>();
-        let mut first_k = 0;
-        loop {
-            let k = K_BLOCK.min(self.block.k - first_k);
-            for first in (0..self.block.rows).step_by(GROUP_ROWS) {
-                let rows = first..self.block.rows.min(first + GROUP_ROWS);
-                // SAFETY: `packed` has room for `GROUP_ROWS` rows of `K_BLOCK` and a vector; `matmul` has checked
-                // the operands.
-                unsafe {
-                    self.pack(simd, rows.clone(), first_k..first_k + k, packed);
-                    self.multiply(simd, rows, first_k..first_k + k, packed);
+        for first in (0..self.block.rows).step_by(GROUP_ROWS) {
+            let rows = first..self.block.rows.min(first + GROUP_ROWS);
+            let mut first_k = 0;
+            loop {
+                let last_k = self.block.k.min(first_k + K_BLOCK);
+                self.multiply(simd, rows.clone(), first_k..last_k);
+                first_k = last_k;
+                if first_k == self.block.k {
+                    break;
                 }
-            }
-            first_k += k;
-            if first_k == self.block.k {
-                break;
             }
         }
     }
@@ -85,94 +70,22 @@ fn tiles<S: Simd>(rows: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 impl<R: Real> Product<'_, R> {
-    /// # Safety
-    /// `packed` must be writable for [`PackedRows`]; `rows` and `terms` inside the block, and not more than that holds.
+    /// Adds the terms `terms` to the results of `rows`.
     #[inline(always)]
-    unsafe fn pack<S: Simd<Elem = R>>(
-        &self,
-        simd: S,
-        rows: Range<usize>,
-        terms: Range<usize>,
-        packed: *mut R,
-    ) {
-        let k = terms.len();
-        for tile in tiles::<S>(rows.len()) {
-            let source = rows.start + tile.start;
-            // SAFETY: `packed` holds the tile, and the caller vouches for the rest.
-            unsafe {
-                let target = packed.add(tile.start * k);
-                if tile.len() == S::TILE_ROWS {
-                    // The same with a height known to the compiler.
-                    self.pack_tile(simd, source, S::TILE_ROWS, terms.clone(), target);
-                } else {
-                    self.pack_tile(simd, source, tile.len(), terms.clone(), target);
-                }
-            }
-        }
-    }
-
-    /// Packs `height` rows from row `first_row` on to `target`.
-    ///
-    /// # Safety
-    /// As [`Product::pack`]; beyond the tile's last term `target` has room for a vector of terms of four rows.
-    #[inline(always)]
-    unsafe fn pack_tile<S: Simd<Elem = R>>(
-        &self,
-        simd: S,
-        first_row: usize,
-        height: usize,
-        terms: Range<usize>,
-        target: *mut R,
-    ) {
-        let k = terms.len();
-        let whole = k / LANES * LANES;
-        // Four rows at a time, the last first: if there are fewer than four, the last row stands in, and what it leaves
-        // in place of the next term is put right by the first four rows.
-        for r in (0..height).step_by(4).rev() {
-            let four: [*const R; 4] = std::array::from_fn(|i| {
-                let row = first_row + (r + i).min(height - 1);
-                self.a[row * self.a_stride + terms.start..].as_ptr()
-            });
-            // SAFETY: the caller's promise.
-            unsafe {
-                let target = target.add(r);
-                for first in (0..whole).step_by(LANES) {
-                    simd.copy_columns(four.map(|row| row.add(first)), target.add(first * height), height);
-                }
-                if whole < k {
-                    let mut ends = [[R::ZERO; LANES]; 4];
-                    for (end, row) in ends.iter_mut().zip(four) {
-                        end[..k - whole]
-                            .copy_from_slice(std::slice::from_raw_parts(row.add(whole), k - whole));
-                    }
-                    simd.copy_columns(
-                        ends.each_ref().map(|e| e.as_ptr()),
-                        target.add(whole * height),
-                        height,
-                    );
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// `packed` as [`Product::pack`] left it for the same `rows` and `terms`.
-    #[inline(always)]
-    unsafe fn multiply<S: Simd<Elem = R>>(
-        &mut self,
-        simd: S,
-        rows: Range<usize>,
-        terms: Range<usize>,
-        packed: *const R,
-    ) {
+    fn multiply<S: Simd<Elem = R>>(&mut self, simd: S, rows: Range<usize>, terms: Range<usize>) {
         let block = self.block;
         let width = S::TILE_VECS * LANES;
+        let panel_len = terms.len() * PANEL;
+        let tile_count = rows.len().div_ceil(S::TILE_ROWS);
         for panel in block.cols.clone().step_by(PANEL) {
             let b = self.b.as_ptr().wrapping_add(block.panel_start(panel) + terms.start * PANEL);
-            let next = b.wrapping_add(block.panel_stride);
+            // What comes after this panel: the next, or the first one's next terms.
+            let next = if panel + PANEL < block.cols.end || terms.end == block.k {
+                b.wrapping_add(block.panel_stride)
+            } else {
+                self.b.as_ptr().wrapping_add(block.panel_start(block.cols.start) + terms.end * PANEL)
+            };
             for (t, tile) in tiles::<S>(rows.len()).enumerate() {
-                // Half of the next panel during each of the first two tiles.
-                let next_lines = if t < 2 { next.wrapping_add(t * terms.len() * PANEL / 2) } else { b };
                 for column in (panel..block.cols.end.min(panel + PANEL)).step_by(width) {
                     let start = match block.init {
                         _ if terms.start > 0 => Start::Out,
@@ -180,20 +93,22 @@ impl<R: Real> Product<'_, R> {
                         Init::Bias(bias) => Start::Row(&bias[column..]),
                         Init::Accumulate => Start::Out,
                     };
-                    let at = (rows.start + tile.start) * block.out_stride + column - block.cols.start;
+                    let first_row = rows.start + tile.start;
+                    let at = first_row * block.out_stride + column - block.cols.start;
                     let tile = Tile {
                         rows: tile.len(),
                         width: width.min(block.cols.end - column),
                         k: terms.len(),
-                        a: packed.wrapping_add(tile.start * terms.len()),
+                        a: self.a.as_ptr().wrapping_add(first_row * self.a_stride + terms.start),
+                        a_stride: self.a_stride,
                         b: b.wrapping_add(column - panel),
-                        next: next_lines,
+                        next: next.wrapping_add(panel_len * t / tile_count),
+                        next_step: PANEL.div_ceil(tile_count),
                         out: self.out[at..].as_mut_ptr(),
                         out_stride: block.out_stride,
                         start,
                     };
-                    // SAFETY: `matmul` has checked that panels and results are inside their slices; the rows are
-                    // packed.
+                    // SAFETY: `matmul` has checked that rows, panels and results are inside their slices.
                     unsafe { tile.run(simd) };
                 }
             }
@@ -209,15 +124,17 @@ enum Start<'a, R> {
     Out,
 }
 
-/// One register tile: `out[r][c] = start + sum_i a[i][r] * b[i][c]`.
+/// One register tile: `out[r][c] = start + sum_i a[r][i] * b[i][c]`.
 struct Tile<'a, R> {
     rows: usize,
     width: usize,
     k: usize,
     a: *const R,
+    a_stride: usize,
     b: *const R,
-    /// What to fetch meanwhile: a cache line per term from here on. Any address.
+    /// What to fetch meanwhile, `next_step` elements per term from here on. Any address.
     next: *const R,
+    next_step: usize,
     out: *mut R,
     out_stride: usize,
     start: Start<'a, R>,
@@ -225,7 +142,7 @@ struct Tile<'a, R> {
 
 impl<R: Real> Tile<'_, R> {
     /// # Safety
-    /// `a` must have `k` times `rows` packed values, `b` `k` rows of a panel from the tile's first column on, `out`
+    /// `a` must have `rows` rows of `k` values, `b` `k` rows of a panel from the tile's first column on, `out`
     /// `rows` rows of `width`; `width <= TILE_VECS * LANES`, `rows <= TILE_ROWS`.
     #[inline(always)]
     unsafe fn run<S: Simd<Elem = R>>(&self, simd: S) {
@@ -277,22 +194,25 @@ impl<R: Real> Tile<'_, R> {
                 }
             }
         }
-        let (mut a, mut b, mut next) = (self.a, self.b, self.next);
+        // Every third row has a pointer of its own, from which the processor's addressing reaches the two after it.
+        let mut a: [*const R; 4] = std::array::from_fn(|i| self.a.wrapping_add(3 * i * self.a_stride));
+        let (mut b, mut next) = (self.b, self.next);
         for _ in 0..self.k {
-            // SAFETY: a term of `a` has `ROWS` elements, one of `b` from the tile's first column on `VECS * LANES`.
+            // SAFETY: `a` has `ROWS` rows of `k` elements, a row of `b` from the tile's first column on
+            // `VECS * LANES`.
             unsafe {
                 let columns: [S::Vec; VECS] = std::array::from_fn(|v| simd.load_ptr(b.add(v * LANES)));
                 simd.prefetch(next);
                 for (r, row) in sums.iter_mut().enumerate() {
-                    let a = simd.splat(*a.add(r));
+                    let a = simd.splat(*a[r / 3].add(r % 3 * self.a_stride));
                     for (sum, column) in row.iter_mut().zip(columns) {
                         *sum = simd.mul_add(a, column, *sum);
                     }
                 }
             }
-            a = a.wrapping_add(ROWS);
+            a = a.map(|a| simd.opaque(a.wrapping_add(1)));
             b = b.wrapping_add(PANEL);
-            next = next.wrapping_add(LANES);
+            next = next.wrapping_add(self.next_step);
         }
         for (r, row) in sums.into_iter().enumerate() {
             for (v, sum) in row.into_iter().enumerate() {
@@ -324,7 +244,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Rounding of a sum of at most 300 products of numbers in [-1, 1].
+    /// Rounding of a sum of at most 515 products of numbers in [-1, 1].
     const TOLERANCE: f64 = 2e-5;
 
     /// Numbers in [-1, 1) that look random.
@@ -361,7 +281,9 @@ mod tests {
         let sizes = if cfg!(miri) { vec![1, 5] } else { (1..=25).collect() };
         for isa in Isa::available() {
             for &m in &sizes {
-                for (k, n) in [(1, 1), (3, 70), (16, 31), (33, 33), (70, 17), (64, 64), (7, 16), (257, 40)] {
+                for (k, n) in
+                    [(1, 1), (3, 70), (16, 31), (33, 33), (70, 17), (64, 64), (7, 16), (257, 40), (515, 40)]
+                {
                     if cfg!(miri) && k * n > 300 {
                         continue;
                     }

@@ -12,11 +12,14 @@ mod aarch64;
 mod aligned;
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod at_fork;
 #[cfg(target_arch = "x86_64")]
 mod dot_tile;
 #[cfg(target_arch = "x86_64")]
 mod dot_x86_64;
+mod dropout;
 mod elementwise;
+mod float_bytes;
 mod formulas;
 mod functions;
 mod isa;
@@ -33,17 +36,22 @@ mod peak;
 mod portable;
 mod quantize;
 mod real;
+mod rounded;
 mod rows;
 mod simd;
 mod spans;
 #[cfg(test)]
 mod testing;
+mod transposed;
 mod vectorised;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub use aligned::AlignedVec;
+pub use aligned::{AlignedVec, Helpers, zeros};
+pub use at_fork::call_at_fork;
+pub use dropout::{dropout, philox, unit};
 pub use elementwise::{Elementwise, elementwise, elementwise_backward};
+pub use float_bytes::{bytes_of_f32s, f32s_of_bytes};
 pub use isa::Isa;
 pub use lhs::{Lhs, LhsBuffer, activate_lhs, lhs_stride, prepare_lhs};
 pub use map_file::MappedFile;
@@ -54,7 +62,9 @@ pub use packed::{
 #[doc(hidden)]
 pub use peak::multiply_adds;
 pub use real::Real;
+pub use rounded::Rounded;
 pub use rows::{
     add_in_place, axpy, layer_norm, layer_norm_backward, log_sum_exp, softmax_backward, softmax_in_place,
     transpose,
 };
+pub use transposed::{transpose_to_bfloat16, transpose_to_native};

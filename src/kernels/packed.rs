@@ -7,15 +7,18 @@
 //!
 //! Missing columns of the last panel are zeros.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use half::{bf16, f16};
 
 use super::quantize::{pack_bfloat16_panel, pack_bfloat16_panel_transposed};
-use super::{AlignedVec, Isa, Real, transpose};
+use super::{AlignedVec, Helpers, Isa, Real, Rounded, transpose};
 
 /// Columns in a panel.
 pub const PANEL: usize = 32;
+/// Panels that a thread packs at least, so that it reads a few KiB of each row at a time.
+const LEAST_PANELS: usize = 16;
 
 /// Storage type of a matrix that stands on the right of products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,7 +89,7 @@ pub(super) enum PanelData<'a, R> {
     Int8 { values: &'a [i8], scales: &'a [f32], block_sums: &'a [i32] },
 }
 
-fn padded_k(k: usize, dtype: WeightDtype) -> usize {
+pub(super) fn padded_k(k: usize, dtype: WeightDtype) -> usize {
     k.next_multiple_of(dtype.k_multiple())
 }
 
@@ -107,13 +110,20 @@ pub(super) fn offset_in_panel(i: usize, c: usize, dtype: WeightDtype) -> usize {
 impl<R: Real> PackedMatrix<R> {
     /// Packs row-major `values` (`k x n`), rounding to `dtype`.
     pub fn pack(k: usize, n: usize, dtype: WeightDtype, values: &[R]) -> Self {
+        Self::pack_with(k, n, dtype, values, Helpers::NONE)
+    }
+
+    /// As [`PackedMatrix::pack`], with `helpers` for what is copied as it is.
+    pub fn pack_with(k: usize, n: usize, dtype: WeightDtype, values: &[R], helpers: Helpers<'_>) -> Self {
         assert_eq!(values.len(), k * n, "a {k} x {n} matrix has {} values", k * n);
         let len = packed_len(k, n, dtype);
         let storage = match dtype {
             WeightDtype::Native => {
-                let mut out = AlignedVec::zeros(len);
-                pack_native(Isa::PORTABLE, values, n, false, k, 0..n, &mut out);
-                Storage::Native(out)
+                let panels = n.div_ceil(PANEL).div_ceil(helpers.count).max(LEAST_PANELS);
+                let fill = |part: usize, out: &mut [_]| pack_rows(values, k, n, part * panels * PANEL, out);
+                let part_len = (panels * k * PANEL).max(1);
+                // SAFETY: `pack_rows` writes every element.
+                Storage::Native(unsafe { AlignedVec::filled_in_parts(len, part_len, helpers, fill) })
             }
             WeightDtype::Bfloat16 => {
                 let mut out = AlignedVec::zeros(len);
@@ -162,8 +172,13 @@ impl<R: Real> PackedMatrix<R> {
     /// Writes the matrix row-major into `out` (`k * n`).
     pub fn unpack_into(&self, out: &mut [R]) {
         assert_eq!(out.len(), self.k * self.n, "a {} x {} matrix", self.k, self.n);
+        self.unpack_rows_into(0, out);
+    }
+
+    /// Writes rows `first..` row-major into `out`, as many as it holds.
+    pub fn unpack_rows_into(&self, first: usize, out: &mut [R]) {
         let view = self.view();
-        for (i, row) in out.chunks_exact_mut(self.n.max(1)).enumerate() {
+        for (i, row) in (first..).zip(out.chunks_exact_mut(self.n.max(1))) {
             for (p, part) in row.chunks_mut(PANEL).enumerate() {
                 match view.data {
                     PanelData::Native(v) => {
@@ -210,25 +225,17 @@ impl<R: Real> PackedMatrix<R> {
         }
     }
 
-    /// The transposed matrix in panels, for `dX = dY W^T`.
-    pub fn transposed(&self) -> PackedMatrix<R> {
-        let (k, n) = (self.k, self.n);
-        let Storage::Native(values) = &self.storage else {
-            let mut turned = vec![R::ZERO; k * n];
-            transpose(Isa::fastest(), &self.unpack(), k, n, n, &mut turned, k);
-            return PackedMatrix::pack(n, k, self.dtype(), &turned);
-        };
-        let mut turned = AlignedVec::zeros(packed_len(n, k, WeightDtype::Native));
-        // A square of 32 rows of one panel becomes one of the panel that holds these rows as columns.
-        for (q, first_row) in (0..k).step_by(PANEL).enumerate() {
-            for (p, first_col) in (0..n).step_by(PANEL).enumerate() {
-                let square = &values[(p * k + first_row) * PANEL..];
-                let target = &mut turned[(q * n + first_col) * PANEL..];
-                let (rows, cols) = (PANEL.min(k - first_row), PANEL.min(n - first_col));
-                transpose(Isa::fastest(), square, rows, cols, PANEL, target, PANEL);
+    /// The panels, to be written beside masters; `None` unless `Bfloat16` or `Float16`.
+    pub fn rounded_mut(&mut self) -> Option<Vec<Rounded<'_>>> {
+        let k = self.k;
+        let stride = self.view().panel_stride.max(1);
+        match &mut self.storage {
+            Storage::Bfloat16(v) => {
+                Some(v.chunks_exact_mut(stride).map(|values| Rounded::Bfloat16Panel { values, k }).collect())
             }
+            Storage::Float16(v) => Some(v.chunks_exact_mut(stride).map(Rounded::Float16).collect()),
+            Storage::Native(_) | Storage::Int8 { .. } => None,
         }
-        PackedMatrix { k: n, n: k, storage: Storage::Native(turned) }
     }
 
     /// The whole matrix as a right operand.
@@ -363,6 +370,33 @@ pub fn pack_bfloat16<R: Real>(
     }
 }
 
+/// Packs the columns of a row-major `k x n` matrix from `start` on and writes every element of `out`, as many of their
+/// `Native` panels as it holds.
+///
+/// Goes over the rows in blocks: the source is read front to back, as memory likes it, and each panel gets a run of
+/// rows at a time.
+fn pack_rows<R: Real>(source: &[R], k: usize, n: usize, start: usize, out: &mut [MaybeUninit<R>]) {
+    const ROWS: usize = 16;
+    let panels = out.len() / (k * PANEL).max(1);
+    assert!(out.len() == panels * k * PANEL && start + panels * PANEL < n + PANEL, "panels of {k} x {n}");
+    for first_row in (0..k).step_by(ROWS) {
+        let rows = ROWS.min(k - first_row);
+        let source = &source[first_row * n..][..rows * n];
+        for p in 0..panels {
+            let first_col = start + p * PANEL;
+            let columns = PANEL.min(n - first_col);
+            let run = &mut out[(p * k + first_row) * PANEL..][..rows * PANEL];
+            for (row, source) in run.chunks_exact_mut(PANEL).zip(source.chunks_exact(n)) {
+                let (inside, padding) = row.split_at_mut(columns);
+                for (out, &x) in inside.iter_mut().zip(&source[first_col..]) {
+                    out.write(x);
+                }
+                padding.fill(MaybeUninit::new(R::ZERO));
+            }
+        }
+    }
+}
+
 fn pack_activations<R: Real, T: Copy + Default>(
     source: &[R],
     stride: usize,
@@ -390,6 +424,7 @@ fn pack_activations<R: Real, T: Copy + Default>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::aligned::Task;
     use super::super::testing::noise;
     use super::*;
 
@@ -406,6 +441,27 @@ mod tests {
     }
 
     #[test]
+    fn tasks_pack_what_one_does_in_any_order_and_when_some_are_left_out() {
+        // More than one task, the last panel not full.
+        let (k, n) = (5, (2 * LEAST_PANELS + 1) * PANEL + 7);
+        let values = noise(k * n, 5);
+        let one = PackedMatrix::pack(k, n, WeightDtype::Native, &values);
+        for step in [1, 2] {
+            let backwards = |count: usize, task: &Task<'_>| {
+                assert_eq!(count, 3);
+                (0..count).rev().step_by(step).for_each(task);
+            };
+            let helpers = Helpers { count: 40, run: &backwards };
+            let many = PackedMatrix::pack_with(k, n, WeightDtype::Native, &values, helpers);
+            assert_eq!(many.unpack(), values);
+            let (Storage::Native(one), Storage::Native(many)) = (&one.storage, &many.storage) else {
+                panic!("native matrices")
+            };
+            assert_eq!(one[..], many[..], "padding included");
+        }
+    }
+
+    #[test]
     fn every_element_is_where_the_view_finds_it() {
         for dtype in DTYPES {
             for (k, n) in SHAPES {
@@ -413,22 +469,6 @@ mod tests {
                 let rows = packed.unpack();
                 for (at, &x) in rows.iter().enumerate() {
                     assert_eq!(packed.view().get(at / n, at % n), x, "{dtype:?} {k} x {n}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn transposed_matrices_have_rows_as_columns() {
-        for dtype in [WeightDtype::Native, WeightDtype::Bfloat16, WeightDtype::Float16] {
-            for (k, n) in SHAPES {
-                let packed = PackedMatrix::pack(k, n, dtype, &noise(k * n, 3));
-                let turned = packed.transposed();
-                assert_eq!((turned.k(), turned.n(), turned.dtype()), (n, k, dtype));
-                for i in 0..k {
-                    for j in 0..n {
-                        assert_eq!(turned.view().get(j, i), packed.view().get(i, j), "{dtype:?} {k} x {n}");
-                    }
                 }
             }
         }

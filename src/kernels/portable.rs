@@ -151,15 +151,6 @@ impl<R: Real> Simd for Portable<R> {
         unsafe { out.cast::<[R; LANES]>().write(v) }
     }
     #[inline(always)]
-    unsafe fn copy_columns(self, rows: [*const R; 4], out: *mut R, stride: usize) {
-        for c in 0..LANES {
-            for (r, row) in rows.into_iter().enumerate() {
-                // SAFETY: the caller's promise.
-                unsafe { *out.add(c * stride + r) = *row.add(c) };
-            }
-        }
-    }
-    #[inline(always)]
     fn prefetch(self, _x: *const R) {}
     #[inline(always)]
     fn transpose(self, rows: [Self::Vec; LANES]) -> [Self::Vec; LANES] {

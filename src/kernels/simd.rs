@@ -87,14 +87,13 @@ pub trait Simd: Copy {
     /// # Safety
     /// They must be writable.
     unsafe fn store_ptr(self, v: Self::Vec, out: *mut Self::Elem);
-    /// Copies [`LANES`] elements of four rows as columns: element `c` of row `r` goes to `out + c * stride + r`, in
-    /// ascending `c` (the order matters if `stride < 4`).
-    ///
-    /// # Safety
-    /// The elements must be readable, their places writable.
-    unsafe fn copy_columns(self, rows: [*const Self::Elem; 4], out: *mut Self::Elem, stride: usize);
     /// Asks for the cache line at `x` to be fetched into the second-level cache; any address will do.
     fn prefetch(self, x: *const Self::Elem);
+    /// The same pointer, of which the compiler cannot tell that it was computed from another.
+    #[inline(always)]
+    fn opaque(self, x: *const Self::Elem) -> *const Self::Elem {
+        x
+    }
     /// Turns a 16 x 16 block around: `out[c][r] = rows[r][c]`.
     fn transpose(self, rows: [Self::Vec; LANES]) -> [Self::Vec; LANES];
 

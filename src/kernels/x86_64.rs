@@ -187,12 +187,12 @@ impl Simd for Avx512 {
         intrinsics!(_mm512_storeu_ps(out, v))
     }
     #[inline(always)]
-    unsafe fn copy_columns(self, rows: [*const f32; 4], out: *mut f32, stride: usize) {
-        intrinsics!(copy_columns(rows, out, stride))
-    }
-    #[inline(always)]
     fn prefetch(self, x: *const f32) {
         intrinsics!(_mm_prefetch::<_MM_HINT_T1>(x.cast()))
+    }
+    #[inline(always)]
+    fn opaque(self, x: *const f32) -> *const f32 {
+        opaque(x)
     }
 
     #[inline(always)]
@@ -405,12 +405,12 @@ impl Simd for Avx2 {
         both!(|i| _mm256_storeu_ps(out.add(8 * i), v[i]));
     }
     #[inline(always)]
-    unsafe fn copy_columns(self, rows: [*const f32; 4], out: *mut f32, stride: usize) {
-        intrinsics!(copy_columns(rows, out, stride))
-    }
-    #[inline(always)]
     fn prefetch(self, x: *const f32) {
         intrinsics!(_mm_prefetch::<_MM_HINT_T1>(x.cast()))
+    }
+    #[inline(always)]
+    fn opaque(self, x: *const f32) -> *const f32 {
+        opaque(x)
     }
 
     /// Four 8 x 8 blocks.
@@ -423,6 +423,14 @@ impl Simd for Avx2 {
             std::array::from_fn(|c| [blocks[c / 8][0][c % 8], blocks[c / 8][1][c % 8]])
         })
     }
+}
+
+/// The same pointer, of which the compiler cannot tell that it was computed from another.
+#[inline(always)]
+pub(super) fn opaque<T>(mut x: *const T) -> *const T {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {} */", inout(reg) x, options(pure, readonly, nostack, preserves_flags)) };
+    x
 }
 
 #[target_feature(enable = "avx2")]
@@ -451,28 +459,4 @@ fn halves(rows: [__m256; 4]) -> [__m256; 4] {
         _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
         _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
     ]
-}
-
-/// [`Simd::copy_columns`] in registers of 256 bits: those of 512 have fewer ways to shuffle and to store a part.
-///
-/// # Safety
-/// As there.
-#[target_feature(enable = "avx2")]
-#[inline]
-unsafe fn copy_columns(rows: [*const f32; 4], out: *mut f32, stride: usize) {
-    for first in [0, 8] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let [a, b, c, d] = halves(rows.map(|row| _mm256_loadu_ps(row.add(first))));
-            let out = out.add(first * stride);
-            _mm_storeu_ps(out, _mm256_castps256_ps128(a));
-            _mm_storeu_ps(out.add(stride), _mm256_castps256_ps128(b));
-            _mm_storeu_ps(out.add(2 * stride), _mm256_castps256_ps128(c));
-            _mm_storeu_ps(out.add(3 * stride), _mm256_castps256_ps128(d));
-            _mm_storeu_ps(out.add(4 * stride), _mm256_extractf128_ps::<1>(a));
-            _mm_storeu_ps(out.add(5 * stride), _mm256_extractf128_ps::<1>(b));
-            _mm_storeu_ps(out.add(6 * stride), _mm256_extractf128_ps::<1>(c));
-            _mm_storeu_ps(out.add(7 * stride), _mm256_extractf128_ps::<1>(d));
-        }
-    }
 }

@@ -1,8 +1,8 @@
 //! Inverted dropout: kept values are divided by the keep probability. The mask is a function of seed, place in the
 //! network and element index, so backward re-makes it instead of storing it.
 
-use crate::kernels::Real;
-use crate::random::{Stream, unit};
+use crate::kernels::{Isa, Real, dropout};
+use crate::random::Stream;
 
 /// Dropout at one place of one call.
 #[derive(Clone, Copy, Debug)]
@@ -18,10 +18,8 @@ impl Dropout {
     }
 
     /// Drops among `x`, elements `first..` of the tensor. Also the backward step, on gradients.
-    pub fn apply<R: Real>(&self, x: &mut [R], first: usize) {
+    pub fn apply<R: Real>(&self, isa: Isa, x: &mut [R], first: usize) {
         let keep = R::from_f64(1.0 / (1.0 - f64::from(self.rate)));
-        self.stream.for_each_word(first as u64, x.len(), |i, word| {
-            x[i] = if unit(word) >= self.rate { x[i] * keep } else { R::ZERO };
-        });
+        dropout(isa, self.stream.key(), first as u64, self.rate, keep, x);
     }
 }

@@ -2,7 +2,10 @@
 
 use half::{bf16, f16};
 
-use crate::kernels::{AlignedVec, Lhs, Real, WeightDtype, lhs_stride};
+use crate::kernels::{AlignedVec, Helpers, Lhs, Real, Rounded, WeightDtype, lhs_stride};
+
+/// Rows of a piece of [`Table::rounded_mut`].
+const PIECE_ROWS: usize = 64;
 
 /// Storage type of a [`Table`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +20,7 @@ pub enum TableDtype {
 
 #[derive(Clone, Debug)]
 enum Storage<R> {
-    Native(Vec<R>),
+    Native(AlignedVec<R>),
     Bfloat16(AlignedVec<bf16>),
     Float16(Vec<f16>),
 }
@@ -34,10 +37,21 @@ pub struct Table<R> {
 
 impl<R: Real> Table<R> {
     /// Stores row-major `values`, rounding to `dtype`.
-    pub fn new(rows: usize, width: usize, dtype: TableDtype, values: Vec<R>) -> Self {
+    pub fn new(rows: usize, width: usize, dtype: TableDtype, values: &[R]) -> Self {
+        Self::new_with(rows, width, dtype, values, Helpers::NONE)
+    }
+
+    /// As [`Table::new`], with `helpers` for what is copied as it is.
+    pub fn new_with(
+        rows: usize,
+        width: usize,
+        dtype: TableDtype,
+        values: &[R],
+        helpers: Helpers<'_>,
+    ) -> Self {
         let mut stride = width;
         let storage = match dtype {
-            TableDtype::Native => Storage::Native(values),
+            TableDtype::Native => Storage::Native(AlignedVec::copied(values, helpers)),
             TableDtype::Bfloat16 => {
                 stride = lhs_stride(width, WeightDtype::Bfloat16);
                 let mut out = AlignedVec::<bf16>::zeros(rows * stride);
@@ -75,7 +89,7 @@ impl<R: Real> Table<R> {
     /// Row-major values, widened.
     pub fn to_vec(&self) -> Vec<R> {
         if let Storage::Native(v) = &self.storage {
-            return v.clone();
+            return v.to_vec();
         }
         let mut out = vec![R::ZERO; self.rows * self.width];
         out.chunks_exact_mut(self.width).enumerate().for_each(|(i, out)| self.copy_row(i, out));
@@ -87,6 +101,20 @@ impl<R: Real> Table<R> {
         match &mut self.storage {
             Storage::Native(v) => Some(v),
             _ => None,
+        }
+    }
+
+    /// The values in pieces, to be written beside masters; `None` if in the activations' type.
+    pub fn rounded_mut(&mut self) -> Option<Vec<Rounded<'_>>> {
+        let (width, stride) = (self.width, self.stride);
+        let piece = (PIECE_ROWS * stride).max(1);
+        match &mut self.storage {
+            Storage::Native(_) => None,
+            Storage::Bfloat16(v) => {
+                let pieces = v.chunks_mut(piece);
+                Some(pieces.map(|values| Rounded::Bfloat16Rows { values, width, stride }).collect())
+            }
+            Storage::Float16(v) => Some(v.chunks_mut(piece).map(Rounded::Float16).collect()),
         }
     }
 

@@ -1,15 +1,14 @@
 //! Multi-head self-attention:
-//! `out = concat_n(softmax((q_n / sqrt D) k_n^T + adder) v_n) Wo + bo`, `[rows, H]`, heads of size `D`.
+//! `out = concat_n(softmax(mask((q_n / sqrt D) k_n^T)) v_n) Wo + bo`, `[rows, H]`, heads of size `D`.
 //!
 //! In pre-norm blocks queries come from the normalised stream, keys and values from the stream itself (the reference's
-//! `TransformerScaffold` does so). The mask enters as `adder[key] = (1 - mask) * -1e9` in 32-bit arithmetic; a fully
-//! masked row therefore attends evenly. Scores exist for one block of queries and one head at a time.
+//! `TransformerScaffold` does so). The mask is `visibility.rs`'s. Scores exist for one block of queries and one head at a
+//! time.
 //! Source: `tf_keras.layers.MultiHeadAttention` and `SelfAttentionMask`.
 
 use crate::error::Result;
 use crate::kernels::{
-    Init, LhsBuffer, PackedMatrix, Real, add_in_place, matmul, prepare_lhs, softmax_backward,
-    softmax_in_place, transpose,
+    Init, LhsBuffer, PackedMatrix, Real, matmul, prepare_lhs, softmax_backward, softmax_in_place, transpose,
 };
 use crate::layers::{bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
@@ -49,7 +48,7 @@ pub struct KeysValues<R: Real> {
 }
 
 /// Score values that a task holds at once: bounds the block of queries for long sequences.
-const MAX_SCORES: usize = 1 << 16;
+pub(super) const MAX_SCORES: usize = 1 << 16;
 
 /// The weights.
 pub fn specs(prefix: &str, hidden: usize, heads: usize) -> Vec<Spec> {
@@ -171,7 +170,6 @@ impl<R: Real> Attend<R> {
         let dtype = product_dtype(self.key.kernel.dtype());
         let dropout = pass.dropout(pass.config.attention_dropout, Site::AttentionWeights, layer);
         let scale = R::from_f64(1.0 / (head as f64).sqrt());
-        let adder = &pass.score_adder[block.example * seq..][..seq];
         let step = (MAX_SCORES / seq).clamp(1, block.rows);
         let ([queries, mixed, scores], [lhs, score_lhs]) =
             scratch.split([block.rows * hidden, block.rows * hidden, step * seq]);
@@ -185,14 +183,18 @@ impl<R: Real> Attend<R> {
                 let rows = step.min(block.rows - first);
                 let at = first * hidden + n * head;
                 let scores = &mut scores[..rows * seq];
-                // 2. scores = q k^T + adder
+                // 2. scores = q k^T, masked
                 let q = prepare_lhs(isa, &queries[at..], rows, head, hidden, dtype, lhs);
                 matmul(isa, rows, q, keys, 0..seq, scores, seq, Init::Zero);
-                scores.chunks_exact_mut(seq).for_each(|row| add_in_place(isa, row, adder));
+                pass.visibility.mask(isa, block.example, block.first + first, scores, seq);
                 // 3. softmax over keys, dropout
                 softmax_in_place(isa, scores, seq);
                 if let Some(dropout) = &dropout {
-                    dropout.apply(scores, (matrix * seq + block.first + first) * seq);
+                    dropout.apply(
+                        isa,
+                        scores,
+                        (dropout_matrix(pass, matrix) * seq + block.first + first) * seq,
+                    );
                 }
                 // 4. weighted sum of values
                 let p = prepare_lhs(isa, scores, rows, seq, seq, dtype, score_lhs);
@@ -227,7 +229,7 @@ impl<R: Real> Attend<R> {
         let blocks = Pass::<R>::fixed_blocks(all);
         // Forward again, and 5. undone: rows of [query / sqrt D | key | value | d mixed = dy Wo^T]
         let mut rows = context.buffer(all * 4 * hidden);
-        let turned_output = self.output.kernel.transposed();
+        let turned_output = context.transposed(&self.output.kernel)?;
         pass.each_block(&blocks, &mut rows, 4 * hidden, |block, out, scratch| {
             let ([own], [lhs, _]) = scratch.split([block.rows * hidden]);
             let of = |values| block.of(values, all, hidden);
@@ -239,7 +241,7 @@ impl<R: Real> Attend<R> {
             self.value.forward(pass, of(kv), block.rows, own, lhs);
             place(own, out, 2, hidden);
             let dy = prepare_lhs(isa, of(dy), block.rows, hidden, hidden, weights, lhs);
-            matmul(isa, block.rows, dy, turned_output.view(), 0..hidden, own, hidden, Init::Zero);
+            matmul(isa, block.rows, dy, turned_output.view(0), 0..hidden, own, hidden, Init::Zero);
             place(own, out, 3, hidden);
         })?;
         // Per example and head: [d query, d key, d value, mixed], each [S, D]
@@ -269,7 +271,6 @@ impl<R: Real> Attend<R> {
             value_columns.whole_mut(0).pack(isa, values, head, true, head, seq);
             key_rows.whole_mut(0).pack(isa, keys, head, false, seq, head);
             value_rows.whole_mut(0).pack(isa, values, head, false, seq, head);
-            let adder = &pass.score_adder[example * seq..][..seq];
             let (dqueries, rest) = out.split_at_mut(size);
             let (dkeys, rest) = rest.split_at_mut(size);
             let (dvalues, mixed) = rest.split_at_mut(size);
@@ -282,9 +283,9 @@ impl<R: Real> Attend<R> {
                 // 2, 3. attention weights, again
                 let q = prepare_lhs(isa, &queries[at.clone()], count, head, head, dtype, lhs);
                 matmul(isa, count, q, key_columns.view(0), 0..seq, p, seq, Init::Zero);
-                p.chunks_exact_mut(seq).for_each(|row| add_in_place(isa, row, adder));
+                pass.visibility.mask(isa, example, first, p, seq);
                 softmax_in_place(isa, p, seq);
-                let at_element = (matrix * seq + first) * seq;
+                let at_element = (dropout_matrix(pass, matrix) * seq + first) * seq;
                 // 4. mixed = dropped(p) v: dp = dropped(d mixed v^T), dv += dropped(p)^T d mixed
                 let dm = prepare_lhs(isa, &dmixed[at.clone()], count, head, head, dtype, lhs);
                 matmul(isa, count, dm, value_columns.view(0), 0..seq, dp, seq, Init::Zero);
@@ -292,8 +293,8 @@ impl<R: Real> Attend<R> {
                 let dropped = &mut dropped[..count * seq];
                 dropped.copy_from_slice(p);
                 if let Some(dropout) = &dropout {
-                    dropout.apply(dp, at_element);
-                    dropout.apply(dropped, at_element);
+                    dropout.apply(isa, dp, at_element);
+                    dropout.apply(isa, dropped, at_element);
                 }
                 transpose(isa, dropped, count, seq, seq, turned, count);
                 let w = prepare_lhs(isa, dropped, count, seq, seq, dtype, lhs);
@@ -305,6 +306,7 @@ impl<R: Real> Attend<R> {
                 matmul(isa, seq, w, own_rows.view(0), 0..head, dvalues, head, Init::Accumulate);
                 // 3. softmax
                 softmax_backward(isa, p, dp, seq);
+                pass.visibility.mask_gradient(example, first, dp, seq);
                 // 2. scores = q k^T: dq = ds k, dk += ds^T q
                 let ds = prepare_lhs(isa, dp, count, seq, seq, dtype, lhs);
                 let out = &mut dqueries[at.clone()];
@@ -334,19 +336,26 @@ impl<R: Real> Attend<R> {
         self.key.add_gradients(pass, kv, dkeys, &mut grads[2..4])?;
         self.value.add_gradients(pass, kv, dvalues, &mut grads[4..6])?;
         self.output.add_gradients(pass, mixed, dy, &mut grads[6..8])?;
-        let turned = [&self.query, &self.key, &self.value].map(|p| p.kernel.transposed());
+        let [query, key, value] =
+            [&self.query, &self.key, &self.value].map(|p| context.transposed(&p.kernel));
+        let turned = [query?, key?, value?];
         pass.each_block_of(&blocks, [(dx, hidden), (dkv, hidden)], |block, [dx, dkv], scratch| {
             let (_, [lhs, _]) = scratch.split([]);
             let mut back = |part: usize, out: &mut [R], init| {
                 let dy = block.of(&parts[part], all, hidden);
                 let dy = prepare_lhs(isa, dy, block.rows, hidden, hidden, weights, lhs);
-                matmul(isa, block.rows, dy, turned[part].view(), 0..hidden, out, hidden, init);
+                matmul(isa, block.rows, dy, turned[part].view(0), 0..hidden, out, hidden, init);
             };
             back(0, dx, Init::Zero);
             back(1, dkv, Init::Accumulate);
             back(2, dkv, Init::Accumulate);
         })
     }
+}
+
+/// The matrix of dropout numbers that attention weights number `matrix` use.
+fn dropout_matrix<R>(pass: &Pass<'_, R>, matrix: usize) -> usize {
+    if pass.config.rules().shared_attention_dropout { 0 } else { matrix }
 }
 
 /// Copies rows of `width` to part number `part` of rows of `4 * width`.

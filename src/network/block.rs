@@ -3,50 +3,27 @@
 //! Post-norm (`norm_first = false`):
 //! - `h = LN1(x + mix(x))`
 //! - dense: `x' = LN2(h + ff(h))`; mixture: `x' = moe(h)`, no residual and no norm: a token that no expert picks leaves
-//!   as zeros
+//!   as zeros; or, by another rule, `x' = LN2(h + moe(h))`
 //!
 //! Pre-norm:
 //! - `r = x + mix(LN1(x))`, attention keys and values from `x` itself; `h = LN2(r)`; `x' = r + ff(h)` or `r + moe(h)`
 //!
 //! Source: `TransformerScaffold` as the reference network drives it, checked by experiment.
 
-use crate::config::{MixingMechanism, SparseMixerConfig};
+use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Real, add_in_place};
 use crate::layers::{Activation, LayerNorm};
 use crate::params::{Loader, Param, ParamMut, Spec};
-use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
+use crate::runtime::{Buffer, TaskScratch};
 
-use super::attend::{Attend, KeysValues};
 use super::feed_forward::{FeedForward, Run};
-use super::mix_linear::MixLinear;
-use super::mix_spectral::{MixFft, Spectrum, dft_matrices};
-use super::moe::{Mixture, Moe};
+use super::mix::{Mix, Mixed};
+use super::moe::{LossScales, Mixture, Moe};
 use super::pass::{Pass, RowBlock, Site, split_rows};
-
-/// The first sublayer.
-#[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one per block, beside weights of megabytes")]
-pub enum Mix<R> {
-    /// Learned matrices.
-    Linear(MixLinear<R>),
-    /// Fixed matrices: a discrete Fourier transform.
-    Dft(MixLinear<R>),
-    /// A fast Fourier transform.
-    Fft(MixFft<R>),
-    /// Self-attention.
-    Attend(Attend<R>),
-}
 
 /// A block's gradients, divided: of mixing, of the second sublayer, of `LN1`, of `LN2`.
 type GradParts<'g, R> = (&'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>]);
-
-/// What the first sublayer made of all tokens, for row blocks to finish.
-enum Mixed<R: Real> {
-    Panels(ActivationPanels<R>),
-    Spectrum(Spectrum<R>),
-    KeysValues(KeysValues<R>),
-}
 
 /// The second sublayer.
 #[derive(Clone, Debug)]
@@ -64,7 +41,7 @@ pub struct Record<R: Real> {
     sum: Option<Buffer<R>>,
     /// What the dense activation is applied to, `[B*S, F]`.
     pre: Option<Buffer<R>>,
-    /// What `LN2` reads in post-norm dense blocks, `[B*S, H]`.
+    /// What `LN2` reads in post-norm blocks, `[B*S, H]`.
     fed: Option<Buffer<R>>,
     /// The routed tokens.
     pub mixture: Option<Mixture<R>>,
@@ -85,7 +62,7 @@ pub struct Block<R> {
     pub feed: Feed<R>,
     /// `LN1`
     pub mix_norm: LayerNorm<R>,
-    /// `LN2`; a post-norm mixture has none.
+    /// `LN2`; a post-norm mixture without residual has none.
     pub feed_norm: Option<LayerNorm<R>>,
     norm_first: bool,
     layer: usize,
@@ -94,120 +71,24 @@ pub struct Block<R> {
 /// The weights of block `layer`.
 pub fn specs(config: &SparseMixerConfig, layer: usize) -> Vec<Spec> {
     let prefix = format!("transformer/layer_{layer}");
-    let (hidden, inner) = (config.hidden_size, config.inner_dim);
-    let mut specs = Vec::new();
-    if config.is_attention(layer) {
-        specs.extend(super::attend::specs(&prefix, hidden, config.num_attention_heads));
-    } else if config.mixing_mechanism == MixingMechanism::Linear {
-        specs.extend(super::mix_linear::specs(&prefix, hidden, config.max_sequence_length));
-    }
+    let hidden = config.hidden_size;
+    let mut specs = super::mix::specs(&prefix, config, layer);
     let norm = |name: &str| Spec::layer_norm(&format!("{prefix}/{name}_layer_norm"), hidden);
     if config.is_moe(layer) {
-        specs.extend(super::moe::specs(&prefix, hidden, inner, config.num_experts));
+        specs.extend(super::moe::specs(&prefix, hidden, config.expert_inner_dim(), config.num_experts));
         specs.extend(norm("self_attention"));
     } else {
         specs.extend(norm("self_attention"));
-        specs.extend(super::feed_forward::specs(&prefix, hidden, inner));
+        specs.extend(super::feed_forward::specs(&prefix, hidden, config.inner_dim));
     }
-    if !config.is_moe(layer) || config.norm_first {
+    if has_feed_norm(config, layer) {
         specs.extend(norm("output"));
     }
     specs
 }
 
-impl<R: Real> Mix<R> {
-    fn load(loader: &mut Loader<'_, R>, config: &SparseMixerConfig, layer: usize) -> Result<Self> {
-        let (hidden, seq) = (config.hidden_size, config.max_sequence_length);
-        Ok(if config.is_attention(layer) {
-            Mix::Attend(Attend::load(loader, hidden, config.num_attention_heads)?)
-        } else if config.mixing_mechanism == MixingMechanism::Linear {
-            Mix::Linear(MixLinear::load(loader, hidden, seq)?)
-        } else if config.use_fft {
-            Mix::Fft(MixFft::new(config.mixing_mechanism, seq, hidden)?)
-        } else {
-            Mix::Dft(dft_matrices(config.mixing_mechanism, seq, hidden, loader.storage.matrix))
-        })
-    }
-
-    fn params(&self) -> Vec<Param<'_, R>> {
-        match self {
-            Mix::Linear(mix) => mix.params().into(),
-            Mix::Dft(_) | Mix::Fft(_) => Vec::new(),
-            Mix::Attend(attend) => attend.params(),
-        }
-    }
-
-    fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
-        match self {
-            Mix::Linear(mix) => mix.params_mut().into(),
-            Mix::Dft(_) | Mix::Fft(_) => Vec::new(),
-            Mix::Attend(attend) => attend.params_mut(),
-        }
-    }
-
-    /// The part that needs all tokens: `q` is what queries and mixing read, `kv` what keys and values read.
-    fn prepare(&self, pass: &Pass<'_, R>, q: &[R], kv: &[R]) -> Result<Mixed<R>> {
-        Ok(match self {
-            Mix::Linear(mix) | Mix::Dft(mix) => Mixed::Panels(mix.prepare(pass, q)?),
-            Mix::Fft(mix) => Mixed::Spectrum(mix.prepare(pass, q)?),
-            Mix::Attend(attend) => Mixed::KeysValues(attend.prepare(pass, kv)?),
-        })
-    }
-
-    /// The sublayer's output for the rows of `block`; `q` as in `prepare`, all rows.
-    fn rows(
-        &self,
-        pass: &Pass<'_, R>,
-        mixed: &Mixed<R>,
-        layer: usize,
-        block: RowBlock,
-        q: &[R],
-        out: &mut [R],
-        scratch: &mut TaskScratch<R>,
-    ) {
-        match (self, mixed) {
-            (Mix::Linear(mix) | Mix::Dft(mix), Mixed::Panels(panels)) => {
-                mix.rows(pass, panels, block, out, scratch)
-            }
-            (Mix::Fft(mix), Mixed::Spectrum(spectrum)) => mix.rows(spectrum, block, out),
-            (Mix::Attend(attend), Mixed::KeysValues(state)) => {
-                let q = block.of(q, pass.seq, pass.config.hidden_size);
-                attend.rows(pass, state, layer, block, q, out, scratch);
-            }
-            _ => unreachable!("`mixed` is what this sublayer prepared"),
-        }
-    }
-
-    /// Undoes the sublayer: writes `dq`, adds to `dkv` and to the gradients.
-    fn backward(
-        &self,
-        pass: &Pass<'_, R>,
-        layer: usize,
-        q: &[R],
-        kv: &[R],
-        dy: &[R],
-        dq: &mut [R],
-        dkv: &mut [R],
-        grads: &mut [Vec<R>],
-    ) -> Result<()> {
-        match self {
-            Mix::Linear(mix) => {
-                let [hidden, seq] = grads else {
-                    return Err(Error::Internal("linear mixing has two gradients".into()));
-                };
-                mix.backward(pass, q, dy, dq, Some([hidden, seq]))
-            }
-            Mix::Dft(mix) => mix.backward(pass, q, dy, dq, None),
-            Mix::Fft(mix) => {
-                // Symmetric: the same map, on the gradient.
-                let spectrum = mix.prepare(pass, dy)?;
-                pass.each_block(&pass.row_blocks(pass.seq), dq, pass.config.hidden_size, |block, out, _| {
-                    mix.rows(&spectrum, block, out);
-                })
-            }
-            Mix::Attend(attend) => attend.backward(pass, layer, q, kv, dy, dq, dkv, grads),
-        }
-    }
+fn has_feed_norm(config: &SparseMixerConfig, layer: usize) -> bool {
+    !config.is_moe(layer) || config.norm_first || config.rules().moe_residual
 }
 
 impl<R: Real> Block<R> {
@@ -222,8 +103,8 @@ impl<R: Real> Block<R> {
             let norm = LayerNorm::load(loader, hidden)?;
             (Feed::Dense(FeedForward::load(loader, hidden, config.inner_dim)?), norm)
         };
-        let has_feed_norm = !config.is_moe(layer) || config.norm_first;
-        let feed_norm = if has_feed_norm { Some(LayerNorm::load(loader, hidden)?) } else { None };
+        let feed_norm =
+            if has_feed_norm(config, layer) { Some(LayerNorm::load(loader, hidden)?) } else { None };
         Ok(Block { mix, feed, mix_norm, feed_norm, norm_first: config.norm_first, layer })
     }
 
@@ -318,23 +199,32 @@ impl<R: Real> Block<R> {
                 let mut sum = pass.context.buffer(x.len());
                 self.mix_all(pass, &mixed, &pass.row_blocks(seq), q, x, &mut sum, &mut h)?;
                 let mixture = moe.forward(pass, activation, self.layer, &h)?;
-                pass.each_block(&blocks, out, hidden, |block, out, _| {
-                    if self.norm_first {
-                        out.copy_from_slice(block.of(&sum, seq, hidden));
-                    } else {
-                        out.fill(R::ZERO);
-                    }
-                    mixture.add_rows(pass, block, out);
+                let Some(norm) = self.post_norm() else {
+                    pass.each_block(&blocks, out, hidden, |block, out, _| {
+                        if self.norm_first {
+                            out.copy_from_slice(block.of(&sum, seq, hidden));
+                        } else {
+                            out.fill(R::ZERO);
+                        }
+                        mixture.add_rows(pass, block, out);
+                    })?;
+                    return Ok(Record { sum: Some(sum), mixture: Some(mixture), ..Record::default() });
+                };
+                let mut fed = pass.context.buffer(out.len());
+                pass.each_block_of(&blocks, [(out, hidden), (&mut fed, hidden)], |block, [out, fed], _| {
+                    fed.fill(R::ZERO);
+                    mixture.add_rows(pass, block, fed);
+                    add_in_place(isa, fed, block.of(&h, seq, hidden));
+                    norm.forward(isa, fed, out, None);
                 })?;
-                Ok(Record { sum: Some(sum), mixture: Some(mixture), ..Record::default() })
+                Ok(Record { sum: Some(sum), fed: Some(fed), mixture: Some(mixture), ..Record::default() })
             }
         }
     }
 
     /// Undoes the block: writes `dx`, adds to the gradients (in the order of [`specs`]).
     ///
-    /// `x` is what `forward` read, `record` what it kept, `dy` the gradient of its result, all `[B*S, H]`;
-    /// `z_loss_scale` is that of the mixture's mean squared log-sum-exp.
+    /// `x` is what `forward` read, `record` what it kept, `dy` the gradient of its result, all `[B*S, H]`.
     pub fn backward(
         &self,
         pass: &Pass<'_, R>,
@@ -342,7 +232,7 @@ impl<R: Real> Block<R> {
         x: &[R],
         record: &Record<R>,
         dy: &[R],
-        z_loss_scale: R,
+        scales: LossScales<R>,
         dx: &mut [R],
         grads: &mut [Vec<R>],
     ) -> Result<()> {
@@ -355,7 +245,7 @@ impl<R: Real> Block<R> {
         let (mix_grads, feed_grads, mix_norm_grads, feed_norm_grads) = self.split_grads(grads);
         // 3. what surrounds the feed-forward: its result's gradient
         let mut dfed = context.buffer(all * hidden);
-        let post_norm = self.feed_norm.as_ref().filter(|_| !self.norm_first);
+        let post_norm = self.post_norm();
         if let (Some(norm), Some(fed)) = (post_norm, &record.fed) {
             norm_backward(pass, norm, fed, dy, &mut dfed, feed_norm_grads)?;
         } else {
@@ -379,17 +269,17 @@ impl<R: Real> Block<R> {
                 };
                 let grads = [&mut kernel[..], bias, output_kernel, output_bias];
                 dense.backward(pass, activation, all, &h, pre, &dropped, &mut dh, grads)?;
-                if post_norm.is_some() {
-                    pass.each_block(&blocks, &mut dh, hidden, |block, dh, _| {
-                        add_in_place(isa, dh, block.of(&dfed, pass.seq, hidden));
-                    })?;
-                }
             }
             (Feed::Moe(moe), _, Some(mixture)) => {
                 let layer = self.layer;
-                moe.backward(pass, activation, layer, &h, mixture, &dfed, z_loss_scale, &mut dh, feed_grads)?;
+                moe.backward(pass, activation, layer, &h, mixture, &dfed, scales, &mut dh, feed_grads)?;
             }
             _ => return Err(Error::Internal("a block without its training record".into())),
+        }
+        if post_norm.is_some() {
+            pass.each_block(&blocks, &mut dh, hidden, |block, dh, _| {
+                add_in_place(isa, dh, block.of(&dfed, pass.seq, hidden));
+            })?;
         }
         // 2. sum = x + dropped(mix): its gradient
         let mut dsum = dfed;
@@ -450,6 +340,11 @@ impl<R: Real> Block<R> {
         Ok(Some(normal))
     }
 
+    /// `LN2` of post-norm blocks that have it.
+    fn post_norm(&self) -> Option<&LayerNorm<R>> {
+        self.feed_norm.as_ref().filter(|_| !self.norm_first)
+    }
+
     /// The norm whose result the second sublayer reads.
     fn feed_input_norm(&self) -> &LayerNorm<R> {
         self.feed_norm.as_ref().filter(|_| self.norm_first).unwrap_or(&self.mix_norm)
@@ -459,7 +354,7 @@ impl<R: Real> Block<R> {
     fn add_mix(
         &self,
         pass: &Pass<'_, R>,
-        mixed: &Mixed<R>,
+        mixed: &Mixed<'_, R>,
         block: RowBlock,
         q: &[R],
         x: &[R],
@@ -476,7 +371,7 @@ impl<R: Real> Block<R> {
     fn mix_all(
         &self,
         pass: &Pass<'_, R>,
-        mixed: &Mixed<R>,
+        mixed: &Mixed<'_, R>,
         blocks: &[RowBlock],
         q: &[R],
         x: &[R],
@@ -505,10 +400,16 @@ impl<R: Real> Block<R> {
 
     /// Dropout of a sublayer's output, where the rules have it.
     fn drop_rows(&self, pass: &Pass<'_, R>, site: Site, block: RowBlock, out: &mut [R]) {
-        if pass.config.rules().block_dropout
-            && let Some(dropout) = pass.dropout(pass.config.output_dropout, site, self.layer)
-        {
-            dropout.apply(out, (block.example * pass.seq + block.first) * pass.config.hidden_size);
+        let Some(dropout) = pass.dropout(pass.config.output_dropout, site, self.layer) else { return };
+        let rules = pass.config.rules();
+        let drops =
+            if matches!(site, Site::Mixing) { rules.mixing_dropout } else { rules.feed_forward_dropout };
+        if drops {
+            dropout.apply(
+                pass.context.isa,
+                out,
+                (block.example * pass.seq + block.first) * pass.config.hidden_size,
+            );
         }
     }
 }

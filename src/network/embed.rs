@@ -1,7 +1,8 @@
 //! Embeddings: `dropout(LN(word + position + type))`, `[B*S, W]`, then a projection to `H` if `W != H`.
 //!
-//! Norm, dropout, projection, in this order, and no norm after the projection. Source: `SparseMixer.call`,
-//! `OnDeviceEmbedding`, `PositionEmbedding`.
+//! Norm, dropout, projection, in this order, and no norm after the projection. By another rule there is always a
+//! projection, and dropout comes after it. Sources: `SparseMixer.call`, `OnDeviceEmbedding`, `PositionEmbedding`;
+//! `layers.EmbeddingLayer` of the JAX code.
 
 use crate::config::SparseMixerConfig;
 use crate::error::Result;
@@ -25,6 +26,12 @@ pub struct Embed<R> {
     pub norm: LayerNorm<R>,
     /// `[W, H]` and `[H]`
     pub projection: Option<(PackedMatrix<R>, Vec<R>)>,
+    /// Dropout after the projection instead of before.
+    drop_projected: bool,
+}
+
+fn has_projection(config: &SparseMixerConfig) -> bool {
+    config.embedding_width != config.hidden_size || config.rules().project_embeddings
 }
 
 /// The weights.
@@ -36,7 +43,7 @@ pub fn specs(config: &SparseMixerConfig) -> Vec<Spec> {
         Spec::kernel("type_embeddings/embeddings", &[config.type_vocab_size, width]),
     ];
     specs.extend(Spec::layer_norm("embeddings/layer_norm", width));
-    if width != hidden {
+    if has_projection(config) {
         specs.push(Spec::kernel("embedding_projection/kernel", &[width, hidden]));
         specs.push(Spec::bias("embedding_projection/bias", &[hidden]));
     }
@@ -51,12 +58,13 @@ impl<R: Real> Embed<R> {
         let position = loader.table(config.max_sequence_length, width)?;
         let types = loader.table(config.type_vocab_size, width)?;
         let norm = LayerNorm::load(loader, width)?;
-        let projection = if width == hidden {
-            None
-        } else {
+        let projection = if has_projection(config) {
             Some((loader.matrix(width, hidden)?, loader.vector(hidden)?))
+        } else {
+            None
         };
-        Ok(Embed { word, position, types, norm, projection })
+        let drop_projected = config.rules().project_embeddings;
+        Ok(Embed { word, position, types, norm, projection, drop_projected })
     }
 
     /// The weights in the order of [`specs`].
@@ -123,13 +131,18 @@ impl<R: Real> Embed<R> {
                 let target = if self.projection.is_some() { &mut *normal } else { &mut *out };
                 self.norm.forward(isa, sum, target, None);
                 // 3. dropout
-                if let Some(dropout) = &dropout {
-                    dropout.apply(target, (block.example * seq + block.first) * width);
+                let first_row = block.example * seq + block.first;
+                if let Some(dropout) = dropout.filter(|_| !self.drop_projected) {
+                    dropout.apply(isa, target, first_row * width);
                 }
                 // 4. projection
                 if let Some((kernel, bias)) = &self.projection {
                     let x = prepare_lhs(isa, normal, block.rows, width, width, kernel.dtype(), lhs);
                     matmul(isa, block.rows, x, kernel.view(), 0..hidden, out, hidden, Init::Bias(bias));
+                }
+                // 3. dropout, by the other rule
+                if let Some(dropout) = dropout.filter(|_| self.drop_projected) {
+                    dropout.apply(isa, out, first_row * hidden);
                 }
             },
         )
@@ -170,14 +183,26 @@ impl<R: Real> Embed<R> {
         let mut partials = context.buffer(blocks.len() * 2 * width);
         partials.fill(R::ZERO);
         let partial_rows = partials.chunks_exact_mut(2 * width);
-        let turned = self.projection.as_ref().map(|(kernel, _)| kernel.transposed());
+        let projection = self.projection.as_ref();
+        let turned = projection.map(|(kernel, _)| context.transposed(kernel)).transpose()?;
+        // 3. dropout, by the other rule
+        let mut dprojected = None;
+        if let Some(dropout) = dropout.filter(|_| self.drop_projected) {
+            let dropped = dprojected.insert(context.buffer(all * hidden));
+            pass.each_block(&blocks, dropped, hidden, |block, out, _| {
+                out.copy_from_slice(block.of(dy, all, hidden));
+                dropout.apply(isa, out, block.first * hidden);
+            })?;
+        }
+        let dy = dprojected.as_deref().unwrap_or(dy);
+        let dropout = dropout.filter(|_| !self.drop_projected);
         // 4. projection, for its own gradients: needs what it read
         if let Some((kernel, _)) = &self.projection {
             let mut normal = context.buffer(all * width);
             pass.each_block(&blocks, &mut normal, width, |block, out, _| {
                 self.norm.forward(isa, block.of(sums, all, width), out, None);
                 if let Some(dropout) = &dropout {
-                    dropout.apply(out, block.first * width);
+                    dropout.apply(isa, out, block.first * width);
                 }
             })?;
             kernel_gradient(context, kernel.dtype(), all, &normal, dy, &mut grads[5])?;
@@ -193,12 +218,12 @@ impl<R: Real> Embed<R> {
             let dy = block.of(dy, all, hidden);
             if let (Some((kernel, _)), Some(turned)) = (&self.projection, &turned) {
                 let dy = prepare_lhs(isa, dy, block.rows, hidden, hidden, kernel.dtype(), lhs);
-                matmul(isa, block.rows, dy, turned.view(), 0..width, dnormal, width, Init::Zero);
+                matmul(isa, block.rows, dy, turned.view(0), 0..width, dnormal, width, Init::Zero);
             } else {
                 dnormal.copy_from_slice(dy);
             }
             if let Some(dropout) = &dropout {
-                dropout.apply(dnormal, block.first * width);
+                dropout.apply(isa, dnormal, block.first * width);
             }
             self.norm.backward_rows(isa, block.of(sums, all, width), dnormal, drows, partial, own);
         })?;

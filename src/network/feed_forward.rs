@@ -11,7 +11,7 @@ use crate::params::{Loader, Param, ParamMut, Spec};
 use super::pass::{Pass, RowBlock};
 
 /// Inner columns made at a time; a multiple of every storage type's row granularity.
-const SLICE: usize = 512;
+pub(super) const SLICE: usize = 512;
 
 /// Both kernels and biases.
 #[derive(Clone, Debug)]
@@ -164,7 +164,7 @@ impl<R: Real> FeedForward<R> {
         let mut inner = context.buffer(rows * width);
         let mut dpre = context.buffer(rows * width);
         // 3. out = inner W2 + b2: d inner = dy W2^T
-        let turned = self.output.transposed();
+        let turned = context.transposed(&self.output)?;
         pass.each_block_of(
             &blocks,
             [(&mut inner, width), (&mut dpre, width)],
@@ -172,7 +172,7 @@ impl<R: Real> FeedForward<R> {
                 let (_, [lhs, _]) = scratch.split([]);
                 inner.copy_from_slice(block.of(pre, rows, width));
                 let dy = prepare_lhs(isa, block.of(dy, rows, hidden), block.rows, hidden, hidden, dtype, lhs);
-                matmul(isa, block.rows, dy, turned.view(), 0..width, dpre, width, Init::Zero);
+                matmul(isa, block.rows, dy, turned.view(0), 0..width, dpre, width, Init::Zero);
                 if !activation.is_custom() {
                     // 2. inner = activation(a), which cannot fail unless custom
                     let _ = activation.backward(isa, inner, dpre, width);
@@ -189,11 +189,11 @@ impl<R: Real> FeedForward<R> {
         // 1. a = x W1 + b1
         kernel_gradient(context, dtype, rows, x, &dpre, kernel)?;
         bias_gradient(context, &dpre, bias)?;
-        let turned = self.intermediate.transposed();
+        let turned = context.transposed(&self.intermediate)?;
         pass.each_block(&blocks, dx, hidden, |block, dx, scratch| {
             let (_, [lhs, _]) = scratch.split([]);
             let dpre = prepare_lhs(isa, block.of(&dpre, rows, width), block.rows, width, width, dtype, lhs);
-            matmul(isa, block.rows, dpre, turned.view(), 0..hidden, dx, hidden, Init::Zero);
+            matmul(isa, block.rows, dpre, turned.view(0), 0..hidden, dx, hidden, Init::Zero);
         })
     }
 }
@@ -221,7 +221,8 @@ impl<R: Real> Run<'_, R> {
         pre: Option<&mut [R]>,
         finish: impl Fn(RowBlock, &mut [R]) + Sync,
     ) -> Result<()> {
-        let (isa, hidden, width) = (pass.context.isa, pass.config.hidden_size, pass.config.inner_dim);
+        let (isa, hidden) = (pass.context.isa, pass.config.hidden_size);
+        let width = self.layers.first().map_or(0, |layer| layer.intermediate.n());
         let activation = self.activation;
         if !activation.is_custom() {
             let (pre, kept) = pre.map_or((&mut [][..], 0), |pre| (pre, width));

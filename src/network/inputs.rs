@@ -18,6 +18,8 @@ pub enum Words<'a, R> {
 pub struct Inputs<'a, R> {
     /// `B`
     pub batch: usize,
+    /// `S`
+    pub seq: usize,
     /// The word rows.
     pub words: Words<'a, R>,
     /// `S'`: positions that the words take; the dense part takes the rest.
@@ -26,22 +28,23 @@ pub struct Inputs<'a, R> {
     pub dense: &'a [R],
     /// `[B, S]`
     pub type_ids: &'a [i64],
-    /// `[B, S]`; `None` is allowed without attention layers.
+    /// `[B, S]`; `None` is allowed without attention layers, and for word ids where the rules have a `pad_id`.
     pub mask: Option<&'a [R]>,
 }
 
 impl<R: Real> Inputs<'_, R> {
     /// Checks lengths, ranges and finiteness.
     pub fn check(&self, config: &SparseMixerConfig) -> Result<()> {
-        let (batch, seq, width) = (self.batch, config.max_sequence_length, config.embedding_width);
+        let (batch, seq, width) = (self.batch, self.seq, config.embedding_width);
         let words = match self.words {
             Words::Ids(ids) => (ids.len(), batch * self.word_len, "input_word_ids"),
             Words::Embeddings(rows) => (rows.len(), batch * self.word_len * width, "input_word_embeddings"),
         };
+        config.check_length(seq, words.2, &format!("got sequence length {seq}"))?;
         let dense_len = seq.checked_sub(self.word_len).ok_or_else(|| {
             Error::value(
                 words.2,
-                format!("got sequence length {}, expected max_sequence_length ({seq})", self.word_len),
+                format!("got {} word positions, expected at most the sequence length ({seq})", self.word_len),
             )
         })?;
         let lengths = [
@@ -60,7 +63,9 @@ impl<R: Real> Inputs<'_, R> {
                 ));
             }
         }
-        if self.mask.is_none() && !config.attention_layers.is_empty() {
+        let ids_tell =
+            config.rules().pad_id.is_some() && matches!(self.words, Words::Ids(_)) && dense_len == 0;
+        if self.mask.is_none() && !config.attention_layers.is_empty() && !ids_tell {
             return Err(Error::value("input_mask", "missing; the attention layers need it"));
         }
         match self.words {

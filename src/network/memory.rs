@@ -1,26 +1,231 @@
 //! How much memory a call needs, without making it.
 
-use crate::config::SparseMixerConfig;
+use crate::config::{MixingMechanism, SparseMixerConfig};
+use crate::error::Result;
+use crate::kernels::{WeightDtype, lhs_stride, packed_len};
+use crate::params::Storage;
+use crate::runtime::product_dtype;
 
-/// Bytes of scratch memory and outputs of a forward pass with all outputs, in 32 bits, for `batch` examples.
+use super::Wanted;
+use super::feed_forward::SLICE;
+use super::moe::MAX_ROWS;
+use super::moe_grouping::Grouping;
+use super::moe_slots::Slot;
+use super::pass::MAX_BLOCK;
+
+/// Bytes of scratch memory, copied inputs and outputs of a forward pass at inference for `batch` examples, in 32 bits,
+/// by `threads` threads. Fixed transform matrices count here, since no weight stands for them.
 ///
-/// Counts the arrays that grow with the batch: the stream into and out of a block, what the block prepares of it, and
-/// every block's output. What a thread needs for a block of rows is small beside them.
-pub fn forward_bytes(config: &SparseMixerConfig, batch: usize) -> usize {
-    let rows = batch * config.max_sequence_length;
-    let stream = rows * config.hidden_size;
-    let outputs = config.num_layers * stream + batch * config.hidden_size;
-    let embedded = rows * config.embedding_width;
-    let attention = if config.attention_layers.is_empty() { 0 } else { 2 * stream };
-    let mixing = if config.attention_layers.len() < config.num_layers { stream } else { 0 };
-    let experts = if config.moe_layers.is_empty() {
-        0
+/// It goes through the layers as [`super::SparseMixer::forward`] does and keeps account of the buffers that they take
+/// and give back.
+///
+/// # Errors
+/// Those of the call: a batch that the routing groups do not divide.
+pub fn forward_bytes(
+    config: &SparseMixerConfig,
+    batch: usize,
+    wanted: Wanted,
+    threads: usize,
+) -> Result<usize> {
+    let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
+    let rows = batch * seq;
+    let mut ledger = Ledger::default();
+    let mut outputs = 0;
+    let keeps_last = wanted.sequence_output || wanted.encoder_outputs;
+    let range = config.output_range.filter(|_| config.rules().output_range).unwrap_or(seq);
+    let last_rows = if keeps_last { range } else { 1 };
+    let mut x = Some(ledger.take(FLOAT, rows * hidden));
+    for layer in 0..config.num_layers {
+        let is_last = layer + 1 == config.num_layers;
+        let len = batch * if is_last { last_rows } else { seq } * hidden;
+        let keep = if is_last { keeps_last } else { wanted.encoder_outputs };
+        let out = if keep { None } else { Some(ledger.take(FLOAT, len)) };
+        outputs += if keep { len } else { 0 };
+        block(&mut ledger, config, layer, batch, len)?;
+        ledger.give(x);
+        x = out;
+    }
+    outputs += if wanted.pooled_output { batch * hidden } else { 0 };
+    let ids = 2 * size_of::<i64>() + size_of::<f32>();
+    let adder = if config.attention_layers.is_empty() { 0 } else { size_of::<f32>() };
+    let arrays = ledger.bytes() + outputs * FLOAT + rows * (ids + adder);
+    let counted =
+        arrays + ledger.largest_extra + threads * task_bytes(config, batch) + transform_bytes(config);
+    // What allocators, stacks and the interpreter add.
+    Ok(counted + counted / 50 + (1 << 20))
+}
+
+const FLOAT: usize = size_of::<f32>();
+/// Allocators return memory to the system at once from some size on; this is the largest such of glibc.
+const RETURNED_FROM: usize = 32 << 20;
+
+/// The buffers of a scratch pool that starts empty.
+#[derive(Default)]
+struct Ledger {
+    /// Lengths in bytes, by element size.
+    free: Vec<(usize, usize)>,
+    taken: usize,
+    /// Bytes of buffers that were replaced by larger ones, and that the allocator keeps.
+    replaced: usize,
+    /// Most bytes outside the pool that a block has at once.
+    largest_extra: usize,
+}
+
+/// A buffer on loan: element size and length in bytes.
+type Loan = (usize, usize);
+
+impl Ledger {
+    /// As [`crate::runtime::Buffer`] chooses: the smallest that is large enough, else the largest, replaced.
+    fn take(&mut self, element: usize, len: usize) -> Loan {
+        let bytes = len * element;
+        let fits = |&&(kind, size): &&Loan| kind == element && size >= bytes;
+        let own = |&&(kind, _): &&Loan| kind == element;
+        let chosen = self.free.iter().filter(fits).min_by_key(|loan| loan.1);
+        let chosen = chosen.or_else(|| self.free.iter().filter(own).max_by_key(|loan| loan.1)).copied();
+        let mut size = 0;
+        if let Some(chosen) = chosen {
+            let at = self.free.iter().position(|loan| *loan == chosen).unwrap_or_default();
+            size = self.free.swap_remove(at).1;
+        }
+        if 0 < size && size < bytes.min(RETURNED_FROM) {
+            self.replaced += size;
+        }
+        let size = size.max(bytes);
+        self.taken += size;
+        (element, size)
+    }
+
+    fn give(&mut self, loan: Option<Loan>) {
+        if let Some(loan) = loan {
+            self.taken -= loan.1;
+            self.free.push(loan);
+        }
+    }
+
+    fn give_all(&mut self, loans: impl IntoIterator<Item = Loan>) {
+        loans.into_iter().for_each(|loan| self.give(Some(loan)));
+    }
+
+    /// All that the pool has or had: nothing else is returned to the system before the end.
+    fn bytes(&self) -> usize {
+        self.taken + self.replaced + self.free.iter().map(|loan| loan.1).sum::<usize>()
+    }
+}
+
+/// What block `layer` takes and gives back; `out` is the length of its output.
+fn block(
+    ledger: &mut Ledger,
+    config: &SparseMixerConfig,
+    layer: usize,
+    batch: usize,
+    out: usize,
+) -> Result<()> {
+    let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
+    let (stream, is_custom) = (batch * seq * hidden, config.inner_activation.name == "custom");
+    let mut held = Vec::new();
+    if config.norm_first {
+        held.push(ledger.take(FLOAT, stream));
+    }
+    let dtype = product_dtype(Storage::from(config.dtype).matrix);
+    let element = if dtype == WeightDtype::Bfloat16 { size_of::<u16>() } else { FLOAT };
+    if config.is_attention(layer) {
+        let (heads, head) = (config.num_attention_heads, hidden / config.num_attention_heads);
+        let pairs = ledger.take(FLOAT, 2 * stream);
+        held.push(ledger.take(element, batch * heads * packed_len(head, seq, dtype)));
+        held.push(ledger.take(element, batch * heads * packed_len(seq, head, dtype)));
+        ledger.give(Some(pairs));
+    } else if is_fft(config) {
+        let numbers = if is_structured(config) { hidden } else { 2 * (hidden / 2 + 1) };
+        let by_row = ledger.take(FLOAT, batch * seq * numbers);
+        held.push(ledger.take(FLOAT, batch * seq * numbers));
+        ledger.give(Some(by_row));
     } else {
-        let slots =
-            (config.train_capacity_factor.max(config.eval_capacity_factor) * rows as f64).ceil() as usize;
-        // Tokens after mixing, their experts' outputs, router rows.
-        stream + slots * config.hidden_size + rows * (2 * config.num_experts + 1)
+        held.push(ledger.take(element, batch * packed_len(mixing_terms(config) * seq, hidden, dtype)));
+    }
+    if config.is_moe(layer) {
+        let grouping = Grouping::new(config, batch, seq, false)?;
+        let experts = config.num_experts;
+        let slots = grouping.groups * experts * grouping.slots();
+        held.extend([stream, stream, batch * seq * experts, batch * seq].map(|len| ledger.take(FLOAT, len)));
+        held.push(ledger.take(FLOAT, slots * hidden));
+        if is_custom {
+            held.push(ledger.take(FLOAT, slots * config.inner_dim));
+        }
+        if !config.norm_first && config.rules().moe_residual {
+            held.push(ledger.take(FLOAT, out));
+        }
+        // Who goes where, in three orders.
+        let mut extra =
+            slots * (size_of::<Slot<f32>>() + 2 * size_of::<u32>()) + batch * seq * size_of::<u32>();
+        if is_custom {
+            extra += 2 * slots * config.inner_dim * FLOAT;
+        }
+        ledger.largest_extra = ledger.largest_extra.max(extra);
+    } else if is_custom {
+        held.extend([out; 3].map(|len| ledger.take(FLOAT, len)));
+        held.push(ledger.take(FLOAT, out / hidden * config.inner_dim));
+        // The callable's argument and its result, or the result and its copy.
+        let extra = 2 * out / hidden * config.inner_dim * FLOAT;
+        ledger.largest_extra = ledger.largest_extra.max(extra);
+    }
+    ledger.give_all(held);
+    Ok(())
+}
+
+/// Most bytes that one thread has for itself: the largest of each numbered buffer over all tasks.
+fn task_bytes(config: &SparseMixerConfig, batch: usize) -> usize {
+    let (seq, hidden, width) = (config.max_sequence_length, config.hidden_size, config.embedding_width);
+    let rows = MAX_BLOCK.min(seq);
+    let slice = SLICE.min(config.inner_dim);
+    let (attends, mixes) =
+        (!config.attention_layers.is_empty(), config.attention_layers.len() < config.num_layers);
+    let mut sizes = [rows * width.max(hidden), rows * width.max(hidden), rows * width.max(slice)];
+    // Left operands as products want them.
+    let mut lhs = [rows * hidden.max(width), rows * slice];
+    if mixes && !is_fft(config) {
+        sizes[0] = sizes[0].max(mixing_terms(config) * seq * hidden.max(rows));
+        lhs[0] = lhs[0].max(seq * hidden);
+    }
+    if attends {
+        let scores = super::attend::MAX_SCORES.max(seq).min(rows * seq);
+        sizes[2] = sizes[2].max(scores);
+        lhs[1] = lhs[1].max(scores);
+    }
+    if !config.moe_layers.is_empty() {
+        let rows = MAX_ROWS.min(batch * seq);
+        sizes[0] = sizes[0].max(rows * hidden);
+        sizes[1] = sizes[1].max(rows * slice);
+        lhs = [lhs[0].max(rows * hidden), lhs[1].max(rows * slice)];
+    }
+    let element = match Storage::from(config.dtype).matrix {
+        WeightDtype::Native | WeightDtype::Float16 => 0,
+        WeightDtype::Bfloat16 => size_of::<u16>(),
+        WeightDtype::Int8 => size_of::<u8>(),
     };
-    let floats = 2 * stream + outputs + embedded + attention.max(mixing) + experts;
-    floats * size_of::<f32>()
+    sizes.iter().sum::<usize>() * FLOAT + lhs.iter().sum::<usize>() * element
+}
+
+/// Bytes of the matrices that are no weights: of transforms and of learned vectors. Every block has its own.
+fn transform_bytes(config: &SparseMixerConfig) -> usize {
+    if config.mixing_mechanism == MixingMechanism::Linear || config.use_fft {
+        return 0;
+    }
+    let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
+    let blocks = (0..config.num_layers).filter(|&layer| !config.is_attention(layer)).count();
+    let (dtype, terms) = (product_dtype(Storage::from(config.dtype).matrix), mixing_terms(config));
+    let element = if dtype == WeightDtype::Bfloat16 { size_of::<u16>() } else { FLOAT };
+    blocks * (terms * packed_len(hidden, hidden, dtype) + seq * lhs_stride(terms * seq, dtype)) * element
+}
+
+fn is_fft(config: &SparseMixerConfig) -> bool {
+    config.mixing_mechanism != MixingMechanism::Linear && config.use_fft
+}
+
+fn is_structured(config: &SparseMixerConfig) -> bool {
+    matches!(config.mixing_mechanism, MixingMechanism::Circulant | MixingMechanism::Toeplitz)
+}
+
+/// Products along the hidden dimension: real and imaginary parts of a transform, or one of a learned matrix.
+fn mixing_terms(config: &SparseMixerConfig) -> usize {
+    if matches!(config.mixing_mechanism, MixingMechanism::Fourier | MixingMechanism::Hartley) { 2 } else { 1 }
 }

@@ -102,7 +102,8 @@ impl<R: Real> MixLinear<R> {
         let (seq, hidden, terms) = (pass.seq, self.hidden[0].k(), self.hidden.len());
         let dtype = self.hidden[0].dtype();
         let all = pass.batch * seq;
-        let turned: Vec<_> = self.hidden.iter().map(PackedMatrix::transposed).collect();
+        let turned =
+            self.hidden.iter().map(|kernel| context.transposed(kernel)).collect::<Result<Vec<_>>>()?;
         let by_example = pass.row_blocks(seq);
         // y[b] = sum of Ws mixed[b], mixed = x Wh: d mixed[b] = Ws^T dy[b], terms side by side
         let mut right = context.panels(dtype, pass.batch, seq, hidden);
@@ -129,7 +130,7 @@ impl<R: Real> MixLinear<R> {
                 let rows = block.of(&dmixed[term * all * hidden..], seq, hidden);
                 let rows = prepare_lhs(isa, rows, block.rows, hidden, hidden, dtype, lhs);
                 let init = if term == 0 { Init::Zero } else { Init::Accumulate };
-                matmul(isa, block.rows, rows, turned.view(), 0..hidden, out, hidden, init);
+                matmul(isa, block.rows, rows, turned.view(0), 0..hidden, out, hidden, init);
             }
         })?;
         let Some([dhidden, dseq]) = grads else { return Ok(()) };

@@ -28,8 +28,33 @@ use crate::runtime::{Buffer, product_dtype};
 use super::mix_linear::MixLinear;
 use super::pass::{Pass, RowBlock, split_rows};
 
+/// Mixing by products with transform matrices.
+#[derive(Clone, Debug)]
+pub struct MixDft<R> {
+    /// For sequences of full length.
+    pub matrices: MixLinear<R>,
+    mechanism: MixingMechanism,
+}
+
+impl<R: Real> MixDft<R> {
+    /// Makes the matrices.
+    pub fn new(mechanism: MixingMechanism, seq: usize, hidden: usize, dtype: WeightDtype) -> Self {
+        MixDft { matrices: dft_matrices(mechanism, seq, hidden, dtype), mechanism }
+    }
+
+    /// What to use instead for the shorter sequences of a call: the matrices belong to a length, fast transforms are
+    /// quickly planned for any.
+    pub fn for_shorter(&self, pass: &Pass<'_, R>) -> Result<Option<MixFft<R>>> {
+        let (seq, hidden) = (pass.seq, pass.config.hidden_size);
+        if seq == self.matrices.seq.rows() {
+            return Ok(None);
+        }
+        MixFft::new(self.mechanism, seq, hidden).map(Some)
+    }
+}
+
 /// The two mixing matrices of each dimension, as linear mixing.
-pub fn dft_matrices<R: Real>(
+fn dft_matrices<R: Real>(
     mechanism: MixingMechanism,
     seq: usize,
     hidden: usize,
@@ -64,7 +89,7 @@ pub fn dft_matrices<R: Real>(
             }));
         }
     }
-    MixLinear { hidden: hidden_kernels, seq: Table::new(seq, 2 * seq, table, rows) }
+    MixLinear { hidden: hidden_kernels, seq: Table::new(seq, 2 * seq, table, &rows) }
 }
 
 /// Mixing by fast transforms.
@@ -136,8 +161,14 @@ fn plan<R: Real>(seq: usize, hidden: usize) -> Result<Arc<dyn Transform<R>>> {
     }
 }
 
-/// The transformed columns of all examples, `[B, H/2 + 1, S]` complex.
-pub type Spectrum<R> = Buffer<R>;
+/// Both transforms of all examples.
+pub struct Spectrum<R: Real> {
+    /// `[B, H/2 + 1, S]` complex
+    columns: Buffer<R>,
+    hartley: bool,
+    seq: usize,
+    hidden: usize,
+}
 
 impl<R: Real> MixFft<R> {
     /// Plans the transforms.
@@ -146,13 +177,11 @@ impl<R: Real> MixFft<R> {
         Ok(MixFft { transform: plan(seq, hidden)?, hartley, seq, hidden })
     }
 
-    fn half(&self) -> usize {
-        self.hidden / 2 + 1
-    }
-
     /// Both transforms of all of `x` (`[B*S, H]`).
     pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<Spectrum<R>> {
-        let (seq, hidden, half) = (self.seq, self.hidden, self.half());
+        let (seq, hidden, half) = (pass.seq, self.hidden, self.hidden / 2 + 1);
+        let shorter = if seq == self.seq { None } else { Some(plan(seq, hidden)?) };
+        let transform = shorter.as_ref().unwrap_or(&self.transform);
         // 1. rows: [B, S, H/2 + 1]
         let mut rows = pass.context.buffer(pass.batch * seq * 2 * half);
         let blocks = pass.row_blocks(seq);
@@ -161,7 +190,7 @@ impl<R: Real> MixFft<R> {
             let x = block.of(x, seq, hidden);
             for (x, spectrum) in x.chunks_exact(hidden).zip(out.chunks_exact_mut(2 * half)) {
                 row.copy_from_slice(x);
-                self.transform.row(row, spectrum);
+                transform.row(row, spectrum);
             }
         })?;
         // 2. columns: [B, H/2 + 1, S], some at a time so that each row's cache lines are read once
@@ -178,15 +207,25 @@ impl<R: Real> MixFft<R> {
                     column[2 * s..2 * s + 2].copy_from_slice(pair);
                 }
             }
-            out.chunks_exact_mut(2 * seq).for_each(|column| self.transform.column(column));
+            out.chunks_exact_mut(2 * seq).for_each(|column| transform.column(column));
         })?;
-        Ok(columns)
+        Ok(Spectrum { columns, hartley: self.hartley, seq, hidden })
     }
 
+    /// Undoes the layer: writes `dx` from the gradient `dy` of the rows. Symmetric: the same map, on the gradient.
+    pub fn backward(&self, pass: &Pass<'_, R>, dy: &[R], dx: &mut [R]) -> Result<()> {
+        let spectrum = self.prepare(pass, dy)?;
+        pass.each_block(&pass.row_blocks(pass.seq), dx, self.hidden, |block, out, _| {
+            spectrum.rows(block, out);
+        })
+    }
+}
+
+impl<R: Real> Spectrum<R> {
     /// `out` = mixed rows of `block`.
-    pub fn rows(&self, spectrum: &Spectrum<R>, block: RowBlock, out: &mut [R]) {
-        let (seq, hidden, half) = (self.seq, self.hidden, self.half());
-        let columns = &spectrum[block.example * half * 2 * seq..][..half * 2 * seq];
+    pub fn rows(&self, block: RowBlock, out: &mut [R]) {
+        let (seq, hidden, half) = (self.seq, self.hidden, self.hidden / 2 + 1);
+        let columns = &self.columns[block.example * half * 2 * seq..][..half * 2 * seq];
         for (r, out) in out.chunks_exact_mut(hidden).enumerate() {
             let n = block.first + r;
             let mirrored = (seq - n) % seq;

@@ -3,17 +3,27 @@
 mod attend;
 mod block;
 mod embed;
+#[cfg(test)]
+mod faults;
 mod feed_forward;
 mod inputs;
 mod memory;
+mod mix;
+mod mix_convolution;
 mod mix_linear;
 mod mix_spectral;
+mod mix_structured;
 mod moe;
+mod moe_assign;
+mod moe_grouping;
 mod moe_router;
+mod moe_slots;
 mod pass;
 mod pool;
 mod tape;
+mod visibility;
 
+use std::fmt::Display;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
@@ -22,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Real;
 use crate::layers::{Activation, CustomActivation};
 use crate::params::{Loader, Param, ParamMut, Source, Spec};
-use crate::runtime::{Buffer, Context};
+use crate::runtime::{Buffer, Context, Interrupt};
 
 use block::{Block, Record};
 use embed::Embed;
@@ -32,6 +42,7 @@ pub use moe::LayerMetrics;
 use pass::Pass;
 use pool::Pool;
 pub use tape::{Cotangents, OwnedInputs, OwnedWords, Tape};
+use visibility::Visibility;
 
 /// The weights of an encoder, in Keras order.
 pub fn specs(config: &SparseMixerConfig) -> Vec<Spec> {
@@ -62,11 +73,11 @@ pub struct Wanted {
     pub encoder_outputs: bool,
     /// Routing decisions of all mixtures.
     pub routing: bool,
-    /// Look for NaN and infinity after every block.
+    /// Look for NaN and infinity after the embeddings, every block and the pooler.
     pub check_finite: bool,
 }
 
-/// What a forward pass gives. `rows` is `S`, or `output_range` for the last block.
+/// What a forward pass gives. `rows` is `S`, or at most `output_range` for the last block.
 #[derive(Debug)]
 pub struct Outputs<R> {
     /// `[B, rows, H]`: the last block's output, if it or `encoder_outputs` is wanted.
@@ -75,6 +86,8 @@ pub struct Outputs<R> {
     pub pooled_output: Option<Vec<R>>,
     /// `[B, S, H]` of every block but the last, if wanted.
     pub encoder_outputs: Vec<Vec<R>>,
+    /// `S`
+    pub seq: usize,
     /// Rows per example in `sequence_output`.
     pub rows: usize,
     /// One per mixture.
@@ -90,9 +103,10 @@ pub struct RoutingRecord<R> {
     pub groups: usize,
     /// Tokens per group.
     pub tokens: usize,
-    /// Expert capacity.
-    pub capacity: usize,
-    /// `[G, E, C]`: token indices within the group, ascending.
+    /// Slots per expert and group: the expert capacity, but no more than tokens.
+    pub slots: usize,
+    /// `[G, E, slots]`: token indices within the group, ascending where experts choose, in the order of service where
+    /// tokens do; `u32::MAX` in empty slots.
     pub indices: Vec<u32>,
     /// `[G, T, E]`
     pub probabilities: Vec<R>,
@@ -142,7 +156,10 @@ impl<R: Real> SparseMixer<R> {
     }
 
     /// The same encoder with weights stored as `dtype`.
-    pub fn to_dtype(&self, dtype: Dtype) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`]
+    pub fn to_dtype(&self, dtype: Dtype, interrupt: Interrupt<'_>) -> Result<Self> {
         let config = SparseMixerConfig { dtype, ..self.config.clone() };
         let custom = match &self.activation {
             Activation::Custom(function) => Some(function.clone()),
@@ -151,7 +168,8 @@ impl<R: Real> SparseMixer<R> {
         let params = self.params();
         let mut params = params.iter();
         let mut next = |spec: &Spec| match params.next() {
-            Some(param) => Ok(param.to_vec()),
+            Some(_) if interrupt() => Err(Error::Interrupted),
+            Some(param) => Ok(param.to_vec().into()),
             None => Err(Error::Internal(format!("no weight for {}", spec.name))),
         };
         SparseMixer::load(config, custom, &mut next)
@@ -178,6 +196,11 @@ impl<R: Real> SparseMixer<R> {
         params
     }
 
+    /// Makes what calls need of weights that were changed in place; without it, calls do so each time.
+    pub fn refresh(&mut self) -> Result<()> {
+        self.blocks.iter_mut().try_for_each(|block| block.mix.refresh())
+    }
+
     /// Bytes of all weights.
     pub fn weight_bytes(&self) -> usize {
         self.params().iter().map(Param::bytes).sum()
@@ -195,17 +218,18 @@ impl<R: Real> SparseMixer<R> {
         wanted: Wanted,
     ) -> Result<Outputs<R>> {
         self.check(inputs, training)?;
-        let (batch, seq, hidden) = (inputs.batch, self.config.max_sequence_length, self.config.hidden_size);
+        let (batch, seq, hidden) = (inputs.batch, inputs.seq, self.config.hidden_size);
         let keeps_last = wanted.sequence_output || wanted.encoder_outputs;
-        let last_rows = if keeps_last { self.output_rows() } else { 1 };
-        let mut outputs = Outputs::new(last_rows);
+        let last_rows = if keeps_last { self.output_rows(seq) } else { 1 };
+        let mut outputs = Outputs::new(seq, last_rows);
         if batch == 0 {
             return Ok(self.empty(outputs, wanted));
         }
-        let score_adder = self.score_adder(inputs);
-        let pass = self.pass(context, batch, training, false, &score_adder);
+        let visibility = Visibility::new(&self.config, inputs);
+        let pass = self.pass(context, (batch, seq), training, false, &visibility);
         let mut x = Stream::Scratch(context.buffer(batch * seq * hidden));
         self.embed.forward(&pass, inputs, &mut x, None)?;
+        check_finite(wanted, "the embeddings are", &x)?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let is_last = layer + 1 == self.blocks.len();
             let rows = if is_last { last_rows } else { seq };
@@ -215,7 +239,7 @@ impl<R: Real> SparseMixer<R> {
                 if keep { Stream::Kept(vec![R::ZERO; len]) } else { Stream::Scratch(context.buffer(len)) };
             let record = block.forward(&pass, &self.activation, &x, rows, &mut out)?;
             outputs.add(&record, &self.config, wanted);
-            check_finite(wanted, layer, &out)?;
+            check_finite(wanted, format_args!("block {layer} is"), &out)?;
             let previous = std::mem::replace(&mut x, out);
             if let (Stream::Kept(values), true) = (previous, wanted.encoder_outputs) {
                 outputs.encoder_outputs.push(values);
@@ -224,6 +248,7 @@ impl<R: Real> SparseMixer<R> {
         if wanted.pooled_output {
             let mut pooled = vec![R::ZERO; batch * hidden];
             self.pool.forward(&pass, &x, last_rows, &mut pooled)?;
+            check_finite(wanted, "the pooler is", &pooled)?;
             outputs.pooled_output = Some(pooled);
         }
         if let Stream::Kept(values) = x {
@@ -240,19 +265,18 @@ impl<R: Real> SparseMixer<R> {
     fn pass<'a>(
         &'a self,
         context: &'a Context<'a, R>,
-        batch: usize,
+        (batch, seq): (usize, usize),
         training: Option<u64>,
         keep: bool,
-        score_adder: &'a [R],
+        visibility: &'a Visibility<R>,
     ) -> Pass<'a, R> {
-        let seq = self.config.max_sequence_length;
-        Pass { context, config: &self.config, batch, seq, training, keep, score_adder }
+        Pass { context, config: &self.config, batch, seq, training, keep, visibility }
     }
 
     /// Rows per example of the last block's output.
-    fn output_rows(&self) -> usize {
+    fn output_rows(&self, seq: usize) -> usize {
         let range = self.config.output_range.filter(|_| self.config.rules().output_range);
-        range.unwrap_or(self.config.max_sequence_length)
+        range.map_or(seq, |range| range.min(seq))
     }
 
     /// A rate of exactly 1 is allowed at inference only: there would be nothing left to scale.
@@ -261,22 +285,13 @@ impl<R: Real> SparseMixer<R> {
         let rates = [
             ("output_dropout", self.config.output_dropout, true),
             ("attention_dropout", self.config.attention_dropout, attends),
+            ("expert_dropout", self.config.expert_dropout(), !self.config.moe_layers.is_empty()),
         ];
         match rates.into_iter().find(|&(_, rate, used)| used && rate >= 1.0) {
             None => Ok(()),
             Some((name, rate, _)) => {
                 Err(Error::value(name, format!("got {rate}, expected a rate below 1 for training")))
             }
-        }
-    }
-
-    /// `(1 - mask) * -1e9`, rounded as 32-bit arithmetic rounds it; empty without attention layers.
-    fn score_adder(&self, inputs: &Inputs<'_, R>) -> Vec<R> {
-        match inputs.mask {
-            Some(mask) if !self.config.attention_layers.is_empty() => {
-                mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9)).collect()
-            }
-            _ => Vec::new(),
         }
     }
 
@@ -292,8 +307,9 @@ impl<R: Real> SparseMixer<R> {
 }
 
 impl<R: Real> Outputs<R> {
-    fn new(rows: usize) -> Self {
+    fn new(seq: usize, rows: usize) -> Self {
         Outputs {
+            seq,
             sequence_output: None,
             pooled_output: None,
             encoder_outputs: Vec::new(),
@@ -306,13 +322,13 @@ impl<R: Real> Outputs<R> {
     /// Takes metrics and routing from a block's record.
     fn add(&mut self, record: &Record<R>, config: &SparseMixerConfig, wanted: Wanted) {
         let Some(mixture) = &record.mixture else { return };
-        self.metrics.push(mixture.metrics(config.router_z_loss_weight));
+        self.metrics.push(mixture.metrics(config));
         if wanted.routing {
             let routing = &mixture.routing;
             self.routing.push(RoutingRecord {
                 groups: routing.grouping.groups,
                 tokens: routing.grouping.tokens,
-                capacity: routing.grouping.capacity,
+                slots: routing.grouping.slots(),
                 indices: routing.indices.clone(),
                 probabilities: routing.probabilities.to_vec(),
             });
@@ -320,12 +336,11 @@ impl<R: Real> Outputs<R> {
     }
 }
 
-fn check_finite<R: Real>(wanted: Wanted, layer: usize, out: &[R]) -> Result<()> {
+/// Refuses an output that is not finite, if that is wanted; `first` is its layer as a subject with its verb.
+fn check_finite<R: Real>(wanted: Wanted, first: impl Display, out: &[R]) -> Result<()> {
     if wanted.check_finite && !out.iter().all(|v| v.is_finite()) {
-        return Err(Error::value(
-            "check_finite",
-            format!("block {layer} is the first whose output has a NaN or an infinity"),
-        ));
+        let message = format!("{first} the first whose output has a NaN or an infinity");
+        return Err(Error::value("check_finite", message));
     }
     Ok(())
 }

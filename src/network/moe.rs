@@ -1,10 +1,12 @@
 //! Mixture of experts: route tokens to experts, run every expert on its tokens, add up what comes back.
 //!
-//! `y[t] = sum over experts e that picked t, ascending, of p[t, e] * expert_e(h[t])`; a token that none picked gets
+//! `y[t] = sum over experts e that t goes to, ascending, of p[t, e] * expert_e(h[t])`; a token that goes to none gets
 //! zeros. Tokens are gathered and scattered by index: there is no `[group, token, expert, capacity]` mask.
-//! Source: `moe.MoeLayer`, `moe.FeedForwardExperts`.
+//! Sources: `moe.MoeLayer`, `moe.FeedForwardExperts`; `layers.MoeLayer` of the JAX code.
 
-use crate::config::SparseMixerConfig;
+use std::ops::Range;
+
+use crate::config::{RouterKind, SparseMixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::{Real, add_in_place, axpy};
 use crate::layers::Activation;
@@ -12,7 +14,9 @@ use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::Buffer;
 
 use super::feed_forward::{FeedForward, Run};
-use super::moe_router::{Grouping, Router, Routing};
+use super::moe_grouping::Grouping;
+use super::moe_router::{Router, Routing};
+use super::moe_slots::Slots;
 use super::pass::{Pass, RowBlock, Site};
 
 /// Experts and router.
@@ -29,31 +33,40 @@ pub struct Moe<R> {
 pub struct Mixture<R: Real> {
     /// Who went where.
     pub routing: Routing<R>,
-    /// `[E, G, C, H]`, after dropout
+    /// Where the tokens are.
+    slots: Slots<R>,
+    /// `[rows, H]`, after dropout
     expert_out: Buffer<R>,
-    /// `[E, G, C, F]`: what the experts' activation is applied to, kept for backward.
+    /// `[rows, F]`: what the experts' activation is applied to, kept for backward.
     pre: Option<Buffer<R>>,
-    /// Slots of token `t` are `slots[first_slot[t]..first_slot[t + 1]]`, by expert.
-    first_slot: Vec<u32>,
-    /// Row of `expert_out`, and weight.
-    slots: Vec<(u32, R)>,
 }
 
-/// The metrics of one layer and call; names are the reference's.
-#[derive(Clone, Copy, Debug)]
+/// The metrics of one layer and call; names are the reference's, but for the last.
+#[derive(Clone, Debug)]
 pub struct LayerMetrics<R> {
     /// Mean squared log-sum-exp of the router logits.
     pub unscaled_router_z_loss: R,
     /// The same times its weight.
     pub router_z_loss: R,
-    /// 0 where experts choose.
+    /// Before its weight; 0 where experts choose.
     pub load_balancing_loss: R,
-    /// Share of the tokens that no expert picked; infinite at capacity 0, as the reference has it.
+    /// Share of the tokens that go to no expert; infinite at capacity 0 where experts choose, as the reference has it.
     pub fraction_tokens_left_behind: R,
-    /// Mean probability over all filled slots; NaN at capacity 0.
+    /// Mean probability over all filled slots; NaN if there are none.
     pub router_confidence: R,
     /// Share of slots that are filled: 1 where experts choose.
     pub expert_usage: R,
+    /// What each expert's answers weigh, of all answers together: 1 in sum, 0 if there are none. `[E]`
+    pub expert_load: Vec<R>,
+}
+
+/// Gradients of the scalar that is differentiated with respect to the auxiliary losses of a mixture.
+#[derive(Clone, Copy, Debug)]
+pub struct LossScales<R> {
+    /// Of the mean squared log-sum-exp.
+    pub z_loss: R,
+    /// Of the load-balancing loss.
+    pub load_balancing: R,
 }
 
 /// The weights: experts, then router.
@@ -70,12 +83,12 @@ pub fn specs(prefix: &str, hidden: usize, inner: usize, experts: usize) -> Vec<S
 }
 
 /// Rows of one expert that a task takes at the most.
-const MAX_ROWS: usize = 256;
+pub(super) const MAX_ROWS: usize = 256;
 
 impl<R: Real> Moe<R> {
     /// Takes the weights in the order of [`specs`].
     pub fn load(loader: &mut Loader<'_, R>, config: &SparseMixerConfig) -> Result<Self> {
-        let (hidden, inner, experts) = (config.hidden_size, config.inner_dim, config.num_experts);
+        let (hidden, inner, experts) = (config.hidden_size, config.expert_inner_dim(), config.num_experts);
         let intermediate = loader.matrices(experts, hidden, inner)?;
         let intermediate_bias = loader.vector(experts * inner)?;
         let output = loader.matrices(experts, inner, hidden)?;
@@ -132,83 +145,56 @@ impl<R: Real> Moe<R> {
     ) -> Result<Mixture<R>> {
         // 1. who goes where
         let routing = self.router.route(pass, layer, h)?;
-        let Grouping { groups, capacity, .. } = routing.grouping;
-        let hidden = pass.config.hidden_size;
-        let rows_per_expert = groups * capacity;
+        let slots = Slots::new(&routing, pass.config.group_mixup);
+        let (hidden, rows) = (pass.config.hidden_size, slots.rows().len());
         // 2. experts on their tokens, gathered
-        let dropout = pass.dropout(pass.config.output_dropout, Site::Expert, layer);
-        let mut expert_out = pass.context.buffer(self.experts.len() * rows_per_expert * hidden);
-        let gather = |task: RowBlock, x: &mut [R]| gather(&routing, h, task, x);
-        let segments = self.segments(pass, rows_per_expert);
-        let mut pre = pass.training_buffer(self.experts.len() * rows_per_expert * pass.config.inner_dim);
+        let dropout = pass.dropout(pass.config.expert_dropout(), Site::Expert, layer);
+        let mut expert_out = pass.context.buffer(rows * hidden);
+        let gather = |task: RowBlock, x: &mut [R]| slots.gather(rows_of(&slots, task), h, x);
+        let segments = self.segments(pass, &slots);
+        let mut pre = pass.training_buffer(rows * self.inner());
         let finish = |task: RowBlock, out: &mut [R]| {
             if let Some(dropout) = &dropout {
-                dropout.apply(out, (task.example * rows_per_expert + task.first) * hidden);
+                dropout.apply(pass.context.isa, out, rows_of(&slots, task).start * hidden);
             }
         };
         let run = Run { activation, layers: &self.experts, segments: &segments };
         run.forward(pass, gather, &mut expert_out, pre.as_deref_mut(), finish)?;
-        // 3. slots by token
-        let (first_slot, slots) = slots_by_token(&routing, pass.batch * pass.seq);
-        Ok(Mixture { routing, expert_out, pre, first_slot, slots })
+        Ok(Mixture { routing, slots, expert_out, pre })
+    }
+
+    /// Inner width of the experts.
+    fn inner(&self) -> usize {
+        self.experts.first().map_or(0, |expert| expert.intermediate.n())
     }
 
     /// Runs of rows of one expert (the block's `example`), in order.
-    fn segments(&self, pass: &Pass<'_, R>, rows_per_expert: usize) -> Vec<RowBlock> {
-        let all = self.experts.len() * rows_per_expert;
+    fn segments(&self, pass: &Pass<'_, R>, slots: &Slots<R>) -> Vec<RowBlock> {
+        let all = slots.rows().len();
         let size = all.div_ceil(pass.context.threads()).next_multiple_of(32).clamp(1, MAX_ROWS);
         (0..self.experts.len())
             .flat_map(|example| {
-                (0..rows_per_expert).step_by(size).map(move |first| RowBlock {
+                let rows = slots.of_expert(example).len();
+                (0..rows).step_by(size).map(move |first| RowBlock {
                     example,
                     first,
-                    rows: size.min(rows_per_expert - first),
+                    rows: size.min(rows - first),
                 })
             })
             .collect()
     }
 }
 
-/// Copies the tokens behind rows `task` of one expert (the block's `example`) from `h` to `x`.
-fn gather<R: Real>(routing: &Routing<R>, h: &[R], task: RowBlock, x: &mut [R]) {
-    let capacity = routing.grouping.capacity;
-    let hidden = x.len() / task.rows.max(1);
-    for (row, x) in (task.first..).zip(x.chunks_exact_mut(hidden.max(1))) {
-        let (token, _) = routing.pick(row / capacity, task.example, row % capacity);
-        x.copy_from_slice(&h[token * hidden..][..hidden]);
-    }
-}
-
-/// For each token its slots (row of the experts' output, probability), by expert; `first[t]..first[t + 1]` are token `t`'s.
-fn slots_by_token<R: Real>(routing: &Routing<R>, tokens: usize) -> (Vec<u32>, Vec<(u32, R)>) {
-    let Grouping { groups, capacity, .. } = routing.grouping;
-    let each_slot = |visit: &mut dyn FnMut(usize, u32, R)| {
-        for expert in 0..routing.experts() {
-            for row in 0..groups * capacity {
-                let (token, p) = routing.pick(row / capacity, expert, row % capacity);
-                visit(token, (expert * groups * capacity + row) as u32, p);
-            }
-        }
-    };
-    let mut first = vec![0u32; tokens + 1];
-    each_slot(&mut |token, _, _| first[token + 1] += 1);
-    for token in 0..tokens {
-        first[token + 1] += first[token];
-    }
-    let mut next = first.clone();
-    let mut slots = vec![(0, R::ZERO); first[tokens] as usize];
-    each_slot(&mut |token, row, p| {
-        slots[next[token] as usize] = (row, p);
-        next[token] += 1;
-    });
-    (first, slots)
+/// The rows of a run of rows of one expert.
+fn rows_of<R: Real>(slots: &Slots<R>, task: RowBlock) -> Range<usize> {
+    let first = slots.of_expert(task.example).start + task.first;
+    first..first + task.rows
 }
 
 impl<R: Real> Moe<R> {
     /// Undoes [`Moe::forward`] on `h`: writes `dh`, adds to the gradients (in the order of [`specs`]).
     ///
-    /// `dy` is the gradient of the layer's result, `[B*S, H]`; `z_loss_scale` that of the mean squared log-sum-exp.
-    /// Which tokens were picked is held constant.
+    /// `dy` is the gradient of the layer's result, `[B*S, H]`. Who goes where is held constant.
     pub fn backward(
         &self,
         pass: &Pass<'_, R>,
@@ -217,57 +203,57 @@ impl<R: Real> Moe<R> {
         h: &[R],
         mixture: &Mixture<R>,
         dy: &[R],
-        z_loss_scale: R,
+        scales: LossScales<R>,
         dh: &mut [R],
         grads: &mut [Vec<R>],
     ) -> Result<()> {
-        let (isa, hidden, inner) = (pass.context.isa, pass.config.hidden_size, pass.config.inner_dim);
+        let (isa, hidden, inner) = (pass.context.isa, pass.config.hidden_size, self.inner());
         let Some(pre) = &mixture.pre else {
             return Err(Error::Internal("a mixture without its training record".into()));
         };
-        let routing = &mixture.routing;
-        let Grouping { groups, capacity, .. } = routing.grouping;
-        let (experts, rows) = (self.experts.len(), groups * capacity);
+        let (routing, slots) = (&mixture.routing, &mixture.slots);
+        let (experts, rows) = (self.experts.len(), slots.rows().len());
         // 3. y[t] = sum of p * expert_out: gradients of the experts' results, and of p (one more column)
-        let dropout = pass.dropout(pass.config.output_dropout, Site::Expert, layer);
-        let mut dout = pass.context.buffer(experts * rows * hidden);
-        let mut dp = pass.context.buffer(experts * rows);
-        let segments = self.segments(pass, rows);
+        let dropout = pass.dropout(pass.config.expert_dropout(), Site::Expert, layer);
+        let mut dout = pass.context.buffer(rows * hidden);
+        let mut dp = pass.context.buffer(rows);
+        let segments = self.segments(pass, slots);
         pass.each_block_of(&segments, [(&mut dout, hidden), (&mut dp, 1)], |task, [dout, dp], _| {
-            let answers = task.of(&mixture.expert_out, rows, hidden).chunks_exact(hidden);
-            for (((row, dout), dp), answer) in
-                (task.first..).zip(dout.chunks_exact_mut(hidden)).zip(dp).zip(answers)
+            let own = rows_of(slots, task);
+            let first = own.start * hidden;
+            let answers = mixture.expert_out[first..own.end * hidden].chunks_exact(hidden);
+            for (((slot, dout), dp), answer) in
+                slots.rows()[own].iter().zip(dout.chunks_exact_mut(hidden)).zip(dp).zip(answers)
             {
-                let (token, p) = routing.pick(row / capacity, task.example, row % capacity);
-                let dy = &dy[token * hidden..][..hidden];
+                let dy = &dy[slot.token as usize * hidden..][..hidden];
                 *dp = dot(answer, dy);
-                dout.iter_mut().zip(dy).for_each(|(d, &g)| *d = p * g);
+                dout.iter_mut().zip(dy).for_each(|(d, &g)| *d = slot.weight * g);
             }
             if let Some(dropout) = &dropout {
-                dropout.apply(dout, (task.example * rows + task.first) * hidden);
+                dropout.apply(pass.context.isa, dout, first);
             }
         })?;
         // 2. the experts, on their tokens again
-        let mut x = pass.context.buffer(rows * hidden);
-        let mut dx = pass.context.buffer(experts * rows * hidden);
+        let mut dx = pass.context.buffer(rows * hidden);
         let [kernel, bias, output_kernel, output_bias, router_grads @ ..] = grads else {
             return Err(Error::Internal("a mixture has six gradients".into()));
         };
         for (e, expert) in self.experts.iter().enumerate() {
-            let blocks: Vec<_> = Pass::<R>::fixed_blocks(rows)
-                .into_iter()
-                .map(|block| RowBlock { example: e, ..block })
-                .collect();
-            pass.each_block(&blocks, &mut x, hidden, |task, x, _| gather(routing, h, task, x))?;
+            let rows = slots.of_expert(e);
+            let mut x = pass.context.buffer(rows.len() * hidden);
+            pass.each_block(&Pass::<R>::fixed_blocks(rows.len()), &mut x, hidden, |task, x, _| {
+                slots.gather(rows_of(slots, RowBlock { example: e, ..task }), h, x);
+            })?;
+            let at = |width: usize| rows.start * width..rows.end * width;
             let own = |len: usize| e * len..(e + 1) * len;
             expert.backward(
                 pass,
                 activation,
-                rows,
+                rows.len(),
                 &x,
-                &pre[own(rows * inner)],
-                &dout[own(rows * hidden)],
-                &mut dx[own(rows * hidden)],
+                &pre[at(inner)],
+                &dout[at(hidden)],
+                &mut dx[at(hidden)],
                 [
                     &mut kernel[own(hidden * inner)],
                     &mut bias[own(inner)],
@@ -278,17 +264,24 @@ impl<R: Real> Moe<R> {
         }
         // 1. routing, and what came back to each token, by expert
         let mut dprobabilities = pass.context.buffer(pass.batch * pass.seq * experts);
-        dprobabilities.fill(R::ZERO);
-        for token in 0..pass.batch * pass.seq {
-            for &(row, _) in mixture.slots_of(token) {
-                dprobabilities[token * experts + row as usize / rows] += dp[row as usize];
-            }
+        routing.load_balancing_gradient(scales.load_balancing, &mut dprobabilities);
+        for (slot, &dp) in slots.rows().iter().zip(dp.iter()) {
+            dprobabilities[slot.token as usize * experts + slot.expert as usize] += dp;
         }
-        self.router.backward(pass, layer, h, routing, &mut dprobabilities, z_loss_scale, dh, router_grads)?;
+        self.router.backward(
+            pass,
+            layer,
+            h,
+            routing,
+            &mut dprobabilities,
+            scales.z_loss,
+            dh,
+            router_grads,
+        )?;
         pass.each_block(&pass.row_blocks(pass.seq), dh, hidden, |block, dh, _| {
             let first = block.example * pass.seq + block.first;
             for (token, dh) in (first..).zip(dh.chunks_exact_mut(hidden)) {
-                for &(row, _) in mixture.slots_of(token) {
+                for &row in slots.of_token(token) {
                     add_in_place(isa, dh, &dx[row as usize * hidden..][..hidden]);
                 }
             }
@@ -308,40 +301,51 @@ fn dot<R: Real>(a: &[R], b: &[R]) -> R {
 }
 
 impl<R: Real> Mixture<R> {
-    /// Slots of a token, by expert.
-    fn slots_of(&self, token: usize) -> &[(u32, R)] {
-        &self.slots[self.first_slot[token] as usize..self.first_slot[token + 1] as usize]
-    }
-
     /// Adds the experts' answers for the tokens of `block` to `out` (`[rows, H]`).
     pub fn add_rows(&self, pass: &Pass<'_, R>, block: RowBlock, out: &mut [R]) {
         let hidden = pass.config.hidden_size;
         let first = block.example * pass.seq + block.first;
         for (token, out) in (first..).zip(out.chunks_exact_mut(hidden)) {
-            for &(row, p) in self.slots_of(token) {
-                axpy(pass.context.isa, out, p, &self.expert_out[row as usize * hidden..][..hidden]);
+            for &row in self.slots.of_token(token) {
+                let weight = self.slots.rows()[row as usize].weight;
+                axpy(pass.context.isa, out, weight, &self.expert_out[row as usize * hidden..][..hidden]);
             }
         }
     }
 
     /// The layer's metrics.
-    pub fn metrics(&self, z_loss_weight: f64) -> LayerMetrics<R> {
-        let Grouping { groups, tokens, capacity } = self.routing.grouping;
-        let all = (groups * tokens) as f64;
-        let picked = self.first_slot.windows(2).filter(|slots| slots[0] < slots[1]).count() as f64;
-        let filled = (groups * self.routing.experts() * capacity) as f64;
-        let confidence: f64 = self.slots.iter().map(|(_, p)| p.to_f64()).sum();
+    pub fn metrics(&self, config: &SparseMixerConfig) -> LayerMetrics<R> {
+        let routing = &self.routing;
+        let Grouping { groups, tokens, capacity } = routing.grouping;
+        let all = groups * tokens;
+        let reached = (0..all).filter(|&token| !self.slots.of_token(token).is_empty()).count();
+        let filled = self.slots.rows().len() as f64;
+        let confidence: f64 = (0..all)
+            .flat_map(|token| self.slots.of_token(token))
+            .map(|&row| self.slots.rows()[row as usize].weight.to_f64())
+            .sum();
+        let mut load = vec![0.0; routing.experts()];
+        for slot in self.slots.rows() {
+            load[slot.expert as usize] += slot.weight.to_f64();
+        }
+        let whole = if confidence > 0.0 { confidence } else { 1.0 };
+        let experts_choose = config.router == RouterKind::ExpertsChoose;
         LayerMetrics {
-            unscaled_router_z_loss: self.routing.z_loss,
-            router_z_loss: self.routing.z_loss * R::from_f64(z_loss_weight),
-            load_balancing_loss: R::ZERO,
-            fraction_tokens_left_behind: R::from_f64(if capacity == 0 {
+            unscaled_router_z_loss: routing.z_loss,
+            router_z_loss: routing.z_loss * R::from_f64(config.rules().router_z_loss_weight),
+            load_balancing_loss: routing.load_balancing_loss,
+            fraction_tokens_left_behind: R::from_f64(if capacity == 0 && experts_choose {
                 f64::INFINITY
             } else {
-                1.0 - picked / all
+                1.0 - reached as f64 / all as f64
             }),
             router_confidence: R::from_f64(confidence / filled),
-            expert_usage: R::ONE,
+            expert_usage: if experts_choose {
+                R::ONE
+            } else {
+                R::from_f64(filled / (groups * routing.experts()) as f64 / capacity as f64)
+            },
+            expert_load: load.into_iter().map(|weight| R::from_f64(weight / whole)).collect(),
         }
     }
 }

@@ -1,10 +1,15 @@
-//! Experts-choose routing: every expert picks the tokens of a group with the largest router probability.
+//! The router: `p = softmax(h Wr + br)` over experts, and from it which token goes to which expert.
 //!
-//! `p = softmax(h Wr + br)` over experts, in 32 bits whatever the encoder's dtype; for every group and expert the
-//! `C` tokens with the largest `p`, the lower index where equal. Probabilities are used as they are: not renormalised
-//! over the experts that picked a token. Source: `moe.ExpertsChooseMaskedRouter`.
+//! In 32 bits whatever the encoder's dtype, or (`router_dtype`) with every intermediate result rounded to bfloat16 as
+//! the JAX code executes it; the backward pass takes roundings for the identity. Probabilities are used as they are: not
+//! renormalised over the experts that a token goes to. Sources: `moe.ExpertsChooseMaskedRouter`, and
+//! `routing.RouterWeights` of the JAX code.
 
-use crate::config::SparseMixerConfig;
+use std::borrow::Cow;
+
+use half::bf16;
+
+use crate::config::{RouterDtype, RouterKind};
 use crate::error::{Error, Result};
 use crate::kernels::{
     Init, PackedMatrix, Real, WeightDtype, axpy, log_sum_exp, matmul, prepare_lhs, softmax_backward,
@@ -15,64 +20,9 @@ use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::random::unit;
 use crate::runtime::Buffer;
 
-use super::pass::{Pass, RowBlock, Site};
-
-/// How the tokens of a batch form groups, and how many tokens an expert takes of each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grouping {
-    /// `G`
-    pub groups: usize,
-    /// `T`
-    pub tokens: usize,
-    /// `C`
-    pub capacity: usize,
-}
-
-impl Grouping {
-    /// The grouping of a batch of `batch` examples.
-    ///
-    /// Doubles, left to right, half to even, as Python computes them; the traps are listed in the tests.
-    pub fn new(config: &SparseMixerConfig, batch: usize, training: bool) -> Result<Self> {
-        let (seq, per_group) = (config.max_sequence_length, config.examples_per_group);
-        let all = batch * seq;
-        let (groups, tokens) = if let Some(size) = config.max_group_size {
-            let least = (all / size).max(1);
-            let groups = (least..=all).find(|groups| all.is_multiple_of(*groups)).unwrap_or(1);
-            (groups, all / groups)
-        } else {
-            if per_group > batch as f64 {
-                return Err(Error::value(
-                    "examples_per_group",
-                    format!("got {per_group}, larger than the batch size {batch}"),
-                ));
-            }
-            let tokens = (seq as f64 * per_group) as usize;
-            if tokens == 0 || !all.is_multiple_of(tokens) {
-                return Err(Error::value(
-                    "examples_per_group",
-                    format!(
-                        "got {per_group}: groups of int({seq} * {per_group}) = {tokens} tokens do not divide \
-                         the {all} tokens of a batch of {batch}"
-                    ),
-                ));
-            }
-            (all / tokens, tokens)
-        };
-        let (factor, argument) = if training {
-            (config.train_capacity_factor, "train_capacity_factor")
-        } else {
-            (config.eval_capacity_factor, "eval_capacity_factor")
-        };
-        let capacity = (factor * tokens as f64 / config.num_experts as f64).round_ties_even();
-        if capacity > tokens as f64 {
-            return Err(Error::value(
-                argument,
-                format!("got {factor}: an expert would take {capacity} of the {tokens} tokens of a group"),
-            ));
-        }
-        Ok(Grouping { groups, tokens, capacity: capacity as usize })
-    }
-}
+use super::moe_assign::{EMPTY, experts_choose, tokens_choose};
+use super::moe_grouping::Grouping;
+use super::pass::{Pass, RowBlock, Site, split_rows};
 
 /// Router weights.
 #[derive(Clone, Debug)]
@@ -91,12 +41,18 @@ pub struct Routing<R: Real> {
     experts: usize,
     /// `[G, T, E]`
     pub probabilities: Buffer<R>,
-    /// `[G, E, C]`: token indices within the group, ascending.
+    /// `[G, E, C]`: token indices within the group, [`EMPTY`] where a slot is; ascending where experts choose, in the
+    /// order of service where tokens do. No more slots than tokens.
     pub indices: Vec<u32>,
     /// `[G, T]`: log-sum-exp of each token's logits.
     pub log_sum_exp: Buffer<R>,
     /// Mean over tokens of its square.
     pub z_loss: R,
+    /// `[G, E]`: share of a group's tokens that ask for an expert, served or not; empty where experts choose.
+    pub asked: Vec<R>,
+    /// `E^2` times the mean over groups and experts of (share asked for) times (mean probability); 0 where experts
+    /// choose. Uniform routing gives the number of choices.
+    pub load_balancing_loss: R,
 }
 
 /// The weights.
@@ -129,60 +85,107 @@ impl<R: Real> Router<R> {
 
     /// Routes all tokens of `h` (`[B*S, H]`) in block `layer`.
     pub fn route(&self, pass: &Pass<'_, R>, layer: usize, h: &[R]) -> Result<Routing<R>> {
-        let (context, isa) = (pass.context, pass.context.isa);
+        let (context, isa, config) = (pass.context, pass.context.isa, pass.config);
         let (hidden, experts) = (self.kernel.k(), self.kernel.n());
-        let grouping = Grouping::new(pass.config, pass.batch, pass.training.is_some())?;
-        let Grouping { groups, tokens, capacity } = grouping;
+        let grouping = Grouping::new(config, pass.batch, pass.seq, pass.training.is_some())?;
+        let Grouping { groups, tokens, .. } = grouping;
         // 1. logits, their log-sum-exp, probabilities
         let all = groups * tokens;
         let mut probabilities = context.buffer(all * experts);
         let mut lse = context.buffer(all);
         let blocks = pass.row_blocks(pass.seq);
+        let kernel = self.used_kernel(config.router_dtype);
         let outs = [(&mut probabilities[..], experts), (&mut lse[..], 1)];
         pass.each_block_of(&blocks, outs, |block, [logits, lse], scratch| {
-            let ([noisy], [lhs, _]) = scratch.split([block.rows * hidden]);
-            let h = self.jittered(pass, layer, block, h, noisy);
+            let ([changed], [lhs, _]) = scratch.split([block.rows * hidden]);
+            let h = self.used_input(pass, layer, block, h, changed);
             let h = prepare_lhs(isa, h, block.rows, hidden, hidden, WeightDtype::Native, lhs);
-            let bias = Init::Bias(&self.bias);
-            matmul(isa, block.rows, h, self.kernel.view(), 0..experts, logits, experts, bias);
-            log_sum_exp(isa, logits, experts, lse);
-            softmax_in_place(isa, logits, experts);
-        })?;
-        let sum = lse.iter().fold(0f64, |sum, lse| sum + lse.to_f64() * lse.to_f64());
-        let z_loss = R::from_f64(sum / all as f64);
-        // 2. the top tokens of each group and expert
-        let mut indices = vec![0u32; groups * experts * capacity];
-        if capacity > 0 {
-            let tasks: Vec<_> = indices.chunks_exact_mut(experts * capacity).enumerate().collect();
-            let probabilities = &probabilities;
-            context.each(tasks.into_iter(), |(group, picks), _| {
-                let p = &probabilities[group * tokens * experts..][..tokens * experts];
-                for (expert, picks) in picks.chunks_exact_mut(capacity).enumerate() {
-                    pick_largest(tokens, |token| p[token * experts + expert], picks);
+            match config.router_dtype {
+                RouterDtype::Float32 => {
+                    let bias = Init::Bias(&self.bias);
+                    matmul(isa, block.rows, h, kernel.view(), 0..experts, logits, experts, bias);
+                    log_sum_exp(isa, logits, experts, lse);
+                    softmax_in_place(isa, logits, experts);
                 }
-            })?;
-        }
-        Ok(Routing { grouping, experts, probabilities, indices, log_sum_exp: lse, z_loss })
+                RouterDtype::Bfloat16 => {
+                    matmul(isa, block.rows, h, kernel.view(), 0..experts, logits, experts, Init::Zero);
+                    for (row, lse) in logits.chunks_exact_mut(experts).zip(lse) {
+                        *lse = rounded_softmax(row, &self.bias);
+                    }
+                }
+            }
+        })?;
+        let square = |lse: &R| match config.router_dtype {
+            RouterDtype::Float32 => lse.to_f64() * lse.to_f64(),
+            RouterDtype::Bfloat16 => rounded(*lse * *lse).to_f64(),
+        };
+        let z_loss = R::from_f64(lse.iter().fold(0f64, |sum, lse| sum + square(lse)) / all as f64);
+        // 2. who goes where in each group
+        let slots = experts * grouping.slots();
+        let mut indices = vec![0u32; groups * slots];
+        let asks = if config.router == RouterKind::TokensChoose { experts } else { 0 };
+        let mut asked = vec![R::ZERO; groups * asks];
+        let mut shares = asked.chunks_exact_mut(experts);
+        let own_slots = split_rows(&mut indices, std::iter::repeat_n(slots, groups));
+        let tasks = probabilities.chunks_exact(tokens * experts).zip(own_slots);
+        let tasks: Vec<_> = tasks.map(|(p, slots)| (p, slots, shares.next())).collect();
+        context.each(tasks.into_iter(), |(p, slots, asked), _| match asked {
+            None => experts_choose(p, experts, slots),
+            Some(asked) => {
+                let (selected, prioritized) = (config.num_selected_experts, config.batch_prioritized_routing);
+                tokens_choose(p, experts, selected, prioritized, slots, asked);
+            }
+        })?;
+        let load_balancing_loss = load_balancing_loss(&probabilities, &asked, grouping, experts);
+        Ok(Routing {
+            grouping,
+            experts,
+            probabilities,
+            indices,
+            log_sum_exp: lse,
+            z_loss,
+            asked,
+            load_balancing_loss,
+        })
     }
 
-    /// Rows of `block` of `h`, multiplied by noise uniform on `[1 - jitter, 1 + jitter)` into `noisy` when training.
-    fn jittered<'h>(
+    /// The kernel that products are made with.
+    fn used_kernel(&self, dtype: RouterDtype) -> Cow<'_, PackedMatrix<R>> {
+        match dtype {
+            RouterDtype::Float32 => Cow::Borrowed(&self.kernel),
+            RouterDtype::Bfloat16 => {
+                let mut values = self.kernel.unpack();
+                values.iter_mut().for_each(|value| *value = rounded(*value));
+                let (k, n) = (self.kernel.k(), self.kernel.n());
+                Cow::Owned(PackedMatrix::pack(k, n, WeightDtype::Native, &values))
+            }
+        }
+    }
+
+    /// Rows of `block` of `h` as products see them: multiplied by noise uniform on `[1 - jitter, 1 + jitter)` when
+    /// training, and rounded; written to `changed` if either applies.
+    fn used_input<'h>(
         &self,
         pass: &Pass<'_, R>,
         layer: usize,
         block: RowBlock,
         h: &'h [R],
-        noisy: &'h mut [R],
+        changed: &'h mut [R],
     ) -> &'h [R] {
         let h = block.of(h, pass.seq, self.kernel.k());
-        match pass.training.filter(|_| pass.config.jitter_noise > 0.0) {
-            None => h,
-            Some(seed) => {
-                noisy.copy_from_slice(h);
-                self.multiply_by_noise(pass, seed, layer, block, noisy);
-                noisy
-            }
+        let noisy = pass.training.filter(|_| pass.config.jitter_noise > 0.0);
+        let rounds = pass.config.router_dtype == RouterDtype::Bfloat16;
+        if noisy.is_none() && !rounds {
+            return h;
         }
+        changed.copy_from_slice(h);
+        if let Some(seed) = noisy {
+            self.multiply_by_noise(pass, seed, layer, block, changed);
+        }
+        if rounds {
+            changed.iter_mut().for_each(|value| *value = rounded(*value));
+        }
+        changed
     }
 
     fn multiply_by_noise(&self, pass: &Pass<'_, R>, seed: u64, layer: usize, block: RowBlock, x: &mut [R]) {
@@ -212,13 +215,13 @@ impl<R: Real> Router<R> {
         let (context, isa) = (pass.context, pass.context.isa);
         let (hidden, experts, all) = (self.kernel.k(), self.kernel.n(), pass.batch * pass.seq);
         let z_scale = z_loss_scale * R::from_f64(2.0 / all as f64);
-        let mut noisy = context.buffer(all * hidden);
-        let turned = self.kernel.transposed();
+        let mut seen = context.buffer(all * hidden);
+        let turned = context.transposed(&self.used_kernel(pass.config.router_dtype))?;
         let blocks = pass.row_blocks(pass.seq);
-        let outs = [(&mut *dp, experts), (&mut noisy[..], hidden), (dh, hidden)];
-        pass.each_block_of(&blocks, outs, |block, [dp, noisy, dh], scratch| {
-            let ([own], [lhs, _]) = scratch.split([noisy.len()]);
-            noisy.copy_from_slice(self.jittered(pass, layer, block, h, own));
+        let outs = [(&mut *dp, experts), (&mut seen[..], hidden), (dh, hidden)];
+        pass.each_block_of(&blocks, outs, |block, [dp, seen, dh], scratch| {
+            let ([own], [lhs, _]) = scratch.split([seen.len()]);
+            seen.copy_from_slice(self.used_input(pass, layer, block, h, own));
             let p = block.of(&routing.probabilities, pass.seq, experts);
             softmax_backward(isa, p, dp, experts);
             let lse = block.of(&routing.log_sum_exp, pass.seq, 1);
@@ -226,7 +229,7 @@ impl<R: Real> Router<R> {
                 axpy(isa, dp, z_scale * lse, p);
             }
             let dlogits = prepare_lhs(isa, dp, block.rows, experts, experts, WeightDtype::Native, lhs);
-            matmul(isa, block.rows, dlogits, turned.view(), 0..hidden, dh, hidden, Init::Zero);
+            matmul(isa, block.rows, dlogits, turned.view(0), 0..hidden, dh, hidden, Init::Zero);
             if let Some(seed) = pass.training.filter(|_| pass.config.jitter_noise > 0.0) {
                 self.multiply_by_noise(pass, seed, layer, block, dh);
             }
@@ -234,23 +237,40 @@ impl<R: Real> Router<R> {
         let [kernel, bias, ..] = grads else {
             return Err(Error::Internal("a router has two gradients".into()));
         };
-        kernel_gradient(context, WeightDtype::Native, all, &noisy, dp, kernel)?;
+        kernel_gradient(context, WeightDtype::Native, all, &seen, dp, kernel)?;
         bias_gradient(context, dp, bias)
     }
 }
 
-/// Writes the indices of the `picks.len()` largest values, ascending; of equal values the lower index is larger.
-fn pick_largest<R: Real>(count: usize, value: impl Fn(usize) -> R, picks: &mut [u32]) {
-    let mut order: Vec<(R, u32)> = (0..count).map(|i| (value(i), i as u32)).collect();
-    // A total order also with NaN, which counts as largest.
-    let descending = |a: &(R, u32), b: &(R, u32)| b.0.to_f64().total_cmp(&a.0.to_f64()).then(a.1.cmp(&b.1));
-    if picks.len() < count {
-        order.select_nth_unstable_by(picks.len(), descending);
+/// The nearest bfloat16, ties to even.
+fn rounded<R: Real>(x: R) -> R {
+    R::from_f32(bf16::from_f32(x.to_f32()).to_f32())
+}
+
+/// Adds `bias` to the logits `row` (sums of products) and makes them probabilities, rounding every intermediate result to
+/// bfloat16; returns their log-sum-exp.
+fn rounded_softmax<R: Real>(row: &mut [R], bias: &[R]) -> R {
+    for (logit, &bias) in row.iter_mut().zip(bias) {
+        *logit = rounded(rounded(*logit) + rounded(bias));
     }
-    for (pick, (_, index)) in picks.iter_mut().zip(&order) {
-        *pick = *index;
+    let largest = row.iter().fold(row[0], |largest, &logit| largest.max(logit));
+    row.iter_mut().for_each(|logit| *logit = rounded(rounded(*logit - largest).exp()));
+    let sum = rounded(row.iter().fold(R::ZERO, |sum, &q| sum + q));
+    row.iter_mut().for_each(|q| *q = rounded(*q / sum));
+    rounded(rounded(sum.ln()) + largest)
+}
+
+/// See [`Routing::load_balancing_loss`].
+fn load_balancing_loss<R: Real>(p: &[R], asked: &[R], grouping: Grouping, experts: usize) -> R {
+    let Grouping { groups, tokens, .. } = grouping;
+    let mut sum = 0f64;
+    for (p, asked) in p.chunks_exact(tokens * experts).zip(asked.chunks_exact(experts)) {
+        for (expert, asked) in asked.iter().enumerate() {
+            let own = p[expert..].iter().step_by(experts);
+            sum += asked.to_f64() * own.fold(0f64, |sum, p| sum + p.to_f64()) / tokens as f64;
+        }
     }
-    picks.sort_unstable();
+    R::from_f64(sum * experts as f64 / groups as f64)
 }
 
 impl<R: Real> Routing<R> {
@@ -259,11 +279,28 @@ impl<R: Real> Routing<R> {
         self.experts
     }
 
-    /// Token (in the whole batch) and probability behind slot `slot` of `group` and `expert`.
-    pub fn pick(&self, group: usize, expert: usize, slot: usize) -> (usize, R) {
-        let Grouping { tokens, capacity, .. } = self.grouping;
-        let experts = self.experts;
-        let token = group * tokens + self.indices[(group * experts + expert) * capacity + slot] as usize;
-        (token, self.probabilities[token * experts + expert])
+    /// Tokens (in the whole batch) in the slots of `group` and `expert`, with their probabilities.
+    pub fn tokens_of(&self, group: usize, expert: usize) -> impl Iterator<Item = (usize, R)> {
+        let (tokens, slots) = (self.grouping.tokens, self.grouping.slots());
+        let filled = &self.indices[(group * self.experts + expert) * slots..][..slots];
+        filled.iter().filter(|&&index| index != EMPTY).map(move |&index| {
+            let token = group * tokens + index as usize;
+            (token, self.probabilities[token * self.experts + expert])
+        })
+    }
+
+    /// Writes the gradient of the load-balancing loss, times `scale`, with respect to the probabilities to `dp`
+    /// (`[B*S, E]`). The shares that are asked for are held constant.
+    pub fn load_balancing_gradient(&self, scale: R, dp: &mut [R]) {
+        let Grouping { groups, tokens, .. } = self.grouping;
+        dp.fill(R::ZERO);
+        let scale = scale * R::from_f64(self.experts as f64 / (groups * tokens) as f64);
+        for (dp, asked) in
+            dp.chunks_exact_mut(tokens * self.experts).zip(self.asked.chunks_exact(self.experts))
+        {
+            for dp in dp.chunks_exact_mut(self.experts) {
+                dp.iter_mut().zip(asked).for_each(|(d, &share)| *d = scale * share);
+            }
+        }
     }
 }

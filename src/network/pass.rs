@@ -7,6 +7,8 @@ use crate::layers::Dropout;
 use crate::random::Stream;
 use crate::runtime::{Buffer, Context, TaskScratch};
 
+use super::visibility::Visibility;
+
 /// What every layer of one call has to know.
 pub struct Pass<'a, R> {
     /// Threads and memory.
@@ -21,8 +23,8 @@ pub struct Pass<'a, R> {
     pub training: Option<u64>,
     /// Whether layers keep what backward needs.
     pub keep: bool,
-    /// Added to attention scores, `[B, S]` (one value per key); empty without attention layers.
-    pub score_adder: &'a [R],
+    /// Which keys queries attend to.
+    pub visibility: &'a Visibility<R>,
 }
 
 /// A place where random numbers are used; its number is part of the stream's.
@@ -55,7 +57,7 @@ pub struct RowBlock {
 
 /// Rows that a task takes at the most: enough to pass over the weights seldom, few enough that a block's activations
 /// stay in the second-level cache.
-const MAX_BLOCK: usize = 128;
+pub(super) const MAX_BLOCK: usize = 128;
 /// Blocks are multiples of this where possible, to fill the kernels' register tiles.
 const BLOCK_STEP: usize = 32;
 

@@ -85,13 +85,13 @@ impl<R: Real> Pool<R> {
         }
         kernel_gradient(pass.context, self.kernel.dtype(), batch, &first, &dpre, &mut grads[0])?;
         bias_gradient(pass.context, &dpre, &mut grads[1])?;
-        let turned = self.kernel.transposed();
+        let turned = pass.context.transposed(&self.kernel)?;
         pass.context.each(
             dx.chunks_exact_mut(per_example).zip(dpre.chunks_exact(hidden)),
             |(dx, dpre), scratch| {
                 let (_, [lhs, _]) = scratch.split([]);
                 let dpre = prepare_lhs(isa, dpre, 1, hidden, hidden, self.kernel.dtype(), lhs);
-                matmul(isa, 1, dpre, turned.view(), 0..hidden, &mut dx[..hidden], hidden, Init::Accumulate);
+                matmul(isa, 1, dpre, turned.view(0), 0..hidden, &mut dx[..hidden], hidden, Init::Accumulate);
             },
         )
     }

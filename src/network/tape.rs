@@ -1,5 +1,6 @@
 //! Training: a forward pass that keeps what backward needs, and the backward pass through the whole encoder.
 
+use crate::config::Dtype;
 use crate::error::{Error, Result};
 use crate::kernels::Real;
 use crate::params::Gradients;
@@ -7,6 +8,8 @@ use crate::runtime::{Buffer, Context};
 
 use super::block::Record;
 use super::inputs::{Inputs, Words};
+use super::moe::LossScales;
+use super::visibility::Visibility;
 use super::{Outputs, SparseMixer, Wanted, check_finite};
 
 /// [`Inputs`] that live as long as the tape.
@@ -14,6 +17,8 @@ use super::{Outputs, SparseMixer, Wanted, check_finite};
 pub struct OwnedInputs<R> {
     /// `B`
     pub batch: usize,
+    /// `S`
+    pub seq: usize,
     /// The word rows.
     pub words: OwnedWords<R>,
     /// Positions that the words take.
@@ -40,6 +45,7 @@ impl<R: Real> OwnedInputs<R> {
     pub fn view(&self) -> Inputs<'_, R> {
         Inputs {
             batch: self.batch,
+            seq: self.seq,
             words: match &self.words {
                 OwnedWords::Ids(ids) => Words::Ids(ids),
                 OwnedWords::Embeddings(rows) => Words::Embeddings(rows),
@@ -57,7 +63,7 @@ impl<R: Real> OwnedInputs<R> {
 pub struct Tape<R: Real> {
     inputs: OwnedInputs<R>,
     training: Option<u64>,
-    score_adder: Vec<R>,
+    visibility: Visibility<R>,
     /// What the embeddings' norm reads, `[B*S, W]`.
     sums: Buffer<R>,
     /// What each block reads, and the last one's result.
@@ -90,7 +96,13 @@ impl<R: Real> SparseMixer<R> {
         recompute: bool,
     ) -> Result<(Outputs<R>, Tape<R>)> {
         self.check(&inputs.view(), training)?;
-        let (batch, seq, hidden) = (inputs.batch, self.config.max_sequence_length, self.config.hidden_size);
+        if self.config.dtype == Dtype::Int8 {
+            return Err(Error::value(
+                "dtype",
+                "got int8, expected float32, bfloat16 or float16: products of 8-bit numbers have no gradients",
+            ));
+        }
+        let (batch, seq, hidden) = (inputs.batch, inputs.seq, self.config.hidden_size);
         if batch == 0 {
             return Err(Error::value(
                 "inputs",
@@ -98,19 +110,20 @@ impl<R: Real> SparseMixer<R> {
             ));
         }
         let all = batch * seq;
-        let rows = self.output_rows();
-        let score_adder = self.score_adder(&inputs.view());
-        let pass = self.pass(context, batch, training, !recompute, &score_adder);
-        let mut outputs = Outputs::new(rows);
+        let rows = self.output_rows(seq);
+        let visibility = Visibility::new(&self.config, &inputs.view());
+        let pass = self.pass(context, (batch, seq), training, !recompute, &visibility);
+        let mut outputs = Outputs::new(seq, rows);
         let mut sums = context.buffer(all * self.config.embedding_width);
         let mut streams = vec![context.buffer(all * hidden)];
         let mut records = Vec::new();
         self.embed.forward(&pass, &inputs.view(), &mut streams[0], Some(&mut sums))?;
+        check_finite(wanted, "the embeddings are", &streams[0])?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let mut out = context.buffer(all * hidden);
             let record = block.forward(&pass, &self.activation, &streams[layer], seq, &mut out)?;
             outputs.add(&record, &self.config, wanted);
-            check_finite(wanted, layer, &out)?;
+            check_finite(wanted, format_args!("block {layer} is"), &out)?;
             streams.push(out);
             if !recompute {
                 records.push(record);
@@ -119,6 +132,7 @@ impl<R: Real> SparseMixer<R> {
         let last = self.blocks.len();
         let mut pooled = vec![R::ZERO; batch * hidden];
         self.pool.forward(&pass, &streams[last], seq, &mut pooled)?;
+        check_finite(wanted, "the pooler is", &pooled)?;
         if wanted.encoder_outputs {
             outputs.encoder_outputs = streams[1..last].iter().map(|stream| stream.to_vec()).collect();
         }
@@ -127,7 +141,7 @@ impl<R: Real> SparseMixer<R> {
             outputs.sequence_output = Some(examples.flat_map(|x| &x[..rows * hidden]).copied().collect());
         }
         outputs.pooled_output = wanted.pooled_output.then(|| pooled.clone());
-        Ok((outputs, Tape { inputs, training, score_adder, sums, streams, records, pooled }))
+        Ok((outputs, Tape { inputs, training, visibility, sums, streams, records, pooled }))
     }
 
     /// Adds the gradients of all weights to `grads` and returns those of the word rows (looked up, given or dense),
@@ -143,12 +157,14 @@ impl<R: Real> SparseMixer<R> {
         aux_loss_weight: f64,
         grads: &mut Gradients<R>,
     ) -> Result<Vec<R>> {
-        let (batch, seq, hidden) =
-            (tape.inputs.batch, self.config.max_sequence_length, self.config.hidden_size);
+        let (batch, seq, hidden) = (tape.inputs.batch, tape.inputs.seq, self.config.hidden_size);
         let (all, last) = (batch * seq, self.blocks.len());
         self.check_cotangents(tape, cotangents)?;
-        let pass = self.pass(context, batch, tape.training, true, &tape.score_adder);
-        let z_loss_scale = R::from_f64(aux_loss_weight * self.config.router_z_loss_weight);
+        let pass = self.pass(context, (batch, seq), tape.training, true, &tape.visibility);
+        let scales = LossScales {
+            z_loss: R::from_f64(aux_loss_weight * self.config.rules().router_z_loss_weight),
+            load_balancing: R::from_f64(aux_loss_weight * self.config.auxiliary_loss_factor),
+        };
         let mut split = grads.tensors.len() - self.pool.params().len();
         let (mut rest, pool_grads) = grads.tensors.split_at_mut(split);
         let mut dy = context.buffer(all * hidden);
@@ -177,7 +193,7 @@ impl<R: Real> SparseMixer<R> {
                 }
             };
             let mut dx = context.buffer(all * hidden);
-            block.backward(&pass, &self.activation, x, record, &dy, z_loss_scale, &mut dx, own)?;
+            block.backward(&pass, &self.activation, x, record, &dy, scales, &mut dx, own)?;
             dy = dx;
         }
         let mut drows = vec![R::ZERO; all * self.config.embedding_width];
@@ -187,7 +203,8 @@ impl<R: Real> SparseMixer<R> {
 
     fn check_cotangents(&self, tape: &Tape<R>, cotangents: &Cotangents<'_, R>) -> Result<()> {
         let (batch, hidden) = (tape.inputs.batch, self.config.hidden_size);
-        let (seq, rows, layers) = (self.config.max_sequence_length, self.output_rows(), self.blocks.len());
+        let seq = tape.inputs.seq;
+        let (rows, layers) = (self.output_rows(seq), self.blocks.len());
         let check = |name: String, got: Option<usize>, expected: usize| match got {
             Some(got) if got != expected => {
                 Err(Error::value(name, format!("got {got} values, expected {expected} as in the output")))

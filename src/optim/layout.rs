@@ -1,7 +1,7 @@
 //! How a parameter is stored, and what one update of it consists of.
 
 use crate::error::{Error, Result};
-use crate::kernels::{PANEL, Real};
+use crate::kernels::{PANEL, Real, Rounded, WeightDtype};
 use crate::params::{Param, ParamMut, Spec};
 
 /// Storage order of a parameter.
@@ -34,6 +34,8 @@ pub struct ParameterSpec {
     pub decay: bool,
     /// Whether LAMB scales the step by the trust ratio.
     pub adapt: bool,
+    /// Whether the weight is stored rounded: the optimiser keeps a master in full precision beside it.
+    pub rounded: bool,
 }
 
 /// A gradient, row-major in the parameter's shape.
@@ -55,8 +57,10 @@ pub enum Gradient<'a, R> {
 /// One parameter's part in a step.
 #[derive(Debug)]
 pub struct Update<'a, R> {
-    /// The storage, in any number of slices; for [`Layout::Panels`] each holds whole matrices.
+    /// The storage, in any number of slices; for [`Layout::Panels`] each holds whole matrices. Empty if rounded.
     pub values: Vec<&'a mut [R]>,
+    /// The storage of a weight that is stored rounded, in order; else empty.
+    pub rounded: Vec<Rounded<'a>>,
     /// The gradient.
     pub gradient: Gradient<'a, R>,
 }
@@ -117,18 +121,35 @@ impl<'a, R: Real> Update<'a, R> {
     /// The update of a weight of a layer.
     ///
     /// # Errors
-    /// If the weight is not stored in the activations' type: rounded weights cannot be trained.
+    /// If the weight is stored in 8 bits: those cannot be trained.
     pub fn of(param: ParamMut<'a, R>, gradient: Gradient<'a, R>) -> Result<Self> {
-        let values = match param {
-            ParamMut::Vectors(pieces) => Some(pieces),
-            ParamMut::Table(table) => table.native_mut().map(|values| vec![values]),
-            ParamMut::Matrices(matrices) => matrices.into_iter().map(|matrix| matrix.native_mut()).collect(),
-        };
-        match values {
-            Some(values) => Ok(Update { values, gradient }),
-            None => Err(Error::value("dtype", "training needs weights in float32")),
+        let mut update = Update { values: Vec::new(), rounded: Vec::new(), gradient };
+        match param {
+            ParamMut::Vectors(pieces) => update.values = pieces,
+            ParamMut::Table(table) if table.native().is_some() => update.values.extend(table.native_mut()),
+            ParamMut::Table(table) => update.rounded.extend(table.rounded_mut().into_iter().flatten()),
+            ParamMut::Matrices(matrices) => {
+                for matrix in matrices {
+                    match matrix.dtype() {
+                        WeightDtype::Native => update.values.extend(matrix.native_mut()),
+                        WeightDtype::Int8 => return Err(not_trainable()),
+                        WeightDtype::Bfloat16 | WeightDtype::Float16 => {
+                            update.rounded.extend(matrix.rounded_mut().into_iter().flatten());
+                        }
+                    }
+                }
+            }
         }
+        Ok(update)
     }
+}
+
+/// What is said of 8-bit weights.
+fn not_trainable() -> Error {
+    Error::value(
+        "dtype",
+        "got int8, expected float32, bfloat16 or float16: weights in 8 bits cannot be trained",
+    )
 }
 
 /// Elements of one `k x n` matrix in panels.
@@ -146,7 +167,12 @@ impl ParameterSpec {
                 Layout::Panels { matrices: matrices.len(), k, n }
             }
         };
-        ParameterSpec { name: spec.name.clone(), shape: spec.shape.clone(), layout, decay, adapt }
+        let rounded = match param {
+            Param::Vectors(_) => false,
+            Param::Table(table) => table.native().is_none(),
+            Param::Matrices(matrices) => matrices.iter().any(|matrix| matrix.dtype() != WeightDtype::Native),
+        };
+        ParameterSpec { name: spec.name.clone(), shape: spec.shape.clone(), layout, decay, adapt, rounded }
     }
 
     /// Elements of the weight, without padding.
@@ -174,7 +200,8 @@ impl ParameterSpec {
 
     /// Checks one update against the spec, before anything is changed.
     pub(super) fn check<R: Real>(&self, update: &Update<'_, R>) -> Result<()> {
-        let stored: usize = update.values.iter().map(|v| v.len()).sum();
+        let plain: usize = update.values.iter().map(|v| v.len()).sum();
+        let stored = plain + update.rounded.iter().map(Rounded::len).sum::<usize>();
         let expected = self.layout.storage_len(&self.shape);
         let whole = match self.layout {
             Layout::Flat => true,
@@ -183,7 +210,7 @@ impl ParameterSpec {
                 update.values.iter().all(|v| matrix == 0 || v.len().is_multiple_of(matrix))
             }
         };
-        if stored != expected || !whole {
+        if stored != expected || !whole || self.rounded == update.rounded.is_empty() && stored > 0 {
             return Err(Error::Internal(format!(
                 "{}: storage of {stored} elements, expected {expected}",
                 self.name

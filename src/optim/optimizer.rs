@@ -4,13 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use super::adafactor::{Adafactor, slot_shapes};
 use super::adamw::AdamW;
-use super::blocks::cut;
+use super::blocks::{cut, map_in_order};
 use super::clip::{clip_factor, global_norm};
 use super::lamb::Lamb;
 use super::layout::{Gradient, Layout, ParameterSpec, Update};
 use super::sgd::Sgd;
 use crate::error::{Error, Result};
-use crate::kernels::Real;
+use crate::kernels::{Isa, Real, Rounded, zeros};
 
 /// An update rule and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,8 +53,8 @@ pub struct NamedArray<R> {
 pub struct Optimizer<R> {
     rule: Rule,
     specs: Vec<ParameterSpec>,
-    /// Per parameter the rule's moments; empty until the first gradient. Moments of the parameter's shape are laid
-    /// out as its storage, statistics of other shapes row-major.
+    /// Per parameter the rule's moments and, if it is stored rounded, its master; empty until the first gradient.
+    /// Slots of the parameter's shape are laid out as its storage, statistics of other shapes row-major.
     slots: Vec<Vec<Vec<R>>>,
     step: u64,
 }
@@ -127,6 +127,19 @@ impl<R: Real> Optimizer<R> {
     /// Lengths that do not fit, a learning rate that is negative or not finite, or, with clipping, gradients whose
     /// norm is not finite. Nothing is changed then.
     pub fn apply(&mut self, updates: &mut [Update<'_, R>], how: Step) -> Result<Option<f64>> {
+        self.apply_if(updates, how, || true)
+    }
+
+    /// As [`Optimizer::apply`], asking `begin` right before the first change whether the update still is to be made.
+    ///
+    /// # Errors
+    /// Those of [`Optimizer::apply`]; [`Error::Interrupted`] if it is not.
+    pub fn apply_if(
+        &mut self,
+        updates: &mut [Update<'_, R>],
+        how: Step,
+        begin: impl FnOnce() -> bool,
+    ) -> Result<Option<f64>> {
         let Step { learning_rate, clip_norm, gradient_scale } = how;
         check_non_negative("learning_rate", learning_rate)?;
         if updates.len() != self.specs.len() {
@@ -148,8 +161,18 @@ impl<R: Real> Optimizer<R> {
             }
         };
         let scale = gradient_scale * norm.map_or(1.0, |(_, factor)| factor);
+        if !begin() {
+            return Err(Error::Interrupted);
+        }
         self.allocate_slots(updates);
         self.step += 1;
+        let mut masters = self.take_masters(updates);
+        self.apply_rule(&mut on_masters(updates, &mut masters), learning_rate, scale);
+        self.put_back(updates, masters);
+        Ok(norm.map(|(norm, _)| norm))
+    }
+
+    fn apply_rule(&mut self, updates: &mut [Update<'_, R>], learning_rate: f64, scale: f64) {
         let (specs, slots, step) = (&self.specs[..], &mut self.slots[..], self.step);
         match &self.rule {
             Rule::Adamw(rule) => {
@@ -166,15 +189,53 @@ impl<R: Real> Optimizer<R> {
             }
             Rule::Adafactor(rule) => rule.apply(specs, updates, slots, step, learning_rate, scale),
         }
-        Ok(norm.map(|(norm, _)| norm))
+    }
+
+    /// Takes the masters of rounded weights that have a gradient out of the slots, brought up to date with weights that
+    /// others have changed.
+    fn take_masters(&mut self, updates: &[Update<'_, R>]) -> Vec<Option<Vec<R>>> {
+        let isa = Isa::fastest();
+        let each = self.specs.iter().zip(updates).zip(&mut self.slots);
+        let mut masters: Vec<_> = each
+            .map(|((spec, update), slots)| {
+                let takes_part = spec.rounded && !matches!(update.gradient, Gradient::None);
+                if takes_part { slots.pop() } else { None }
+            })
+            .collect();
+        map_in_order(
+            beside_masters(updates.iter().map(|u| u.rounded.iter()), &mut masters),
+            |(piece, master)| {
+                piece.adopt(isa, master);
+            },
+        );
+        masters
+    }
+
+    /// Rounds masters into the weights and puts them back into the slots.
+    fn put_back(&mut self, updates: &mut [Update<'_, R>], mut masters: Vec<Option<Vec<R>>>) {
+        let isa = Isa::fastest();
+        let pieces = updates.iter_mut().map(|u| u.rounded.iter_mut());
+        map_in_order(beside_masters(pieces, &mut masters), |(piece, master)| piece.store(isa, master));
+        for (slots, master) in self.slots.iter_mut().zip(masters) {
+            slots.extend(master);
+        }
+    }
+
+    /// What is kept of a parameter: the rule's moments, and then the master if the weight is rounded.
+    fn planned(&self, spec: &ParameterSpec) -> Vec<Slot> {
+        let mut slots = self.rule.slots(spec);
+        if spec.rounded {
+            slots.push(Slot { name: "master", shape: spec.shape.clone(), layout: spec.layout });
+        }
+        slots
     }
 
     /// Makes the moments, zeros, of parameters that have a gradient for the first time.
     fn allocate_slots(&mut self, updates: &[Update<'_, R>]) {
-        for ((spec, update), slots) in self.specs.iter().zip(updates).zip(&mut self.slots) {
-            if slots.is_empty() && !matches!(update.gradient, Gradient::None) {
-                let zeros = |slot: Slot| vec![R::ZERO; slot.layout.storage_len(&slot.shape)];
-                *slots = self.rule.slots(spec).into_iter().map(zeros).collect();
+        for (i, update) in updates.iter().enumerate() {
+            if self.slots[i].is_empty() && !matches!(update.gradient, Gradient::None) {
+                let zeros = |slot: Slot| zeros(slot.layout.storage_len(&slot.shape));
+                self.slots[i] = self.planned(&self.specs[i]).into_iter().map(zeros).collect();
             }
         }
     }
@@ -184,7 +245,7 @@ impl<R: Real> Optimizer<R> {
     pub fn state(&self) -> Vec<NamedArray<R>> {
         let mut arrays = Vec::new();
         for (spec, slots) in self.specs.iter().zip(&self.slots) {
-            for (slot, stored) in self.rule.slots(spec).into_iter().zip(slots) {
+            for (slot, stored) in self.planned(spec).into_iter().zip(slots) {
                 let name = format!("{}/{}", spec.name, slot.name);
                 arrays.push(NamedArray { name, values: slot.layout.unpack(stored), shape: slot.shape });
             }
@@ -204,7 +265,7 @@ impl<R: Real> Optimizer<R> {
         let mut restored = Vec::with_capacity(self.specs.len());
         for spec in &self.specs {
             let mut slots = Vec::new();
-            let planned = self.rule.slots(spec);
+            let planned = self.planned(spec);
             let expected = planned.len();
             for slot in planned {
                 let name = format!("{}/{}", spec.name, slot.name);
@@ -228,7 +289,7 @@ impl<R: Real> Optimizer<R> {
                 .specs
                 .iter()
                 .flat_map(|spec| {
-                    self.rule.slots(spec).into_iter().map(move |slot| format!("{}/{}", spec.name, slot.name))
+                    self.planned(spec).into_iter().map(move |slot| format!("{}/{}", spec.name, slot.name))
                 })
                 .collect();
             let unknown: Vec<&str> =
@@ -239,6 +300,41 @@ impl<R: Real> Optimizer<R> {
         (self.slots, self.step) = (restored, step);
         Ok(())
     }
+}
+
+/// The updates with masters in the place of rounded weights.
+fn on_masters<'a, R: Real>(
+    updates: &'a mut [Update<'_, R>],
+    masters: &'a mut [Option<Vec<R>>],
+) -> Vec<Update<'a, R>> {
+    let each = updates.iter_mut().zip(masters);
+    each.map(|(update, master)| Update {
+        values: match master {
+            Some(master) => vec![&mut master[..]],
+            None => update.values.iter_mut().map(|values| &mut values[..]).collect(),
+        },
+        rounded: Vec::new(),
+        gradient: update.gradient,
+    })
+    .collect()
+}
+
+/// The pieces of all rounded weights, each with its part of the weight's master.
+fn beside_masters<'a, 'p, R, P: std::ops::Deref<Target = Rounded<'p>>>(
+    weights: impl Iterator<Item = impl Iterator<Item = P>>,
+    masters: &'a mut [Option<Vec<R>>],
+) -> Vec<(P, &'a mut [R])> {
+    let mut pairs = Vec::new();
+    for (pieces, master) in weights.zip(masters) {
+        let Some(master) = master else { continue };
+        let mut rest = &mut master[..];
+        for piece in pieces {
+            let (own, after) = rest.split_at_mut(piece.len());
+            pairs.push((piece, own));
+            rest = after;
+        }
+    }
+    pairs
 }
 
 /// `value` is in `[0, 1)`.

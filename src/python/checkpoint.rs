@@ -1,5 +1,7 @@
 //! Weight files for Python: listing, matching, reading into and writing from an encoder.
 
+use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,8 +13,8 @@ use pyo3::types::PyBytes;
 use super::enter::{enter_core, to_py_err};
 use crate::checkpoint::names::{self, Scheme};
 use crate::checkpoint::{
-    self, Dtype, Entry, Mismatch, TensorSource, TensorToWrite, Transform, Wanted, send_f32, write_npz,
-    write_safetensors,
+    self, Dtype, Entry, Mismatch, PlannedRead, TensorSource, TensorToWrite, Transform, Wanted, send_f32,
+    write_npz, write_safetensors,
 };
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
@@ -117,16 +119,8 @@ impl LoadPlan {
     /// Values of the weight at `index`, or `None` if the file does not have it.
     ///
     /// # Errors
-    /// The content is damaged; the interrupt came; the plan was made for other weights than `spec`.
-    pub fn read_weight(
-        &self,
-        index: usize,
-        spec: &Spec,
-        interrupt: Interrupt<'_>,
-    ) -> Result<Option<Vec<f32>>> {
-        if interrupt() {
-            return Err(Error::Interrupted);
-        }
+    /// The content is damaged; the plan was made for other weights than `spec`.
+    pub fn read_weight(&self, index: usize, spec: &Spec) -> Result<Option<Cow<'_, [f32]>>> {
         if self.wanted.get(index).is_none_or(|wanted| wanted.name != spec.name || wanted.shape != spec.shape)
         {
             return Err(Error::value(
@@ -134,18 +128,23 @@ impl LoadPlan {
                 format!("it was made for another encoder than that with {}", spec.name),
             ));
         }
+        let Some((source, read)) = self.find(index) else { return Ok(None) };
+        let values = read.read(source, &self.wanted[index])?.into_f32();
+        values.map(Some).map_err(|flaw| flaw.at(&spec.name).in_file(source.path()))
+    }
+
+    /// Says that the weight at `index` will not be read again soon, so that mapped pages can go.
+    pub fn release_weight(&self, index: usize) {
+        if let Some((source, read)) = self.find(index) {
+            source.release(read.entry);
+        }
+    }
+
+    /// Where the weight at `index` comes from.
+    fn find(&self, index: usize) -> Option<(&dyn TensorSource, &PlannedRead)> {
         // Reads are sorted by the wanted weight.
-        let Ok(position) = self.plan.reads.binary_search_by_key(&index, |read| read.wanted) else {
-            return Ok(None);
-        };
-        let Some(source) = &self.source else { return Ok(None) };
-        let read = &self.plan.reads[position];
-        let values = read
-            .read(source.as_ref(), &self.wanted[index])?
-            .to_f32()
-            .map_err(|flaw| flaw.at(&spec.name).in_file(source.path()))?;
-        source.release(read.entry);
-        Ok(Some(values))
+        let position = self.plan.reads.binary_search_by_key(&index, |read| read.wanted).ok()?;
+        Some((self.source.as_deref()?, &self.plan.reads[position]))
     }
 }
 
@@ -255,6 +254,7 @@ pub fn write_encoder(
     metadata: &BTreeMap<String, String>,
     interrupt: Interrupt<'_>,
 ) -> Result<()> {
+    let since_look = &Cell::new(0);
     let tensors = specs
         .iter()
         .enumerate()
@@ -265,7 +265,10 @@ pub fn write_encoder(
             content: Box::new(move |sink| {
                 network.params()[index].try_for_each_piece(|piece| {
                     piece.chunks(VALUES_PER_LOOK).try_for_each(|values| {
-                        if interrupt() {
+                        // Looking waits for the interpreter: not for every small piece.
+                        let passed = since_look.get() + values.len();
+                        since_look.set(passed % VALUES_PER_LOOK);
+                        if passed >= VALUES_PER_LOOK && interrupt() {
                             return Err(Error::Interrupted);
                         }
                         send_f32(values, sink)

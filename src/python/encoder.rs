@@ -1,11 +1,13 @@
 //! The native class: configuration and weights of one encoder.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
 
 use numpy::PyArrayDyn;
+use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -22,12 +24,12 @@ use crate::kernels::Isa;
 use crate::layers::CustomActivation;
 use crate::network::{SparseMixer, forward_bytes, specs};
 use crate::params::{Spec, initial_values};
-use crate::runtime::{Interrupt, default_threads, run};
+use crate::runtime::{Context, Exclusive, Interrupt, default_threads, run};
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
 type Custom = Option<Arc<dyn CustomActivation<f32>>>;
 
-/// Encoders of fewer parameters are initialised without starting threads.
+/// Encoders of fewer parameters are filled without starting threads.
 const PARALLEL_PARAMETERS: usize = 1 << 20;
 /// More than any machine has, few enough to be refused by no system.
 const MAX_THREADS: i64 = 4096;
@@ -35,9 +37,9 @@ const MAX_THREADS: i64 = 4096;
 /// Configuration and weights of one encoder. No per-call state; the weights are replaced whole.
 #[pyclass(frozen, module = "sparse_mixer._native")]
 pub struct Encoder {
-    /// Locked for the time of copying or replacing the pointer, while attached to the interpreter, so that a process
-    /// forked meanwhile finds it free; and by an optimiser for as long as it changes the weights in place.
-    network: RwLock<Arc<SparseMixer<f32>>>,
+    /// Replaced whole; an optimiser takes them away for as long as it changes them in place.
+    network: Arc<Exclusive<Arc<SparseMixer<f32>>>>,
+    config: SparseMixerConfig,
     specs: Vec<Spec>,
     custom: Custom,
     isa: Isa,
@@ -47,32 +49,24 @@ pub struct Encoder {
 
 impl Encoder {
     fn of(network: SparseMixer<f32>, custom: Custom, isa: Isa, threads: usize) -> Self {
-        let specs = specs(network.config());
-        Encoder {
-            network: RwLock::new(Arc::new(network)),
-            specs,
-            custom,
-            isa,
-            threads: AtomicUsize::new(threads),
-        }
+        Encoder::sharing(Arc::new(network), custom, isa, threads)
     }
 
-    /// The weights of this moment.
-    pub(super) fn network(&self) -> Arc<SparseMixer<f32>> {
-        match self.network.try_read() {
-            Ok(network) => network.clone(),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().clone(),
-            // An optimiser is at work: let other Python threads run while we wait for it.
-            Err(TryLockError::WouldBlock) => Python::attach(|py| {
-                py.detach(|| self.network.read().unwrap_or_else(PoisonError::into_inner).clone())
-            }),
-        }
+    fn sharing(network: Arc<SparseMixer<f32>>, custom: Custom, isa: Isa, threads: usize) -> Self {
+        let config = network.config().clone();
+        let specs = specs(&config);
+        let network = Exclusive::new("weights", network);
+        Encoder { network, config, specs, custom, isa, threads: AtomicUsize::new(threads) }
     }
 
-    /// Locks the weights for a change in place. Other calls wait: this must not be called while attached to the
-    /// interpreter, and nothing that is done with the lock held may wait for the interpreter.
-    pub(super) fn lock_network(&self) -> RwLockWriteGuard<'_, Arc<SparseMixer<f32>>> {
-        self.network.write().unwrap_or_else(PoisonError::into_inner)
+    /// The weights of this moment; waits for an update of an optimiser that is being made.
+    pub(super) fn network(&self, py: Python<'_>) -> PyResult<Arc<SparseMixer<f32>>> {
+        current(py, &self.network)
+    }
+
+    /// Where the weights are, for changes in place.
+    pub(super) fn network_place(&self) -> &Arc<Exclusive<Arc<SparseMixer<f32>>>> {
+        &self.network
     }
 
     /// Names and shapes of the weights.
@@ -85,26 +79,22 @@ impl Encoder {
         Ok((self.isa, self.effective_threads()?))
     }
 
-    /// Replaces the weights at once by what `values` gives for index and spec of each; `None` keeps a weight.
+    /// Replaces the weights at once by what `change` makes of them.
     fn replace(
         &self,
         py: Python<'_>,
-        values: impl Fn(Interrupt<'_>, usize, &Spec) -> Result<Option<Vec<f32>>> + Sync,
+        change: impl Fn(Interrupt<'_>, &SparseMixer<f32>) -> Result<SparseMixer<f32>> + Sync,
     ) -> PyResult<()> {
         loop {
-            let before = self.network();
-            let after = enter_core(py, |interrupt| {
-                let params = before.params();
-                let mut number = 0..;
-                SparseMixer::load(before.config().clone(), self.custom.clone(), &mut |spec| {
-                    let index = number.next().unwrap_or_default();
-                    Ok(values(interrupt, index, spec)?.unwrap_or_else(|| params[index].to_vec()))
+            let before = self.network(py)?;
+            let replaced = enter_core(py, |interrupt| {
+                let after = Arc::new(change(interrupt, &before)?);
+                self.network.with(interrupt, |current| {
+                    // Another thread may have replaced the weights meanwhile; its work must not be lost.
+                    Arc::ptr_eq(current, &before).then(|| std::mem::replace(current, after.clone()))
                 })
             })?;
-            let mut current = self.network.write().unwrap_or_else(PoisonError::into_inner);
-            // Another thread may have replaced the weights meanwhile; its work must not be lost.
-            if Arc::ptr_eq(&current, &before) {
-                *current = Arc::new(after);
+            if replaced.is_some() {
                 return Ok(());
             }
         }
@@ -135,18 +125,18 @@ impl Encoder {
         provider: Option<Py<PyAny>>,
         activation: Option<Py<PyAny>>,
         activation_derivative: Option<Py<PyAny>>,
-        num_threads: Option<i64>,
+        num_threads: Option<ThreadCount>,
         isa: Option<&str>,
     ) -> PyResult<Self> {
         let config = SparseMixerConfig::from_json(config).map_err(to_py_err)?;
-        let threads = checked_threads(num_threads)?.unwrap_or(0);
+        let threads = thread_count(num_threads);
         let isa = isa.map_or_else(Isa::detect, |name| Isa::parse(name, "isa")).map_err(to_py_err)?;
         let custom: Custom = activation.map(|function| {
             Arc::new(PyActivation::new(function, activation_derivative)) as Arc<dyn CustomActivation<f32>>
         });
         let network = match provider {
             Some(provider) => match provider.bind(py).cast::<LoadPlan>() {
-                Ok(plan) => planned(py, config, custom.clone(), plan.get())?,
+                Ok(plan) => planned(py, config, custom.clone(), isa, threads, plan.get())?,
                 Err(_) => provided(py, config, custom.clone(), &provider)?,
             },
             None => drawn(py, config, custom.clone(), isa, threads)?,
@@ -174,7 +164,7 @@ impl Encoder {
         outputs: Option<Vec<String>>,
         check_finite: bool,
     ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>)> {
-        let network = self.network();
+        let network = self.network(py)?;
         let given =
             Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
         let inputs = given.read(network.config())?;
@@ -197,17 +187,18 @@ impl Encoder {
     fn get_weights<'py>(&self, py: Python<'py>, indices: Option<Vec<usize>>) -> PyResult<Vec<Floats<'py>>> {
         let indices = indices.unwrap_or_else(|| (0..self.specs.len()).collect());
         let specs = indices.iter().map(|&index| self.spec(index)).collect::<PyResult<Vec<_>>>()?;
-        let network = self.network();
-        let values = enter_core(py, |_| {
+        let network = self.network(py)?;
+        let values = enter_core(py, |interrupt| {
             let params = network.params();
-            Ok(indices.iter().map(|&index| params[index].to_vec()).collect::<Vec<_>>())
+            let copy = |&index: &usize| check(interrupt).map(|()| params[index].to_vec());
+            indices.iter().map(copy).collect::<Result<Vec<_>>>()
         })?;
         values.into_iter().zip(specs).map(|(values, spec)| to_numpy(py, values, &spec.shape)).collect()
     }
 
     fn get_weight<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Floats<'py>> {
         let spec = self.spec(index)?;
-        let network = self.network();
+        let network = self.network(py)?;
         let values = enter_core(py, |_| Ok(network.params()[index].to_vec()))?;
         to_numpy(py, values, &spec.shape)
     }
@@ -227,11 +218,16 @@ impl Encoder {
             expect_floats(&spec.name, weight.bind(py), &spec.shape)?;
             replaced[index] = Some(weight);
         }
-        self.replace(py, |_, index, spec| {
-            let Some(weight) = replaced[index] else { return Ok(None) };
-            Python::attach(|py| {
-                let values = floats(&spec.name, weight.bind(py), spec.shape.len()).map_err(callback_error)?;
-                Ok(Some(values.data))
+        // On the calling thread: Python's objects are none of the workers' business.
+        self.replace(py, |interrupt, before| {
+            with_weights(before, &self.custom, |index, spec| {
+                check(interrupt)?;
+                let Some(weight) = replaced[index] else { return Ok(None) };
+                Python::attach(|py| {
+                    let values =
+                        floats(&spec.name, weight.bind(py), spec.shape.len()).map_err(callback_error)?;
+                    Ok(Some(values.data.into()))
+                })
             })
         })
     }
@@ -239,7 +235,13 @@ impl Encoder {
     fn load_planned(&self, py: Python<'_>, plan: &Bound<'_, LoadPlan>) -> PyResult<()> {
         let plan = plan.get();
         plan.require_source()?;
-        self.replace(py, |interrupt, index, spec| plan.read_weight(index, spec, interrupt))
+        let threads = loading_threads(&self.specs, self.threads.load(Ordering::Relaxed))?;
+        self.replace(py, |interrupt, before| {
+            run(self.isa, threads, &SCRATCH, interrupt, |context| {
+                let mut reader = PlanReader::new(plan, context);
+                with_weights(before, &self.custom, |index, spec| reader.read(index, spec))
+            })
+        })
     }
 
     fn save(
@@ -249,7 +251,7 @@ impl Encoder {
         file_format: &str,
         metadata: BTreeMap<String, String>,
     ) -> PyResult<()> {
-        let network = self.network();
+        let network = self.network(py)?;
         enter_core(py, |interrupt| {
             write_encoder(&network, &self.specs, &path, file_format, &metadata, interrupt)
         })
@@ -257,21 +259,18 @@ impl Encoder {
 
     fn astype(&self, py: Python<'_>, dtype: &str) -> PyResult<Self> {
         let dtype = Dtype::parse(dtype).map_err(to_py_err)?;
-        let network = self.network();
+        let network = self.network(py)?;
         let threads = self.threads.load(Ordering::Relaxed);
-        if dtype == network.config().dtype {
-            // Weights are replaced, never changed: two encoders can share them.
-            let specs = self.specs.clone();
-            let network = RwLock::new(network);
-            let custom = self.custom.clone();
-            return Ok(Encoder { network, specs, custom, isa: self.isa, threads: AtomicUsize::new(threads) });
+        if dtype == self.config.dtype {
+            // Whoever changes weights in place copies shared ones first: two encoders can share them.
+            return Ok(Encoder::sharing(network, self.custom.clone(), self.isa, threads));
         }
-        let converted = enter_core(py, |_| network.to_dtype(dtype))?;
+        let converted = enter_core(py, |interrupt| network.to_dtype(dtype, interrupt))?;
         Ok(Encoder::of(converted, self.custom.clone(), self.isa, threads))
     }
 
-    fn set_num_threads(&self, num_threads: Option<i64>) -> PyResult<()> {
-        self.threads.store(checked_threads(num_threads)?.unwrap_or(0), Ordering::Relaxed);
+    fn set_num_threads(&self, num_threads: Option<ThreadCount>) -> PyResult<()> {
+        self.threads.store(thread_count(num_threads), Ordering::Relaxed);
         Ok(())
     }
 
@@ -282,12 +281,12 @@ impl Encoder {
 
     #[getter]
     fn config(&self) -> String {
-        self.network().config().to_json()
+        self.config.to_json()
     }
 
     #[getter]
     fn dtype(&self) -> &'static str {
-        self.network().config().dtype.name()
+        self.config.dtype.name()
     }
 
     #[getter]
@@ -295,14 +294,17 @@ impl Encoder {
         self.isa.name()
     }
 
-    fn memory_estimate(&self, batch: usize) -> usize {
-        let network = self.network();
-        network.weight_bytes() + forward_bytes(network.config(), batch)
+    #[pyo3(signature = (batch, outputs=None))]
+    fn memory_estimate(&self, py: Python<'_>, batch: usize, outputs: Option<Vec<String>>) -> PyResult<usize> {
+        let wanted = outputs::wanted(outputs.as_deref(), false)?;
+        let call =
+            forward_bytes(&self.config, batch, wanted, self.effective_threads()?).map_err(to_py_err)?;
+        Ok(self.network(py)?.weight_bytes() + call)
     }
 
     #[getter]
-    fn weight_bytes(&self) -> usize {
-        self.network().weight_bytes()
+    fn weight_bytes(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.network(py)?.weight_bytes())
     }
 }
 
@@ -313,14 +315,15 @@ fn provided(
     custom: Custom,
     provider: &Py<PyAny>,
 ) -> PyResult<SparseMixer<f32>> {
-    enter_core(py, |_| {
+    enter_core(py, |interrupt| {
         SparseMixer::load(config, custom, &mut |spec| {
+            check(interrupt)?;
             Python::attach(|py| {
                 let shape = pyo3::types::PyTuple::new(py, &spec.shape)?;
                 let values = provider.call1(py, (&spec.name, shape))?;
                 let values = floats(&spec.name, values.bind(py), spec.shape.len())?;
                 values.expect_shape(&spec.name, &spec.shape)?;
-                Ok(values.data)
+                Ok(values.data.into())
             })
             .map_err(callback_error)
         })
@@ -332,17 +335,66 @@ fn planned(
     py: Python<'_>,
     config: SparseMixerConfig,
     custom: Custom,
+    isa: Isa,
+    threads: usize,
     plan: &LoadPlan,
 ) -> PyResult<SparseMixer<f32>> {
     plan.require_source()?;
+    let threads = loading_threads(&specs(&config), threads)?;
     enter_core(py, |interrupt| {
-        let mut number = 0..;
-        SparseMixer::load(config, custom, &mut |spec| {
-            let index = number.next().unwrap_or_default();
-            let values = plan.read_weight(index, spec, interrupt)?;
-            values.ok_or_else(|| Error::value(spec.name.as_str(), "the file does not have this weight"))
+        run(isa, threads, &SCRATCH, interrupt, |context| {
+            let mut reader = PlanReader::new(plan, context);
+            let mut number = 0..;
+            SparseMixer::load(config, custom, &mut |spec| {
+                let values = reader.read(number.next().unwrap_or_default(), spec)?;
+                values.ok_or_else(|| Error::value(spec.name.as_str(), "the file does not have this weight"))
+            })
         })
     })
+}
+
+/// Reads the weights of a plan in turn, letting go of each when the next one is asked for.
+struct PlanReader<'a> {
+    plan: &'a LoadPlan,
+    context: &'a Context<'a, f32>,
+    previous: Option<usize>,
+}
+
+impl<'a> PlanReader<'a> {
+    fn new(plan: &'a LoadPlan, context: &'a Context<'a, f32>) -> Self {
+        PlanReader { plan, context, previous: None }
+    }
+
+    fn read(&mut self, index: usize, spec: &Spec) -> Result<Option<Cow<'a, [f32]>>> {
+        self.context.check()?;
+        if let Some(previous) = self.previous.replace(index) {
+            self.plan.release_weight(previous);
+        }
+        self.plan.read_weight(index, spec)
+    }
+}
+
+/// The encoder `before` with the weights that `values` gives for their index and spec; `None` keeps a weight.
+fn with_weights<'a>(
+    before: &SparseMixer<f32>,
+    custom: &Custom,
+    mut values: impl FnMut(usize, &Spec) -> Result<Option<Cow<'a, [f32]>>>,
+) -> Result<SparseMixer<f32>> {
+    let params = before.params();
+    let mut number = 0..;
+    SparseMixer::load(before.config().clone(), custom.clone(), &mut |spec| {
+        let index = number.next().unwrap_or_default();
+        Ok(values(index, spec)?.unwrap_or_else(|| params[index].to_vec().into()))
+    })
+}
+
+/// Threads for filling the weights `specs` of an encoder that is to run with `threads`, 0 for the default.
+fn loading_threads(specs: &[Spec], threads: usize) -> PyResult<usize> {
+    match threads {
+        _ if specs.iter().map(Spec::len).sum::<usize>() < PARALLEL_PARAMETERS => Ok(1),
+        0 => default_threads().map_err(to_py_err),
+        threads => Ok(threads),
+    }
 }
 
 /// An encoder with weights drawn by the configured initialiser.
@@ -353,30 +405,53 @@ fn drawn(
     isa: Isa,
     threads: usize,
 ) -> PyResult<SparseMixer<f32>> {
-    let parameters: usize = specs(&config).iter().map(Spec::len).sum();
-    let threads = match threads {
-        _ if parameters < PARALLEL_PARAMETERS => 1,
-        0 => default_threads().map_err(to_py_err)?,
-        threads => threads,
-    };
+    let threads = loading_threads(&specs(&config), threads)?;
     enter_core(py, |interrupt| {
-        run(isa, threads, &SCRATCH, interrupt, |_| {
+        run(isa, threads, &SCRATCH, interrupt, |context| {
             let mut number = 0..;
             SparseMixer::load(config.clone(), custom, &mut |spec| {
-                Ok(initial_values(&config, number.next().unwrap_or_default(), spec))
+                initial_values(&config, number.next().unwrap_or_default(), spec, &|| context.poll())
+                    .map(Into::into)
             })
         })
     })
 }
 
-/// Checks a number of threads from Python.
-pub fn checked_threads(num_threads: Option<i64>) -> PyResult<Option<usize>> {
-    match num_threads {
-        None => Ok(None),
-        Some(n) if (1..=MAX_THREADS).contains(&n) => Ok(usize::try_from(n).ok()),
-        Some(n) => {
-            let message = format!("got {n}, expected 1 to {MAX_THREADS}, or None for the default");
-            Err(to_py_err(Error::value("num_threads", message)))
-        }
+/// The value of this moment; waits, without the interpreter, for whoever is changing it.
+pub fn current<T: Clone + Send>(py: Python<'_>, place: &Exclusive<T>) -> PyResult<T> {
+    match place.try_with(|value| value.clone()).map_err(to_py_err)? {
+        Some(value) => Ok(value),
+        None => enter_core(py, |interrupt| place.with(interrupt, |value| value.clone())),
     }
+}
+
+/// Stops what takes long between two parts of it.
+fn check(interrupt: Interrupt<'_>) -> Result<()> {
+    if interrupt() { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// A number of threads as Python passes it, in range.
+pub struct ThreadCount(usize);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for ThreadCount {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        let number = match value.extract::<i64>() {
+            // Too large for an integer of the core.
+            Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => None,
+            other => Some(other?),
+        };
+        let in_range = number.filter(|number| (1..=MAX_THREADS).contains(number));
+        in_range.and_then(|number| usize::try_from(number).ok()).map(ThreadCount).ok_or_else(|| {
+            let value: &Bound<'_, PyAny> = &value;
+            let message = format!("got {value}, expected 1 to {MAX_THREADS}, or None for the default");
+            to_py_err(Error::value("num_threads", message))
+        })
+    }
+}
+
+/// The number of threads, 0 for the default.
+pub fn thread_count(num_threads: Option<ThreadCount>) -> usize {
+    num_threads.map_or(0, |count| count.0)
 }

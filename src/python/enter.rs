@@ -1,16 +1,17 @@
 //! The one door from Python into the core, and the way back for errors.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{
+    PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError, PyTypeError, PyValueError,
+};
 use pyo3::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::runtime::Interrupt;
+use crate::runtime::{Interrupt, internal};
 
 pyo3::create_exception!(
     sparse_mixer,
@@ -55,7 +56,7 @@ pub fn enter_core<T: Send>(
     }
     match outcome {
         Ok(result) => result.map_err(to_py_err),
-        Err(panic) => Err(to_py_err(Error::Internal(panic_text(panic.as_ref())))),
+        Err(panic) => Err(to_py_err(internal(panic.as_ref()))),
     }
 }
 
@@ -76,6 +77,7 @@ pub fn to_py_err(error: Error) -> PyErr {
                 None => PyOSError::new_err(text),
             }
         }
+        Error::Memory { .. } => PyMemoryError::new_err(text),
         Error::Checkpoint { .. } => CheckpointError::new_err(text),
         Error::Internal(_) => InternalError::new_err(text),
     }
@@ -86,31 +88,24 @@ pub fn callback_error(error: PyErr) -> Error {
     Error::Callback(travelling::depart(error))
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    if let Some(text) = panic.downcast_ref::<&str>() {
-        (*text).to_string()
-    } else if let Some(text) = panic.downcast_ref::<String>() {
-        text.clone()
-    } else {
-        "a panic without a message".into()
-    }
-}
-
 /// Python exceptions on their way through the core, which knows nothing of Python: it carries their tickets.
 mod travelling {
     use super::*;
+    use crate::runtime::fork::Section;
 
     static NEXT: AtomicU64 = AtomicU64::new(0);
     static ON_THE_WAY: Mutex<Option<HashMap<String, PyErr>>> = Mutex::new(None);
 
     pub fn depart(error: PyErr) -> String {
         let ticket = format!("exception {}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let _section = Section::enter();
         let mut all = ON_THE_WAY.lock().unwrap_or_else(PoisonError::into_inner);
         all.get_or_insert_default().insert(ticket.clone(), error);
         ticket
     }
 
     pub fn arrive(ticket: &str) -> Option<PyErr> {
+        let _section = Section::enter();
         ON_THE_WAY.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.remove(ticket)
     }
 }

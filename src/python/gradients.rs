@@ -1,6 +1,6 @@
 //! Gradients of the weights of one encoder or head, in memory that is used again.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
@@ -11,19 +11,32 @@ use super::part::Owner;
 use crate::error::Error;
 use crate::optim::{Gradient, global_norm};
 use crate::params::{self, Spec};
+use crate::runtime::Exclusive;
+use crate::runtime::fork::NoFork;
 
 /// One gradient per weight, row-major.
 #[pyclass(frozen, module = "sparse_mixer._native")]
 pub struct Gradients {
     specs: Vec<Spec>,
-    values: Mutex<params::Gradients<f32>>,
+    values: Arc<Exclusive<params::Gradients<f32>>>,
 }
 
 impl Gradients {
-    /// The gradients. Computations hold the lock while they run: this must not be called while attached to the
-    /// interpreter.
-    pub(super) fn lock(&self) -> MutexGuard<'_, params::Gradients<f32>> {
-        self.values.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where the gradients are. Computations take them for as long as they run.
+    pub(super) fn place(&self) -> &Arc<Exclusive<params::Gradients<f32>>> {
+        &self.values
+    }
+
+    /// Does `work` with the gradients, to which it takes long but needs no interpreter.
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut params::Gradients<f32>) -> T + Send,
+    ) -> PyResult<T> {
+        enter_core(py, |interrupt| {
+            let _whole = NoFork::begin(interrupt)?;
+            Ok(work(&mut *self.values.take(interrupt)?))
+        })
     }
 
     /// Checks that these are gradients of weights `specs`.
@@ -47,13 +60,13 @@ impl Gradients {
     #[new]
     fn new(owner: Owner<'_>) -> Self {
         let specs = owner.part().specs().to_vec();
-        let values = Mutex::new(params::Gradients::zeros(&specs));
+        let values = Exclusive::new("gradients", params::Gradients::zeros(&specs));
         Gradients { specs, values }
     }
 
     fn get<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
         let spec = self.spec(index)?;
-        let values = enter_core(py, |_| Ok(self.lock().tensors[index].clone()))?;
+        let values = self.with(py, |gradients| gradients.tensors[index].clone())?;
         to_numpy(py, values, &spec.shape)
     }
 
@@ -61,20 +74,14 @@ impl Gradients {
         let spec = self.spec(index)?;
         let value = floats(&spec.name, value, spec.shape.len())?;
         value.expect_shape(&spec.name, &spec.shape)?;
-        enter_core(py, |_| {
-            self.lock().tensors[index] = value.data;
-            Ok(())
-        })
+        self.with(py, |gradients| gradients.tensors[index] = value.data)
     }
 
     fn clear(&self, py: Python<'_>) -> PyResult<()> {
-        enter_core(py, |_| {
-            self.lock().clear();
-            Ok(())
-        })
+        self.with(py, params::Gradients::clear)
     }
 
     fn global_norm(&self, py: Python<'_>) -> PyResult<f64> {
-        enter_core(py, |_| Ok(global_norm(self.lock().tensors.iter().map(|tensor| Gradient::Dense(tensor)))))
+        self.with(py, |gradients| global_norm(gradients.tensors.iter().map(|tensor| Gradient::Dense(tensor))))
     }
 }

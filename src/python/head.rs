@@ -1,13 +1,13 @@
 //! The native class of heads, and the loss of classifiers.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::Arc;
 
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
 use super::SCRATCH;
 use super::convert::{floats, integers, to_numpy};
-use super::encoder::Encoder;
+use super::encoder::{Encoder, current};
 use super::enter::{enter_core, to_py_err};
 use super::gradients::Gradients;
 use crate::config::InitializerConfig;
@@ -16,7 +16,8 @@ use crate::heads::{self, HeadConfig, LossSums, MaskedLmGradients, Predictions};
 use crate::layers::Table;
 use crate::network::SparseMixer;
 use crate::params::{Param, Spec, draw};
-use crate::runtime::run;
+use crate::runtime::fork::NoFork;
+use crate::runtime::{Exclusive, run};
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
 /// Loss, weight and hits; see [`LossSums`].
@@ -27,19 +28,19 @@ type Sums = (f64, f64, f64);
 pub struct Head {
     config: HeadConfig,
     specs: Vec<Spec>,
-    /// Locked as [`Encoder`]'s.
-    weights: RwLock<Arc<heads::Head<f32>>>,
+    /// As [`Encoder`]'s.
+    weights: Arc<Exclusive<Arc<heads::Head<f32>>>>,
 }
 
 impl Head {
-    /// The weights of this moment.
-    pub(super) fn weights(&self) -> Arc<heads::Head<f32>> {
-        self.weights.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The weights of this moment; waits for an update of an optimiser that is being made.
+    pub(super) fn weights(&self, py: Python<'_>) -> PyResult<Arc<heads::Head<f32>>> {
+        current(py, &self.weights)
     }
 
-    /// Locks the weights for a change; see [`Encoder::lock_network`].
-    pub(super) fn lock_weights(&self) -> RwLockWriteGuard<'_, Arc<heads::Head<f32>>> {
-        self.weights.write().unwrap_or_else(PoisonError::into_inner)
+    /// Where the weights are, for changes in place.
+    pub(super) fn weights_place(&self) -> &Arc<Exclusive<Arc<heads::Head<f32>>>> {
+        &self.weights
     }
 
     /// Names and shapes of the weights.
@@ -58,14 +59,17 @@ impl Head {
 #[pymethods]
 impl Head {
     #[new]
-    fn new(config: &str, initializer: &str, seed: u64) -> PyResult<Self> {
+    fn new(py: Python<'_>, config: &str, initializer: &str, seed: u64) -> PyResult<Self> {
         let config: HeadConfig = parse("config", config)?;
         config.validate().map_err(to_py_err)?;
         let initializer: InitializerConfig = parse("initializer", initializer)?;
-        let mut number = 0..;
-        let mut source = |spec: &Spec| Ok(draw(&initializer, seed, number.next().unwrap_or_default(), spec));
-        let weights = heads::Head::load(&config, &mut source).map_err(to_py_err)?;
-        Ok(Head { specs: config.specs(), config, weights: RwLock::new(Arc::new(weights)) })
+        let weights = enter_core(py, |interrupt| {
+            let mut number = 0..;
+            heads::Head::load(&config, &mut |spec| {
+                draw(&initializer, seed, number.next().unwrap_or_default(), spec, &interrupt).map(Into::into)
+            })
+        })?;
+        Ok(Head { specs: config.specs(), config, weights: Exclusive::new("weights", Arc::new(weights)) })
     }
 
     fn weight_specs(&self) -> Vec<(String, Vec<usize>)> {
@@ -74,7 +78,7 @@ impl Head {
 
     #[pyo3(signature = (indices=None))]
     fn get_weights<'py>(&self, py: Python<'py>, indices: Option<Vec<usize>>) -> PyResult<Vec<Floats<'py>>> {
-        let weights = self.weights();
+        let weights = self.weights(py)?;
         let params = weights.params();
         indices
             .unwrap_or_else(|| (0..self.specs.len()).collect())
@@ -88,7 +92,7 @@ impl Head {
 
     fn get_weight<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Floats<'py>> {
         let spec = self.spec(index)?;
-        to_numpy(py, self.weights().params()[index].to_vec(), &spec.shape)
+        to_numpy(py, self.weights(py)?.params()[index].to_vec(), &spec.shape)
     }
 
     fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Bound<'_, PyAny>>) -> PyResult<()> {
@@ -99,13 +103,14 @@ impl Head {
             values.expect_shape(&spec.name, &spec.shape)?;
             replaced[index] = Some(values.data);
         }
-        enter_core(py, |_| {
-            let mut current = self.lock_weights();
+        enter_core(py, |interrupt| {
+            let _whole = NoFork::begin(interrupt)?;
+            let mut current = self.weights.take(interrupt)?;
             let params = current.params();
             let mut pairs = replaced.into_iter().zip(&params);
             let mut source = |_: &Spec| match pairs.next() {
-                Some((Some(values), _)) => Ok(values),
-                Some((None, param)) => Ok(param.to_vec()),
+                Some((Some(values), _)) => Ok(values.into()),
+                Some((None, param)) => Ok(param.to_vec().into()),
                 None => Err(Error::Internal("a head asks for more weights than it lists".into())),
             };
             let changed = heads::Head::load(&self.config, &mut source)?;
@@ -127,7 +132,7 @@ impl Head {
     ) -> PyResult<Floats<'py>> {
         let (isa, threads) = encoder.get().resources()?;
         let features = floats("features", features, 2)?;
-        let weights = self.weights();
+        let weights = self.weights(py)?;
         let logits = enter_core(py, |interrupt| {
             let head = projection(&weights)?;
             run(isa, threads, &SCRATCH, interrupt, |context| head.forward(context, &features.data, seed))
@@ -150,11 +155,11 @@ impl Head {
         let features = floats("features", features, 2)?;
         let d_logits = floats("d_logits", d_logits, 2)?;
         into.get().expect(&self.specs)?;
-        let (into, weights) = (into.get(), self.weights());
+        let (into, weights) = (into.get(), self.weights(py)?);
         let d_features = enter_core(py, |interrupt| {
             let head = projection(&weights)?;
+            let mut into = into.place().take(interrupt)?;
             run(isa, threads, &SCRATCH, interrupt, |context| {
-                let mut into = into.lock();
                 head.backward(context, &features.data, &d_logits.data, seed, &mut into.tensors)
             })
         })?;
@@ -172,7 +177,7 @@ impl Head {
         let (isa, threads) = encoder.get().resources()?;
         let sequence = floats("sequence_output", sequence_output, 3)?;
         let rows = positions(rows, sequence.shape[0] * sequence.shape[1])?;
-        let (weights, network) = (self.weights(), encoder.get().network());
+        let (weights, network) = (self.weights(py)?, encoder.get().network(py)?);
         let (logits, vocab) = enter_core(py, |interrupt| {
             let (head, table) = (masked_lm(&weights)?, word_table(&network)?);
             let logits = run(isa, threads, &SCRATCH, interrupt, |context| {
@@ -207,17 +212,22 @@ impl Head {
             encoders.get().expect(encoder.get().specs())?;
         }
         let into = into.as_ref().map(|(own, encoders)| (own.get(), encoders.get()));
-        let (head, network) = (self.weights(), encoder.get().network());
+        let (head, network) = (self.weights(py)?, encoder.get().network(py)?);
         let (sums, d_sequence) = enter_core(py, |interrupt| {
             let (head, table) = (masked_lm(&head)?, word_table(&network)?);
+            // Encoder first, as everywhere: two calls with the same gradients cannot wait for each other.
+            let mut into = match into {
+                Some((own, encoders)) => {
+                    let encoders = encoders.place().take(interrupt)?;
+                    Some((own.place().take(interrupt)?, encoders))
+                }
+                None => None,
+            };
             run(isa, threads, &SCRATCH, interrupt, |context| {
                 let predictions = Predictions { rows: &rows, labels: &labels, weights: &label_weights };
-                let Some((own, encoders)) = into else {
+                let Some((own, encoders)) = &mut into else {
                     return Ok((head.loss(context, table, &sequence.data, predictions, None)?, None));
                 };
-                // Encoder first, as everywhere: two calls with the same gradients cannot wait for each other.
-                let mut encoders = encoders.lock();
-                let mut own = own.lock();
                 let mut d_sequence = vec![0.0; sequence.data.len()];
                 let gradients = MaskedLmGradients {
                     weights: &mut own.tensors,

@@ -29,7 +29,7 @@ pub struct Given<'a, 'py> {
 impl Given<'_, '_> {
     /// Copies the arrays, joins the dense part to the words, and checks that their shapes fit together and to `config`. Values are the core's to check.
     pub fn read(&self, config: &SparseMixerConfig) -> PyResult<OwnedInputs<f32>> {
-        let (seq, width) = (config.max_sequence_length, config.embedding_width);
+        let width = config.embedding_width;
         let (argument, shape, words) = match (self.word_embeddings, self.word_ids) {
             (Some(array), _) => {
                 let rows = floats("input_word_embeddings", array, 3)?;
@@ -45,14 +45,12 @@ impl Given<'_, '_> {
         let (batch, word_len) = (shape[0], shape[1]);
         let dense = self.dense_inputs.map(|array| floats("dense_inputs", array, 3)).transpose()?;
         let dense_len = dense.as_ref().map_or(0, |rows| rows.shape[1]);
-        if word_len + dense_len != seq {
-            let (argument, got) = match &dense {
-                None => (argument, format!("got sequence length {word_len}")),
-                Some(_) => ("dense_inputs", format!("got {dense_len} positions after {word_len} of words")),
-            };
-            let message = format!("{got}, expected max_sequence_length ({seq})");
-            return Err(to_py_err(Error::value(argument, message)));
-        }
+        let seq = word_len + dense_len;
+        let (argument, got) = match &dense {
+            None => (argument, format!("got sequence length {word_len}")),
+            Some(_) => ("dense_inputs", format!("got {dense_len} positions after {word_len} of words")),
+        };
+        config.check_length(seq, argument, &got).map_err(to_py_err)?;
         if let Some(rows) = &dense {
             rows.expect_shape("dense_inputs", &[batch, dense_len, width])?;
         }
@@ -72,6 +70,7 @@ impl Given<'_, '_> {
         )?;
         Ok(OwnedInputs {
             batch,
+            seq,
             word_len,
             words,
             dense: dense.map_or(Vec::new(), |d| d.data),

@@ -30,9 +30,10 @@ mod _native {
     use pyo3::prelude::*;
     use pyo3::types::PyDict;
 
+    use super::encoder::{ThreadCount, thread_count};
     use super::enter::to_py_err;
     use crate::kernels::Isa;
-    use crate::runtime;
+    use crate::runtime::{self, fork};
 
     #[pymodule_export]
     use super::checkpoint::Checkpoint;
@@ -61,7 +62,27 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        // Before there are threads: a fork must not find either half made.
+        std::sync::LazyLock::force(&super::SCRATCH);
+        drop(fork::Section::enter());
+        let hooks = PyDict::new(module.py());
+        hooks.set_item("before", wrap_pyfunction!(before_fork, module)?)?;
+        hooks.set_item("after_in_parent", wrap_pyfunction!(after_fork, module)?)?;
+        // Systems without fork have no such function.
+        if let Ok(register) = module.py().import("os")?.getattr("register_at_fork") {
+            register.call((), Some(&hooks))?;
+        }
         module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+
+    #[pyfunction]
+    fn before_fork(py: Python<'_>) {
+        py.detach(fork::announce_fork);
+    }
+
+    #[pyfunction]
+    fn after_fork() {
+        fork::finish_fork();
     }
 
     #[pyfunction]
@@ -74,14 +95,21 @@ mod _native {
     }
 
     #[pyfunction]
-    fn set_num_threads(num_threads: Option<i64>) -> PyResult<()> {
-        runtime::set_default_threads(super::encoder::checked_threads(num_threads)?);
-        Ok(())
+    fn set_num_threads(num_threads: Option<ThreadCount>) {
+        runtime::set_default_threads(Some(thread_count(num_threads)).filter(|&threads| threads > 0));
     }
 
     #[pyfunction]
     fn get_num_threads() -> PyResult<usize> {
         runtime::default_threads().map_err(to_py_err)
+    }
+
+    /// Makes the task number `task` of those to come panic; None for none.
+    #[cfg(feature = "fault-injection")]
+    #[pyfunction]
+    #[pyo3(signature = (task))]
+    fn inject_panic(task: Option<u64>) {
+        super::SCRATCH.fault.arm(task);
     }
 
     #[pyfunction]

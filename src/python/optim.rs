@@ -1,29 +1,83 @@
 //! The native class of optimisers, and learning-rate schedules.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use numpy::{PyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use super::SCRATCH;
 use super::convert::{floats, to_numpy};
 use super::enter::{enter_core, to_py_err};
 use super::gradients::Gradients;
 use super::head::parse;
-use super::part::{Locked, Owner, Part};
-use crate::error::Error;
-use crate::kernels::Isa;
+use super::part::{Owner, Place, TakenWeights};
+use crate::error::{Error, Result};
 use crate::optim::{self, Gradient, NamedArray, ParameterSpec, Rule, Schedule, Update};
-use crate::runtime::{default_threads, never, run};
+use crate::params;
+use crate::runtime::fork::NoFork;
+use crate::runtime::{Exclusive, Interrupt, Progress, Taken, default_threads, run_to_end};
 
 /// A rule and the moments of the weights of some parts.
 #[pyclass(frozen, module = "sparse_mixer._native")]
-pub struct Optimizer(Mutex<optim::Optimizer<f32>>);
+pub struct Optimizer(Arc<Exclusive<optim::Optimizer<f32>>>);
 
 impl Optimizer {
-    /// Held while an update is made: not to be called while attached to the interpreter.
-    fn lock(&self) -> MutexGuard<'_, optim::Optimizer<f32>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Does `work`, which needs no interpreter, between updates.
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut optim::Optimizer<f32>) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        enter_core(py, |interrupt| {
+            let _whole = NoFork::begin(interrupt)?;
+            work(&mut *self.0.take(interrupt)?)
+        })
+    }
+}
+
+/// One part in an update: its weights, their gradients, and which of them take part.
+type UpdatedPart = (Place, Arc<Exclusive<params::Gradients<f32>>>, Vec<bool>);
+
+/// All that an update changes or reads, taken from where others find it.
+struct Taking {
+    weights: Vec<(TakenWeights, Taken<params::Gradients<f32>>, Vec<bool>)>,
+    optimizer: Taken<optim::Optimizer<f32>>,
+    /// Dropped last: forks wait until everything is back.
+    _whole: NoFork,
+}
+
+impl Taking {
+    fn take(
+        optimizer: &Arc<Exclusive<optim::Optimizer<f32>>>,
+        parts: Vec<UpdatedPart>,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Self> {
+        // A backward pass may have the gradients for long; forks need not wait for that.
+        let gradients =
+            parts.iter().map(|(_, place, _)| place.take(interrupt)).collect::<Result<Vec<_>>>()?;
+        let whole = NoFork::begin(interrupt)?;
+        let optimizer = optimizer.take(interrupt)?;
+        let weights = parts
+            .into_iter()
+            .zip(gradients)
+            .map(|((place, _, takes_part), gradients)| Ok((place.take(interrupt)?, gradients, takes_part)))
+            .collect::<Result<_>>()?;
+        Ok(Taking { weights, optimizer, _whole: whole })
+    }
+
+    fn apply(mut self, how: optim::Step, progress: &Progress) -> Result<Option<f64>> {
+        let mut updates = Vec::with_capacity(self.optimizer.specs().len());
+        for (weights, gradients, takes_part) in &mut self.weights {
+            let params = weights.params_mut().into_iter();
+            for ((param, gradient), &takes_part) in params.zip(&gradients.tensors).zip(&*takes_part) {
+                let gradient = if takes_part { Gradient::Dense(gradient) } else { Gradient::None };
+                updates.push(Update::of(param, gradient)?);
+            }
+        }
+        let norm = self.optimizer.apply_if(&mut updates, how, || progress.begin())?;
+        drop(updates);
+        self.weights.iter_mut().try_for_each(|(weights, ..)| weights.refresh())?;
+        Ok(norm)
     }
 }
 
@@ -31,25 +85,29 @@ impl Optimizer {
 impl Optimizer {
     /// `parts` are encoders and heads, each with one flag per weight for decay and one for adaptation.
     #[new]
-    fn new(rule: &str, parts: Vec<(Owner<'_>, Vec<bool>, Vec<bool>)>) -> PyResult<Self> {
+    fn new(py: Python<'_>, rule: &str, parts: Vec<(Owner<'_>, Vec<bool>, Vec<bool>)>) -> PyResult<Self> {
         let rule: Rule = parse("rule", rule)?;
         let mut specs = Vec::new();
         for (owner, decay, adapt) in &parts {
             let part = owner.part();
-            part.with_params(|params| {
+            part.with_params(py, |params| {
                 let flags = decay.iter().zip(adapt);
                 for ((spec, param), (&decay, &adapt)) in part.specs().iter().zip(params).zip(flags) {
                     specs.push(ParameterSpec::of(spec, param, decay, adapt));
                 }
-            });
+            })?;
         }
-        optim::Optimizer::new(rule, specs).map(|inner| Optimizer(Mutex::new(inner))).map_err(to_py_err)
+        let optimizer = optim::Optimizer::new(rule, specs).map_err(to_py_err)?;
+        Ok(Optimizer(Exclusive::new("moments", optimizer)))
     }
 
     /// One update. `parts` as in the constructor, each with its gradients and one flag per weight for whether it takes
     /// part. Returns the gradients' norm if it was needed.
     ///
-    /// Cannot be interrupted, so that it is made wholly or not at all.
+    /// An interrupt before the first change stops it; after that the caller gets away, and the update goes on to its end
+    /// without it: whoever uses the weights or moments next waits for that. `hurried` is for callers that put off
+    /// interrupts: once it returns true, an update that has begun is left alone, and None is returned.
+    #[pyo3(signature = (parts, learning_rate, clip_norm, gradient_scale, hurried=None))]
     fn apply(
         &self,
         py: Python<'_>,
@@ -57,57 +115,58 @@ impl Optimizer {
         learning_rate: f64,
         clip_norm: Option<f64>,
         gradient_scale: f64,
+        hurried: Option<Py<PyAny>>,
     ) -> PyResult<Option<f64>> {
         let how = optim::Step { learning_rate, clip_norm, gradient_scale };
-        let mut resources = None;
-        for (owner, gradients, _) in &parts {
+        let mut threads = None;
+        let mut taken: Vec<UpdatedPart> = Vec::with_capacity(parts.len());
+        for (owner, gradients, takes_part) in parts {
+            let place = owner.part().place();
             gradients.get().expect(owner.part().specs())?;
-            if let Owner::Encoder(encoder) = owner {
-                resources = Some(encoder.get().resources()?);
+            if taken.iter().any(|(other, ..)| other.is(&place)) {
+                return Err(to_py_err(Error::value("parts", "the same encoder or head is there twice")));
             }
+            if let Owner::Encoder(encoder) = &owner {
+                threads = Some(encoder.get().resources()?.1);
+            }
+            taken.push((place, gradients.get().place().clone(), takes_part));
         }
-        let (isa, threads) = match resources {
-            Some(resources) => resources,
-            None => (Isa::detect().map_err(to_py_err)?, default_threads().map_err(to_py_err)?),
-        };
-        let parts: Vec<(Part<'_>, &Gradients, &[bool])> = parts
-            .iter()
-            .map(|(owner, gradients, takes_part)| (owner.part(), gradients.get(), &takes_part[..]))
-            .collect();
-        enter_core(py, |_| {
-            run(isa, threads, &SCRATCH, &never, |_| {
-                let mut optimizer = self.lock();
-                let gradients: Vec<_> = parts.iter().map(|(_, gradients, _)| gradients.lock()).collect();
-                let mut weights: Vec<Locked<'_>> = parts.iter().map(|(part, ..)| part.lock()).collect();
-                let mut updates = Vec::with_capacity(optimizer.specs().len());
-                for (((_, _, takes_part), gradients), weights) in
-                    parts.iter().zip(&gradients).zip(&mut weights)
-                {
-                    let params = weights.params_mut().into_iter();
-                    for ((param, gradient), &takes_part) in params.zip(&gradients.tensors).zip(*takes_part) {
-                        let gradient = if takes_part { Gradient::Dense(gradient) } else { Gradient::None };
-                        updates.push(Update::of(param, gradient)?);
-                    }
+        let threads = threads.map_or_else(|| default_threads().map_err(to_py_err), Ok)?;
+        let progress = Arc::<Progress>::default();
+        let left_alone = AtomicBool::new(false);
+        let norm = enter_core(py, |interrupt| {
+            let taking = Taking::take(&self.0, taken, interrupt)?;
+            let hurry = || {
+                let hurried = hurried.as_ref()?;
+                Python::attach(|py| hurried.call0(py).and_then(|hurry| hurry.is_truthy(py)).ok())
+            };
+            let interrupt = || {
+                if interrupt() {
+                    return true;
                 }
-                optimizer.apply(&mut updates, how)
-            })
-        })
+                let hurry = hurry() == Some(true);
+                left_alone.store(hurry, Ordering::Relaxed);
+                hurry
+            };
+            run_to_end(threads, &interrupt, &progress, move |progress| taking.apply(how, progress))
+        });
+        if left_alone.load(Ordering::Relaxed) && progress.has_begun() { Ok(None) } else { norm }
     }
 
     #[getter]
     fn step(&self, py: Python<'_>) -> PyResult<u64> {
-        enter_core(py, |_| Ok(self.lock().step()))
+        self.with(py, |optimizer| Ok(optimizer.step()))
     }
 
     /// Bytes of the moments.
     #[getter]
     fn state_bytes(&self, py: Python<'_>) -> PyResult<usize> {
-        enter_core(py, |_| Ok(self.lock().state_bytes()))
+        self.with(py, |optimizer| Ok(optimizer.state_bytes()))
     }
 
     /// Copies of the moments by name.
     fn state<'py>(&self, py: Python<'py>) -> PyResult<Vec<(String, Bound<'py, PyArrayDyn<f32>>)>> {
-        let arrays = enter_core(py, |_| Ok(self.lock().state()))?;
+        let arrays = self.with(py, |optimizer| Ok(optimizer.state()))?;
         arrays.into_iter().map(|array| Ok((array.name, to_numpy(py, array.values, &array.shape)?))).collect()
     }
 
@@ -116,12 +175,13 @@ impl Optimizer {
         let arrays = arrays
             .into_iter()
             .map(|(name, array)| {
+                py.check_signals()?;
                 let axes = array.cast::<PyArrayDyn<f32>>().map_or(0, |array| array.ndim());
                 let values = floats(&name, &array, axes)?;
                 Ok(NamedArray { name, shape: values.shape, values: values.data })
             })
             .collect::<PyResult<Vec<_>>>()?;
-        enter_core(py, |_| self.lock().restore(step, &arrays))
+        self.with(py, |optimizer| optimizer.restore(step, &arrays))
     }
 }
 

@@ -39,7 +39,7 @@ pub fn to_python<'py>(
     batch: usize,
     config: &SparseMixerConfig,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
+    let (seq, hidden) = (results.seq, config.hidden_size);
     let dict = PyDict::new(py);
     let last = match results.sequence_output {
         Some(values) => Some(to_numpy(py, values, &[batch, results.rows, hidden])?),
@@ -70,8 +70,9 @@ pub fn to_python<'py>(
 
 fn routing<'py>(py: Python<'py>, record: RoutingRecord<f32>, experts: usize) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
+    // Empty slots become -1.
     let indices: Vec<i32> = record.indices.into_iter().map(|index| index as i32).collect();
-    dict.set_item("indices", to_numpy(py, indices, &[record.groups, experts, record.capacity])?)?;
+    dict.set_item("indices", to_numpy(py, indices, &[record.groups, experts, record.slots])?)?;
     let shape = [record.groups, record.tokens, experts];
     dict.set_item("probabilities", to_numpy(py, record.probabilities, &shape)?)?;
     Ok(dict)
@@ -98,7 +99,10 @@ pub fn aux_to_python<'py>(
     for (name, value) in columns {
         dict.set_item(name, to_numpy(py, metrics.iter().map(value).collect(), &[metrics.len()])?)?;
     }
-    let total: f32 = metrics.iter().map(|m| m.router_z_loss + m.load_balancing_loss).sum();
+    let loads = metrics.iter().flat_map(|m| &m.expert_load).copied().collect();
+    dict.set_item("expert_load", to_numpy(py, loads, &[metrics.len(), config.num_experts])?)?;
+    let factor = config.auxiliary_loss_factor as f32;
+    let total: f32 = metrics.iter().map(|m| m.router_z_loss + factor * m.load_balancing_loss).sum();
     dict.set_item("total", to_numpy(py, vec![total], &[])?)?;
     // An empty batch has no metrics.
     let layers = (0..config.num_layers).filter(|&layer| config.is_moe(layer)).take(metrics.len());

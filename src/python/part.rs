@@ -1,14 +1,16 @@
 //! What owns weights: an encoder or a head.
 
-use std::sync::{Arc, RwLockWriteGuard};
+use std::sync::Arc;
 
 use pyo3::prelude::*;
 
 use super::encoder::Encoder;
 use super::head::Head;
+use crate::error::Result;
 use crate::heads;
 use crate::network::SparseMixer;
 use crate::params::{Param, ParamMut, Spec};
+use crate::runtime::{Exclusive, Interrupt, Taken};
 
 /// An owner of weights as Python hands it over.
 #[derive(FromPyObject)]
@@ -28,12 +30,21 @@ pub enum Part<'a> {
     Head(&'a Head),
 }
 
-/// A part's weights, locked for a change.
-pub enum Locked<'a> {
+/// Where a part's weights are.
+#[derive(Clone)]
+pub enum Place {
     /// Those of an encoder.
-    Encoder(RwLockWriteGuard<'a, Arc<SparseMixer<f32>>>),
+    Encoder(Arc<Exclusive<Arc<SparseMixer<f32>>>>),
     /// Those of a head.
-    Head(RwLockWriteGuard<'a, Arc<heads::Head<f32>>>),
+    Head(Arc<Exclusive<Arc<heads::Head<f32>>>>),
+}
+
+/// A part's weights, taken for a change.
+pub enum TakenWeights {
+    /// Those of an encoder.
+    Encoder(Taken<Arc<SparseMixer<f32>>>),
+    /// Those of a head.
+    Head(Taken<Arc<heads::Head<f32>>>),
 }
 
 impl Owner<'_> {
@@ -56,28 +67,55 @@ impl<'a> Part<'a> {
     }
 
     /// Calls `visit` with the weights of this moment.
-    pub fn with_params<T>(self, visit: impl FnOnce(&[Param<'_, f32>]) -> T) -> T {
-        match self {
-            Part::Encoder(encoder) => visit(&encoder.network().params()),
-            Part::Head(head) => visit(&head.weights().params()),
-        }
+    pub fn with_params<T>(self, py: Python<'_>, visit: impl FnOnce(&[Param<'_, f32>]) -> T) -> PyResult<T> {
+        Ok(match self {
+            Part::Encoder(encoder) => visit(&encoder.network(py)?.params()),
+            Part::Head(head) => visit(&head.weights(py)?.params()),
+        })
     }
 
-    /// Locks the weights for a change; see [`Encoder::lock_network`].
-    pub fn lock(self) -> Locked<'a> {
+    /// Where the weights are.
+    pub fn place(self) -> Place {
         match self {
-            Part::Encoder(encoder) => Locked::Encoder(encoder.lock_network()),
-            Part::Head(head) => Locked::Head(head.lock_weights()),
+            Part::Encoder(encoder) => Place::Encoder(encoder.network_place().clone()),
+            Part::Head(head) => Place::Head(head.weights_place().clone()),
         }
     }
 }
 
-impl Locked<'_> {
+impl Place {
+    /// Takes the weights for a change; see [`Exclusive::take`].
+    pub fn take(&self, interrupt: Interrupt<'_>) -> Result<TakenWeights> {
+        Ok(match self {
+            Place::Encoder(place) => TakenWeights::Encoder(place.take(interrupt)?),
+            Place::Head(place) => TakenWeights::Head(place.take(interrupt)?),
+        })
+    }
+
+    /// Whether both are the same.
+    pub fn is(&self, other: &Place) -> bool {
+        match (self, other) {
+            (Place::Encoder(a), Place::Encoder(b)) => Arc::ptr_eq(a, b),
+            (Place::Head(a), Place::Head(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+impl TakenWeights {
     /// The weights, to be changed. Where another call still uses them, this copies them first.
     pub fn params_mut(&mut self) -> Vec<ParamMut<'_, f32>> {
         match self {
-            Locked::Encoder(network) => Arc::make_mut(network).params_mut(),
-            Locked::Head(head) => Arc::make_mut(head).params_mut(),
+            TakenWeights::Encoder(network) => Arc::make_mut(network).params_mut(),
+            TakenWeights::Head(head) => Arc::make_mut(head).params_mut(),
+        }
+    }
+
+    /// To be called after a change.
+    pub fn refresh(&mut self) -> Result<()> {
+        match self {
+            TakenWeights::Encoder(network) => Arc::make_mut(network).refresh(),
+            TakenWeights::Head(_) => Ok(()),
         }
     }
 }

@@ -23,6 +23,7 @@ pub struct Tape {
     network: Arc<SparseMixer<f32>>,
     tape: network::Tape<f32>,
     batch: usize,
+    seq: usize,
     isa: Isa,
     threads: usize,
 }
@@ -49,12 +50,12 @@ pub fn record<'py>(
     check_finite: bool,
     recompute: bool,
 ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>, Tape)> {
-    let network = encoder.get().network();
+    let network = encoder.get().network(py)?;
     let (isa, threads) = encoder.get().resources()?;
     let given = Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
     let inputs = given.read(network.config())?;
     let wanted = outputs::wanted(outputs.as_deref(), check_finite)?;
-    let batch = inputs.batch;
+    let (batch, seq) = (inputs.batch, inputs.seq);
     let (results, tape) = enter_core(py, |interrupt| {
         run(isa, threads, &SCRATCH, interrupt, |context| {
             network.forward_with_tape(context, inputs, training.then_some(seed), wanted, recompute)
@@ -62,7 +63,7 @@ pub fn record<'py>(
     })?;
     let aux = outputs::aux_to_python(py, &results.metrics, network.config())?;
     let outputs = outputs::to_python(py, results, wanted, batch, network.config())?;
-    Ok((outputs, aux, Tape { network, tape, batch, isa, threads }))
+    Ok((outputs, aux, Tape { network, tape, batch, seq, isa, threads }))
 }
 
 #[pymethods]
@@ -99,11 +100,11 @@ impl Tape {
                 pooled_output: pooled.as_deref(),
                 encoder_outputs: &blocks,
             };
+            let mut into = into.place().take(interrupt)?;
             run(self.isa, self.threads, &SCRATCH, interrupt, |context| {
-                let mut into = into.lock();
                 self.network.backward(context, &self.tape, &cotangents, aux_loss_weight, &mut into)
             })
         })?;
-        to_numpy(py, rows, &[self.batch, config.max_sequence_length, config.embedding_width])
+        to_numpy(py, rows, &[self.batch, self.seq, config.embedding_width])
     }
 }

@@ -1,9 +1,15 @@
 //! Threads, scratch memory and interruption: how a computation runs, apart from what it computes.
 
+mod cpus;
+mod exclusive;
+#[cfg(any(test, feature = "fault-injection"))]
+mod fault;
+pub mod fork;
 mod pool;
+mod run_to_end;
 mod scratch;
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,9 +17,13 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::kernels::{Isa, Real, WeightDtype};
+use crate::kernels::{Isa, PackedMatrix, Real, WeightDtype};
 
-pub use pool::{default_threads, set_default_threads};
+pub use cpus::{default_threads, quota_cpus, set_default_threads};
+pub use exclusive::{Exclusive, Taken};
+#[cfg(any(test, feature = "fault-injection"))]
+pub use fault::Fault;
+pub use run_to_end::{Progress, internal, run_to_end};
 use scratch::CallScratch;
 pub use scratch::{ActivationPanels, Buffer, PanelsMut, ScratchPool, TaskScratch, product_dtype};
 
@@ -41,8 +51,10 @@ pub struct Context<'a, R> {
 
 /// Runs `work` with `threads` threads, watching `interrupt` from the calling thread.
 ///
+/// `work` must not take what another computation may hold for long (see [`Exclusive::take`]): that is for the caller.
+///
 /// # Errors
-/// Those of `work`; [`Error::Interrupted`] when the interrupt came.
+/// Those of `work`; [`Error::Interrupted`] when the interrupt came; [`Error::Internal`] if `work` panics.
 pub fn run<R: Real, T: Send>(
     isa: Isa,
     threads: usize,
@@ -55,13 +67,17 @@ pub fn run<R: Real, T: Send>(
     let call_scratch = scratch.check_out(threads);
     let inline = pool.is_none().then(|| (interrupt, Instant::now(), AtomicU64::new(0)));
     let context = Context { isa, threads, cancelled: AtomicBool::new(false), inline, scratch: &call_scratch };
-    let Some(pool) = pool else { return work(&context) };
+    let work = || {
+        let result = catch_unwind(AssertUnwindSafe(|| work(&context)));
+        result.unwrap_or_else(|panic| Err(internal(panic.as_ref())))
+    };
+    let Some(pool) = pool else { return work() };
 
     let done = (Mutex::new(None), Condvar::new());
     pool.in_place_scope(|scope| {
-        let (context, done) = (&context, &done);
+        let done = &done;
         scope.spawn(move |_| {
-            let result = catch_unwind(AssertUnwindSafe(|| work(context)));
+            let result = work();
             *lock(&done.0) = Some(result);
             done.1.notify_one();
         });
@@ -81,11 +97,8 @@ pub fn run<R: Real, T: Send>(
             }
         }
     });
-    match lock(&done.0).take() {
-        Some(Ok(result)) => result,
-        Some(Err(panic)) => resume_unwind(panic),
-        None => Err(Error::Internal("a computation ended without a result".into())),
-    }
+    let result = lock(&done.0).take();
+    result.unwrap_or_else(|| Err(Error::Internal("a computation ended without a result".into())))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -102,8 +115,9 @@ impl<R: Real> Context<'_, R> {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Asks the caller's interrupt if this is the caller's thread and the last time is long enough ago.
-    fn poll(&self) -> bool {
+    /// Whether the computation is to stop. Asks the caller's interrupt if this is the caller's thread and the last time
+    /// is long enough ago.
+    pub fn poll(&self) -> bool {
         if let Some((interrupt, start, last)) = &self.inline {
             let now = start.elapsed().as_millis() as u64;
             if now >= last.load(Ordering::Relaxed) + POLL.as_millis() as u64 {
@@ -116,6 +130,14 @@ impl<R: Real> Context<'_, R> {
         self.is_cancelled()
     }
 
+    /// Fails if the interrupt came; for work that is no sequence of tasks, every few milliseconds.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn check(&self) -> Result<()> {
+        if self.poll() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
     /// Does `work` once for each of `tasks`, over all threads; each task has the scratch memory of its thread to itself.
     ///
     /// # Errors
@@ -126,6 +148,8 @@ impl<R: Real> Context<'_, R> {
         work: impl Fn(T, &mut TaskScratch<R>) + Sync,
     ) -> Result<()> {
         let run = |task: T| {
+            #[cfg(any(test, feature = "fault-injection"))]
+            self.scratch.pool().fault.strike();
             if !self.poll() {
                 let worker =
                     if self.inline.is_some() { 0 } else { rayon::current_thread_index().unwrap_or(0) };
@@ -149,5 +173,17 @@ impl<R: Real> Context<'_, R> {
     /// Memory for `count` right operands of `k x n` that are computed on the way; see [`ActivationPanels`].
     pub fn panels(&self, dtype: WeightDtype, count: usize, k: usize, n: usize) -> ActivationPanels<R> {
         ActivationPanels::new(self.scratch.pool(), dtype, count, k, n)
+    }
+
+    /// The transpose of `matrix` as a right operand: for `dX = dY W^T`.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn transposed(&self, matrix: &PackedMatrix<R>) -> Result<ActivationPanels<R>> {
+        let mut turned = self.panels(matrix.dtype(), 1, matrix.n(), matrix.k());
+        self.each(turned.chunks_mut(1).into_iter().enumerate(), |(panel, mut out), _| {
+            out.transpose(self.isa, &matrix.view(), panel);
+        })?;
+        Ok(turned)
     }
 }

@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use half::bf16;
 
+use super::fork::Section;
 use super::lock;
 use crate::kernels::{
     AlignedVec, Isa, LhsBuffer, PANEL, Panels, Real, WeightDtype, pack_bfloat16, pack_native, packed_len,
+    transpose_to_bfloat16, transpose_to_native,
 };
 
 /// Scratch memory that outlives calls: what one gave back serves the next. Never larger than what the calls that ran at
@@ -17,6 +19,9 @@ pub struct ScratchPool<R> {
     tasks: Mutex<Vec<TaskScratches<R>>>,
     buffers: Arc<FreeList<R>>,
     bfloat16: Arc<FreeList<bf16>>,
+    /// What goes wrong in computations that use this memory.
+    #[cfg(any(test, feature = "fault-injection"))]
+    pub fault: super::Fault,
 }
 
 /// One per thread of a call.
@@ -54,17 +59,24 @@ impl<R: Real> TaskScratch<R> {
     }
 }
 
+/// Takes from a list or gives to it; no fork happens meanwhile, which would leave the child a lock for ever closed.
+fn exchange<T, U>(list: &Mutex<Vec<T>>, work: impl FnOnce(&mut Vec<T>) -> U) -> U {
+    let _section = Section::enter();
+    work(&mut lock(list))
+}
+
 impl<R: Real> ScratchPool<R> {
     /// An empty pool.
     pub fn new() -> Self {
-        ScratchPool { tasks: Mutex::default(), buffers: Arc::default(), bfloat16: Arc::default() }
+        ScratchPool::default()
     }
 
     /// Gives back the memory that no running call uses.
     pub fn release(&self) {
-        lock(&self.tasks).clear();
-        lock(&self.buffers).clear();
-        lock(&self.bfloat16).clear();
+        // Returning memory to the system takes its time: not under the locks.
+        drop(exchange(&self.tasks, std::mem::take));
+        drop(exchange(&self.buffers, std::mem::take));
+        drop(exchange(&self.bfloat16, std::mem::take));
     }
 
     /// A buffer of `len` elements with unspecified contents; goes back to the pool when dropped.
@@ -73,8 +85,7 @@ impl<R: Real> ScratchPool<R> {
     }
 
     pub(super) fn check_out(&self, threads: usize) -> CallScratch<'_, R> {
-        // A lock held in another thread while this process was forked stays locked: never wait for it.
-        let mut tasks = self.tasks.try_lock().ok().and_then(|mut free| free.pop()).unwrap_or_default();
+        let mut tasks = exchange(&self.tasks, Vec::pop).unwrap_or_default();
         tasks.resize_with(tasks.len().max(threads), Mutex::default);
         CallScratch { pool: self, tasks }
     }
@@ -98,9 +109,8 @@ impl<R> CallScratch<'_, R> {
 
 impl<R> Drop for CallScratch<'_, R> {
     fn drop(&mut self) {
-        if let Ok(mut free) = self.pool.tasks.try_lock() {
-            free.push(std::mem::take(&mut self.tasks));
-        }
+        let tasks = std::mem::take(&mut self.tasks);
+        exchange(&self.pool.tasks, |free| free.push(tasks));
     }
 }
 
@@ -115,12 +125,12 @@ pub struct Buffer<T: Copy + Default> {
 impl<T: Copy + Default> Buffer<T> {
     /// The smallest free buffer that is large enough, else the largest, grown.
     fn take(home: &Arc<FreeList<T>>, len: usize) -> Self {
-        let mut data = AlignedVec::default();
-        if let Ok(mut free) = home.try_lock() {
+        let chosen = exchange(home, |free| {
             let fitting = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
             let chosen = fitting.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
-            data = chosen.map(|i| free.swap_remove(i)).unwrap_or_default();
-        }
+            chosen.map(|i| free.swap_remove(i))
+        });
+        let mut data = chosen.unwrap_or_default();
         data.ensure_len(len);
         Buffer { home: home.clone(), data, len }
     }
@@ -142,9 +152,8 @@ impl<T: Copy + Default> DerefMut for Buffer<T> {
 
 impl<T: Copy + Default> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if let Ok(mut free) = self.home.try_lock() {
-            free.push(std::mem::take(&mut self.data));
-        }
+        let data = std::mem::take(&mut self.data);
+        exchange(&self.home, |free| free.push(data));
     }
 }
 
@@ -242,6 +251,14 @@ impl<R: Real> PanelsMut<'_, R> {
         match self {
             PanelsMut::Native(out) => pack_native(isa, source, stride, transposed, k, 0..n, out),
             PanelsMut::Bfloat16(out) => pack_bfloat16(isa, source, stride, transposed, k, 0..n, out),
+        }
+    }
+
+    /// Fills panel number `panel`, which these must be, of the transpose of `matrix`.
+    pub fn transpose(&mut self, isa: Isa, matrix: &Panels<'_, R>, panel: usize) {
+        match self {
+            PanelsMut::Native(out) => transpose_to_native(isa, matrix, panel, out),
+            PanelsMut::Bfloat16(out) => transpose_to_bfloat16(matrix, panel, out),
         }
     }
 }

@@ -125,7 +125,7 @@ fn paper_rule_and_schedule() {
                 [k, n] => Layout::Panels { matrices: 1, k, n },
                 _ => Layout::Flat,
             };
-            ParameterSpec { name: name.into(), shape, layout, decay: true, adapt: true }
+            ParameterSpec { name: name.into(), shape, layout, decay: true, adapt: true, rounded: false }
         })
         .to_vec();
     let mut model = Model::<f32>::new(Rule::Adamw(rule), specs.clone());

@@ -76,7 +76,7 @@ impl<R: Real> Model<R> {
             .storage
             .iter_mut()
             .zip(gradients)
-            .map(|(values, &gradient)| Update { values: vec![values], gradient })
+            .map(|(values, &gradient)| Update { values: vec![values], rounded: Vec::new(), gradient })
             .collect();
         self.optimizer.apply(&mut updates, how)
     }
@@ -89,7 +89,14 @@ impl<R: Real> Model<R> {
 
 pub(super) fn spec(name: &str, shape: &[usize], layout: Layout) -> ParameterSpec {
     let plain = ["layer_norm", "bias"].iter().all(|part| !name.contains(part));
-    ParameterSpec { name: name.into(), shape: shape.to_vec(), layout, decay: plain, adapt: plain }
+    ParameterSpec {
+        name: name.into(),
+        shape: shape.to_vec(),
+        layout,
+        decay: plain,
+        adapt: plain,
+        rounded: false,
+    }
 }
 
 pub(super) fn step(learning_rate: f64) -> Step {

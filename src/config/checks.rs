@@ -1,0 +1,163 @@
+//! Which configurations can work, and which calls an encoder takes.
+
+use super::{RouterKind, SparseMixerConfig};
+use crate::error::{Error, Result};
+use crate::layers::Activation;
+
+impl SparseMixerConfig {
+    /// Resolves defaults that depend on other arguments and checks every argument.
+    pub fn validated(mut self) -> Result<Self> {
+        if self.embedding_width == 0 {
+            self.embedding_width = self.hidden_size;
+        }
+        let at_least_one = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("num_layers", self.num_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("max_sequence_length", self.max_sequence_length),
+            ("type_vocab_size", self.type_vocab_size),
+            ("inner_dim", self.inner_dim),
+            ("expert_inner_dim", self.expert_inner_dim()),
+            ("num_selected_experts", self.num_selected_experts),
+            ("num_experts", self.num_experts),
+        ];
+        for (name, value) in at_least_one {
+            // Without a mixture, nothing looks at the number of experts.
+            if value < 1 && !(name == "num_experts" && self.moe_layers.is_empty()) {
+                return Err(Error::value(name, format!("got {value}, expected at least 1")));
+            }
+        }
+        if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+            return Err(Error::value(
+                "hidden_size",
+                format!(
+                    "got {}, expected a multiple of num_attention_heads ({})",
+                    self.hidden_size, self.num_attention_heads
+                ),
+            ));
+        }
+        let rates = [
+            ("output_dropout", self.output_dropout),
+            ("attention_dropout", self.attention_dropout),
+            ("expert_dropout", self.expert_dropout()),
+        ];
+        for (name, rate) in rates {
+            if !(0.0..=1.0).contains(&rate) {
+                return Err(Error::value(name, format!("got {rate}, expected a rate between 0 and 1")));
+            }
+        }
+        let not_negative = [
+            ("train_capacity_factor", self.train_capacity_factor),
+            ("eval_capacity_factor", self.eval_capacity_factor),
+            ("router_z_loss_weight", self.router_z_loss_weight.unwrap_or(0.0)),
+            ("auxiliary_loss_factor", self.auxiliary_loss_factor),
+            ("jitter_noise", self.jitter_noise),
+        ];
+        for (name, value) in not_negative {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Err(Error::value(name, format!("got {value}, expected a finite number >= 0")));
+            }
+        }
+        if !(self.examples_per_group > 0.0 && self.examples_per_group.is_finite()) {
+            return Err(Error::value(
+                "examples_per_group",
+                format!("got {}, expected a finite number > 0", self.examples_per_group),
+            ));
+        }
+        if let Some(size) = self.max_group_size {
+            if size < 1 {
+                return Err(Error::value("max_group_size", format!("got {size}, expected at least 1")));
+            }
+            if self.examples_per_group != 1.0 {
+                return Err(Error::value(
+                    "max_group_size",
+                    format!(
+                        "got {size} together with examples_per_group={}; give only one of them",
+                        self.examples_per_group
+                    ),
+                ));
+            }
+        }
+        if let Some(range) = self.output_range
+            && self.rules().output_range
+            && !(1..=self.max_sequence_length).contains(&range)
+        {
+            return Err(Error::value(
+                "output_range",
+                format!("got {range}, expected 1 to max_sequence_length ({})", self.max_sequence_length),
+            ));
+        }
+        for (name, layers) in [("moe_layers", &self.moe_layers), ("attention_layers", &self.attention_layers)]
+        {
+            if let Some(layer) = layers.iter().find(|&&layer| layer >= self.num_layers) {
+                return Err(Error::value(
+                    name,
+                    format!("got layer {layer}, expected layers below num_layers ({})", self.num_layers),
+                ));
+            }
+        }
+        if self.router == RouterKind::TokensChoose
+            && !self.moe_layers.is_empty()
+            && self.num_selected_experts > self.num_experts
+        {
+            return Err(Error::value(
+                "num_selected_experts",
+                format!(
+                    "got {}, expected at most num_experts ({})",
+                    self.num_selected_experts, self.num_experts
+                ),
+            ));
+        }
+        if self.norm_first && self.moe_residual == Some(false) {
+            return Err(Error::value(
+                "moe_residual",
+                "got False together with norm_first=True; pre-norm blocks have residuals",
+            ));
+        }
+        Activation::<f32>::from_config(&self.inner_activation, None)?;
+        self.check_sizes()?;
+        Ok(self)
+    }
+
+    /// Refuses sizes whose products do not fit the address space, before anything is allocated.
+    fn check_sizes(&self) -> Result<()> {
+        let (h, w) = (self.hidden_size, self.embedding_width);
+        let largest = [
+            ("vocab_size", self.vocab_size, w, 1),
+            ("max_sequence_length", self.max_sequence_length, self.max_sequence_length.max(w), 1),
+            ("hidden_size", h, h.max(w), 1),
+            ("inner_dim", h, self.inner_dim, 1),
+            ("expert_inner_dim", h, self.expert_inner_dim(), self.num_experts.max(1)),
+            ("type_vocab_size", self.type_vocab_size, w, 1),
+        ];
+        for (name, a, b, c) in largest {
+            let fits = a.checked_mul(b).and_then(|ab| ab.checked_mul(c)).is_some_and(|size| size <= 1 << 40);
+            if !fits {
+                return Err(Error::value(name, "too large: a weight would have more than 2^40 elements"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the length of a call's sequences.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming `argument`, with `got` for what was given.
+    pub fn check_length(&self, seq: usize, argument: &str, got: &str) -> Result<()> {
+        let longest = self.max_sequence_length;
+        if seq == longest || (self.takes_shorter_sequences() && (1..longest).contains(&seq)) {
+            return Ok(());
+        }
+        let expected =
+            if self.takes_shorter_sequences() { "1 to max_sequence_length" } else { "max_sequence_length" };
+        Err(Error::value(argument, format!("{got}, expected {expected} ({longest})")))
+    }
+
+    /// Whether calls may have shorter sequences: where the rules say so and no weight belongs to a length.
+    fn takes_shorter_sequences(&self) -> bool {
+        self.rules().shorter_sequences
+            && (self.mixing_mechanism.is_transform()
+                || (0..self.num_layers).all(|layer| self.is_attention(layer)))
+    }
+}

@@ -1,0 +1,261 @@
+//! Circulant and Toeplitz mixing: `y[b] = M(c_s) x[b] M(c_h)^T`, learned vectors along the sequence (`seq_kernel`) and the
+//! hidden dimension (`hidden_kernel`); no bias. `M` of size `n` is
+//!
+//! - circulant: `M[p, q] = c[(p - q) mod n]`, `c` of `n` values: circular convolutions;
+//! - Toeplitz: `M[p, q] = c[n - 1 + q - p]`, `c` of `2 n - 1` values, the main diagonal in the middle.
+//!
+//! Linear mixing with these matrices, which are made from the vectors once; or (`use_fft=True`) fast transforms. The
+//! backward pass always multiplies matrices, and adds up their gradients along the diagonals. Source:
+//! `layers.CirculantTransform`, `layers.ToeplitzTransform` of the JAX code.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::config::{MixingMechanism, SparseMixerConfig};
+use crate::error::Result;
+use crate::kernels::{PackedMatrix, Real};
+use crate::layers::Table;
+use crate::params::{Loader, Param, ParamMut, Spec, Storage};
+use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
+
+use super::mix_convolution::{Convolution, convolution};
+use super::mix_linear::MixLinear;
+use super::pass::{Pass, RowBlock, split_rows};
+
+/// Both vectors, and what is made of them.
+#[derive(Clone, Debug)]
+pub struct MixStructured<R> {
+    structure: Structure,
+    hidden: Vector<R>,
+    seq: Vector<R>,
+    storage: Storage,
+    use_fft: bool,
+    /// `None` after a change of the vectors, until [`MixStructured::refresh`].
+    prepared: Option<Prepared<R>>,
+}
+
+/// The values behind a matrix of size `size`.
+#[derive(Clone, Debug)]
+struct Vector<R> {
+    size: usize,
+    values: Vec<R>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Structure {
+    Circulant,
+    Toeplitz,
+}
+
+/// The form in which the vectors are used.
+#[derive(Clone, Debug)]
+enum Prepared<R> {
+    Matrices(MixLinear<R>),
+    /// Along the hidden dimension, along the sequence.
+    Convolutions([Arc<dyn Convolution<R>>; 2]),
+}
+
+/// What mixing made of all tokens.
+pub enum MixedStructured<'m, R: Real> {
+    /// See [`MixLinear::prepare`].
+    Panels(Cow<'m, MixLinear<R>>, ActivationPanels<R>),
+    /// The result, `[B, H, S]`.
+    Columns(Buffer<R>),
+}
+
+impl Structure {
+    fn of(mechanism: MixingMechanism) -> Self {
+        if mechanism == MixingMechanism::Toeplitz { Structure::Toeplitz } else { Structure::Circulant }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Structure::Circulant => "circulant_transform",
+            Structure::Toeplitz => "toeplitz_transform",
+        }
+    }
+
+    /// Values behind a matrix of size `n`.
+    fn len(self, n: usize) -> usize {
+        match self {
+            Structure::Circulant => n,
+            Structure::Toeplitz => 2 * n - 1,
+        }
+    }
+
+    /// Which value is `M[p, q]`.
+    fn index(self, n: usize, p: usize, q: usize) -> usize {
+        match self {
+            Structure::Circulant => (p + n - q) % n,
+            Structure::Toeplitz => n - 1 + q - p,
+        }
+    }
+}
+
+/// The weights.
+pub fn specs(prefix: &str, config: &SparseMixerConfig) -> [Spec; 2] {
+    let structure = Structure::of(config.mixing_mechanism);
+    let spec =
+        |name: &str, n| Spec::kernel(format!("{prefix}/{}/{name}", structure.name()), &[structure.len(n)]);
+    [spec("hidden_kernel", config.hidden_size), spec("seq_kernel", config.max_sequence_length)]
+}
+
+impl<R: Real> MixStructured<R> {
+    /// Takes the weights in the order of [`specs`].
+    pub fn load(loader: &mut Loader<'_, R>, config: &SparseMixerConfig) -> Result<Self> {
+        let structure = Structure::of(config.mixing_mechanism);
+        let mut vector =
+            |size| -> Result<_> { Ok(Vector { size, values: loader.vector(structure.len(size))? }) };
+        let (hidden, seq) = (vector(config.hidden_size)?, vector(config.max_sequence_length)?);
+        let (storage, use_fft) = (loader.storage, config.use_fft);
+        let mut mix = MixStructured { structure, hidden, seq, storage, use_fft, prepared: None };
+        mix.refresh()?;
+        Ok(mix)
+    }
+
+    /// The weights in the order of [`specs`].
+    pub fn params(&self) -> [Param<'_, R>; 2] {
+        [Param::vector(&self.hidden.values), Param::vector(&self.seq.values)]
+    }
+
+    /// The same, to be changed; [`MixStructured::refresh`] afterwards saves later calls work.
+    pub fn params_mut(&mut self) -> [ParamMut<'_, R>; 2] {
+        self.prepared = None;
+        [ParamMut::vector(&mut self.hidden.values), ParamMut::vector(&mut self.seq.values)]
+    }
+
+    /// Makes what calls need of the vectors, unless it is there.
+    pub fn refresh(&mut self) -> Result<()> {
+        if self.prepared.is_none() {
+            self.prepared = Some(self.prepare_vectors()?);
+        }
+        Ok(())
+    }
+
+    fn prepare_vectors(&self) -> Result<Prepared<R>> {
+        if !self.use_fft {
+            return Ok(Prepared::Matrices(self.matrices()));
+        }
+        let convolution = |vector: &Vector<R>| convolution(&self.first_column(vector));
+        Ok(Prepared::Convolutions([convolution(&self.hidden)?, convolution(&self.seq)?]))
+    }
+
+    /// `M` as linear mixing has it: turned on the hidden side.
+    fn matrices(&self) -> MixLinear<R> {
+        let (h, s) = (self.hidden.size, self.seq.size);
+        let at = |vector: &Vector<R>, p, q| vector.values[self.structure.index(vector.size, p, q)];
+        let hidden: Vec<R> = (0..h * h).map(|i| at(&self.hidden, i % h, i / h)).collect();
+        let seq: Vec<R> = (0..s * s).map(|i| at(&self.seq, i / s, i % s)).collect();
+        MixLinear {
+            hidden: vec![PackedMatrix::pack(h, h, self.storage.matrix, &hidden)],
+            seq: Table::new(s, s, self.storage.table, &seq),
+        }
+    }
+
+    /// First column of the circulant matrix whose corner `M` is.
+    fn first_column(&self, vector: &Vector<R>) -> Vec<R> {
+        let n = vector.size;
+        match self.structure {
+            Structure::Circulant => vector.values.clone(),
+            Structure::Toeplitz => {
+                let length = (2 * n - 1).next_power_of_two();
+                let mut column = vec![R::ZERO; length];
+                for (index, &value) in vector.values.iter().enumerate() {
+                    // The value of p - q = n - 1 - index.
+                    column[(length + n - 1 - index) % length] = value;
+                }
+                column
+            }
+        }
+    }
+
+    /// The part that needs all tokens of `x` (`[B*S, H]`).
+    pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<MixedStructured<'_, R>> {
+        let prepared = match &self.prepared {
+            Some(prepared) => Cow::Borrowed(prepared),
+            None => Cow::Owned(self.prepare_vectors()?),
+        };
+        let (along_hidden, along_seq) = match prepared {
+            Cow::Borrowed(Prepared::Matrices(mix)) => {
+                return Ok(MixedStructured::Panels(Cow::Borrowed(mix), mix.prepare(pass, x)?));
+            }
+            Cow::Owned(Prepared::Matrices(mix)) => {
+                let panels = mix.prepare(pass, x)?;
+                return Ok(MixedStructured::Panels(Cow::Owned(mix), panels));
+            }
+            Cow::Borrowed(Prepared::Convolutions([hidden, seq])) => (hidden.clone(), seq.clone()),
+            Cow::Owned(Prepared::Convolutions([hidden, seq])) => (hidden, seq),
+        };
+        // 1. along the hidden dimension: [B, S, H]
+        let (seq, hidden) = (pass.seq, self.hidden.size);
+        let mut rows = pass.context.buffer(x.len());
+        pass.each_block(&pass.row_blocks(seq), &mut rows, hidden, |block, out, _| {
+            out.copy_from_slice(block.of(x, seq, hidden));
+            out.chunks_exact_mut(hidden).for_each(|row| along_hidden.apply(row));
+        })?;
+        // 2. along the sequence: [B, H, S], some columns at a time so that each row's cache lines are read once
+        const COLUMNS: usize = 16;
+        let mut columns = pass.context.buffer(x.len());
+        let lengths =
+            (0..pass.batch).flat_map(|_| (0..hidden).step_by(COLUMNS).map(|k| COLUMNS.min(hidden - k)));
+        let tasks: Vec<_> = split_rows(&mut columns, lengths.map(|n| n * seq)).enumerate().collect();
+        let per_example = hidden.div_ceil(COLUMNS);
+        pass.context.each(tasks.into_iter(), |(task, out), _| {
+            let (example, first) = (task / per_example, task % per_example * COLUMNS);
+            let rows = &rows[example * seq * hidden..][..seq * hidden];
+            for (s, row) in rows.chunks_exact(hidden).enumerate() {
+                for (column, &value) in out.chunks_exact_mut(seq).zip(&row[first..]) {
+                    column[s] = value;
+                }
+            }
+            out.chunks_exact_mut(seq).for_each(|column| along_seq.apply(column));
+        })?;
+        Ok(MixedStructured::Columns(columns))
+    }
+
+    /// Undoes the layer: writes `dx`, adds to the gradients of both vectors.
+    ///
+    /// `x` is what `prepare` read, `dy` the gradient of the rows; all `[B*S, H]`.
+    pub fn backward(
+        &self,
+        pass: &Pass<'_, R>,
+        x: &[R],
+        dy: &[R],
+        dx: &mut [R],
+        [dhidden, dseq]: [&mut [R]; 2],
+    ) -> Result<()> {
+        let matrices = match &self.prepared {
+            Some(Prepared::Matrices(matrices)) => Cow::Borrowed(matrices),
+            _ => Cow::Owned(self.matrices()),
+        };
+        let (h, s) = (self.hidden.size, self.seq.size);
+        let mut hidden_matrix = pass.context.buffer(h * h);
+        let mut seq_matrix = pass.context.buffer(s * s);
+        hidden_matrix.fill(R::ZERO);
+        seq_matrix.fill(R::ZERO);
+        matrices.backward(pass, x, dy, dx, Some([&mut hidden_matrix, &mut seq_matrix]))?;
+        for (i, &d) in hidden_matrix.iter().enumerate() {
+            dhidden[self.structure.index(h, i % h, i / h)] += d;
+        }
+        for (i, &d) in seq_matrix.iter().enumerate() {
+            dseq[self.structure.index(s, i / s, i % s)] += d;
+        }
+        Ok(())
+    }
+}
+
+impl<R: Real> MixedStructured<'_, R> {
+    /// `out` = mixed rows of `block`.
+    pub fn rows(&self, pass: &Pass<'_, R>, block: RowBlock, out: &mut [R], scratch: &mut TaskScratch<R>) {
+        match self {
+            MixedStructured::Panels(mix, panels) => mix.rows(pass, panels, block, out, scratch),
+            MixedStructured::Columns(columns) => {
+                let (seq, hidden) = (pass.seq, pass.config.hidden_size);
+                let columns = &columns[block.example * seq * hidden..][..seq * hidden];
+                for (s, row) in (block.first..).zip(out.chunks_exact_mut(hidden)) {
+                    row.iter_mut().zip(columns[s..].iter().step_by(seq)).for_each(|(o, &c)| *o = c);
+                }
+            }
+        }
+    }
+}

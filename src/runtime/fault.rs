@@ -1,0 +1,36 @@
+//! Panics on request, in builds for tests only: bugs cannot be had otherwise when a test needs one.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// Which task is to panic.
+#[derive(Debug)]
+pub struct Fault {
+    /// Tasks until then; negative for never.
+    left: AtomicI64,
+}
+
+impl Default for Fault {
+    fn default() -> Self {
+        Fault { left: AtomicI64::new(-1) }
+    }
+}
+
+impl Fault {
+    /// Makes the task number `task` of those to come panic, counted from 0; `None` for none.
+    pub fn arm(&self, task: Option<u64>) {
+        let left = task.map_or(-1, |task| i64::try_from(task).unwrap_or(i64::MAX));
+        self.left.store(left, Ordering::SeqCst);
+    }
+
+    /// Whether no task has panicked since it was armed.
+    pub fn is_armed(&self) -> bool {
+        self.left.load(Ordering::SeqCst) >= 0
+    }
+
+    /// Counts a task.
+    pub(super) fn strike(&self) {
+        let before =
+            self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left >= 0).then(|| left - 1));
+        assert!(before != Ok(0), "injected");
+    }
+}
