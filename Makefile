@@ -23,7 +23,7 @@ SOURCES := $(shell find src python -type f -not -name '*.pyc' 2>/dev/null) Cargo
 # Clippy and rustdoc of the binding look at an interpreter; it shall be the one tested with.
 export PYO3_PYTHON := $(abspath $(PY))
 
-.PHONY: help build quickstart test test-rust test-python parity lint format docs bench check clean
+.PHONY: help build quickstart test test-rust test-python parity crash lint format docs test-checked stress fuzz miri asan deny bench check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,8 +65,9 @@ build: $(STAMPS)/package  ## build the release wheel into dist/ and install it i
 
 # --- use ----------------------------------------------------------------------------------------
 
-quickstart: build  ## encode real text with the Base model (no TensorFlow needed)
+quickstart: build  ## encode real text with the Base model, train a small one (no TensorFlow needed)
 	$(PY) examples/quickstart.py $(QUICKSTART_ARGS)
+	$(PY) examples/finetune.py $(FINETUNE_ARGS)
 
 BENCH_ARGS ?= inference
 bench: build $(STAMPS)/parity $(STAMPS)/bench  ## measure against TensorFlow and OpenVINO; see benchmarks/README.md
@@ -81,6 +82,41 @@ test-rust:  ## tests of the core; needs no Python
 
 test-python: build $(STAMPS)/test $(STAMPS)/parity  ## pytest on the installed wheel
 	SPARSE_MIXER_REQUIRE_TF=1 $(PY) -m pytest $(PYTEST_ARGS)
+
+crash: build $(STAMPS)/test  ## 300 kills while saving, 500 damaged files per format; the tests have fewer
+	SPARSE_MIXER_TEST_KILLS=300 $(PY) -m pytest -q tests/test_checkpoints.py -k kill
+	$(PY) tests/damaged_files.py --count 500
+
+# --- reliability: docs/reliability.md -----------------------------------------------------------
+
+stress: build $(STAMPS)/test  ## the stress tests with their full numbers (about 15 minutes)
+	SPARSE_MIXER_STRESS=full $(PY) -m pytest tests/stress --timeout 1800 $(PYTEST_ARGS)
+
+FUZZ_INPUTS ?= 1000000
+fuzz:  ## FUZZ_INPUTS mutated inputs for every reader (default a million)
+	SPARSE_MIXER_FUZZ_INPUTS=$(FUZZ_INPUTS) cargo test --locked $(CARGO_FEATURES) --test fuzz_corpus -- \
+		--nocapture --test-threads=1
+
+# A build that checks every addition and can be made to panic. Not a release.
+CHECKED := target/checked-site
+test-checked: build $(STAMPS)/test  ## Python tests with overflow checks, debug assertions and injected panics
+	cargo build --locked --lib --profile checked --features python,fault-injection --target-dir target
+	rm -rf $(CHECKED) && mkdir -p $(CHECKED) && cp -r python/sparse_mixer $(CHECKED)/
+	cp target/checked/libsparse_mixer.so $(CHECKED)/sparse_mixer/_native.abi3.so
+	PYTHONPATH=$(abspath $(CHECKED)) $(PY) -m pytest $(or $(PYTEST_ARGS),tests/stress tests/test_errors.py \
+		tests/test_enter_core.py tests/test_training.py tests/test_keras_api.py)
+
+MIRI_TESTS ?= kernels runtime::exclusive
+miri:  ## undefined behaviour in portable kernels and packing; needs nightly Rust with miri
+	MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked $(CARGO_FEATURES) --lib -- $(MIRI_TESTS)
+
+ASAN_TESTS ?=
+asan:  ## AddressSanitizer over the tests of the core; needs nightly Rust
+	RUSTFLAGS=-Zsanitizer=address cargo +nightly test --locked $(CARGO_FEATURES) --lib \
+		--target $(shell rustc -vV | sed -n 's/host: //p') -- $(ASAN_TESTS)
+
+deny:  ## advisories, licences, sources; needs cargo-deny
+	cargo deny check
 
 # --- style --------------------------------------------------------------------------------------
 

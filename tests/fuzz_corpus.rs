@@ -1,14 +1,21 @@
 //! Replays the fuzzing corpus, and mutations of it, without the fuzzer: what it once found stays fixed.
+//!
+//! `SPARSE_MIXER_FUZZ_INPUTS` is the number of mutations per reader; `make fuzz` tries a million. The inputs of a run are
+//! the same every time, so that an input that failed is found again by its number.
 
 #[path = "../fuzz/inputs.rs"]
 mod inputs;
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-/// Mutations tried of every corpus file.
-const MUTATIONS: u64 = 2_000;
+/// Mutations tried of every reader's corpus where the environment does not say.
+const MUTATIONS: u64 = 6_000;
 /// Larger seeds are only replayed: mutating them finds little and takes long.
 const LARGEST_MUTATED: usize = 64 << 10;
+/// No input of these sizes may take longer, or make the process larger by more.
+const LONGEST: Duration = Duration::from_secs(1);
+const MOST_BYTES: usize = 64 << 20;
 
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
@@ -18,19 +25,50 @@ fn replay(target: &str, run: fn(&[u8])) {
         .collect();
     files.sort();
     assert!(!files.is_empty(), "{} has no seeds", folder.display());
-    for file in files {
-        let seed = std::fs::read(&file).unwrap();
-        run(&seed);
-        if seed.len() <= LARGEST_MUTATED {
-            for number in 0..MUTATIONS {
-                run(&mutated(&seed, number));
-            }
+    let mut seeds: Vec<Vec<u8>> = files.iter().map(|file| std::fs::read(file).unwrap()).collect();
+    seeds.iter().for_each(|seed| run(seed));
+    seeds.retain(|seed| seed.len() <= LARGEST_MUTATED);
+    let mutations = match std::env::var("SPARSE_MIXER_FUZZ_INPUTS") {
+        Ok(text) => text.parse().expect("SPARSE_MIXER_FUZZ_INPUTS: a number"),
+        Err(_) => MUTATIONS,
+    };
+    let (before, start) = (address_space(), Instant::now());
+    let mut slowest = Duration::ZERO;
+    for number in 0..mutations {
+        let seed = &seeds[number as usize % seeds.len()];
+        let other = &seeds[(number / 7) as usize % seeds.len()];
+        let input = mutated(seed, other, number);
+        let begun = Instant::now();
+        if let Err(panic) = std::panic::catch_unwind(|| run(&input)) {
+            let path = std::env::temp_dir().join(format!("sparse-mixer-{target}-{number}"));
+            std::fs::write(&path, &input).unwrap();
+            eprintln!("{target}: input {number} panics; it is in {}", path.display());
+            std::panic::resume_unwind(panic);
+        }
+        let took = begun.elapsed();
+        slowest = slowest.max(took);
+        assert!(took < LONGEST, "{target}: input {number} takes {took:?}");
+        if number % 1000 == 0 {
+            let grown = address_space().saturating_sub(before);
+            assert!(grown <= MOST_BYTES, "{target}: an input before {number} takes {grown} bytes");
         }
     }
+    let grown = address_space().saturating_sub(before) >> 20;
+    let seconds = start.elapsed().as_secs();
+    println!(
+        "{target}: {mutations} inputs in {seconds} s, slowest {slowest:?}, address space grown by {grown} MiB"
+    );
 }
 
-/// The seed with a few bytes changed, removed or repeated, the same for the same `number`.
-fn mutated(seed: &[u8], number: u64) -> Vec<u8> {
+/// Most bytes of address space that this process has had, touched or not; 0 where the system does not tell.
+fn address_space() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPeak:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok()).unwrap_or(0) << 10
+}
+
+/// The seed with a few bytes changed, removed or repeated, or with a piece of `other`; the same for the same `number`.
+fn mutated(seed: &[u8], other: &[u8], number: u64) -> Vec<u8> {
     let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut draw = |below: usize| {
         // Knuth's multiplier; the upper half is random enough to choose places.
@@ -45,12 +83,26 @@ fn mutated(seed: &[u8], number: u64) -> Vec<u8> {
         // Half of the changes hit the first bytes, where the structure of most formats is.
         let reach = if draw(2) == 0 { bytes.len().min(256) } else { bytes.len() };
         let place = draw(reach);
-        match draw(5) {
+        match draw(7) {
             0 => bytes[place] ^= 1 << draw(8),
             1 => bytes[place] = [0, 1, 0x7f, 0x80, 0xff][draw(5)],
             2 => bytes.truncate(place),
             3 => {
                 bytes.remove(place);
+            }
+            4 => {
+                // A piece of another seed, over or between.
+                let from = draw(other.len());
+                let piece = &other[from..(from + 1 + draw(64)).min(other.len())];
+                let end = if draw(2) == 0 { place } else { (place + piece.len()).min(bytes.len()) };
+                bytes.splice(place..end, piece.iter().copied());
+            }
+            5 => {
+                // A number in little or big endian, where lengths and offsets are.
+                let value = [0u64, 1, u64::MAX, 1 << 31, 1 << 63, draw(1 << 16) as u64][draw(6)];
+                let width = [2, 4, 8][draw(3)].min(bytes.len() - place);
+                let ends = if draw(2) == 0 { value.to_le_bytes() } else { value.to_be_bytes() };
+                bytes[place..place + width].copy_from_slice(&ends[..width]);
             }
             _ => {
                 let end = (place + 1 + draw(16)).min(bytes.len());

@@ -1,6 +1,6 @@
 //! Every gradient of the whole network in `f64` against central differences, for each kind of layer and option.
 
-use sparse_mixer::config::{ActivationConfig, MixingMechanism, SparseMixerConfig};
+use sparse_mixer::config::{ActivationConfig, MixingMechanism, RouterKind, Semantics, SparseMixerConfig};
 use sparse_mixer::kernels::Isa;
 use sparse_mixer::network::{Cotangents, OwnedInputs, OwnedWords, SparseMixer, Wanted, specs};
 use sparse_mixer::params::{Gradients, ParamMut, Role};
@@ -31,7 +31,7 @@ fn small() -> SparseMixerConfig {
         inner_dim: 20,
         output_dropout: 0.0,
         attention_dropout: 0.0,
-        router_z_loss_weight: 0.3,
+        router_z_loss_weight: Some(0.3),
         ..SparseMixerConfig::default()
     }
 }
@@ -42,16 +42,14 @@ fn model(config: &SparseMixerConfig) -> SparseMixer<f64> {
     SparseMixer::load(config, None, &mut |spec| {
         seed += 1;
         let values = noise(seed, spec.len(), 0.4);
-        Ok(if spec.role == Role::Scale { values.iter().map(|v| 1.0 + v).collect() } else { values })
+        let values = if spec.role == Role::Scale { values.iter().map(|v| 1.0 + v).collect() } else { values };
+        Ok(values.into())
     })
     .expect("weights of the right shapes")
 }
 
-fn inputs(config: &SparseMixerConfig, given_rows: bool) -> OwnedInputs<f64> {
-    let (seq, width) = (
-        config.max_sequence_length,
-        if config.embedding_width == 0 { config.hidden_size } else { config.embedding_width },
-    );
+fn inputs(config: &SparseMixerConfig, seq: usize, given_rows: bool) -> OwnedInputs<f64> {
+    let width = if config.embedding_width == 0 { config.hidden_size } else { config.embedding_width };
     let dense = if given_rows { 2 } else { 0 };
     let ids = |seed, len: usize, size: usize| -> Vec<i64> {
         noise(seed, len, 0.5).iter().map(|v| ((v + 0.5) * size as f64) as i64).collect()
@@ -59,6 +57,7 @@ fn inputs(config: &SparseMixerConfig, given_rows: bool) -> OwnedInputs<f64> {
     let word_len = seq - dense;
     OwnedInputs {
         batch: BATCH,
+        seq,
         words: if given_rows {
             OwnedWords::Embeddings(noise(3, BATCH * word_len * width, 1.0))
         } else {
@@ -79,7 +78,7 @@ fn loss_and_gradients(
     recompute: bool,
 ) -> (f64, Gradients<f64>, Vec<f64>) {
     let config = model.config();
-    let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
+    let (seq, hidden) = (inputs.seq, config.hidden_size);
     let rows = config.output_range.unwrap_or(seq);
     let sequence = noise(50, BATCH * rows * hidden, 1.0);
     let pooled = noise(51, BATCH * hidden, 1.0);
@@ -91,7 +90,11 @@ fn loss_and_gradients(
         let (outputs, tape) =
             model.forward_with_tape(context, inputs.clone(), training, wanted, recompute)?;
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let auxiliary: f64 = outputs.metrics.iter().map(|m| m.router_z_loss).sum();
+        let auxiliary: f64 = outputs
+            .metrics
+            .iter()
+            .map(|m| m.router_z_loss + config.auxiliary_loss_factor * m.load_balancing_loss)
+            .sum();
         let mut loss = AUX_LOSS_WEIGHT * auxiliary
             + dot(outputs.sequence_output.as_deref().unwrap_or(&[]), &sequence)
             + dot(outputs.pooled_output.as_deref().unwrap_or(&[]), &pooled);
@@ -150,10 +153,15 @@ fn nudge(model: &mut SparseMixer<f64>, index: usize, direction: &[f64], step: f6
 
 /// Compares directional derivatives, two random directions per weight.
 fn check(config: SparseMixerConfig, given_rows: bool, training: Option<u64>) {
-    let mut model = model(&config);
-    let inputs = inputs(&config, given_rows);
-    let (_, grads, drows) = loss_and_gradients(&model, &inputs, training, false);
-    let recomputed = loss_and_gradients(&model, &inputs, training, true);
+    let inputs = inputs(&config, config.max_sequence_length, given_rows);
+    check_with(&config, &inputs, training);
+}
+
+fn check_with(config: &SparseMixerConfig, inputs: &OwnedInputs<f64>, training: Option<u64>) {
+    let mut model = model(config);
+    let given_rows = matches!(inputs.words, OwnedWords::Embeddings(_));
+    let (_, grads, drows) = loss_and_gradients(&model, inputs, training, false);
+    let recomputed = loss_and_gradients(&model, inputs, training, true);
     assert_eq!(grads.tensors, recomputed.1.tensors, "recomputation changes bits");
     let scale = grads.tensors.iter().flatten().fold(0.0f64, |m, g| m.max(g.abs()));
     const STEP: f64 = 1e-5;
@@ -162,9 +170,9 @@ fn check(config: SparseMixerConfig, given_rows: bool, training: Option<u64>) {
             let direction = noise(1000 + 2 * index as u64 + direction, spec.len(), 1.0);
             let expected: f64 = grads.tensors[index].iter().zip(&direction).map(|(g, d)| g * d).sum();
             nudge(&mut model, index, &direction, STEP);
-            let above = loss_and_gradients(&model, &inputs, training, false).0;
+            let above = loss_and_gradients(&model, inputs, training, false).0;
             nudge(&mut model, index, &direction, -2.0 * STEP);
-            let below = loss_and_gradients(&model, &inputs, training, false).0;
+            let below = loss_and_gradients(&model, inputs, training, false).0;
             nudge(&mut model, index, &direction, STEP);
             let measured = (above - below) / (2.0 * STEP);
             let tolerance = 1e-6 * measured.abs().max(1e-2 * scale);
@@ -289,5 +297,95 @@ fn every_activation() {
         };
         let layers = SparseMixerConfig { num_layers: 2, attention_layers: vec![], ..small() };
         check(SparseMixerConfig { inner_activation, ..layers }, false, None);
+    }
+}
+
+/// The paper's encoder: all its rules at once.
+fn paper() -> SparseMixerConfig {
+    SparseMixerConfig {
+        semantics: Semantics::Paper,
+        pad_id: Some(4),
+        embedding_width: 7,
+        expert_inner_dim: Some(14),
+        max_group_size: Some(10),
+        min_expert_capacity: Some(2),
+        router_z_loss_weight: Some(0.3),
+        ..small()
+    }
+}
+
+#[test]
+fn paper_semantics() {
+    check(paper(), false, None);
+    check(SparseMixerConfig { embedding_width: 12, moe_layers: vec![2], ..paper() }, true, None);
+    let mut inputs = inputs(&paper(), 9, false);
+    // Padding from the ids; one example is nothing else.
+    inputs.mask = None;
+    let OwnedWords::Ids(ids) = &mut inputs.words else { unreachable!("ids are given") };
+    ids[9..18].fill(4);
+    ids[25..].fill(4);
+    check_with(&SparseMixerConfig { attention_layers: vec![0, 1, 2], ..paper() }, &inputs, None);
+}
+
+#[test]
+fn paper_dropout_is_made_again() {
+    let dropout = SparseMixerConfig {
+        output_dropout: 0.3,
+        attention_dropout: 0.4,
+        expert_dropout: Some(0.2),
+        jitter_noise: 0.1,
+        ..paper()
+    };
+    check(dropout, false, Some(5));
+}
+
+#[test]
+fn residual_around_mixtures_alone() {
+    check(SparseMixerConfig { moe_residual: Some(true), moe_layers: vec![0, 2], ..small() }, false, None);
+}
+
+#[test]
+fn tokens_choose() {
+    for semantics in [Semantics::Keras, Semantics::Paper] {
+        for (selected, prioritized, group_mixup) in [(1, true, false), (2, false, true), (3, true, true)] {
+            let config = SparseMixerConfig {
+                semantics,
+                router: RouterKind::TokensChoose,
+                num_selected_experts: selected,
+                batch_prioritized_routing: prioritized,
+                group_mixup,
+                auxiliary_loss_factor: 0.7,
+                moe_layers: vec![0, 1],
+                max_group_size: Some(10),
+                ..small()
+            };
+            check(config, false, None);
+        }
+    }
+}
+
+#[test]
+fn experts_exchanged_across_groups() {
+    check(SparseMixerConfig { group_mixup: true, ..paper() }, false, None);
+}
+
+#[test]
+fn circulant_and_toeplitz_both_ways() {
+    for mixing_mechanism in [MixingMechanism::Circulant, MixingMechanism::Toeplitz] {
+        for use_fft in [false, true] {
+            check(SparseMixerConfig { mixing_mechanism, use_fft, ..small() }, false, None);
+        }
+    }
+    let mixing_mechanism = MixingMechanism::Toeplitz;
+    check(SparseMixerConfig { mixing_mechanism, norm_first: true, ..small() }, false, None);
+}
+
+#[test]
+fn shorter_sequences() {
+    for mixing_mechanism in [MixingMechanism::Fourier, MixingMechanism::Hartley] {
+        for use_fft in [false, true] {
+            let config = SparseMixerConfig { mixing_mechanism, use_fft, ..paper() };
+            check_with(&config, &inputs(&config, 7, false), None);
+        }
     }
 }

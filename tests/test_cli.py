@@ -21,13 +21,18 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_inspect_lists_names_shapes_types_and_sizes(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_names_shapes_types_and_sizes(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(saved)]) == cli.EXIT_OK
     text = capsys.readouterr().out
     assert "safetensors, 43 tensors, 38.7 kB" in text
     assert "format_version: 1" in text
-    line = next(line for line in text.splitlines() if line.startswith("transformer/layer_1/moe/experts/output/bias"))
-    assert line.split()[1:] == ["float32", "[4,", "1,", "16]", "256", "B"]
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    experts = lines.index("experts/ (4 tensors) 17.2 kB")
+    layers = [line for line in lines if line.startswith("layer_") and line.endswith("kB")]
+    assert [line.split()[0] for line in layers] == ["layer_0/", "layer_1/", "layer_2/"]
+    assert lines.index(layers[1]) < experts < lines.index(layers[2])
+    assert lines[experts + 6] == "bias float32 [4, 1, 16] 256 B"
+    assert "router/router_weights/ (2 tensors) 272 B" in lines, "folders with one entry share a line"
     assert cli.main(["inspect", "--json", str(GOLDEN / "saved_model")]) == cli.EXIT_OK
     assert json.loads(capsys.readouterr().out)["format"] == "tensor_bundle"
 
@@ -71,6 +76,36 @@ def test_convert(tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]
     by_name = {w.key: w.numpy() for w in SparseMixer.load(path, config=arguments).weights}
     for name, array in np.load(GOLDEN / "weights.npz").items():
         np.testing.assert_array_equal(by_name[name], array)
+
+
+def test_convert_from_the_jax_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = GOLDEN.parent / "jax" / "ckpt_linear_2_devices"
+    with np.load(folder / "expected.npz") as expected:
+        config = str(expected["config"])
+        kernel = expected["params/encoder/pooler/kernel"]
+    (tmp_path / "config.json").write_text(config)
+    target = tmp_path / "encoder.safetensors"
+    arguments = ["convert", str(folder), str(target), "--flax-config", str(tmp_path / "config.json")]
+    with pytest.warns(UserWarning, match="ignored keys"):
+        assert (
+            cli.main([*arguments, "--set", "router_dtype=bfloat16", "--set", "eval_capacity_factor=0.5"]) == cli.EXIT_OK
+        )
+    encoder = SparseMixer.load(target)
+    assert (encoder.arguments.router_dtype, encoder.arguments.eval_capacity_factor) == ("bfloat16", 0.5)
+    np.testing.assert_array_equal(encoder.pooler_layer.weights[0].numpy(), kernel)
+    assert cli.main(["verify", str(folder), "--preset", "bert_base"]) == cli.EXIT_PROBLEM
+    assert "do not fit" in capsys.readouterr().out
+    assert cli.main(["convert", str(folder), str(target), "--set", "pad_id"]) == cli.EXIT_USAGE
+
+
+def test_convert_with_a_preset(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "inner_dim": 24, "num_attention_heads": 2, "max_sequence_length": 8}
+    encoder = SparseMixer.from_preset("fast_sparse_mixer_small", vocab_size=40, **sizes)
+    encoder.save(tmp_path / "weights.npz")
+    settings = [f"--set={name}={value}" for name, value in sizes.items()]
+    source, target = str(tmp_path / "weights.npz"), str(tmp_path / "encoder.safetensors")
+    assert cli.main(["convert", source, target, "--preset", "fast_sparse_mixer_small", *settings]) == cli.EXIT_OK
+    assert SparseMixer.load(target).get_config() == encoder.get_config()
 
 
 def test_bench_and_doctor(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,24 @@ def test_quickstart(tmp_path):
     }
 
 
+def test_finetuning(tmp_path):
+    for module in ("tokenizers", "matplotlib"):
+        pytest.importorskip(module)
+    printed = run_example("finetune.py", "--classes=2", "--epochs=1", folder=tmp_path)
+    assert "on unseen passages\nwithout reading: most frequent package" in printed
+    saved = {path.name for path in (tmp_path / "out/finetune").iterdir()}
+    assert saved == {"state.npz", "encoder.safetensors", "learning_curve.png"}
+
+
+def test_pretraining(tmp_path):
+    for module in ("tokenizers", "matplotlib"):
+        pytest.importorskip(module)
+    printed = run_example("pretrain.py", "--passages=100", "--epochs=1", folder=tmp_path)
+    assert "nats per hidden word piece of unseen passages; unigram entropy" in printed
+    saved = {path.name for path in (tmp_path / "out/pretrain").iterdir()}
+    assert saved == {"state.npz", "encoder.safetensors", "tokenizer.json", "learning_curve.png"}
+
+
 def test_drop_in(tmp_path):
     if not has_tensorflow():
         pytest.skip("compares with TensorFlow, which is not installed")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import sparse_mixer
 from encoders import LENGTH, TYPES, VOCAB_SIZE, WIDTH, assert_same_outputs, small_encoder, small_inputs
+from sparse_mixer import models
 
 CONSTRUCTION: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"hidden_size": 15}, ValueError, r"hidden_size: got 15, expected a multiple of num_attention_heads \(2\)"),
@@ -329,17 +330,50 @@ def test_threads_out_of_range() -> None:
         sparse_mixer.set_num_threads(0)
     with pytest.raises(ValueError, match="num_threads: got -1"):
         small_encoder().num_threads = -1
+    for huge in (2**63, -(2**70), 4097):
+        with pytest.raises(ValueError, match=f"num_threads: got {huge}, expected 1 to 4096"):
+            sparse_mixer.set_num_threads(huge)
 
 
-def test_not_finite_inside() -> None:
+@pytest.mark.parametrize(
+    ("layer", "value", "named"),
+    [
+        (0, np.nan, "the embeddings are"),
+        (1, np.inf, "the embeddings are"),
+        (4, 1e38, "block 0 is"),
+        (5, 1e38, "block 1 is"),
+        (6, np.nan, "block 2 is"),
+        (7, np.nan, "the pooler is"),
+    ],
+)
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_not_finite_inside(layer: int, value: float, named: str, differentiable: bool) -> None:
     encoder = small_encoder()
-    block = encoder.transformer_layers[1]
-    block.set_weights([np.full(weight.shape, 1e38) for weight in block.weights])
+    assert [type(part).__name__ for part in encoder.layers[4:7]] == ["TransformerLayer"] * 3
+    part = encoder.layers[layer]
+    part.set_weights([np.full(weight.shape, value) for weight in part.weights])
+    call = encoder.vjp if differentiable else encoder
     with np.errstate(all="ignore"):
-        encoder(small_inputs())
-    with pytest.raises(ValueError, match="block 1 is the first whose output"):
-        encoder(small_inputs(), check_finite=True)
+        call(small_inputs())
+    with pytest.raises(ValueError, match=f"check_finite: {named} the first whose output has a NaN or an infinity"):
+        call(small_inputs(), check_finite=True)
 
 
 def test_internal_errors_can_be_caught() -> None:
     assert issubclass(sparse_mixer.InternalError, RuntimeError)
+
+
+def test_heads_that_no_memory_can_hold() -> None:
+    encoder = small_encoder()
+    with pytest.raises(ValueError, match="num_classes: too large"):
+        models.BertClassifier(encoder, 2**60)
+    with pytest.raises(MemoryError, match="not enough memory for"):
+        models.BertClassifier(encoder, 2**36)
+
+
+def test_models_want_encoders() -> None:
+    for model in (models.BertClassifier, models.BertTokenClassifier):
+        with pytest.raises(TypeError, match="network: expected a SparseMixer, got NoneType"):
+            model(None, 2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="encoder_network: expected a SparseMixer, got int"):
+        models.BertPretrainerV2(3)  # type: ignore[arg-type]

@@ -86,6 +86,9 @@ def test_modules_mirror_the_references() -> None:
         "FOURIER": "fourier",
         "HARTLEY": "hartley",
         "LINEAR": "linear",
+        # The paper's, which TensorFlow does not have.
+        "CIRCULANT": "circulant",
+        "TOEPLITZ": "toeplitz",
     }
 
 
@@ -424,7 +427,16 @@ def test_losses_are_those_of_the_last_call() -> None:
     np.testing.assert_allclose(encoder.losses, 0.5 * aux["unscaled_router_z_loss"], rtol=1e-6)
     np.testing.assert_allclose(aux["total"], sum(encoder.losses), rtol=1e-6)
     np.testing.assert_array_equal(aux["moe_layers"], [0, 1])
-    assert set(aux) == {*METRICS, "total", "moe_layers"}
+    assert set(aux) == {*METRICS, "total", "expert_load", "moe_layers"}
+
+
+def test_loads_are_shares_of_the_experts_answers() -> None:
+    encoder = small_encoder(moe_layers=(1,), num_experts=4)
+    outputs = encoder(small_inputs(3), outputs=("sequence_output", "routing"))
+    (routing,) = outputs["routing"]
+    group = np.arange(3)[:, None]
+    picked = [routing["probabilities"][group, routing["indices"][:, e], e].sum() for e in range(4)]
+    np.testing.assert_allclose(encoder.aux_losses["expert_load"], [picked / np.sum(picked)], rtol=1e-5)
 
 
 def test_metrics_are_running_means() -> None:

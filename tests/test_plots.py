@@ -33,6 +33,14 @@ def test_combine_weights_keeps_the_probabilities_of_chosen_tokens():
             np.testing.assert_array_equal(weights[group, :, expert], expected)
 
 
+def test_combine_weights_skip_empty_slots():
+    entry = routing()
+    entry["indices"][0, 1, 0] = -1
+    weights = plots.combine_weights(entry)
+    assert np.count_nonzero(weights[0, :, 1]) == 1
+    assert np.count_nonzero(weights) == 2 * 3 * 2 - 1
+
+
 def test_combine_weights_of_capacity_zero_are_zero():
     assert not plots.combine_weights(routing(capacity=0)).any()
 

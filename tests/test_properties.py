@@ -50,6 +50,28 @@ def configurations(draw: st.DrawFn, /, **fixed: Any) -> dict[str, Any]:
     return arguments | fixed
 
 
+@st.composite
+def extensions(draw: st.DrawFn, /, **fixed: Any) -> dict[str, Any]:
+    """The same with everything that TensorFlow's class does not have; each example is a routing group."""
+    arguments: dict[str, Any] = draw(configurations(**fixed))
+    arguments |= {
+        "semantics": draw(st.sampled_from(["keras", "paper"])),
+        "max_group_size": arguments["max_sequence_length"],
+        "mixing_mechanism": draw(st.sampled_from(["linear", "fourier", "hartley", "circulant", "toeplitz"])),
+        "router": draw(st.sampled_from(["experts_choose", "tokens_choose"])),
+        "num_selected_experts": draw(st.integers(1, arguments["num_experts"])),
+        "batch_prioritized_routing": draw(st.booleans()),
+        "router_dtype": draw(st.sampled_from(["float32", "bfloat16"])),
+        "min_expert_capacity": draw(st.integers(0, 1)),
+        "expert_inner_dim": draw(st.none() | st.integers(1, 40)),
+        "pad_id": draw(st.none() | st.integers(-1, arguments["vocab_size"] - 1)),
+    }
+    return arguments
+
+
+anything = st.one_of(configurations(), extensions())
+
+
 def inputs_for(arguments: dict[str, Any], batch: int, seed: int = 0) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     shape = (batch, arguments["max_sequence_length"])
@@ -70,7 +92,7 @@ def assert_same_bits(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 
 @few
-@given(configurations(), st.integers(0, 5))
+@given(anything, st.integers(0, 5))
 def test_shapes(arguments: dict[str, Any], batch: int) -> None:
     encoder = sparse_mixer.SparseMixer(**arguments)
     outputs = encoder(inputs_for(arguments, batch))
@@ -101,7 +123,7 @@ def test_agrees_with_the_formulas(arguments: dict[str, Any], batch: int) -> None
 
 
 @few
-@given(configurations(), st.data())
+@given(anything, st.data())
 def test_an_example_does_not_depend_on_its_batch(arguments: dict[str, Any], data: st.DataObject) -> None:
     batch = data.draw(st.integers(1, 9))
     encoder = sparse_mixer.SparseMixer(**arguments)
@@ -114,7 +136,7 @@ def test_an_example_does_not_depend_on_its_batch(arguments: dict[str, Any], data
 
 
 @few
-@given(configurations(), st.integers(1, 6), st.booleans())
+@given(anything, st.integers(1, 6), st.booleans())
 def test_threads_do_not_change_a_bit(arguments: dict[str, Any], batch: int, training: bool) -> None:
     arguments["train_capacity_factor"] = arguments["eval_capacity_factor"]
     encoder = sparse_mixer.SparseMixer(**arguments, num_threads=1)
@@ -193,7 +215,7 @@ def test_masked_positions_are_not_seen_by_others(arguments: dict[str, Any], visi
 
 
 @few
-@given(configurations(), st.integers(1, 4))
+@given(anything, st.integers(1, 4))
 def test_inputs_are_left_alone_and_calls_repeat(arguments: dict[str, Any], batch: int) -> None:
     encoder = sparse_mixer.SparseMixer(**arguments)
     inputs = inputs_for(arguments, batch)
@@ -205,7 +227,7 @@ def test_inputs_are_left_alone_and_calls_repeat(arguments: dict[str, Any], batch
 
 
 @few
-@given(configurations(), st.integers(1, 3))
+@given(anything, st.integers(1, 3))
 def test_asking_for_less_gives_the_same(arguments: dict[str, Any], batch: int) -> None:
     encoder = sparse_mixer.SparseMixer(**arguments)
     inputs = inputs_for(arguments, batch)
@@ -216,7 +238,7 @@ def test_asking_for_less_gives_the_same(arguments: dict[str, Any], batch: int) -
 
 
 @few
-@given(configurations(), st.integers(1, 3))
+@given(anything, st.integers(1, 3))
 def test_weights_make_the_encoder(arguments: dict[str, Any], batch: int) -> None:
     """Weights carried to an encoder with another seed give the same outputs; so does the configuration."""
     encoder = sparse_mixer.SparseMixer(**arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -194,11 +195,6 @@ def test_errors_name_the_argument() -> None:
         ),
         (lambda: optimizer.apply_gradients(3, gradients), TypeError, "expected a SparseMixer or a model"),
         (lambda: optimizers.AdamW(-1.0).apply_gradients(encoder, gradients), ValueError, "learning_rate: got -1"),
-        (
-            lambda: optimizers.AdamW().apply_gradients(encoder.astype("bfloat16"), gradients),
-            ValueError,
-            "dtype: training needs weights in float32",
-        ),
         (lambda: model.loss_and_gradients((inputs, labels + 5), seed=0), ValueError, "labels: got "),
         (lambda: model.loss_and_gradients((inputs, labels[:2]), seed=0), ValueError, "labels: expected shape"),
         (lambda: model.loss_and_gradients(inputs, seed=0), ValueError, "labels: missing"),
@@ -226,16 +222,18 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
         np.testing.assert_array_equal(a, b)
 
 
-def make_run(rule: str, folder: Path, stopper: callbacks.Callback | None = None) -> training.Trainer:
+def make_run(
+    rule: str, folder: Path, stopper: callbacks.Callback | None = None, dtype: str = "float32", epochs: int = 3
+) -> training.Trainer:
     """A run with everything random: shuffling, dropout, jitter, masking, accumulation."""
-    encoder = small_encoder(jitter_noise=0.1)
+    encoder = small_encoder(jitter_noise=0.1, dtype=dtype)
     model = models.BertPretrainerV2(encoder, "gelu", classification_heads=[models.ClassificationHead(WIDTH, 2, 0.1)])
     inputs, labels = labelled(20)
     return training.Trainer(
         model,
         inputs | {"next_sentence_labels": labels},
         optimizer=RULES[rule](),
-        epochs=3,
+        epochs=epochs,
         batch_size=3,
         seed=5,
         transform=masking,
@@ -254,16 +252,16 @@ class StopAfter(callbacks.Callback):
         trainer.stop = trainer.step == self.step
 
 
-@pytest.mark.parametrize("rule", ["adamw", "adafactor"])
-def test_stopped_runs_resume_with_the_same_bits(rule: str, tmp_path: Path) -> None:
-    whole = make_run(rule, tmp_path / "whole")
+@pytest.mark.parametrize(("rule", "dtype"), [("adamw", "float32"), ("adafactor", "float32"), ("lamb", "bfloat16")])
+def test_stopped_runs_resume_with_the_same_bits(rule: str, dtype: str, tmp_path: Path) -> None:
+    whole = make_run(rule, tmp_path / "whole", dtype=dtype)
     whole.run()
     steps = whole.step
     for stop in np.random.default_rng(0).choice(np.arange(1, steps), 5, replace=False):
-        first = make_run(rule, tmp_path / str(stop), StopAfter(int(stop)))
+        first = make_run(rule, tmp_path / str(stop), StopAfter(int(stop)), dtype)
         first.run()
         first.save(tmp_path / "stopped.npz")
-        second = make_run(rule, tmp_path / str(stop))
+        second = make_run(rule, tmp_path / str(stop), dtype=dtype)
         second.restore(tmp_path / "stopped.npz")
         assert second.step == stop
         history = second.run()
@@ -271,6 +269,44 @@ def test_stopped_runs_resume_with_the_same_bits(rule: str, tmp_path: Path) -> No
         assert_same_weights(second.model, whole.model)
         for name, moment in whole.optimizer.get_state()[1].items():
             np.testing.assert_array_equal(second.optimizer.get_state()[1][name], moment)
+
+
+class SaveAfter(callbacks.Callback):
+    def __init__(self, steps: Any, folder: Path) -> None:
+        self.steps = {int(step) for step in steps}
+        self.folder = folder
+
+    def on_step_end(self, trainer: Any, logs: Any) -> None:
+        if trainer.step in self.steps:
+            trainer.save(self.folder / f"stop-{trainer.step}.npz")
+
+
+def digest(run: training.Trainer) -> str:
+    """Of all losses, weights and moments."""
+    arrays = [*run.model.get_weights(), *run.optimizer.get_state()[1].values()]
+    return hashlib.sha256(repr(run.history).encode() + b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+def test_twenty_random_stops_resume_in_a_new_process(tmp_path: Path) -> None:
+    stops = np.random.default_rng(1).choice(np.arange(1, 32), 20, replace=False)
+    whole = make_run("adamw", tmp_path / "whole", SaveAfter(stops, tmp_path), epochs=8)
+    whole.run()
+    assert whole.step == 32
+    program = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent)]!r}
+from pathlib import Path
+import test_training as t
+for path in sorted(Path(sys.argv[1]).glob("stop-*.npz")):
+    run = t.make_run("adamw", Path(sys.argv[1], path.stem), epochs=8)
+    run.restore(path)
+    run.run()
+    print(t.digest(run))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], timeout=200, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [digest(whole)] * 20
 
 
 def test_a_killed_process_resumes_with_the_same_bits(tmp_path: Path) -> None:
@@ -385,6 +421,10 @@ def test_histories_are_written(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["learning_rate"] for line in lines] == pytest.approx([schedule(step) for step in range(6)])
     assert all(line["gradient_norm"] > 0 for line in lines)
+    for entry in (*lines, *history.epochs):
+        loads = [entry[f"expert_load/1/{expert}"] for expert in range(4)]
+        assert sum(loads) == pytest.approx(1.0, abs=1e-5)
+        assert entry["expert_load_peak"] >= 4 * max(loads) - 1e-5
     assert len((tmp_path / "epochs.csv").read_text().splitlines()) == 3
     history.plot().savefig(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000

@@ -25,10 +25,10 @@ SIZES = {
 }
 
 
-def main() -> None:
-    """Write both models."""
-    torch.manual_seed(5)
-    random = np.random.default_rng(5)
+def write(target: Path, seed: int) -> None:
+    """Write both models, with weights and inputs from `seed`, into folders of `target`."""
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
     ids = random.integers(0, SIZES["vocab_size"], (3, 8))
     types = random.integers(0, 2, (3, 8))
     mask = np.ones((3, 8), np.int64)
@@ -48,9 +48,9 @@ def main() -> None:
             outputs = inner(
                 torch.tensor(ids), token_type_ids=torch.tensor(types), output_hidden_states=True, **keywords
             )
-        model.save_pretrained(FOLDER / name, safe_serialization=True)
+        model.save_pretrained(target / name, safe_serialization=True)
         np.savez(
-            FOLDER / name / "outputs.npz",
+            target / name / "outputs.npz",
             input_word_ids=ids.astype(np.int32),
             input_type_ids=types.astype(np.int32),
             input_mask=mask.astype(np.int32),
@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write(FOLDER, seed=5)

@@ -1,0 +1,310 @@
+"""Random calls, bad and odd ones: a `ValueError` or `TypeError` that changes nothing, or the right answer."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import sparse_mixer
+from encoders import ARGUMENTS, LENGTH, TYPES, VOCAB_SIZE, small_encoder, small_inputs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sparse_mixer import gradients, masking, models, optimizers, schedules
+
+FULL = os.environ.get("SPARSE_MIXER_STRESS", "") == "full"
+# Three tests, 20,000 calls in a full run.
+many = settings(
+    max_examples=8000 if FULL else 120,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+
+REFUSED = (ValueError, TypeError)
+ENCODER = small_encoder(num_threads=1)
+EXPECTED = ENCODER(small_inputs())["sequence_output"].tobytes()
+
+# Arrays ---------------------------------------------------------------------------------------------------------------
+
+
+def _reversed(array: Any) -> Any:
+    return np.ascontiguousarray(array[::-1])[::-1]
+
+
+def _unaligned(array: Any) -> Any:
+    raw = np.zeros(array.nbytes + 1, np.uint8)
+    odd = raw[1:].view(array.dtype).reshape(array.shape)
+    odd[...] = array
+    return odd
+
+
+def _read_only(array: Any) -> Any:
+    array = array.copy()
+    array.setflags(write=False)
+    return array
+
+
+# Other forms of the same values.
+FORMS: list[Callable[[Any], Any]] = [
+    np.asfortranarray,
+    _reversed,
+    _unaligned,
+    _read_only,
+    lambda a: a.tolist(),
+    lambda a: a.astype(a.dtype.newbyteorder()),
+    lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    lambda a: np.broadcast_to(a, a.shape),
+    lambda a: a.astype(np.float64),
+    lambda a: a.astype(np.int64),
+    lambda a: a.astype(np.int16),
+    lambda a: a.astype(np.uint8),
+    lambda a: a.astype(object),
+    lambda a: memoryview(np.ascontiguousarray(a)),
+    np.matrix,
+]
+DTYPES = hnp.scalar_dtypes() | st.sampled_from(["f2", "f4", "f8", "i1", "u8", "i8", "O", "S3", "U2", "V4"]).map(
+    np.dtype
+)
+
+
+def odd_arrays() -> st.SearchStrategy[Any]:
+    """Arrays of any type, rank 0 to 4 and few elements; and things that are no arrays."""
+    arrays = DTYPES.filter(lambda dtype: dtype.kind not in "OV").flatmap(
+        lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=LENGTH))
+    )
+    close = st.integers(0, 3).flatmap(
+        lambda batch: hnp.arrays(
+            st.sampled_from(["i4", "i8", "u8", "f4", "f8", "?"]), (batch, LENGTH), elements=st.integers(0, 1)
+        )
+    )
+    large = hnp.arrays(np.int64, (2, LENGTH), elements=st.integers(-(2**63), 2**63 - 1))
+    floats = hnp.arrays(np.float32, (2, LENGTH), elements=st.floats(width=32))
+    return arrays | close | large | floats | odd_values()
+
+
+def odd_values() -> st.SearchStrategy[Any]:
+    """Scalars, texts and containers."""
+    return st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**70), 2**70),
+        st.integers(-2, 40),
+        st.floats(),
+        st.text(max_size=5),
+        st.binary(max_size=5),
+        st.complex_numbers(),
+        st.lists(st.integers(-2, 60), max_size=4),
+        st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+        st.sampled_from(
+            [object(), int, np.nan, np.float32(1), np.int8(3), np.array(3), ..., slice(None), range(3), "float32"]
+        ),
+    )
+
+
+def canonical(inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The inputs as plain arrays, or None if they are not valid. Independent of the package's own checks."""
+    plain = {}
+    for name, limit in (("input_word_ids", VOCAB_SIZE), ("input_type_ids", TYPES), ("input_mask", None)):
+        try:
+            array = np.asarray(inputs[name])
+        except Exception:
+            return None
+        if array.ndim != 2 or array.dtype.kind not in ("iuf" if limit else "iufb") or array.dtype.itemsize > 8:
+            return None
+        values = array.astype(np.float64)
+        if not np.isfinite(values).all() or array.shape[1] != LENGTH:
+            return None
+        if limit and not ((values == np.trunc(values)) & (values >= 0) & (values < limit)).all():
+            return None
+        plain[name] = values.astype(np.int64 if limit else np.float32)
+    return (
+        plain
+        if len({array.shape for array in plain.values()}) == 1 and np.isfinite(plain["input_mask"]).all()
+        else None
+    )
+
+
+@many
+@given(st.data())
+def test_calls(data: st.DataObject) -> None:
+    inputs: dict[str, Any] = small_inputs(data.draw(st.integers(0, 3)), data.draw(st.integers(0, 9)))
+    for name in data.draw(st.lists(st.sampled_from(list(inputs)), unique=True)):
+        if data.draw(st.booleans()):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # numpy's, of matrices
+                inputs[name] = data.draw(st.sampled_from(FORMS))(inputs[name])
+        else:
+            inputs[name] = data.draw(odd_arrays())
+    plain = canonical(inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, of odd conversions
+        try:
+            outcome = result = ENCODER(inputs)["sequence_output"]
+        except REFUSED as error:
+            outcome, result = error, None
+    if plain is None:
+        assert isinstance(outcome, Exception), "accepted"
+    elif result is None:
+        # Objects are refused whatever is in them.
+        assert any(np.asarray(value).dtype.kind == "O" for value in inputs.values()), outcome
+    else:
+        assert result.tobytes() == ENCODER(plain)["sequence_output"].tobytes()
+    assert ENCODER(small_inputs())["sequence_output"].tobytes() == EXPECTED
+
+
+# Constructor ----------------------------------------------------------------------------------------------------------
+
+
+@many
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [
+                *ARGUMENTS,
+                "dtype",
+                "examples_per_group",
+                "train_capacity_factor",
+                "use_fft",
+                "mixing_mechanism",
+                "inner_activation",
+                "initializer",
+                "output_range",
+                "embedding_width",
+                "norm_first",
+                "max_group_size",
+                "semantics",
+                "num_threads",
+                "isa",
+                "jitter_noise",
+                "output_dropout",
+                "trainable",
+            ]
+        ),
+        odd_values(),
+        min_size=1,
+        max_size=2,
+    )
+)
+def test_constructor(changes: dict[str, Any]) -> None:
+    large = [key for key in changes if isinstance(changes[key], (int, np.integer)) and abs(int(changes[key])) > 1000]
+    if any(0 < int(changes[key]) < 2**40 for key in large if key not in ("seed", "num_threads")):
+        return  # valid, perhaps, but too much for the machine of a test
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            encoder = sparse_mixer.SparseMixer(**(ARGUMENTS | changes))
+        except REFUSED:
+            return
+        # What was accepted can be written down, made again and called.
+        again = sparse_mixer.SparseMixer.from_config(encoder.get_config())
+        length = encoder.arguments.max_sequence_length
+        ids = np.zeros((2, length), np.int32)
+        inputs = {"input_word_ids": ids, "input_mask": ids + 1, "input_type_ids": ids}
+        try:
+            outputs = encoder(inputs)
+        except ValueError:
+            with pytest.raises(ValueError, match=r"."):
+                again(inputs)
+            return
+        again.set_weights(encoder.get_weights())
+        np.testing.assert_array_equal(again(inputs)["pooled_output"], outputs["pooled_output"])
+
+
+# Everything else ------------------------------------------------------------------------------------------------------
+
+MODEL = models.BertClassifier(ENCODER, 2)
+LABELLED = (small_inputs(), np.array([0, 1]))
+OUTPUTS, VJP = ENCODER.vjp(small_inputs(), seed=0)
+GRADIENTS = VJP({"pooled_output": OUTPUTS["pooled_output"]})
+TABLE = ENCODER.get_embedding_table()
+BUFFERS = gradients.Gradients(ENCODER)
+
+
+def _with(name: str, value: Any) -> dict[str, Any]:
+    return small_inputs() | {name: value}
+
+
+# Calls of one odd value; none may change the encoder, so what would change it is called on another.
+SURFACE: dict[str, Callable[[Any], Any]] = {
+    "call": lambda x: ENCODER(x),
+    "call with embeddings": lambda x: ENCODER(_with("input_word_embeddings", x)),
+    "call with dense inputs": lambda x: ENCODER(_with("dense_inputs", x)),
+    "training": lambda x: ENCODER(small_inputs(), training=x),
+    "seed": lambda x: ENCODER(small_inputs(), training=True, seed=x),
+    "outputs": lambda x: ENCODER(small_inputs(), outputs=x),
+    "check_finite": lambda x: ENCODER(small_inputs(), check_finite=x),
+    "vjp": lambda x: ENCODER.vjp(x),
+    "recompute": lambda x: ENCODER.vjp(small_inputs(), recompute=x),
+    "cotangent": lambda x: VJP({"sequence_output": x}),
+    "cotangents": lambda x: VJP(x),
+    "cotangents of blocks": lambda x: VJP({"encoder_outputs": x}),
+    "aux_loss_weight": lambda x: VJP({}, x),
+    "into": lambda x: VJP({}, into=x),
+    "set_weights": lambda x: small_encoder().set_weights(x),
+    "one weight": lambda x: small_encoder().set_weights([x, *ENCODER.get_weights()[1:]]),
+    "variable": lambda x: small_encoder().get_embedding_table().assign(x),
+    "lookup": lambda x: ENCODER.get_embedding_layer()(x),
+    "num_threads": lambda x: setattr(small_encoder(), "num_threads", x),
+    "memory_estimate": lambda x: ENCODER.memory_estimate(x),
+    "memory_estimate of outputs": lambda x: ENCODER.memory_estimate(1, outputs=x),
+    "astype": lambda x: ENCODER.astype(x),
+    "quantize": lambda x: ENCODER.quantize(x),
+    "load_weights": lambda x: small_encoder().load_weights(x if isinstance(x, dict) else {"a": x}),
+    "load_weights strict": lambda x: small_encoder().load_weights({}, strict=x),
+    "load_report": lambda x: ENCODER.load_report({"pooler_transform/kernel": x}),
+    "trainable": lambda x: setattr(small_encoder(), "trainable", x),
+    "gradient": lambda x: BUFFERS.set("pooler_transform/bias", x),
+    "apply_gradients": lambda x: optimizers.SGD().apply_gradients(small_encoder(), {"pooler_transform/bias": x}),
+    "gradients": lambda x: optimizers.SGD().apply_gradients(small_encoder(), x),
+    "target": lambda x: optimizers.SGD().apply_gradients(x, GRADIENTS),
+    "scale": lambda x: optimizers.SGD().apply_gradients(small_encoder(), GRADIENTS, scale=x),
+    "learning_rate": lambda x: optimizers.AdamW(x).apply_gradients(small_encoder(), GRADIENTS),
+    "beta": lambda x: optimizers.AdamW(beta_1=x),
+    "clipnorm": lambda x: optimizers.AdamW(global_clipnorm=x).apply_gradients(small_encoder(), GRADIENTS),
+    "state": lambda x: optimizers.AdamW().set_state(x, {}),
+    "moments": lambda x: optimizers.AdamW().set_state(0, x),
+    "schedule": lambda x: schedules.CosineDecay(x, 10)(1),
+    "step": lambda x: schedules.CosineDecay(1.0, 10)(x),
+    "labels": lambda x: MODEL.loss_and_gradients((small_inputs(), x), seed=0),
+    "batch": lambda x: MODEL.loss_and_gradients(x, seed=0),
+    "num_classes": lambda x: models.BertClassifier(ENCODER, x),
+    "encoder of a model": lambda x: models.BertClassifier(x, 2),
+    "mask_tokens": lambda x: masking.mask_tokens(small_inputs(), seed=0, mask_id=x, vocab_size=VOCAB_SIZE),
+    "set_num_threads": lambda x: (sparse_mixer.set_num_threads(x), sparse_mixer.set_num_threads(None)),
+    "from_config": lambda x: sparse_mixer.SparseMixer.from_config(x),
+}
+# Where Python itself or a mapping answers, its own exceptions are the right ones.
+ALSO = {"from_config": (KeyError,), "gradient": (KeyError,), "num_classes": (MemoryError,)}
+
+
+@many
+@given(st.sampled_from(sorted(SURFACE)), odd_arrays())
+def test_surface(name: str, value: Any) -> None:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            SURFACE[name](value)
+        except (*REFUSED, *ALSO.get(name, ())):
+            pass
+        finally:
+            sparse_mixer.set_num_threads(None)
+    assert ENCODER(small_inputs())["sequence_output"].tobytes() == EXPECTED
+
+
+@pytest.mark.parametrize("place", range(0, 2000, 40))
+def test_damaged_pickles(place: int) -> None:
+    """Bytes of a pickle changed: an exception, or an encoder; pickles are trusted, but not fragile."""
+    data = bytearray(pickle.dumps(small_encoder(hidden_size=4, num_attention_heads=1, inner_dim=4)))
+    data[place % len(data)] ^= 0x15
+    outcome: Any = None
+    try:
+        loaded = pickle.load(io.BytesIO(bytes(data)))
+        loaded(small_inputs())
+    except Exception as error:
+        outcome = error
+    assert not isinstance(outcome, sparse_mixer.InternalError)

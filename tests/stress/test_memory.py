@@ -1,0 +1,144 @@
+"""Memory: it does not grow, it is given back, and it is known beforehand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MEGABYTE = 1 << 20
+TESTS = str(Path(__file__).parents[1])
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory from /proc")
+
+_PRELUDE = f"""
+import ctypes, sys
+sys.path[:0] = [{TESTS!r}]
+import numpy as np
+import sparse_mixer
+from encoders import small_encoder, small_inputs
+def memory(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
+def trim():
+    ctypes.CDLL(None).malloc_trim(0)
+"""
+
+
+def python(program: str) -> list[float]:
+    """The numbers that the program prints."""
+    command = [sys.executable, "-c", _PRELUDE + program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    return [float(word) for word in done.stdout.split()]
+
+
+def test_no_growth(scaled: Any, report: Any) -> None:
+    calls = scaled(600, 10_000)
+    level, after, peak = python(f"""
+encoder = small_encoder(num_threads=2, hidden_size=64, inner_dim=256)
+rng = np.random.default_rng(0)
+batches = {{batch: small_inputs(batch) for batch in range(1, 65)}}
+for batch in batches: encoder(batches[batch])
+for _ in range(50): encoder(batches[int(rng.integers(1, 65))])
+level, most = memory("VmRSS"), 0
+for number in range({calls}):
+    inputs = batches[int(rng.integers(1, 65))]
+    if number % 10 == 0:
+        outputs, vjp = encoder.vjp(inputs)
+        vjp({{"pooled_output": outputs["pooled_output"]}})
+    else:
+        encoder(inputs, training=number % 7 == 0)
+    if number == {calls} // 20: level = memory("VmRSS")  # the tapes' memory belongs to the warm-up
+    most = max(most, memory("VmRSS")) if number > {calls} // 20 else 0
+print(level, memory("VmRSS"), most)
+""")
+    report(calls=calls, growth=f"{(after - level) / MEGABYTE:.1f} MB", highest=f"{(peak - level) / MEGABYTE:.1f} MB")
+    assert peak - level <= 16 * MEGABYTE
+
+
+def test_encoders_and_files_come_and_go(scaled: Any, tmp_path: Path) -> None:
+    level, after = python(f"""
+path = {str(tmp_path / "weights.safetensors")!r}
+small_encoder(hidden_size=64).save(path)
+def once():
+    encoder = sparse_mixer.SparseMixer.load(path)
+    encoder(small_inputs(4))
+for _ in range(20): once()
+level = memory("VmRSS")
+for _ in range({scaled(100, 1000)}): once()
+print(level, memory("VmRSS"))
+""")
+    assert after - level <= 8 * MEGABYTE
+
+
+def test_scratch_is_given_back() -> None:
+    before, during, after = python("""
+encoder = small_encoder(num_threads=2, hidden_size=256, inner_dim=64)
+inputs = small_inputs(4096)
+encoder(small_inputs(4))
+before = memory("VmRSS")
+encoder(inputs, outputs=("pooled_output",))
+during = memory("VmRSS")
+sparse_mixer.release_scratch()
+trim()
+print(before, during, memory("VmRSS"))
+""")
+    assert during - before > 64 * MEGABYTE
+    assert after - before < 8 * MEGABYTE
+
+
+LARGE = "vocab_size=20_000, hidden_size=256, inner_dim=1024, max_sequence_length=128"
+CASES = {
+    "linear": ("num_layers=3, moe_layers=(), attention_layers=()", 64, ""),
+    "spectral": ("num_layers=3, moe_layers=(), attention_layers=(), mixing_mechanism='hartley', use_fft=True", 64, ""),
+    "matrices": ("num_layers=2, moe_layers=(), attention_layers=(), mixing_mechanism='fourier'", 64, ""),
+    "attention": ("num_layers=3, moe_layers=(), attention_layers=(0, 1, 2), num_attention_heads=4", 64, ""),
+    "experts": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), num_experts=8", 64, ""),
+    "more capacity": (
+        "num_layers=2, moe_layers=(0, 1), attention_layers=(), num_experts=8, eval_capacity_factor=2",
+        64,
+        "",
+    ),
+    "less capacity": (
+        "num_layers=2, moe_layers=(0, 1), attention_layers=(), num_experts=8, eval_capacity_factor=0.5",
+        64,
+        "",
+    ),
+    "pre-norm": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), norm_first=True", 64, ""),
+    "bfloat16": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), dtype='bfloat16'", 128, ""),
+    "int8": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), dtype='int8'", 128, ""),
+    "float16": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), dtype='float16'", 96, ""),
+    "narrow embeddings": ("num_layers=2, embedding_width=64, moe_layers=(0,), attention_layers=()", 64, ""),
+    "one output": ("num_layers=6, moe_layers=(1,), attention_layers=(2,)", 64, "('pooled_output',)"),
+    "two outputs": ("num_layers=6, moe_layers=(1,), attention_layers=(2,)", 64, "('sequence_output', 'pooled_output')"),
+    "one example": ("num_layers=6, moe_layers=(1,), attention_layers=(2,)", 1, ""),
+    "custom activation": ("num_layers=2, moe_layers=(), attention_layers=(), inner_activation=np.tanh", 32, ""),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_estimate(case: str, report: Any) -> None:
+    """Never below what a call takes, and at most 10 % above, weights included."""
+    arguments, batch, outputs = CASES[case]
+    keyword = f", outputs={outputs}" if outputs else ""
+    estimate, measured = python(f"""
+import gc
+warm = small_encoder(num_threads=2)
+warm(small_inputs(64))
+sparse_mixer.release_scratch()
+trim()
+before = memory("VmRSS")
+encoder = sparse_mixer.SparseMixer({LARGE}, {arguments}, seed=0, num_threads=2)
+ids = np.ones(({batch}, 128), np.int32)
+inputs = dict(input_word_ids=ids, input_mask=ids, input_type_ids=ids)
+sparse_mixer.release_scratch()
+trim()
+open("/proc/self/clear_refs", "w").write("5")
+outputs = encoder(inputs{keyword})
+print(encoder.memory_estimate({batch}{keyword}), memory("VmHWM") - before)
+""")
+    report(case=case, estimate=f"{estimate / MEGABYTE:.1f} MB", measured=f"{measured / MEGABYTE:.1f} MB")
+    assert measured <= estimate <= 1.1 * measured

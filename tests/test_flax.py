@@ -1,0 +1,224 @@
+"""`SparseMixer.from_flax`: parameters and checkpoints of the paper's JAX code, with its configurations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jax_cases import assert_close, jax_case, jax_names
+from sparse_mixer import CheckpointError, SparseMixer, checkpoints, models, optimizers
+from sparse_mixer._weight_files import open_weights
+
+GOLDEN = Path(__file__).parent / "golden" / "jax"
+CHECKPOINTS = ["ckpt_bert_replicated_only", "ckpt_linear_2_devices"]
+
+# Every file's configuration says how it was made, too.
+pytestmark = pytest.mark.filterwarnings("ignore:config. ignored keys:UserWarning")
+
+
+def expected_of(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """Configuration and arrays of a checkpoint folder's ``expected.npz``."""
+    with np.load(GOLDEN / name / "expected.npz") as file:
+        arrays = dict(file)
+    return json.loads(str(arrays.pop("config"))), arrays
+
+
+def nested(paths: dict[str, Any]) -> dict[str, Any]:
+    """Parameters as Flax holds them."""
+    tree: dict[str, Any] = {}
+    for path, array in paths.items():
+        *folders, leaf = path.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[leaf] = array
+    return tree
+
+
+@pytest.mark.parametrize("name", jax_names("encoder", "pretraining", "classification"))
+def test_parameters_and_configuration_give_the_outputs(name: str) -> None:
+    case = jax_case(name)
+    encoder = SparseMixer.from_flax(case.part("params/"), case.config, group_mixup=True)
+    outputs = encoder(case.inputs, training=case.training)
+    for key in ("sequence_output", "pooled_output"):
+        assert_close(key, outputs[key], case.data[f"outputs/{key}"])
+    assert encoder.get_config() == SparseMixer(**case.arguments(), group_mixup=True).get_config()
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoint_folders_hold_the_parameters_and_give_the_outputs(name: str) -> None:
+    config, expected = expected_of(name)
+    encoder = SparseMixer.from_flax(GOLDEN / name, config)
+    inputs = {"input_word_ids": expected["inputs/input_ids"], "input_type_ids": expected["inputs/type_ids"]}
+    outputs = encoder(inputs)
+    for key in ("sequence_output", "pooled_output"):
+        assert_close(key, outputs[key], expected[f"outputs/{key}"])
+    # The parameters, to the bit: loaded from the merged ones they make the same encoder.
+    merged = SparseMixer.from_flax({k: v for k, v in expected.items() if k.startswith("params/")}, config)
+    for ours, theirs in zip(encoder.weights, merged.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy(), err_msg=ours.key)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoint_folders_hold_heads_step_and_moments(name: str) -> None:
+    _, expected = expected_of(name)
+    file = open_weights(GOLDEN / name)
+    found = {key: file.read(index) for index, (key, _, _) in enumerate(file.entries())}
+    places = {"opt/mu/": "opt_state/0/mu/", "opt/nu/": "opt_state/0/nu/", "params/": "params/"}
+    compared = 0
+    for key, value in expected.items():
+        for ours, theirs in places.items():
+            if key.startswith(ours):
+                np.testing.assert_array_equal(found[theirs + key.removeprefix(ours)], value, err_msg=key)
+                compared += 1
+    assert compared == sum(key.startswith(("params/", "opt_state/0/mu/", "opt_state/0/nu/")) for key in found)
+    assert found["step"] == expected["step"]
+    assert found["opt_state/0/count"] == expected["opt/count"]
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_moments_continue_the_training(name: str) -> None:
+    """An update with the checkpoint's moments is that of the formula, weight by weight."""
+    config, expected = expected_of(name)
+    encoder = SparseMixer.from_flax(GOLDEN / name, config)
+    optimizer = optimizers.AdamW(1e-2, weight_decay=0.0, epsilon=1e-6)
+    state = checkpoints.read_adam_state(encoder, GOLDEN / name)
+    optimizer.set_state(*state)
+    steps, moments = state
+    assert steps == expected["opt/count"]
+    before = {weight.key: weight.numpy().astype(np.float64) for weight in encoder.weights}
+    random = np.random.default_rng(0)
+    gradients = {weight.key: random.normal(size=weight.shape).astype(np.float32) for weight in encoder.weights}
+    optimizer.apply_gradients(encoder, gradients)
+    for weight in encoder.weights:
+        m = 0.9 * moments[f"{weight.key}/m"] + 0.1 * gradients[weight.key]
+        v = 0.999 * moments[f"{weight.key}/v"] + 0.001 * gradients[weight.key] ** 2
+        update = m / (1 - 0.9 ** (steps + 1)) / ((np.sqrt(v) + 1e-6) / np.sqrt(1 - 0.999 ** (steps + 1)))
+        np.testing.assert_allclose(weight.numpy(), before[weight.key] - 1e-2 * update, atol=2e-6, err_msg=weight.key)
+    expert = "transformer/layer_1/moe/experts/output/kernel"
+    if expert in before:
+        stored = expected["opt/mu/encoder/expert_1/output/kernel"]
+        np.testing.assert_array_equal(moments[f"{expert}/m"], stored.swapaxes(0, 1))
+    with pytest.raises(CheckpointError, match="no state of an Adam"):
+        checkpoints.read_adam_state(encoder, {key: value for key, value in expected.items() if "params" in key})
+    other = SparseMixer.from_preset("bert_base", vocab_size=9, hidden_size=8, inner_dim=8, num_attention_heads=2)
+    with pytest.raises(CheckpointError, match="not those of this encoder"):
+        checkpoints.read_adam_state(other, GOLDEN / name)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_heads_of_checkpoint_folders_give_the_logits(name: str) -> None:
+    config, expected = expected_of(name)
+    encoder = SparseMixer.from_flax(GOLDEN / name, config)
+    head = models.ClassificationHead(0, 2, use_encoder_pooler=True)
+    model = models.BertPretrainerV2(encoder, "gelu_tanh", classification_heads=[head])
+    model.load_flax_heads(GOLDEN / name)
+    outputs = model(
+        {
+            "input_word_ids": expected["inputs/input_ids"],
+            "input_type_ids": expected["inputs/type_ids"],
+            "masked_lm_positions": expected["inputs/masked_lm_positions"],
+        }
+    )
+    logits = outputs["mlm_logits"].reshape(expected["outputs/masked_lm_logits"].shape)
+    assert_close("mlm_logits", logits, expected["outputs/masked_lm_logits"])
+    assert_close("next_sentence", outputs["next_sentence"], expected["outputs/next_sentence_logits"])
+
+
+def test_heads_that_are_not_those_of_the_file_are_refused() -> None:
+    case = jax_case("classification_3_classes")
+    encoder = SparseMixer.from_flax(case.part("params/"), case.config)
+    model = models.BertClassifier(encoder, 3)
+    model.load_flax_heads(nested(case.part("params/")))
+    assert_close("logits", model(case.inputs), case.data["outputs/logits"])
+    before = model.heads["sentence_prediction"].get_weights()
+    for wrong, error, message in [
+        (models.BertClassifier(encoder, 2), ValueError, r"expected shape \(.*, 2\)"),
+        (models.BertClassifier(encoder, 3, use_encoder_pooler=False), CheckpointError, "no weight like .*pooler_dense"),
+        (models.BertPretrainerV2(encoder), CheckpointError, "missing: predictions_"),
+    ]:
+        with pytest.raises(error, match=message):
+            wrong.load_flax_heads(case.part("params/"))
+    with pytest.raises(CheckpointError, match="missing: classification"):
+        model.load_flax_heads(case.part("params/encoder/"))
+    for now, then in zip(model.heads["sentence_prediction"].get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_nested_parameters_and_missing_vocabulary_size() -> None:
+    case = jax_case("linear_experts_choose")
+    config = {key: value for key, value in case.config.items() if key != "vocab_size"}
+    encoder = SparseMixer.from_flax(nested(case.part("params/")), config)
+    assert encoder.arguments.vocab_size == case.config["vocab_size"]
+    assert_close("sequence_output", encoder(case.inputs)["sequence_output"], case.data["outputs/sequence_output"])
+
+
+def test_missing_keys_have_the_defaults_of_the_jax_code() -> None:
+    random = np.random.default_rng(0)
+    small = {"d_emb": 8, "d_model": 8, "d_ff": 8, "expert_d_ff": 8, "max_seq_length": 16, "num_heads": 2}
+    model = SparseMixer(
+        40,
+        hidden_size=8,
+        inner_dim=8,
+        num_attention_heads=2,
+        max_sequence_length=16,
+        type_vocab_size=4,
+        semantics="paper",
+    )
+    named = {weight.key: random.normal(size=weight.shape).astype(np.float32) for weight in model.weights}
+    # The names of any scheme will do, with the JAX code's configuration.
+    encoder = SparseMixer.from_flax(named, {**small, "pad_id": 0})
+    assert (encoder.arguments.num_layers, encoder.arguments.num_experts) == (14, 16)
+    assert encoder.arguments.moe_layers == (5, 6, 7, 8)
+    assert encoder.arguments.attention_layers == (10, 11, 12, 13)
+    assert encoder.arguments.router == "experts_choose"
+    assert encoder.arguments.semantics == "paper"
+
+
+def test_keys_that_do_not_belong_to_the_encoder_are_reported() -> None:
+    case = jax_case("bert")
+    with pytest.warns(UserWarning, match="ignored keys .*: .*learning_rate.*train_batch_size"):
+        SparseMixer.from_flax(case.part("params/"), {**case.config, "learning_rate": 1e-4, "train_batch_size": 64})
+
+
+def test_names_in_any_case_and_enumerations() -> None:
+    import enum
+
+    class Layout(enum.Enum):
+        TOP = 3
+
+    case = jax_case("linear_experts_choose")
+    config = {**case.config, "model_arch": "LINEAR", "attention_layout": Layout.TOP}
+    assert SparseMixer.from_flax(case.part("params/"), config).arguments.attention_layers == (3,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_arch": "roberta"}, "model_arch: got 'roberta', expected one of 'BERT'"),
+        ({"dispatch_algorithm": "random"}, "dispatch_algorithm: got 'random'"),
+        ({"attention_layout": "left"}, "layout: got 'left'"),
+        ({"pad_id": None}, "'pad_id' is missing"),
+    ],
+)
+def test_configurations_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    case = jax_case("linear_experts_choose")
+    with pytest.raises(ValueError, match=message):
+        SparseMixer.from_flax(case.part("params/"), {**case.config, **changes})
+    with pytest.raises(TypeError, match="config: expected a mapping"):
+        SparseMixer.from_flax(case.part("params/"), "config.py")  # type: ignore[arg-type]
+
+
+def test_incomplete_steps_are_refused(tmp_path: Path) -> None:
+    name = "ckpt_linear_2_devices"
+    config, _ = expected_of(name)
+    shutil.copytree(GOLDEN / name, tmp_path / "step")
+    (tmp_path / "step" / "shard-00000-of-00001_checkpoint_3").unlink()
+    with pytest.raises(CheckpointError):
+        SparseMixer.from_flax(tmp_path / "step", config)
+    with pytest.raises(CheckpointError, match="another shape"):
+        SparseMixer.from_flax(GOLDEN / name, {**config, "d_ff": 20})

@@ -1,0 +1,71 @@
+"""BERT and FNet of the `transformers` package: files that it wrote, and where it is installed, the package itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sparse_mixer import CheckpointError, SparseMixer
+
+FOLDER = Path(__file__).parent / "golden" / "checkpoints"
+# Difference to the package's hidden states.
+TOLERANCE = 2e-5
+
+
+def assert_gives_the_hidden_states(folder: Path) -> None:
+    """Compares with ``outputs.npz`` in `folder`, the hidden states of the model there."""
+    expected = np.load(folder / "outputs.npz")
+    encoder = SparseMixer.load(folder)
+    outputs = encoder({key: expected[key] for key in ("input_word_ids", "input_mask", "input_type_ids")})
+    # The first of their hidden states is the embeddings.
+    for ours, theirs in zip(outputs["encoder_outputs"], expected["hidden_states"][1:], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+    np.testing.assert_allclose(outputs["pooled_output"], expected["pooled_output"], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["hf_bert", "hf_fnet"])
+def test_files_give_that_packages_hidden_states(name: str) -> None:
+    assert_gives_the_hidden_states(FOLDER / name)
+    encoder = SparseMixer.load(FOLDER / name)
+    assert SparseMixer.load(FOLDER / name / "model.safetensors").get_config() == encoder.get_config()
+    # Into an encoder that stands already, heads being passed over.
+    other = SparseMixer(**encoder.get_config())
+    report = other.load_weights(FOLDER / name)
+    assert (report.scheme, report.prefix, report.complete) == ("huggingface", name.removeprefix("hf_"), True)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_package_itself_gives_the_same(tmp_path: Path, seed: int) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from reference import make_hugging_face
+
+    make_hugging_face.write(tmp_path, seed)
+    for name in ("hf_bert", "hf_fnet"):
+        assert_gives_the_hidden_states(tmp_path / name)
+
+
+def test_fnet_takes_shorter_sequences() -> None:
+    encoder = SparseMixer.load(FOLDER / "hf_fnet")
+    ids = np.arange(15, dtype=np.int32).reshape(3, 5)
+    outputs = encoder({"input_word_ids": ids, "input_type_ids": np.zeros_like(ids)})
+    assert outputs["sequence_output"].shape == (3, 5, 16)
+
+
+def test_variants_that_are_not_computed_are_refused(tmp_path: Path) -> None:
+    folder = FOLDER / "hf_bert"
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    for changes, message in [
+        ({"model_type": "roberta"}, "model_type 'roberta'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ({"hidden_act": "os.system"}, "hidden_act"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps"),
+        ({"vocab_size": None}, "vocab_size"),
+    ]:
+        remaining = {key: value for key, value in {**config, **changes}.items() if value is not None}
+        (tmp_path / "config.json").write_text(json.dumps(remaining))
+        with pytest.raises(CheckpointError, match=message):
+            SparseMixer.load(tmp_path)
