@@ -1,21 +1,27 @@
-"""Command line: `python -m benchmarks inference | startup | scaling | peak`."""
+"""Command line: `python -m benchmarks <command>`; `--help` lists the commands."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import pathlib
+from collections.abc import Callable, Iterable
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, TRAINERS
 
 DEFAULT_FOLDER = pathlib.Path("docs/benchmarks")
 
 
-def _peer_names(text: str) -> list[str]:
-    names = list(PEERS) if text == "all" else text.split(",")
-    unknown = sorted(set(names) - set(PEERS))
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown engine {', '.join(unknown)}; known: {', '.join(PEERS)}")
+def _names_among(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return what reads comma-separated engines out of `known`, or all of them."""
+
+    def names(text: str) -> list[str]:
+        chosen = list(known) if text == "all" else text.split(",")
+        unknown = sorted(set(chosen) - set(known))
+        if unknown:
+            raise argparse.ArgumentTypeError(f"unknown engine {', '.join(unknown)}; known: {', '.join(known)}")
+        return chosen
+
     return names
 
 
@@ -26,18 +32,36 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     inference = commands.add_parser("inference", help="sequences per second, all engines interleaved")
-    inference.add_argument("--engines", type=_peer_names, default=list(PEERS), help="comma-separated, or all")
+    inference.add_argument("--engines", type=_names_among(PEERS), default=list(PEERS), help="comma-separated, or all")
     inference.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     inference.add_argument("--rounds", type=int, default=7)
     inference.add_argument("--baseline", default="tf", choices=list(PEERS))
 
+    training = commands.add_parser("training", help="training steps of the Base model, all engines interleaved")
+    default = ["train-f32", "train-f32-recompute", "train-bf16", "train-tf"]
+    training.add_argument("--engines", type=_names_among(TRAINERS), default=default, help="comma-separated, or all")
+    training.add_argument("--batch", type=int, default=8)
+    training.add_argument("--rounds", type=int, default=5)
+    training.add_argument("--baseline", default="train-tf", choices=list(TRAINERS))
+
+    architectures = commands.add_parser("architectures", help="Sparse Mixers beside BERT on our engine")
+    architectures.add_argument("--batch", type=int, default=8)
+    architectures.add_argument("--rounds", type=int, default=5)
+
     startup = commands.add_parser("startup", help="import, build, first call, peak memory")
-    startup.add_argument("--engines", type=_peer_names, default=list(PEERS))
+    startup.add_argument("--engines", type=_names_among(PEERS), default=list(PEERS))
     startup.add_argument("--batch", type=int, default=8)
 
     scaling = commands.add_parser("scaling", help="sweeps over batch, length, groups, experts, threads")
     scaling.add_argument("sweeps", nargs="*", help="names of sweeps (default: all)")
     scaling.add_argument("--rounds", type=int, default=3)
+
+    weights = commands.add_parser("weights", help="saving and loading beside copying the file; memory of loading")
+    weights.add_argument("--rounds", type=int, default=7)
+    weights.add_argument("--where", type=pathlib.Path, help="folder on the disk to be measured")
+
+    quality = commands.add_parser("quality", help="rounding and rerouting of the narrower storage types")
+    quality.add_argument("--examples", type=int, default=8)
 
     commands.add_parser("peak", help="multiply-add rate of this processor")
     return parser
@@ -47,14 +71,22 @@ def main() -> None:
     """Run one command and print its table."""
     arguments = _parser().parse_args()
     folder = DEFAULT_FOLDER if arguments.save else None
+    if arguments.command in ("inference", "training") and arguments.baseline not in arguments.engines:
+        arguments.engines.append(arguments.baseline)
     if arguments.command == "inference":
         from benchmarks.inference import run
 
-        if arguments.baseline not in arguments.engines:
-            arguments.engines.append(arguments.baseline)
         text = run(
             arguments.engines, arguments.batches, arguments.threads, arguments.rounds, arguments.baseline, folder
         )
+    elif arguments.command == "training":
+        from benchmarks.training import run
+
+        text = run(arguments.engines, arguments.batch, arguments.threads, arguments.rounds, arguments.baseline, folder)
+    elif arguments.command == "architectures":
+        from benchmarks.training import compare_architectures
+
+        text = compare_architectures(arguments.batch, arguments.threads, arguments.rounds, folder)
     elif arguments.command == "startup":
         from benchmarks.startup import run
 
@@ -63,6 +95,14 @@ def main() -> None:
         from benchmarks.scaling import run
 
         text = run(arguments.sweeps, arguments.threads, arguments.rounds, folder or pathlib.Path("out/benchmarks"))
+    elif arguments.command == "weights":
+        from benchmarks.weight_files import run
+
+        text = run(arguments.threads, arguments.rounds, arguments.where, folder)
+    elif arguments.command == "quality":
+        from benchmarks.quality import run
+
+        text = run(arguments.examples, folder)
     else:
         from benchmarks.peak import measure
 

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from benchmarks import peak, report
 from benchmarks.peers import PEERS
-from benchmarks.timing import interleaved
+from benchmarks.timing import interleaved, median_ratio
 from benchmarks.worker import Worker
 from benchmarks.workload import Workload
 
@@ -31,22 +31,17 @@ class Row:
     share_of_peak: float
 
 
-def median_ratio(baseline: Sequence[float], turns: Sequence[float]) -> float:
-    """Return the median over rounds of `baseline / turns`: how much faster than the baseline, noise cancelled."""
-    return statistics.median(b / t for b, t in zip(baseline, turns, strict=True))
-
-
 def agreement(workers: Sequence[Worker], baseline: Worker) -> dict[str, float]:
     """Return for each engine the median over tokens of the cosine between its output and the baseline's (batch 1).
 
     With random weights, lower precision sends some tokens to other experts, and mixing spreads the change to all.
     """
-    wanted, _ = baseline.outputs(1)
+    wanted, _ = baseline.answer(1)
     cosines = {}
     for worker in workers:
-        sequence, _ = worker.outputs(1)
+        sequence, _ = worker.answer(1)
         norms = np.linalg.norm(sequence, axis=-1) * np.linalg.norm(wanted, axis=-1)
-        cosines[worker.peer] = float(np.median((sequence * wanted).sum(-1) / np.maximum(norms, 1e-30)))
+        cosines[worker.name] = float(np.median((sequence * wanted).sum(-1) / np.maximum(norms, 1e-30)))
     return cosines
 
 
@@ -70,7 +65,7 @@ def run(
         for worker in tqdm(workers, desc="building", leave=False):
             worker.build(workload)
         rows = [row for batch in batches for row in _rows(workers, workload, batch, rounds, baseline, rates)]
-        by_name = {worker.peer: worker for worker in workers}
+        by_name = {worker.name: worker for worker in workers}
         cosines = agreement(workers, by_name[baseline])
 
     table = _table(rows, batches, baseline)

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from benchmarks.workload import Workload, make_weights
+
+
+def build_encoder(workload: Workload, threads: int, same_weights: bool, dtype: str) -> Any:
+    """Return the encoder, with the weights that all peers share or those it draws itself."""
+    import sparse_mixer
+
+    arguments = {**workload.constructor_arguments(), "num_threads": threads, "seed": 0}
+    if not same_weights:
+        return sparse_mixer.SparseMixer(**arguments, dtype=dtype)
+    encoder = sparse_mixer.SparseMixer(**arguments)
+    encoder.set_weights(make_weights([(w.name, tuple(w.shape)) for w in encoder.weights]))
+    return encoder if dtype == "float32" else encoder.astype(dtype)
 
 
 class Peer:
@@ -12,15 +26,7 @@ class Peer:
 
     def __init__(self, workload: Workload, threads: int, *, same_weights: bool = True, dtype: str = "float32") -> None:
         """Build the encoder; set the weights that all peers share, or keep those it draws itself."""
-        import sparse_mixer
-
-        arguments = {**workload.constructor_arguments(), "num_threads": threads, "seed": 0}
-        if same_weights:
-            encoder = sparse_mixer.SparseMixer(**arguments)
-            encoder.set_weights(make_weights([(w.name, tuple(w.shape)) for w in encoder.weights]))
-            self._encoder = encoder if dtype == "float32" else encoder.astype(dtype)
-        else:
-            self._encoder = sparse_mixer.SparseMixer(**arguments, dtype=dtype)
+        self._encoder = build_encoder(workload, threads, same_weights, dtype)
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return `sequence_output` and `pooled_output` as float32 arrays."""

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.workload import Workload, make_weights
 
 
-def _import_tensorflow(threads: int) -> Any:
+def import_tensorflow(threads: int) -> Any:
     """Import TensorFlow quietly, on the Keras 2 code base that Model Garden needs, with `threads` threads."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -50,7 +50,7 @@ class Peer:
         policy: str = "float32",
     ) -> None:
         """Build the encoder and trace it for any batch size (XLA: for each batch size at its first call)."""
-        self._tf = tf = _import_tensorflow(threads)
+        self._tf = tf = import_tensorflow(threads)
         encoder = build_encoder(workload, policy, same_weights)
 
         def forward(inputs: dict[str, Any]) -> tuple[Any, Any]:
@@ -68,7 +68,7 @@ class Peer:
 
 def export_saved_model(workload: Workload, directory: str, threads: int) -> None:
     """Write the encoder as a SavedModel of static sequence length and free batch size to `directory`."""
-    tf = _import_tensorflow(threads)
+    tf = import_tensorflow(threads)
     encoder = build_encoder(workload)
 
     names = tuple(workload.inputs(1))

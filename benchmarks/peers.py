@@ -14,8 +14,8 @@ from benchmarks.workload import Workload
 class Engine(Protocol):
     """An encoder ready to be called with numpy arrays."""
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Return `sequence_output` [batch, sequence, hidden] and `pooled_output` [batch, hidden]."""
+    def __call__(self, inputs: dict[str, np.ndarray]) -> Any:
+        """Return `sequence_output` [batch, sequence, hidden] and `pooled_output` [batch, hidden]; trainers the loss."""
         ...
 
 
@@ -49,3 +49,14 @@ PEERS = {
     "openvino-int8": PeerSpec("OpenVINO int8 (NNCF)", _OPENVINO, {"precision": "int8"}, "int8"),
 }
 """All engines, in the order of the printed table."""
+
+_TRAINERS = [f"benchmarks.trainer_{name}" for name in ("ours", "tensorflow")]
+
+TRAINERS = {
+    "train-f32": PeerSpec("sparse_mixer float32", _TRAINERS[0], {}, "float32"),
+    "train-f32-recompute": PeerSpec("sparse_mixer float32, recomputing", _TRAINERS[0], {"recompute": True}, "float32"),
+    "train-bf16": PeerSpec("sparse_mixer bfloat16", _TRAINERS[0], {"dtype": "bfloat16"}, "bfloat16"),
+    "train-tf": PeerSpec("TensorFlow graph", _TRAINERS[1], {}, "float32"),
+    "train-tf-bf16": PeerSpec("TensorFlow mixed_bfloat16", _TRAINERS[1], {"policy": "mixed_bfloat16"}, "bfloat16"),
+}
+"""Engines whose call is a training step."""

@@ -127,7 +127,7 @@ def _works(worker: Worker, sweep: Sweep, method: str, argument: Workload | int) 
     try:
         getattr(worker, method)(argument)
     except WorkerError as error:
-        tqdm.write(f"{sweep.name}: {worker.peer} left out: {str(error).strip().splitlines()[-1]}")
+        tqdm.write(f"{sweep.name}: {worker.name} left out: {str(error).strip().splitlines()[-1]}")
         return False
     return True
 

@@ -34,13 +34,18 @@ def interleaved(workers: Sequence[Worker], batch: int, rounds: int, *, label: st
     Returns:
         For each worker's name the median seconds per call of each of its turns.
     """
-    plans = {worker.peer: turn_plan(worker, batch) for worker in workers}
-    turns: dict[str, list[float]] = {worker.peer: [] for worker in workers}
+    plans = {worker.name: turn_plan(worker, batch) for worker in workers}
+    turns: dict[str, list[float]] = {worker.name: [] for worker in workers}
     with tqdm(total=rounds * len(workers), desc=label or f"batch {batch}", leave=False) as progress:
         for round_index in range(rounds):
             shift = round_index % len(workers)
             for worker in (*workers[shift:], *workers[:shift]):
-                skipped, counted = plans[worker.peer]
-                turns[worker.peer].append(statistics.median(worker.call(batch, skipped + counted)[skipped:]))
+                skipped, counted = plans[worker.name]
+                turns[worker.name].append(statistics.median(worker.call(batch, skipped + counted)[skipped:]))
                 progress.update()
     return turns
+
+
+def median_ratio(baseline: Sequence[float], turns: Sequence[float]) -> float:
+    """Return the median over rounds of `baseline / turns`: how much faster than the baseline, noise cancelled."""
+    return statistics.median(b / t for b, t in zip(baseline, turns, strict=True))

@@ -11,9 +11,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
-import numpy as np
-
-from benchmarks.peers import PEERS, Engine
+from benchmarks.peers import PEERS, TRAINERS, Engine
 from benchmarks.workload import Workload
 
 
@@ -40,7 +38,7 @@ class _Session:
     """What runs inside the worker process; public methods are the messages it understands."""
 
     def __init__(self, peer: str, threads: int) -> None:
-        self._spec = PEERS[peer]
+        self._spec = (PEERS | TRAINERS)[peer]
         self._threads = threads
         self._workload = Workload()
         self._engine: Engine | None = None
@@ -64,11 +62,10 @@ class _Session:
             seconds.append(time.perf_counter() - start)
         return seconds
 
-    def outputs(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return sequence and pooled output of one call."""
+    def answer(self, batch: int) -> Any:
+        """Return what one call does: arrays, or a loss."""
         assert self._engine is not None, "build comes first"
-        sequence, pooled = self._engine(self._workload.inputs(batch))
-        return np.array(sequence), np.array(pooled)
+        return self._engine(self._workload.inputs(batch))
 
     def memory(self) -> Memory:
         """Return the resident memory of this process."""
@@ -100,14 +97,15 @@ def _serve(connection: Connection, peer: str, threads: int) -> None:
 class Worker:
     """Handle of one engine's process. Use as a context manager; methods block until the engine has answered."""
 
-    def __init__(self, peer: str, threads: int) -> None:
+    def __init__(self, peer: str, threads: int, name: str = "") -> None:
         """Start the process; nothing is imported in it yet.
 
         Args:
-            peer: a key of `benchmarks.peers.PEERS`.
+            peer: a key of `benchmarks.peers.PEERS` or `TRAINERS`.
             threads: number of compute threads that the engine may use.
+            name: what results call the worker, if not by its peer.
         """
-        self.peer = peer
+        self.name = name or peer
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, peer, threads))
@@ -120,9 +118,9 @@ class Worker:
             good, answer = self._connection.recv()
         except EOFError as error:
             self._process.join()
-            raise WorkerError(f"{self.peer}: process ended with code {self._process.exitcode}") from error
+            raise WorkerError(f"{self.name}: process ended with code {self._process.exitcode}") from error
         if not good:
-            raise WorkerError(f"{self.peer}:\n{answer}")
+            raise WorkerError(f"{self.name}:\n{answer}")
         return answer
 
     def build(self, workload: Workload, same_weights: bool = True) -> float:
@@ -133,10 +131,9 @@ class Worker:
         """See `_Session.call`."""
         return list(self._ask("call", batch, calls))
 
-    def outputs(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `_Session.outputs`."""
-        sequence, pooled = self._ask("outputs", batch)
-        return sequence, pooled
+    def answer(self, batch: int) -> Any:
+        """See `_Session.answer`."""
+        return self._ask("answer", batch)
 
     def memory(self) -> Memory:
         """See `_Session.memory`."""

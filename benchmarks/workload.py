@@ -14,6 +14,10 @@ MASKED_SHARE = 8
 """One position in this many, at the end of every sequence, is padding."""
 
 
+LEARNING_RATE = 1e-4
+"""Of all training steps."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Workload:
     """An encoder configuration; the defaults are the Base model of `tfm.nlp.networks.SparseMixer`."""
@@ -31,6 +35,8 @@ class Workload:
     max_sequence_length: int = 512
     type_vocab_size: int = 16
     inner_dim: int = 2048
+    train_capacity_factor: float = 1.0
+    eval_capacity_factor: float = 1.0
 
     def constructor_arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the encoder's constructor."""
@@ -68,6 +74,11 @@ class Workload:
         types[:, seq // 2 :] = 1
         ids = rng.integers(0, self.vocab_size, (batch, seq), dtype=np.int32)
         return {"input_word_ids": ids, "input_mask": mask, "input_type_ids": types}
+
+    def target(self) -> np.ndarray:
+        """Return what training draws every sequence's output to, float32 [sequence, hidden]."""
+        rng = np.random.default_rng(1)
+        return rng.standard_normal((self.max_sequence_length, self.hidden_size), dtype=np.float32)
 
 
 def make_weights(specs: WeightSpecs, seed: int = 0, scale: float = 0.02) -> list[np.ndarray]:

@@ -1,6 +1,8 @@
 """Train a small Sparse Mixer on a real task: which package of the standard library does this documentation come from?
 
-Starts from random weights and takes a minute or two on two cores. Stopping it (Ctrl-C) and starting it again goes on
+Starts from random weights and takes about a minute on two cores. The accuracy on unseen passages is set beside that of
+guesses that read no words: always the most frequent package, or the most frequent one among passages of about the same
+length. Stopping it (Ctrl-C) and starting it again goes on
 where it was, to the same result.
 
     python examples/finetune.py
@@ -31,7 +33,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--classes", type=int, default=12, help="number of packages, those with most documentation")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--output", type=Path, default=Path("out/finetune"), help="folder of state and results")
     return parser.parse_args()
@@ -53,6 +55,15 @@ def load_data(classes: int) -> tuple[Data, Data, list[str], int]:
         return text.encode(tokenizer, [p.text for p in chosen], LENGTH), labels
 
     return prepared(training), prepared([passages[i] for i in order[:split]]), names, tokenizer.get_vocab_size()
+
+
+def accuracy_by_length(training: Data, validation: Data) -> float:
+    """Accuracy of always naming the most frequent package among training passages of about the same length."""
+    lengths = [data[0]["input_mask"].sum(axis=1) for data in (training, validation)]
+    edges = np.quantile(lengths[0], np.linspace(0, 1, 11)[1:-1])
+    bins = [np.digitize(length, edges) for length in lengths]
+    guesses = [np.bincount(training[1][bins[0] == i], minlength=1).argmax() for i in range(10)]
+    return float(np.mean(validation[1] == np.array(guesses)[bins[1]]))
 
 
 def main() -> None:
@@ -90,12 +101,14 @@ def main() -> None:
         epochs=given.epochs,
         batch_size=given.batch_size,
         validation_data=validation,
-        state_path=given.output / "state.safetensors",
+        state_path=given.output / "state.npz",
     )
     minutes = (time.perf_counter() - start) / 60
 
     accuracy = history.epochs[-1]["val_accuracy"]
-    print(f"accuracy {accuracy:.1%} on unseen passages; always saying the most frequent package: {majority:.1%}")
+    print(f"accuracy {accuracy:.1%} on unseen passages")
+    by_length = accuracy_by_length(training, validation)
+    print(f"without reading: most frequent package {majority:.1%}, by length {by_length:.1%}")
     print(f"{len(history.steps)} updates, {minutes:.1f} minutes")
     encoder.save(given.output / "encoder.safetensors")
     history.plot().savefig(given.output / "learning_curve.png", dpi=120)
