@@ -48,9 +48,9 @@ class VJP:
         """
         if into is not None and not isinstance(into, Gradients):
             raise TypeError(f"into: expected Gradients, got {type(into).__name__}")
-        unknown = set(d_outputs) - set(_OUTPUTS) if isinstance(d_outputs, Mapping) else [type(d_outputs).__name__]
+        names = d_outputs if isinstance(d_outputs, Mapping) else [type(d_outputs).__name__]
+        unknown = sorted({str(name) for name in names} - set(_OUTPUTS))
         if unknown:
-            unknown = sorted(map(str, unknown))
             raise ValueError(f"d_outputs: got {unknown}, expected a dict with keys among {list(_OUTPUTS)}")
         given = {name: value for name, value in d_outputs.items() if value is not None}
         blocks = [
