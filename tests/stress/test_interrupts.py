@@ -107,7 +107,8 @@ def test_random_times(large: Any, scaled: Any, report: Any, tmp_path: Path) -> N
                 assert_same_file(files[2], [files[0], files[1]], encoder)
         encoder.load_weights(files[0])
         assert_same_outputs(encoder(small, outputs=("pooled_output",)), expected)
-        figures[name] = f"{1e3 * clocks[name].late():.0f} ms"
+        # Quick work may be over before the signal every time.
+        figures[name] = f"{1e3 * clocks[name].late():.0f} ms" if clocks[name].latencies else "never interrupted"
     latencies = [latency for clock in clocks.values() for latency in clock.latencies]
     figures["median"] = f"{1e3 * statistics.median(latencies):.0f} ms"
     report(interrupts=len(latencies), p99=f"{1e3 * float(np.quantile(latencies, 0.99)):.0f} ms", **figures)
