@@ -10,8 +10,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use sparse_mixer::kernels::{
-    AlignedVec, Elementwise, Init, Isa, LhsBuffer, PackedMatrix, WeightDtype, elementwise, layer_norm,
-    matmul, multiply_adds, prepare_lhs, softmax_in_place,
+    AlignedVec, Elementwise, Init, Isa, LhsBuffer, PackedMatrix, WeightDtype, dropout, elementwise,
+    layer_norm, matmul, multiply_adds, prepare_lhs, softmax_in_place,
 };
 
 /// `(rows, k, n)`: experts at batch 1, token blocks of the dense layers, attention.
@@ -130,6 +130,13 @@ fn other_work(isa: Isa) -> Vec<(&'static str, f64)> {
         rate(values, || {
             y.copy_from_slice(&x);
             softmax_in_place(isa, &mut y, n);
+            black_box(&y);
+        }),
+    ));
+    measured.push((
+        "dropout",
+        rate(values, || {
+            dropout(isa, [1, 2], 0, 0.1, 1.0, &mut y);
             black_box(&y);
         }),
     ));

@@ -11,22 +11,24 @@ const LANES: usize = 16;
 
 /// The four words of each of `N` counters, lane by lane.
 #[inline(always)]
-pub fn philox<const N: usize>(mut counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
+pub fn philox<const N: usize>(counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
     const M: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
     const W: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+    const LOW: u64 = 0xffff_ffff;
+    // In lanes of 64 bits, as the products are; what stands above the lower half does not count.
+    let [mut c0, mut c1, mut c2, mut c3] = counter.map(|part| part.map(u64::from));
     for _ in 0..10 {
-        let [c0, c1, c2, c3] = &mut counter;
         for lane in 0..N {
-            let p0 = M[0] * u64::from(c0[lane]);
-            let p1 = M[1] * u64::from(c2[lane]);
-            c0[lane] = (p1 >> 32) as u32 ^ c1[lane] ^ key[0];
-            c1[lane] = p1 as u32;
-            c2[lane] = (p0 >> 32) as u32 ^ c3[lane] ^ key[1];
-            c3[lane] = p0 as u32;
+            let p0 = M[0] * (c0[lane] & LOW);
+            let p1 = M[1] * (c2[lane] & LOW);
+            c0[lane] = (p1 >> 32) ^ c1[lane] ^ u64::from(key[0]);
+            c1[lane] = p1;
+            c2[lane] = (p0 >> 32) ^ c3[lane] ^ u64::from(key[1]);
+            c3[lane] = p0;
         }
         key = [key[0].wrapping_add(W[0]), key[1].wrapping_add(W[1])];
     }
-    counter
+    [c0, c1, c2, c3].map(|part| part.map(|word| word as u32))
 }
 
 /// A word as a number in `[0, 1)`, 24 bits.
@@ -57,8 +59,10 @@ impl<R: Real> Loop for Dropout<'_, R> {
     #[inline(always)]
     fn run(self) {
         let key = [self.seed as u32, (self.seed >> 32) as u32];
+        // `unit(word) >= rate`, in whole numbers: both sides times 2^24 are exact.
+        let least = (f64::from(self.rate) * 16_777_216.0).ceil() as u32;
         let choose = |x: &mut R, word: u32| {
-            *x = if unit(word) >= self.rate { *x * self.keep } else { R::ZERO };
+            *x = if word >> 8 >= least { *x * self.keep } else { R::ZERO };
         };
         let mut done = 0;
         while done < self.x.len() {

@@ -63,6 +63,12 @@ pub fn lhs_stride(k: usize, dtype: WeightDtype) -> usize {
     if step > 1 && padded.is_multiple_of(8 * step) { padded + step } else { padded }
 }
 
+/// Elements from one row to the next of a left operand that is made as it is for a product: `k`, or a cache line more
+/// where the rows would otherwise lie a multiple of 4 KiB apart and compete for one set of the L1 cache.
+pub fn native_stride<R: Real>(k: usize) -> usize {
+    if (k * size_of::<R>()).is_multiple_of(4096) { k + 64 / size_of::<R>() } else { k }
+}
+
 /// Converts `rows` rows of `k` values, `stride` apart, for products with right operands of `dtype`.
 ///
 /// A row with an infinity or a NaN makes every result that comes from it infinite or NaN, in 8 bits too.
@@ -188,6 +194,8 @@ mod tests {
     #[test]
     fn rows_do_not_lie_a_large_power_of_two_apart() {
         assert_eq!(lhs_stride(512, WeightDtype::Native), 512);
+        assert_eq!((native_stride::<f32>(512), native_stride::<f32>(4096)), (512, 4112));
+        assert_eq!((native_stride::<f64>(513), native_stride::<f64>(512)), (513, 520));
         assert_eq!(lhs_stride(512, WeightDtype::Bfloat16), 544);
         assert_eq!(lhs_stride(64, WeightDtype::Bfloat16), 64);
         assert_eq!(lhs_stride(33, WeightDtype::Bfloat16), 64);

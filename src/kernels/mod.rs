@@ -53,7 +53,7 @@ pub use dropout::{dropout, philox, unit};
 pub use elementwise::{Elementwise, elementwise, elementwise_backward};
 pub use float_bytes::{bytes_of_f32s, f32s_of_bytes};
 pub use isa::Isa;
-pub use lhs::{Lhs, LhsBuffer, activate_lhs, lhs_stride, prepare_lhs};
+pub use lhs::{Lhs, LhsBuffer, activate_lhs, lhs_stride, native_stride, prepare_lhs};
 pub use map_file::MappedFile;
 pub use matmul::{Init, matmul};
 pub use packed::{

@@ -2,7 +2,7 @@
 //! any number of threads.
 
 use crate::error::Result;
-use crate::kernels::{Init, PANEL, Real, WeightDtype, axpy, matmul, prepare_lhs, transpose};
+use crate::kernels::{Init, PANEL, Real, WeightDtype, axpy, matmul, native_stride, prepare_lhs, transpose};
 use crate::runtime::Context;
 
 /// Columns that a task turns, or sums up.
@@ -24,9 +24,10 @@ pub fn kernel_gradient<R: Real>(
     }
     let (isa, k, n) = (context.isa, x.len() / rows, dy.len() / rows);
     // 1. x^T, [k, rows]
-    let mut turned = context.buffer(k * rows);
-    context.each(turned.chunks_mut(COLUMNS * rows).enumerate(), |(task, out), _| {
-        transpose(isa, &x[task * COLUMNS..], rows, out.len() / rows, k, out, rows);
+    let stride = native_stride::<R>(rows);
+    let mut turned = context.buffer(k * stride);
+    context.each(turned.chunks_mut(COLUMNS * stride).enumerate(), |(task, out), _| {
+        transpose(isa, &x[task * COLUMNS..], rows, out.len() / stride, k, out, stride);
     })?;
     // 2. dy in panels
     let mut panels = context.panels(dtype, 1, rows, n);
@@ -40,7 +41,8 @@ pub fn kernel_gradient<R: Real>(
     context.each(dw.chunks_mut(COLUMNS * n).enumerate(), |(task, dw), scratch| {
         let (_, [lhs, _]) = scratch.split([]);
         let own = dw.len() / n;
-        let x = prepare_lhs(isa, &turned[task * COLUMNS * rows..], own, rows, rows, panels.dtype(), lhs);
+        let x = &turned[task * COLUMNS * stride..];
+        let x = prepare_lhs(isa, x, own, rows, stride, panels.dtype(), lhs);
         matmul(isa, own, x, panels, 0..n, dw, n, Init::Accumulate);
     })
 }

@@ -40,6 +40,7 @@ pub struct Attend<R> {
 }
 
 /// Keys and values of all tokens, one right operand per example and head.
+#[derive(Debug)]
 pub struct KeysValues<R: Real> {
     /// `[D, S]`
     keys: ActivationPanels<R>,
@@ -208,10 +209,11 @@ impl<R: Real> Attend<R> {
     /// Undoes the layer: writes `dx` (gradient of what the queries come from), adds to `dkv` (of what keys and values come
     /// from) and to the gradients, in the order of [`specs`]. All arrays are `[B*S, H]`.
     ///
-    /// Queries, keys, values and attention weights are computed again rather than kept.
+    /// `state` is what [`Attend::prepare`] made; queries and attention weights are computed again rather than kept.
     pub fn backward(
         &self,
         pass: &Pass<'_, R>,
+        state: &KeysValues<R>,
         layer: usize,
         x: &[R],
         kv: &[R],
@@ -227,22 +229,18 @@ impl<R: Real> Attend<R> {
         let weights = self.key.kernel.dtype();
         let dtype = product_dtype(weights);
         let blocks = Pass::<R>::fixed_blocks(all);
-        // Forward again, and 5. undone: rows of [query / sqrt D | key | value | d mixed = dy Wo^T]
-        let mut rows = context.buffer(all * 4 * hidden);
+        // Forward again, and 5. undone: rows of [query / sqrt D | d mixed = dy Wo^T]
+        let mut rows = context.buffer(all * 2 * hidden);
         let turned_output = context.transposed(&self.output.kernel)?;
-        pass.each_block(&blocks, &mut rows, 4 * hidden, |block, out, scratch| {
+        pass.each_block(&blocks, &mut rows, 2 * hidden, |block, out, scratch| {
             let ([own], [lhs, _]) = scratch.split([block.rows * hidden]);
             let of = |values| block.of(values, all, hidden);
             self.query.forward(pass, of(x), block.rows, own, lhs);
             own.iter_mut().for_each(|q| *q *= scale);
             place(own, out, 0, hidden);
-            self.key.forward(pass, of(kv), block.rows, own, lhs);
-            place(own, out, 1, hidden);
-            self.value.forward(pass, of(kv), block.rows, own, lhs);
-            place(own, out, 2, hidden);
             let dy = prepare_lhs(isa, of(dy), block.rows, hidden, hidden, weights, lhs);
             matmul(isa, block.rows, dy, turned_output.view(0), 0..hidden, own, hidden, Init::Zero);
-            place(own, out, 3, hidden);
+            place(own, out, 1, hidden);
         })?;
         // Per example and head: [d query, d key, d value, mixed], each [S, D]
         let dropout = pass.dropout(pass.config.attention_dropout, Site::AttentionWeights, layer);
@@ -253,24 +251,22 @@ impl<R: Real> Attend<R> {
             let (example, n) = (matrix / heads, matrix % heads);
             let scores = step * seq;
             let ([own, p, dp, dropped, turned], [lhs, other_lhs]) =
-                scratch.split([4 * size, scores, scores, scores, scores]);
+                scratch.split([2 * size, scores, scores, scores, scores]);
             for s in 0..seq {
-                let row = &rows[(example * seq + s) * 4 * hidden + n * head..];
-                for part in 0..4 {
+                let row = &rows[(example * seq + s) * 2 * hidden + n * head..];
+                for part in 0..2 {
                     own[part * size + s * head..][..head].copy_from_slice(&row[part * hidden..][..head]);
                 }
             }
-            let (queries, rest) = own.split_at(size);
-            let (keys, rest) = rest.split_at(size);
-            let (values, dmixed) = rest.split_at(size);
-            let mut key_columns = context.panels(weights, 1, head, seq);
-            let mut value_columns = context.panels(weights, 1, head, seq);
+            let (queries, dmixed) = own.split_at(size);
+            let (key_columns, value_rows) = (state.keys.view(matrix), state.values.view(matrix));
             let mut key_rows = context.panels(weights, 1, seq, head);
-            let mut value_rows = context.panels(weights, 1, seq, head);
-            key_columns.whole_mut(0).pack(isa, keys, head, true, head, seq);
-            value_columns.whole_mut(0).pack(isa, values, head, true, head, seq);
-            key_rows.whole_mut(0).pack(isa, keys, head, false, seq, head);
-            value_rows.whole_mut(0).pack(isa, values, head, false, seq, head);
+            let mut value_columns = context.panels(weights, 1, head, seq);
+            for (matrix, turned) in [(key_columns, &mut key_rows), (value_rows, &mut value_columns)] {
+                for (panel, mut out) in turned.chunks_mut(1).into_iter().enumerate() {
+                    out.transpose(isa, &matrix, panel);
+                }
+            }
             let (dqueries, rest) = out.split_at_mut(size);
             let (dkeys, rest) = rest.split_at_mut(size);
             let (dvalues, mixed) = rest.split_at_mut(size);
@@ -282,7 +278,7 @@ impl<R: Real> Attend<R> {
                 let (p, dp) = (&mut p[..count * seq], &mut dp[..count * seq]);
                 // 2, 3. attention weights, again
                 let q = prepare_lhs(isa, &queries[at.clone()], count, head, head, dtype, lhs);
-                matmul(isa, count, q, key_columns.view(0), 0..seq, p, seq, Init::Zero);
+                matmul(isa, count, q, key_columns, 0..seq, p, seq, Init::Zero);
                 pass.visibility.mask(isa, example, first, p, seq);
                 softmax_in_place(isa, p, seq);
                 let at_element = (dropout_matrix(pass, matrix) * seq + first) * seq;
@@ -299,7 +295,7 @@ impl<R: Real> Attend<R> {
                 transpose(isa, dropped, count, seq, seq, turned, count);
                 let w = prepare_lhs(isa, dropped, count, seq, seq, dtype, lhs);
                 let out = &mut mixed[at.clone()];
-                matmul(isa, count, w, value_rows.view(0), 0..head, out, head, Init::Zero);
+                matmul(isa, count, w, value_rows, 0..head, out, head, Init::Zero);
                 let w = prepare_lhs(isa, turned, seq, count, count, dtype, other_lhs);
                 let mut own_rows = context.panels(weights, 1, count, head);
                 own_rows.whole_mut(0).pack(isa, &dmixed[at.clone()], head, false, count, head);
@@ -358,9 +354,9 @@ fn dropout_matrix<R>(pass: &Pass<'_, R>, matrix: usize) -> usize {
     if pass.config.rules().shared_attention_dropout { 0 } else { matrix }
 }
 
-/// Copies rows of `width` to part number `part` of rows of `4 * width`.
+/// Copies rows of `width` to part number `part` of rows of `2 * width`.
 fn place<R: Copy>(rows: &[R], out: &mut [R], part: usize, width: usize) {
-    for (row, out) in rows.chunks_exact(width).zip(out.chunks_exact_mut(4 * width)) {
+    for (row, out) in rows.chunks_exact(width).zip(out.chunks_exact_mut(2 * width)) {
         out[part * width..][..width].copy_from_slice(row);
     }
 }

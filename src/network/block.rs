@@ -18,7 +18,7 @@ use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::{Buffer, TaskScratch};
 
 use super::feed_forward::{FeedForward, Run};
-use super::mix::{Mix, Mixed};
+use super::mix::{Kept, Mix, Mixed};
 use super::moe::{LossScales, Mixture, Moe};
 use super::pass::{Pass, RowBlock, Site, split_rows};
 
@@ -37,6 +37,8 @@ pub enum Feed<R> {
 /// What a forward pass leaves behind: the mixture's routing for metrics, and, if the pass keeps it, what backward needs.
 #[derive(Debug)]
 pub struct Record<R: Real> {
+    /// What mixing made of all tokens, as far as it is needed again.
+    mixed: Option<Kept<R>>,
     /// `x + mix`, `[B*S, H]`
     sum: Option<Buffer<R>>,
     /// What the dense activation is applied to, `[B*S, F]`.
@@ -49,7 +51,7 @@ pub struct Record<R: Real> {
 
 impl<R: Real> Default for Record<R> {
     fn default() -> Self {
-        Record { sum: None, pre: None, fed: None, mixture: None }
+        Record { mixed: None, sum: None, pre: None, fed: None, mixture: None }
     }
 }
 
@@ -191,13 +193,15 @@ impl<R: Real> Block<R> {
                     out.copy_from_slice(block.of(&sum, rows, hidden));
                     self.finish_dense(pass, block, block.of(&h, rows, hidden), fed, out);
                 })?;
-                Ok(Record { sum: Some(sum), pre, fed: (!self.norm_first).then_some(fed), mixture: None })
+                let fed = (!self.norm_first).then_some(fed);
+                Ok(Record { mixed: self.keep(pass, mixed), sum: Some(sum), pre, fed, mixture: None })
             }
             Feed::Moe(moe) => {
                 // Routing looks at every token of a group, also where few rows are asked for.
                 let mut h = pass.context.buffer(x.len());
                 let mut sum = pass.context.buffer(x.len());
                 self.mix_all(pass, &mixed, &pass.row_blocks(seq), q, x, &mut sum, &mut h)?;
+                let mixed = self.keep(pass, mixed);
                 let mixture = moe.forward(pass, activation, self.layer, &h)?;
                 let Some(norm) = self.post_norm() else {
                     pass.each_block(&blocks, out, hidden, |block, out, _| {
@@ -208,7 +212,7 @@ impl<R: Real> Block<R> {
                         }
                         mixture.add_rows(pass, block, out);
                     })?;
-                    return Ok(Record { sum: Some(sum), mixture: Some(mixture), ..Record::default() });
+                    return Ok(Record { mixed, sum: Some(sum), mixture: Some(mixture), ..Record::default() });
                 };
                 let mut fed = pass.context.buffer(out.len());
                 pass.each_block_of(&blocks, [(out, hidden), (&mut fed, hidden)], |block, [out, fed], _| {
@@ -217,7 +221,13 @@ impl<R: Real> Block<R> {
                     add_in_place(isa, fed, block.of(&h, seq, hidden));
                     norm.forward(isa, fed, out, None);
                 })?;
-                Ok(Record { sum: Some(sum), fed: Some(fed), mixture: Some(mixture), ..Record::default() })
+                Ok(Record {
+                    mixed,
+                    sum: Some(sum),
+                    fed: Some(fed),
+                    mixture: Some(mixture),
+                    ..Record::default()
+                })
             }
         }
     }
@@ -300,7 +310,7 @@ impl<R: Real> Block<R> {
         let normal = self.mix_input(pass, x)?;
         let q = normal.as_deref().unwrap_or(x);
         let mut dq = h;
-        self.mix.backward(pass, self.layer, q, x, &dmix, &mut dq, dx, mix_grads)?;
+        self.mix.backward(pass, self.layer, q, x, record.mixed.as_ref(), &dmix, &mut dq, dx, mix_grads)?;
         if self.norm_first {
             norm_backward(pass, &self.mix_norm, x, &dq, &mut dsum, mix_norm_grads)?;
         }
@@ -338,6 +348,11 @@ impl<R: Real> Block<R> {
             self.mix_norm.forward(pass.context.isa, block.of(x, pass.seq, hidden), out, None);
         })?;
         Ok(Some(normal))
+    }
+
+    /// What backward needs of `mixed`, if this pass keeps anything.
+    fn keep(&self, pass: &Pass<'_, R>, mixed: Mixed<'_, R>) -> Option<Kept<R>> {
+        if pass.keep { self.mix.keep(mixed) } else { None }
     }
 
     /// `LN2` of post-norm blocks that have it.

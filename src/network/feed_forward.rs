@@ -3,6 +3,8 @@
 //! The inner activations are made and used up a slice of `F` at a time, so that they never leave the second-level
 //! cache. Source: `TransformerScaffold`'s intermediate and output layers; the experts of `FeedForwardExperts`.
 
+use std::ops::Range;
+
 use crate::error::Result;
 use crate::kernels::{Init, Isa, LhsBuffer, PackedMatrix, Real, activate_lhs, matmul, prepare_lhs};
 use crate::layers::{Activation, bias_gradient, kernel_gradient};
@@ -104,9 +106,7 @@ impl<R: Real> FeedForward<R> {
             let bias = Init::Bias(&self.intermediate_bias);
             matmul(isa, rows, x, self.intermediate.view(), cols.clone(), inner, len, bias);
             if let Some(pre) = pre.as_deref_mut() {
-                for (pre, inner) in pre.chunks_exact_mut(width).zip(inner.chunks_exact(len)) {
-                    pre[cols.clone()].copy_from_slice(inner);
-                }
+                copy_columns(inner, len, 0..len, pre, width, cols.clone());
             }
             // 2. activation, which cannot fail unless custom
             let dtype = self.output.dtype();
@@ -163,38 +163,65 @@ impl<R: Real> FeedForward<R> {
         let blocks = Pass::<R>::fixed_blocks(rows);
         let mut inner = context.buffer(rows * width);
         let mut dpre = context.buffer(rows * width);
-        // 3. out = inner W2 + b2: d inner = dy W2^T
-        let turned = context.transposed(&self.output)?;
+        let turned_output = context.transposed(&self.output)?;
+        let turned = context.transposed(&self.intermediate)?;
+        let dx_of = |dpre: &[R], stride, rows, cols: Range<usize>, dx: &mut [R], lhs: &mut LhsBuffer| {
+            let init = if cols.start == 0 { Init::Zero } else { Init::Accumulate };
+            let dpre = prepare_lhs(isa, dpre, rows, cols.len(), stride, dtype, lhs);
+            matmul(isa, rows, dpre, turned.view(0).k_range(cols), 0..hidden, dx, hidden, init);
+        };
+        let slice = self.slice_len(activation);
         pass.each_block_of(
             &blocks,
-            [(&mut inner, width), (&mut dpre, width)],
-            |block, [inner, dpre], scratch| {
-                let (_, [lhs, _]) = scratch.split([]);
-                inner.copy_from_slice(block.of(pre, rows, width));
+            [(&mut inner, width), (&mut dpre, width), (&mut *dx, hidden)],
+            |block, [inner, dpre, dx], scratch| {
+                let ([a, da], [lhs, inner_lhs]) = scratch.split([block.rows * slice; 2]);
                 let dy = prepare_lhs(isa, block.of(dy, rows, hidden), block.rows, hidden, hidden, dtype, lhs);
-                matmul(isa, block.rows, dy, turned.view(0), 0..width, dpre, width, Init::Zero);
-                if !activation.is_custom() {
-                    // 2. inner = activation(a), which cannot fail unless custom
-                    let _ = activation.backward(isa, inner, dpre, width);
-                    let _ = activation.forward(isa, inner, width);
+                for first in (0..width).step_by(slice) {
+                    let cols = first..(first + slice).min(width);
+                    let len = cols.len();
+                    let (a, da) = (&mut a[..block.rows * len], &mut da[..block.rows * len]);
+                    // 3. out = inner W2 + b2: d inner = dy W2^T
+                    matmul(isa, block.rows, dy, turned_output.view(0), cols.clone(), da, len, Init::Zero);
+                    copy_columns(block.of(pre, rows, width), width, cols.clone(), a, len, 0..len);
+                    if !activation.is_custom() {
+                        // 2. inner = activation(a), which cannot fail unless custom
+                        let _ = activation.backward(isa, a, da, len);
+                        let _ = activation.forward(isa, a, len);
+                        // 1. a = x W1 + b1: dx = d a W1^T
+                        dx_of(da, len, block.rows, cols.clone(), dx, inner_lhs);
+                    }
+                    copy_columns(a, len, 0..len, inner, width, cols.clone());
+                    copy_columns(da, len, 0..len, dpre, width, cols);
                 }
             },
         )?;
         if activation.is_custom() {
             activation.backward(isa, &inner, &mut dpre, width)?;
             activation.forward(isa, &mut inner, width)?;
+            pass.each_block(&blocks, dx, hidden, |block, dx, scratch| {
+                let (_, [lhs, _]) = scratch.split([]);
+                dx_of(block.of(&dpre, rows, width), width, block.rows, 0..width, dx, lhs);
+            })?;
         }
         kernel_gradient(context, dtype, rows, &inner, dy, output_kernel)?;
         bias_gradient(context, dy, output_bias)?;
-        // 1. a = x W1 + b1
         kernel_gradient(context, dtype, rows, x, &dpre, kernel)?;
-        bias_gradient(context, &dpre, bias)?;
-        let turned = context.transposed(&self.intermediate)?;
-        pass.each_block(&blocks, dx, hidden, |block, dx, scratch| {
-            let (_, [lhs, _]) = scratch.split([]);
-            let dpre = prepare_lhs(isa, block.of(&dpre, rows, width), block.rows, width, width, dtype, lhs);
-            matmul(isa, block.rows, dpre, turned.view(0), 0..hidden, dx, hidden, Init::Zero);
-        })
+        bias_gradient(context, &dpre, bias)
+    }
+}
+
+/// Copies columns `from_cols` of rows `from_width` apart to columns `to_cols`, as many, of rows `to_width` apart.
+fn copy_columns<R: Copy>(
+    from: &[R],
+    from_width: usize,
+    from_cols: Range<usize>,
+    to: &mut [R],
+    to_width: usize,
+    to_cols: Range<usize>,
+) {
+    for (from, to) in from.chunks_exact(from_width).zip(to.chunks_exact_mut(to_width)) {
+        to[to_cols.clone()].copy_from_slice(&from[from_cols.clone()]);
     }
 }
 

@@ -122,7 +122,7 @@ fn block(
 ) -> Result<()> {
     let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
     let (stream, is_custom) = (batch * seq * hidden, config.inner_activation.name == "custom");
-    let mut held = Vec::new();
+    let (mut held, mut mixed) = (Vec::new(), Vec::new());
     if config.norm_first {
         held.push(ledger.take(FLOAT, stream));
     }
@@ -131,22 +131,24 @@ fn block(
     if config.is_attention(layer) {
         let (heads, head) = (config.num_attention_heads, hidden / config.num_attention_heads);
         let pairs = ledger.take(FLOAT, 2 * stream);
-        held.push(ledger.take(element, batch * heads * packed_len(head, seq, dtype)));
-        held.push(ledger.take(element, batch * heads * packed_len(seq, head, dtype)));
+        mixed.push(ledger.take(element, batch * heads * packed_len(head, seq, dtype)));
+        mixed.push(ledger.take(element, batch * heads * packed_len(seq, head, dtype)));
         ledger.give(Some(pairs));
     } else if is_fft(config) {
         let numbers = if is_structured(config) { hidden } else { 2 * (hidden / 2 + 1) };
         let by_row = ledger.take(FLOAT, batch * seq * numbers);
-        held.push(ledger.take(FLOAT, batch * seq * numbers));
+        mixed.push(ledger.take(FLOAT, batch * seq * numbers));
         ledger.give(Some(by_row));
     } else {
-        held.push(ledger.take(element, batch * packed_len(mixing_terms(config) * seq, hidden, dtype)));
+        mixed.push(ledger.take(element, batch * packed_len(mixing_terms(config) * seq, hidden, dtype)));
     }
     if config.is_moe(layer) {
         let grouping = Grouping::new(config, batch, seq, false)?;
         let experts = config.num_experts;
         let slots = grouping.groups * experts * grouping.slots();
-        held.extend([stream, stream, batch * seq * experts, batch * seq].map(|len| ledger.take(FLOAT, len)));
+        held.extend([stream; 2].map(|len| ledger.take(FLOAT, len)));
+        ledger.give_all(mixed.drain(..));
+        held.extend([batch * seq * experts, batch * seq].map(|len| ledger.take(FLOAT, len)));
         held.push(ledger.take(FLOAT, slots * hidden));
         if is_custom {
             held.push(ledger.take(FLOAT, slots * config.inner_dim));
@@ -168,7 +170,7 @@ fn block(
         let extra = 2 * out / hidden * config.inner_dim * FLOAT;
         ledger.largest_extra = ledger.largest_extra.max(extra);
     }
-    ledger.give_all(held);
+    ledger.give_all(mixed.into_iter().chain(held));
     Ok(())
 }
 

@@ -40,6 +40,15 @@ pub enum Mixed<'m, R: Real> {
     KeysValues(KeysValues<R>),
 }
 
+/// The part of [`Mixed`] that backward needs as well.
+#[derive(Debug)]
+pub enum Kept<R: Real> {
+    /// Of learned matrices.
+    Panels(ActivationPanels<R>),
+    /// Of attention.
+    KeysValues(KeysValues<R>),
+}
+
 /// The weights of the first sublayer of block `layer`.
 pub fn specs(prefix: &str, config: &SparseMixerConfig, layer: usize) -> Vec<Spec> {
     let hidden = config.hidden_size;
@@ -137,6 +146,15 @@ impl<R: Real> Mix<R> {
         }
     }
 
+    /// What is to be kept of `mixed` for backward.
+    pub fn keep(&self, mixed: Mixed<'_, R>) -> Option<Kept<R>> {
+        match (self, mixed) {
+            (Mix::Linear(_), Mixed::Panels(_, panels)) => Some(Kept::Panels(panels)),
+            (_, Mixed::KeysValues(state)) => Some(Kept::KeysValues(state)),
+            _ => None,
+        }
+    }
+
     /// Undoes the sublayer: writes `dq`, adds to `dkv` and to the gradients.
     pub fn backward(
         &self,
@@ -144,6 +162,7 @@ impl<R: Real> Mix<R> {
         layer: usize,
         q: &[R],
         kv: &[R],
+        kept: Option<&Kept<R>>,
         dy: &[R],
         dq: &mut [R],
         dkv: &mut [R],
@@ -154,7 +173,8 @@ impl<R: Real> Mix<R> {
                 let [hidden, seq] = grads else {
                     return Err(Error::Internal("linear mixing has two gradients".into()));
                 };
-                mix.backward(pass, q, dy, dq, Some([hidden, seq]))
+                let mixed = if let Some(Kept::Panels(panels)) = kept { Some(panels) } else { None };
+                mix.backward(pass, q, mixed, dy, dq, Some([hidden, seq]))
             }
             Mix::Structured(mix) => {
                 let [hidden, seq] = grads else {
@@ -164,10 +184,15 @@ impl<R: Real> Mix<R> {
             }
             Mix::Dft(mix) => match mix.for_shorter(pass)? {
                 Some(mix) => mix.backward(pass, dy, dq),
-                None => mix.matrices.backward(pass, q, dy, dq, None),
+                None => mix.matrices.backward(pass, q, None, dy, dq, None),
             },
             Mix::Fft(mix) => mix.backward(pass, dy, dq),
-            Mix::Attend(attend) => attend.backward(pass, layer, q, kv, dy, dq, dkv, grads),
+            Mix::Attend(attend) => {
+                let Some(Kept::KeysValues(state)) = kept else {
+                    return Err(Error::Internal("attention without its training record".into()));
+                };
+                attend.backward(pass, state, layer, q, kv, dy, dq, dkv, grads)
+            }
         }
     }
 }

@@ -89,11 +89,13 @@ impl<R: Real> MixLinear<R> {
 
     /// Undoes the layer: writes `dx`, adds to the gradients of `hidden` and `seq` where given (fixed matrices have none).
     ///
-    /// `x` is what `prepare` read, `dy` the gradient of the rows; all `[B*S, H]`.
+    /// `x` is what `prepare` read, `mixed` what it made (made again if not given), `dy` the gradient of the rows; all
+    /// `[B*S, H]`.
     pub fn backward(
         &self,
         pass: &Pass<'_, R>,
         x: &[R],
+        mixed: Option<&ActivationPanels<R>>,
         dy: &[R],
         dx: &mut [R],
         grads: Option<[&mut [R]; 2]>,
@@ -137,16 +139,18 @@ impl<R: Real> MixLinear<R> {
         // dWh = x^T d mixed
         kernel_gradient(context, dtype, all, x, &dmixed, dhidden)?;
         // dWs = sum over examples of dy[b] mixed[b]^T
-        let mut mixed = dmixed;
-        pass.each_block(&by_example, &mut mixed, hidden, |block, out, scratch| {
-            let (_, [lhs, _]) = scratch.split([]);
-            let rows = prepare_lhs(isa, block.of(x, seq, hidden), block.rows, hidden, hidden, dtype, lhs);
-            matmul(isa, block.rows, rows, self.hidden[0].view(), 0..hidden, out, hidden, Init::Zero);
-        })?;
+        let again;
+        let mixed = match mixed {
+            Some(mixed) => mixed,
+            None => {
+                again = self.prepare(pass, x)?;
+                &again
+            }
+        };
+        let panels = seq.div_ceil(PANEL);
         let mut right = context.panels(dtype, pass.batch, hidden, seq);
-        let chunks = right.chunks_mut(seq.div_ceil(PANEL));
-        context.each(chunks.into_iter().enumerate(), |(example, mut out), _| {
-            out.pack(isa, &mixed[example * seq * hidden..], hidden, true, hidden, seq);
+        context.each(right.chunks_mut(1).into_iter().enumerate(), |(task, mut out), _| {
+            out.transpose(isa, &mixed.view(task / panels), task % panels);
         })?;
         let blocks = Pass::<R>::fixed_blocks(seq);
         pass.each_block(&blocks, dseq, seq, |block, out, scratch| {

@@ -233,7 +233,7 @@ impl<R: Real> MixStructured<R> {
         let mut seq_matrix = pass.context.buffer(s * s);
         hidden_matrix.fill(R::ZERO);
         seq_matrix.fill(R::ZERO);
-        matrices.backward(pass, x, dy, dx, Some([&mut hidden_matrix, &mut seq_matrix]))?;
+        matrices.backward(pass, x, None, dy, dx, Some([&mut hidden_matrix, &mut seq_matrix]))?;
         for (i, &d) in hidden_matrix.iter().enumerate() {
             dhidden[self.structure.index(h, i % h, i / h)] += d;
         }
