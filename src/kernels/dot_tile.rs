@@ -1,7 +1,7 @@
 //! A register tile for [`PanelProduct`]s, generic over the instructions that multiply groups of 4 bytes.
 
 use super::PANEL;
-use super::panel_product::{PANEL_STEP_BYTES, PanelProduct, STEP_BYTES};
+use super::panel_product::{Initial, PANEL_STEP_BYTES, PanelProduct, PanelScaling, ResultRows, STEP_BYTES};
 
 /// Bytes of a group.
 const GROUP: usize = 4;
@@ -37,19 +37,23 @@ pub trait Dot: Copy {
     fn opaque(self, from: *const u8) -> *const u8;
     /// `sums + left * panel`, group by group.
     fn dot(self, sums: Self::Vector, left: Self::Vector, panel: Self::Vector) -> Self::Vector;
+    /// `start + sums * (row * columns)`, of which `sums` are integers.
+    fn scale(self, sums: Self::Vector, row: f32, columns: Self::Vector, start: Self::Vector) -> Self::Vector;
 }
 
-/// Computes the product in tiles, the panel's slices outermost.
+/// Computes the product in tiles, the panel's slices outermost; with `scaling`, what comes out goes there.
 ///
 /// # Safety
-/// As [`multiply`](super::panel_product::PanelKernel::multiply).
+/// As [`multiply`](super::panel_product::PanelKernel::multiply), with `scaling` as
+/// [`multiply_scaled`](super::panel_product::PanelKernel::multiply_scaled).
 #[inline(always)]
-pub unsafe fn multiply<D: Dot>(dot: D, product: &PanelProduct) {
+pub unsafe fn multiply<D: Dot>(dot: D, product: &PanelProduct, scaling: Option<&PanelScaling>) {
     // Tiles of nearly equal height: one of one or two rows would wait for its own sums.
     let tiles = product.rows.div_ceil(D::ROWS);
     for first_step in (0..product.steps).step_by(SLICE_STEPS) {
         let steps = SLICE_STEPS.min(product.steps - first_step);
         let initial = if first_step == 0 { product.initial } else { product.result.as_initial() };
+        let scaling = scaling.filter(|_| first_step + steps == product.steps);
         // What comes after this slice, each tile fetching its share: weights arrive from far away, evenly.
         let next = if first_step + steps < product.steps {
             product.panel.wrapping_add((first_step + steps) * PANEL_STEP_BYTES)
@@ -70,10 +74,14 @@ pub unsafe fn multiply<D: Dot>(dot: D, product: &PanelProduct) {
                     panel: product.panel.wrapping_add(panel),
                     fetch,
                     fetch_step: (PANEL * GROUP).div_ceil(tiles),
-                    initial: initial.skip(rows.start).start.wrapping_add(first_byte),
-                    initial_stride: initial.stride,
-                    result: product.result.skip(rows.start).start.wrapping_add(first_byte),
-                    result_stride: product.result.stride,
+                    initial: initial.skip(rows.start).skip_bytes(first_byte),
+                    result: product.result.skip(rows.start).skip_bytes(first_byte),
+                    scaling: scaling.map(|scaling| PanelScaling {
+                        row_scales: scaling.row_scales.wrapping_add(rows.start),
+                        column_scales: scaling.column_scales.wrapping_add(first_byte),
+                        initial: scaling.initial.skip(rows.start).skip_bytes(first_byte),
+                        result: scaling.result.skip(rows.start).skip_bytes(first_byte),
+                    }),
                 };
                 // SAFETY: the tile lies within the operands.
                 unsafe { tile.run(dot) };
@@ -92,10 +100,9 @@ struct Tile {
     /// What to fetch meanwhile, `fetch_step` bytes per group from here on. Any address.
     fetch: *const u8,
     fetch_step: usize,
-    initial: *const u8,
-    initial_stride: usize,
-    result: *mut u8,
-    result_stride: usize,
+    initial: Initial,
+    result: ResultRows,
+    scaling: Option<PanelScaling>,
 }
 
 impl Tile {
@@ -120,12 +127,12 @@ impl Tile {
     #[inline(always)]
     unsafe fn sums<D: Dot, const ROWS: usize>(&self, dot: D) {
         let second = D::LANES * GROUP;
-        // SAFETY: rows of `initial`, groups of left rows and of the panel, and rows of the result lie within the
+        // SAFETY: rows of `initial`, groups of left rows and of the panel, scales, and rows of results lie within the
         // operands, by the caller's promise.
         unsafe {
-            let mut sums = [[dot.load(self.initial); 2]; ROWS];
+            let mut sums = [[dot.load(self.initial.start); 2]; ROWS];
             for (r, sums) in sums.iter_mut().enumerate() {
-                let row = self.initial.add(r * self.initial_stride);
+                let row = self.initial.skip(r).start;
                 *sums = [dot.load(row), dot.load(row.add(second))];
             }
             // Every third row has a pointer of its own, from which the processor's addressing reaches the two after it.
@@ -144,10 +151,20 @@ impl Tile {
                 left = left.map(|left| dot.opaque(left.wrapping_add(GROUP)));
                 fetch = fetch.wrapping_add(self.fetch_step);
             }
+            let Some(scaling) = &self.scaling else {
+                for (r, sums) in sums.iter().enumerate() {
+                    let row = self.result.skip(r).start;
+                    dot.store(sums[0], row);
+                    dot.store(sums[1], row.add(second));
+                }
+                return;
+            };
+            let columns = [0, second].map(|at| dot.load(scaling.column_scales.add(at)));
             for (r, sums) in sums.iter().enumerate() {
-                let row = self.result.add(r * self.result_stride);
-                dot.store(sums[0], row);
-                dot.store(sums[1], row.add(second));
+                let scale = *scaling.row_scales.add(r);
+                let (from, to) = (scaling.initial.skip(r).start, scaling.result.skip(r).start);
+                dot.store(dot.scale(sums[0], scale, columns[0], dot.load(from)), to);
+                dot.store(dot.scale(sums[1], scale, columns[1], dot.load(from.add(second))), to.add(second));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::Isa;
 use super::dot_tile::{self, Dot};
 use super::isa::Level;
-use super::panel_product::{PanelKernel, PanelProduct};
+use super::panel_product::{PanelKernel, PanelProduct, PanelScaling};
 use super::x86_64::opaque;
 
 /// Defines a token for `$features`, to be had from [`Level`] `$level` on, whose tiles of `$rows` rows add products
@@ -26,15 +26,27 @@ macro_rules! dot_kernel {
             }
         }
 
+        impl $name {
+            /// # Safety
+            /// As [`dot_tile::multiply`].
+            #[target_feature(enable = $features)]
+            unsafe fn multiply_tiles(self, product: &PanelProduct, scaling: Option<&PanelScaling>) {
+                // SAFETY: the caller's promise.
+                unsafe { dot_tile::multiply(self, product, scaling) }
+            }
+        }
+
         impl PanelKernel for $name {
+            const SCALES: bool = true;
+
             unsafe fn multiply(&mut self, product: &PanelProduct) {
-                #[target_feature(enable = $features)]
-                unsafe fn multiply(dot: $name, product: &PanelProduct) {
-                    // SAFETY: the caller's promise.
-                    unsafe { dot_tile::multiply(dot, product) }
-                }
                 // SAFETY: the token proves the features; the rest is the caller's promise.
-                unsafe { multiply(*self, product) }
+                unsafe { self.multiply_tiles(product, None) }
+            }
+
+            unsafe fn multiply_scaled(&mut self, product: &PanelProduct, scaling: &PanelScaling) {
+                // SAFETY: as above.
+                unsafe { self.multiply_tiles(product, Some(scaling)) }
             }
         }
 
@@ -59,6 +71,11 @@ macro_rules! dot_kernel {
                 unsafe { $vector::repeat(from.cast::<i32>().read_unaligned()) }
             }
             #[inline(always)]
+            fn scale(self, sums: $vector, row: f32, columns: $vector, start: $vector) -> $vector {
+                // SAFETY: the token proves the features.
+                unsafe { $vector::scale(sums, row, columns, start) }
+            }
+            #[inline(always)]
             fn prefetch(self, from: *const u8) {
                 // SAFETY: a hint, for any address.
                 unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) };
@@ -76,26 +93,49 @@ macro_rules! dot_kernel {
     };
 }
 
-/// Broadcasting, by width.
-trait Repeat {
+/// What is the same for all kernels of a width.
+trait Width: Sized {
     /// # Safety
     /// The CPU has AVX2 or AVX-512, as the width says.
     unsafe fn repeat(group: i32) -> Self;
+    /// `start + sums * (row * columns)`, in three roundings as in plain code.
+    ///
+    /// # Safety
+    /// The same.
+    unsafe fn scale(sums: Self, row: f32, columns: Self, start: Self) -> Self;
 }
 
-impl Repeat for __m256i {
+impl Width for __m256i {
     #[inline(always)]
     unsafe fn repeat(group: i32) -> Self {
         // SAFETY: the caller's promise.
         unsafe { _mm256_set1_epi32(group) }
     }
+    #[inline(always)]
+    unsafe fn scale(sums: Self, row: f32, columns: Self, start: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let factors = _mm256_mul_ps(_mm256_set1_ps(row), _mm256_castsi256_ps(columns));
+            let products = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), factors);
+            _mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(start), products))
+        }
+    }
 }
 
-impl Repeat for __m512i {
+impl Width for __m512i {
     #[inline(always)]
     unsafe fn repeat(group: i32) -> Self {
         // SAFETY: the caller's promise.
         unsafe { _mm512_set1_epi32(group) }
+    }
+    #[inline(always)]
+    unsafe fn scale(sums: Self, row: f32, columns: Self, start: Self) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let factors = _mm512_mul_ps(_mm512_set1_ps(row), _mm512_castsi512_ps(columns));
+            let products = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), factors);
+            _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(start), products))
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::matmul::{Block, Init};
 use super::packed::offset_in_panel;
-use super::panel_product::{Initial, Kind, PanelKernel, PanelProduct, ResultRows};
+use super::panel_product::{Initial, Kind, PanelKernel, PanelProduct, PanelScaling, ResultRows};
 use super::quantize::INT8_ZERO;
 use super::vectorised::{Loop, vectorised};
 use super::{INT8_K_BLOCK, Isa, PANEL, Real, WeightDtype};
@@ -116,10 +116,10 @@ impl QuantisedPanels<'_> {
     }
 }
 
-/// Panel by panel, by way of a buffer for the integer sums.
-fn multiply_panels(
+/// Panel by panel; whole ones straight to the results if the kernel can, else by way of a buffer for the integer sums.
+fn multiply_panels<K: PanelKernel>(
     isa: Isa,
-    kernel: &mut impl PanelKernel,
+    kernel: &mut K,
     block: &Block<'_, f32>,
     a: QuantisedRows<'_>,
     b: QuantisedPanels<'_>,
@@ -127,15 +127,22 @@ fn multiply_panels(
 ) {
     let padded_k = block.k.next_multiple_of(WeightDtype::Int8.k_multiple());
     block.assert_inside(a.values.len(), a.stride, b.values.len(), padded_k, out.len());
-    let zeros = [0i32; PANEL];
+    assert!(a.scales.len() >= block.rows, "a scale per row");
+    let zeros = [0f32; PANEL];
     let mut sums = [[0i32; PANEL]; BUFFER_ROWS];
     for first in block.cols.clone().step_by(PANEL) {
         let at = block.panel_start(first);
         let columns = first..block.cols.end.min(first + PANEL);
+        // What the left operand's offset adds is taken off beforehand.
         let mut offsets = [0i32; PANEL];
         for (offset, j) in offsets.iter_mut().zip(columns.clone()) {
-            *offset = i32::from(INT8_ZERO) * b.column_sum(block, j);
+            *offset = -i32::from(INT8_ZERO) * b.column_sum(block, j);
         }
+        let column_scales = b.scales[first..].first_chunk().expect("scales are padded to whole panels");
+        let init = match block.init {
+            Init::Bias(bias) => Init::Bias(&bias[columns.clone()]),
+            other => other,
+        };
         for first_row in (0..block.rows).step_by(BUFFER_ROWS) {
             let rows = BUFFER_ROWS.min(block.rows - first_row);
             let product = PanelProduct {
@@ -145,27 +152,40 @@ fn multiply_panels(
                 left_stride: a.stride,
                 panel: b.values[at..].as_ptr().cast(),
                 steps: padded_k / WeightDtype::Int8.k_multiple(),
-                initial: Initial::repeat(&zeros),
-                result: ResultRows { start: sums.as_mut_ptr().cast(), stride: size_of_val(&zeros) },
+                initial: Initial::repeat(&offsets),
+                result: ResultRows { start: sums.as_mut_ptr().cast(), stride: size_of_val(&offsets) },
                 next_panel: b.values.as_ptr().wrapping_add(at + block.panel_stride).cast(),
             };
-            // SAFETY: `assert_inside` has found all rows and panels in their slices; the sums go to the buffer, which
-            // holds as many rows.
+            let out = &mut out[first_row * block.out_stride + (first - block.cols.start)..];
+            if K::SCALES && columns.len() == PANEL && product.steps > 0 {
+                let stride = size_of::<f32>() * block.out_stride;
+                let result = ResultRows { start: out.as_mut_ptr().cast(), stride };
+                let scaling = PanelScaling {
+                    row_scales: a.scales[first_row..].as_ptr(),
+                    column_scales: column_scales.as_ptr().cast(),
+                    initial: match init {
+                        Init::Zero => Initial::repeat(&zeros),
+                        Init::Bias(bias) => Initial { start: bias.as_ptr().cast(), stride: 0 },
+                        Init::Accumulate => result.as_initial(),
+                    },
+                    result,
+                };
+                // SAFETY: `assert_inside` has found all rows, panels, results and the bias in their slices, and there
+                // are as many scales; sums that wait go to the buffer, which holds as many rows.
+                unsafe { kernel.multiply_scaled(&product, &scaling) };
+                continue;
+            }
+            // SAFETY: as above.
             unsafe { kernel.multiply(&product) };
             let scaling = Scaling {
                 sums: &sums[..rows],
-                offsets: &offsets,
                 row_scales: &a.scales[first_row..][..rows],
-                column_scales: b.scales[first..].first_chunk().expect("scales are padded to whole panels"),
-                init: match block.init {
-                    Init::Bias(bias) => Init::Bias(&bias[columns.clone()]),
-                    other => other,
-                },
+                column_scales,
+                init,
                 columns: columns.len(),
                 out_stride: block.out_stride,
             };
-            let at = first_row * block.out_stride + (first - block.cols.start);
-            vectorised(isa, ScaleInto(scaling, &mut out[at..]));
+            vectorised(isa, ScaleInto(scaling, out));
         }
     }
 }
@@ -173,8 +193,6 @@ fn multiply_panels(
 /// From the integer sums of one panel to results.
 struct Scaling<'a> {
     sums: &'a [[i32; PANEL]],
-    /// What the left operand's offset has added.
-    offsets: &'a [i32; PANEL],
     row_scales: &'a [f32],
     column_scales: &'a [f32; PANEL],
     /// A bias has `columns` elements.
@@ -183,7 +201,7 @@ struct Scaling<'a> {
     out_stride: usize,
 }
 
-/// `out = init + (sum - offset) * (row scale * column scale)`
+/// `out = init + sum * (row scale * column scale)`
 struct ScaleInto<'a>(Scaling<'a>, &'a mut [f32]);
 
 impl Loop for ScaleInto<'_> {
@@ -214,7 +232,7 @@ impl Scaling<'_> {
                 copy(out, &mut values);
             }
             for c in 0..PANEL {
-                values[c] += (sums[c] - self.offsets[c]) as f32 * (row_scale * self.column_scales[c]);
+                values[c] += sums[c] as f32 * (row_scale * self.column_scales[c]);
             }
             copy(&values[..self.columns], out);
         }

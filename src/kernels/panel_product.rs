@@ -47,6 +47,11 @@ impl Initial {
     pub fn skip(self, rows: usize) -> Initial {
         Initial { start: self.start.wrapping_add(rows * self.stride), ..self }
     }
+
+    /// Without the first `bytes` bytes of every row.
+    pub fn skip_bytes(self, bytes: usize) -> Initial {
+        Initial { start: self.start.wrapping_add(bytes), ..self }
+    }
 }
 
 impl ResultRows {
@@ -58,6 +63,11 @@ impl ResultRows {
     /// Without the first `rows` rows.
     pub fn skip(self, rows: usize) -> ResultRows {
         ResultRows { start: self.start.wrapping_add(rows * self.stride), ..self }
+    }
+
+    /// Without the first `bytes` bytes of every row.
+    pub fn skip_bytes(self, bytes: usize) -> ResultRows {
+        ResultRows { start: self.start.wrapping_add(bytes), ..self }
     }
 }
 
@@ -84,8 +94,24 @@ pub struct PanelProduct {
     pub next_panel: *const u8,
 }
 
+/// How integer sums become results: `result = initial + sum * (row scale * column scale)`.
+#[derive(Clone, Copy, Debug)]
+pub struct PanelScaling {
+    /// One `f32` per row.
+    pub row_scales: *const f32,
+    /// One `f32` per column of the panel.
+    pub column_scales: *const u8,
+    /// What is added, `f32`.
+    pub initial: Initial,
+    /// Where the results go, `f32`.
+    pub result: ResultRows,
+}
+
 /// Computes [`PanelProduct`]s with some instructions.
 pub trait PanelKernel {
+    /// Whether there is [`PanelKernel::multiply_scaled`].
+    const SCALES: bool = false;
+
     /// Computes `product`; each sum has an order of terms that depends on `steps` only.
     ///
     /// # Safety
@@ -93,4 +119,13 @@ pub trait PanelKernel {
     /// bytes, `initial` and `result` `rows` rows of 128 bytes. Nobody else uses those of `result`, except that
     /// `initial` may be the same.
     unsafe fn multiply(&mut self, product: &PanelProduct);
+
+    /// Computes `product`, whose result is memory for sums that have to wait, and scales it while it is in registers.
+    ///
+    /// # Safety
+    /// As [`PanelKernel::multiply`]; the memory that `scaling` names must hold as many rows and columns.
+    unsafe fn multiply_scaled(&mut self, product: &PanelProduct, scaling: &PanelScaling) {
+        let _ = (product, scaling);
+        unreachable!("a kernel that scales says how");
+    }
 }
