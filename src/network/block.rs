@@ -202,7 +202,7 @@ impl<R: Real> Block<R> {
                 let mut sum = pass.context.buffer(x.len());
                 self.mix_all(pass, &mixed, &pass.row_blocks(seq), q, x, &mut sum, &mut h)?;
                 let mixed = self.keep(pass, mixed);
-                let mixture = moe.forward(pass, activation, self.layer, &h)?;
+                let mixture = moe.forward(pass, activation, self.layer, &h, rows)?;
                 let Some(norm) = self.post_norm() else {
                     pass.each_block(&blocks, out, hidden, |block, out, _| {
                         if self.norm_first {

@@ -145,7 +145,9 @@ fn block(
     if config.is_moe(layer) {
         let grouping = Grouping::new(config, batch, seq, false)?;
         let experts = config.num_experts;
-        let slots = grouping.groups * experts * grouping.slots();
+        let all_slots = grouping.groups * experts * grouping.slots();
+        // Experts answer for the tokens of the output alone.
+        let slots = if out < stream { all_slots.min(out / hidden * experts) } else { all_slots };
         held.extend([stream; 2].map(|len| ledger.take(FLOAT, len)));
         ledger.give_all(mixed.drain(..));
         held.extend([batch * seq * experts, batch * seq].map(|len| ledger.take(FLOAT, len)));
@@ -158,7 +160,7 @@ fn block(
         }
         // Who goes where, in three orders.
         let mut extra =
-            slots * (size_of::<Slot<f32>>() + 2 * size_of::<u32>()) + batch * seq * size_of::<u32>();
+            all_slots * (size_of::<Slot<f32>>() + 2 * size_of::<u32>()) + batch * seq * size_of::<u32>();
         if is_custom {
             extra += 2 * slots * config.inner_dim * FLOAT;
         }

@@ -22,6 +22,7 @@ mod pass;
 mod pool;
 mod tape;
 mod visibility;
+mod work;
 
 use std::fmt::Display;
 use std::ops::{Deref, DerefMut};
@@ -43,6 +44,7 @@ use pass::Pass;
 use pool::Pool;
 pub use tape::{Cotangents, OwnedInputs, OwnedWords, Tape};
 use visibility::Visibility;
+pub use work::is_small;
 
 /// The weights of an encoder, in Keras order.
 pub fn specs(config: &SparseMixerConfig) -> Vec<Spec> {
@@ -238,7 +240,7 @@ impl<R: Real> SparseMixer<R> {
             let mut out =
                 if keep { Stream::Kept(vec![R::ZERO; len]) } else { Stream::Scratch(context.buffer(len)) };
             let record = block.forward(&pass, &self.activation, &x, rows, &mut out)?;
-            outputs.add(&record, &self.config, wanted);
+            outputs.add(&record, wanted);
             check_finite(wanted, format_args!("block {layer} is"), &out)?;
             let previous = std::mem::replace(&mut x, out);
             if let (Stream::Kept(values), true) = (previous, wanted.encoder_outputs) {
@@ -320,9 +322,9 @@ impl<R: Real> Outputs<R> {
     }
 
     /// Takes metrics and routing from a block's record.
-    fn add(&mut self, record: &Record<R>, config: &SparseMixerConfig, wanted: Wanted) {
+    fn add(&mut self, record: &Record<R>, wanted: Wanted) {
         let Some(mixture) = &record.mixture else { return };
-        self.metrics.push(mixture.metrics(config));
+        self.metrics.push(mixture.metrics.clone());
         if wanted.routing {
             let routing = &mixture.routing;
             self.routing.push(RoutingRecord {

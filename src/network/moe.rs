@@ -33,7 +33,9 @@ pub struct Moe<R> {
 pub struct Mixture<R: Real> {
     /// Who went where.
     pub routing: Routing<R>,
-    /// Where the tokens are.
+    /// Of all tokens.
+    pub metrics: LayerMetrics<R>,
+    /// Where the tokens are whose answers are wanted.
     slots: Slots<R>,
     /// `[rows, H]`, after dropout
     expert_out: Buffer<R>,
@@ -135,20 +137,26 @@ impl<R: Real> Moe<R> {
         params
     }
 
-    /// Routes all tokens of `h` (`[B*S, H]`) in block `layer` and runs the experts.
+    /// Routes all tokens of `h` (`[B*S, H]`) in block `layer` and runs the experts for the first `wanted` of every
+    /// example.
     pub fn forward(
         &self,
         pass: &Pass<'_, R>,
         activation: &Activation<R>,
         layer: usize,
         h: &[R],
+        wanted: usize,
     ) -> Result<Mixture<R>> {
         // 1. who goes where
         let routing = self.router.route(pass, layer, h)?;
-        let slots = Slots::new(&routing, pass.config.group_mixup);
-        let (hidden, rows) = (pass.config.hidden_size, slots.rows().len());
-        // 2. experts on their tokens, gathered
+        let mut slots = Slots::new(&routing, pass.config.group_mixup);
+        let metrics = LayerMetrics::new(pass.config, &routing, &slots);
+        // 2. experts on their tokens, gathered; dropout counts the rows of all tokens
         let dropout = pass.dropout(pass.config.expert_dropout(), Site::Expert, layer);
+        if wanted < pass.seq && dropout.is_none() {
+            slots = slots.retain(|token| token % pass.seq < wanted);
+        }
+        let (hidden, rows) = (pass.config.hidden_size, slots.rows().len());
         let mut expert_out = pass.context.buffer(rows * hidden);
         let gather = |task: RowBlock, x: &mut [R]| slots.gather(rows_of(&slots, task), h, x);
         let segments = self.segments(pass, &slots);
@@ -160,7 +168,7 @@ impl<R: Real> Moe<R> {
         };
         let run = Run { activation, layers: &self.experts, segments: &segments };
         run.forward(pass, gather, &mut expert_out, pre.as_deref_mut(), finish)?;
-        Ok(Mixture { routing, slots, expert_out, pre })
+        Ok(Mixture { routing, metrics, slots, expert_out, pre })
     }
 
     /// Inner width of the experts.
@@ -312,20 +320,21 @@ impl<R: Real> Mixture<R> {
             }
         }
     }
+}
 
-    /// The layer's metrics.
-    pub fn metrics(&self, config: &SparseMixerConfig) -> LayerMetrics<R> {
-        let routing = &self.routing;
+impl<R: Real> LayerMetrics<R> {
+    /// The metrics of what `routing` did; `slots` are all that it filled.
+    fn new(config: &SparseMixerConfig, routing: &Routing<R>, slots: &Slots<R>) -> Self {
         let Grouping { groups, tokens, capacity } = routing.grouping;
         let all = groups * tokens;
-        let reached = (0..all).filter(|&token| !self.slots.of_token(token).is_empty()).count();
-        let filled = self.slots.rows().len() as f64;
+        let reached = (0..all).filter(|&token| !slots.of_token(token).is_empty()).count();
+        let filled = slots.rows().len() as f64;
         let confidence: f64 = (0..all)
-            .flat_map(|token| self.slots.of_token(token))
-            .map(|&row| self.slots.rows()[row as usize].weight.to_f64())
+            .flat_map(|token| slots.of_token(token))
+            .map(|&row| slots.rows()[row as usize].weight.to_f64())
             .sum();
         let mut load = vec![0.0; routing.experts()];
-        for slot in self.slots.rows() {
+        for slot in slots.rows() {
             load[slot.expert as usize] += slot.weight.to_f64();
         }
         let whole = if confidence > 0.0 { confidence } else { 1.0 };

@@ -50,7 +50,22 @@ impl<R: Real> Slots<R> {
             }
             first_row.push(rows.len());
         }
-        let tokens = groups * routing.grouping.tokens;
+        Self::of_rows(rows, first_row, groups * routing.grouping.tokens)
+    }
+
+    /// Only the slots of the tokens that `wanted` names.
+    pub fn retain(&self, wanted: impl Fn(usize) -> bool) -> Self {
+        let mut rows = Vec::with_capacity(self.rows.len());
+        let mut first_row = vec![0];
+        for expert in 0..self.first_row.len() - 1 {
+            let own = self.rows[self.of_expert(expert)].iter();
+            rows.extend(own.filter(|slot| wanted(slot.token as usize)));
+            first_row.push(rows.len());
+        }
+        Self::of_rows(rows, first_row, self.first_of_token.len() - 1)
+    }
+
+    fn of_rows(rows: Vec<Slot<R>>, first_row: Vec<usize>, tokens: usize) -> Self {
         let mut first_of_token = vec![0u32; tokens + 1];
         for slot in &rows {
             first_of_token[slot.token as usize + 1] += 1;
@@ -89,5 +104,26 @@ impl<R: Real> Slots<R> {
         for (slot, x) in self.rows[rows].iter().zip(x.chunks_exact_mut(hidden.max(1))) {
             x.copy_from_slice(&h[slot.token as usize * hidden..][..hidden]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(token: u32, expert: u32) -> Slot<f32> {
+        Slot { token, expert, weight: token as f32 }
+    }
+
+    #[test]
+    fn what_is_retained_keeps_its_order_and_its_experts() {
+        let rows = [(0, 0), (3, 0), (1, 1), (3, 1), (2, 2)].map(|(token, expert)| slot(token, expert));
+        let slots = Slots::of_rows(rows.to_vec(), vec![0, 2, 4, 5], 5);
+        assert_eq!(slots.of_token(3), [1, 3]);
+        let some = slots.retain(|token| token == 3 || token == 2);
+        let tokens: Vec<_> = some.rows().iter().map(|slot| (slot.token, slot.expert)).collect();
+        assert_eq!(tokens, [(3, 0), (3, 1), (2, 2)]);
+        assert_eq!([0, 1, 2].map(|expert| some.of_expert(expert)), [0..1, 1..2, 2..3]);
+        assert_eq!((some.of_token(3), some.of_token(0)), (&[0, 1][..], &[][..]));
     }
 }

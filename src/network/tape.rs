@@ -122,7 +122,7 @@ impl<R: Real> SparseMixer<R> {
         for (layer, block) in self.blocks.iter().enumerate() {
             let mut out = context.buffer(all * hidden);
             let record = block.forward(&pass, &self.activation, &streams[layer], seq, &mut out)?;
-            outputs.add(&record, &self.config, wanted);
+            outputs.add(&record, wanted);
             check_finite(wanted, format_args!("block {layer} is"), &out)?;
             streams.push(out);
             if !recompute {

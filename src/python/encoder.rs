@@ -22,7 +22,7 @@ use crate::config::{Dtype, SparseMixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::Isa;
 use crate::layers::CustomActivation;
-use crate::network::{SparseMixer, forward_bytes, specs};
+use crate::network::{SparseMixer, forward_bytes, is_small, specs};
 use crate::params::{Spec, initial_values};
 use crate::runtime::{Context, Exclusive, Interrupt, default_threads, run};
 
@@ -100,6 +100,15 @@ impl Encoder {
         }
     }
 
+    /// Threads for a call on so many inputs: as many as the encoder was given; by default the caller's alone for little
+    /// work.
+    pub(super) fn threads_for(&self, batch: usize, seq: usize) -> PyResult<usize> {
+        match self.threads.load(Ordering::Relaxed) {
+            0 if is_small(&self.config, batch, seq) => Ok(1),
+            _ => self.effective_threads(),
+        }
+    }
+
     fn effective_threads(&self) -> PyResult<usize> {
         match self.threads.load(Ordering::Relaxed) {
             0 => default_threads().map_err(to_py_err),
@@ -169,7 +178,7 @@ impl Encoder {
             Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
         let inputs = given.read(network.config())?;
         let wanted = outputs::wanted(outputs.as_deref(), check_finite)?;
-        let threads = self.effective_threads()?;
+        let threads = self.threads_for(inputs.batch, inputs.seq)?;
         let results = enter_core(py, |interrupt| {
             run(self.isa, threads, &SCRATCH, interrupt, |context| {
                 network.forward(context, &inputs.view(), training.then_some(seed), wanted)

@@ -51,11 +51,12 @@ pub fn record<'py>(
     recompute: bool,
 ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>, Tape)> {
     let network = encoder.get().network(py)?;
-    let (isa, threads) = encoder.get().resources()?;
+    let (isa, _) = encoder.get().resources()?;
     let given = Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
     let inputs = given.read(network.config())?;
     let wanted = outputs::wanted(outputs.as_deref(), check_finite)?;
     let (batch, seq) = (inputs.batch, inputs.seq);
+    let threads = encoder.get().threads_for(batch, seq)?;
     let (results, tape) = enter_core(py, |interrupt| {
         run(isa, threads, &SCRATCH, interrupt, |context| {
             network.forward_with_tape(context, inputs, training.then_some(seed), wanted, recompute)
