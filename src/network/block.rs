@@ -94,10 +94,16 @@ fn has_feed_norm(config: &SparseMixerConfig, layer: usize) -> bool {
 }
 
 impl<R: Real> Block<R> {
-    /// Takes the weights in the order of [`specs`].
-    pub fn load(loader: &mut Loader<'_, R>, config: &SparseMixerConfig, layer: usize) -> Result<Self> {
+    /// Takes the weights in the order of [`specs`]; `before` are the blocks before this one.
+    pub fn load(
+        loader: &mut Loader<'_, R>,
+        config: &SparseMixerConfig,
+        layer: usize,
+        before: &[Self],
+    ) -> Result<Self> {
         let hidden = config.hidden_size;
-        let mix = Mix::load(loader, config, layer)?;
+        let other = before.iter().map(|block| &block.mix).find(|mix| matches!(mix, Mix::Dft(_)));
+        let mix = Mix::load(loader, config, layer, other)?;
         let (feed, mix_norm) = if config.is_moe(layer) {
             let moe = Moe::load(loader, config)?;
             (Feed::Moe(moe), LayerNorm::load(loader, hidden)?)

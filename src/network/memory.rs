@@ -209,13 +209,15 @@ fn task_bytes(config: &SparseMixerConfig, batch: usize) -> usize {
     sizes.iter().sum::<usize>() * FLOAT + lhs.iter().sum::<usize>() * element
 }
 
-/// Bytes of the matrices that are no weights: of transforms and of learned vectors. Every block has its own.
+/// Bytes of the matrices that are no weights: of transforms, which all blocks share, and of each block's learned
+/// vectors.
 fn transform_bytes(config: &SparseMixerConfig) -> usize {
     if config.mixing_mechanism == MixingMechanism::Linear || config.use_fft {
         return 0;
     }
     let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
     let blocks = (0..config.num_layers).filter(|&layer| !config.is_attention(layer)).count();
+    let blocks = if is_structured(config) { blocks } else { blocks.min(1) };
     let (dtype, terms) = (product_dtype(Storage::from(config.dtype).matrix), mixing_terms(config));
     let element = if dtype == WeightDtype::Bfloat16 { size_of::<u16>() } else { FLOAT };
     blocks * (terms * packed_len(hidden, hidden, dtype) + seq * lhs_stride(terms * seq, dtype)) * element

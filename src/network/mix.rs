@@ -65,8 +65,14 @@ pub fn specs(prefix: &str, config: &SparseMixerConfig, layer: usize) -> Vec<Spec
 }
 
 impl<R: Real> Mix<R> {
-    /// Takes the weights in the order of [`specs`].
-    pub fn load(loader: &mut Loader<'_, R>, config: &SparseMixerConfig, layer: usize) -> Result<Self> {
+    /// Takes the weights in the order of [`specs`]; shares fixed matrices with `other`, the same sublayer of another
+    /// block.
+    pub fn load(
+        loader: &mut Loader<'_, R>,
+        config: &SparseMixerConfig,
+        layer: usize,
+        other: Option<&Self>,
+    ) -> Result<Self> {
         let (hidden, seq) = (config.hidden_size, config.max_sequence_length);
         if config.is_attention(layer) {
             return Ok(Mix::Attend(Attend::load(loader, hidden, config.num_attention_heads)?));
@@ -77,7 +83,10 @@ impl<R: Real> Mix<R> {
                 Mix::Structured(MixStructured::load(loader, config)?)
             }
             mechanism if config.use_fft => Mix::Fft(MixFft::new(mechanism, seq, hidden)?),
-            mechanism => Mix::Dft(MixDft::new(mechanism, seq, hidden, loader.storage.matrix)),
+            mechanism => Mix::Dft(match other {
+                Some(Mix::Dft(mix)) => mix.clone(),
+                _ => MixDft::new(mechanism, seq, hidden, loader.storage.matrix),
+            }),
         })
     }
 

@@ -7,17 +7,22 @@ use std::any::{Any, TypeId};
 use std::fmt;
 use std::sync::Arc;
 
+use bytemuck::Pod;
+use num_complex::Complex;
 use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 use rustfft::FftNum;
-use rustfft::num_complex::Complex;
 
 use crate::error::{Error, Result};
 use crate::kernels::Real;
 
+use super::mix_spectral::complex;
+
 /// Multiplies vectors by one matrix.
 pub trait Convolution<R>: Send + Sync + fmt::Debug {
+    /// Numbers that `apply` needs as scratch.
+    fn scratch_len(&self) -> usize;
     /// Replaces `x` by the product with it.
-    fn apply(&self, x: &mut [R]);
+    fn apply(&self, x: &mut [R], scratch: &mut [R]);
 }
 
 struct Plan<T: FftNum> {
@@ -47,20 +52,26 @@ impl<T: FftNum> Plan<T> {
     }
 }
 
-impl<T: FftNum> Convolution<T> for Plan<T> {
-    fn apply(&self, x: &mut [T]) {
-        let mut padded = vec![T::zero(); self.forward.len()];
+impl<T: FftNum + Pod> Convolution<T> for Plan<T> {
+    fn scratch_len(&self) -> usize {
+        let own = self.forward.get_scratch_len().max(self.inverse.get_scratch_len());
+        self.forward.len() + 2 * (self.spectrum.len() + own)
+    }
+
+    fn apply(&self, x: &mut [T], scratch: &mut [T]) {
+        let (padded, rest) = scratch.split_at_mut(self.forward.len());
+        let (values, scratch) = complex(rest).split_at_mut(self.spectrum.len());
         padded[..x.len()].copy_from_slice(x);
-        let mut complex = self.forward.make_output_vec();
-        let _ = self.forward.process(&mut padded, &mut complex);
-        complex.iter_mut().zip(&self.spectrum).for_each(|(value, factor)| *value = *value * *factor);
+        padded[x.len()..].fill(T::zero());
+        let _ = self.forward.process_with_scratch(padded, values, scratch);
+        values.iter_mut().zip(&self.spectrum).for_each(|(value, factor)| *value = *value * *factor);
         // A real result has real first and, for even lengths, last values; rounding must not say otherwise.
-        let last = complex.len() - 1;
-        complex[0].im = T::zero();
+        let last = values.len() - 1;
+        values[0].im = T::zero();
         if padded.len().is_multiple_of(2) {
-            complex[last].im = T::zero();
+            values[last].im = T::zero();
         }
-        let _ = self.inverse.process(&mut complex, &mut padded);
+        let _ = self.inverse.process_with_scratch(values, padded, scratch);
         x.copy_from_slice(&padded[..x.len()]);
     }
 }

@@ -15,8 +15,9 @@ use std::f64::consts::TAU;
 use std::fmt;
 use std::sync::Arc;
 
+use bytemuck::Pod;
+use num_complex::Complex;
 use realfft::{RealFftPlanner, RealToComplex};
-use rustfft::num_complex::Complex;
 use rustfft::{Fft, FftNum, FftPlanner};
 
 use crate::config::MixingMechanism;
@@ -31,15 +32,15 @@ use super::pass::{Pass, RowBlock, split_rows};
 /// Mixing by products with transform matrices.
 #[derive(Clone, Debug)]
 pub struct MixDft<R> {
-    /// For sequences of full length.
-    pub matrices: MixLinear<R>,
+    /// For sequences of full length; all blocks share them.
+    pub matrices: Arc<MixLinear<R>>,
     mechanism: MixingMechanism,
 }
 
 impl<R: Real> MixDft<R> {
     /// Makes the matrices.
     pub fn new(mechanism: MixingMechanism, seq: usize, hidden: usize, dtype: WeightDtype) -> Self {
-        MixDft { matrices: dft_matrices(mechanism, seq, hidden, dtype), mechanism }
+        MixDft { matrices: Arc::new(dft_matrices(mechanism, seq, hidden, dtype)), mechanism }
     }
 
     /// What to use instead for the shorter sequences of a call: the matrices belong to a length, fast transforms are
@@ -103,10 +104,12 @@ pub struct MixFft<R> {
 
 /// Complex numbers as pairs of reals, so that scratch memory has one element type.
 trait Transform<R>: Send + Sync + fmt::Debug {
+    /// Reals that `row` and `column` need as scratch.
+    fn scratch_len(&self) -> usize;
     /// `spectrum` (`hidden / 2 + 1` pairs) of one row, which is used as scratch.
-    fn row(&self, row: &mut [R], spectrum: &mut [R]);
+    fn row(&self, row: &mut [R], spectrum: &mut [R], scratch: &mut [R]);
     /// Transforms a column of `seq` pairs in place.
-    fn column(&self, column: &mut [R]);
+    fn column(&self, column: &mut [R], scratch: &mut [R]);
 }
 
 struct Plan<T: FftNum> {
@@ -129,23 +132,24 @@ impl<T: FftNum> Plan<T> {
     }
 }
 
-impl<T: FftNum> Transform<T> for Plan<T> {
-    fn row(&self, row: &mut [T], spectrum: &mut [T]) {
-        let mut complex = self.row.make_output_vec();
-        // Lengths are those of the plan, the one thing it checks.
-        let _ = self.row.process(row, &mut complex);
-        for (pair, c) in spectrum.chunks_exact_mut(2).zip(&complex) {
-            pair.copy_from_slice(&[c.re, c.im]);
-        }
+impl<T: FftNum + Pod> Transform<T> for Plan<T> {
+    fn scratch_len(&self) -> usize {
+        2 * self.row.get_scratch_len().max(self.column.get_inplace_scratch_len())
     }
 
-    fn column(&self, column: &mut [T]) {
-        let mut complex: Vec<_> = column.chunks_exact(2).map(|pair| Complex::new(pair[0], pair[1])).collect();
-        self.column.process(&mut complex);
-        for (pair, c) in column.chunks_exact_mut(2).zip(&complex) {
-            pair.copy_from_slice(&[c.re, c.im]);
-        }
+    fn row(&self, row: &mut [T], spectrum: &mut [T], scratch: &mut [T]) {
+        // Lengths are those of the plan, the one thing it checks.
+        let _ = self.row.process_with_scratch(row, complex(spectrum), complex(scratch));
     }
+
+    fn column(&self, column: &mut [T], scratch: &mut [T]) {
+        self.column.process_with_scratch(complex(column), complex(scratch));
+    }
+}
+
+/// Pairs of reals as complex numbers.
+pub(super) fn complex<T: Pod>(pairs: &mut [T]) -> &mut [Complex<T>] {
+    bytemuck::cast_slice_mut(pairs)
 }
 
 /// The plan for `R`, which is `f32` or `f64`.
@@ -186,11 +190,11 @@ impl<R: Real> MixFft<R> {
         let mut rows = pass.context.buffer(pass.batch * seq * 2 * half);
         let blocks = pass.row_blocks(seq);
         pass.each_block(&blocks, &mut rows, 2 * half, |block, out, scratch| {
-            let ([row], _) = scratch.split([hidden]);
+            let ([row, own], _) = scratch.split([hidden, transform.scratch_len()]);
             let x = block.of(x, seq, hidden);
             for (x, spectrum) in x.chunks_exact(hidden).zip(out.chunks_exact_mut(2 * half)) {
                 row.copy_from_slice(x);
-                transform.row(row, spectrum);
+                transform.row(row, spectrum, own);
             }
         })?;
         // 2. columns: [B, H/2 + 1, S], some at a time so that each row's cache lines are read once
@@ -199,7 +203,8 @@ impl<R: Real> MixFft<R> {
         let lengths = (0..pass.batch).flat_map(|_| (0..half).step_by(COLUMNS).map(|k| COLUMNS.min(half - k)));
         let tasks: Vec<_> = split_rows(&mut columns, lengths.map(|n| n * 2 * seq)).enumerate().collect();
         let per_example = half.div_ceil(COLUMNS);
-        pass.context.each(tasks.into_iter(), |(task, out), _| {
+        pass.context.each(tasks.into_iter(), |(task, out), scratch| {
+            let ([own], _) = scratch.split([transform.scratch_len()]);
             let (example, first) = (task / per_example, task % per_example * COLUMNS);
             let rows = &rows[example * seq * 2 * half..][..seq * 2 * half];
             for (s, row) in rows.chunks_exact(2 * half).enumerate() {
@@ -207,7 +212,7 @@ impl<R: Real> MixFft<R> {
                     column[2 * s..2 * s + 2].copy_from_slice(pair);
                 }
             }
-            out.chunks_exact_mut(2 * seq).for_each(|column| transform.column(column));
+            out.chunks_exact_mut(2 * seq).for_each(|column| transform.column(column, own));
         })?;
         Ok(Spectrum { columns, hartley: self.hartley, seq, hidden })
     }

@@ -189,9 +189,10 @@ impl<R: Real> MixStructured<R> {
         // 1. along the hidden dimension: [B, S, H]
         let (seq, hidden) = (pass.seq, self.hidden.size);
         let mut rows = pass.context.buffer(x.len());
-        pass.each_block(&pass.row_blocks(seq), &mut rows, hidden, |block, out, _| {
+        pass.each_block(&pass.row_blocks(seq), &mut rows, hidden, |block, out, scratch| {
+            let ([own], _) = scratch.split([along_hidden.scratch_len()]);
             out.copy_from_slice(block.of(x, seq, hidden));
-            out.chunks_exact_mut(hidden).for_each(|row| along_hidden.apply(row));
+            out.chunks_exact_mut(hidden).for_each(|row| along_hidden.apply(row, own));
         })?;
         // 2. along the sequence: [B, H, S], some columns at a time so that each row's cache lines are read once
         const COLUMNS: usize = 16;
@@ -200,7 +201,8 @@ impl<R: Real> MixStructured<R> {
             (0..pass.batch).flat_map(|_| (0..hidden).step_by(COLUMNS).map(|k| COLUMNS.min(hidden - k)));
         let tasks: Vec<_> = split_rows(&mut columns, lengths.map(|n| n * seq)).enumerate().collect();
         let per_example = hidden.div_ceil(COLUMNS);
-        pass.context.each(tasks.into_iter(), |(task, out), _| {
+        pass.context.each(tasks.into_iter(), |(task, out), scratch| {
+            let ([own], _) = scratch.split([along_seq.scratch_len()]);
             let (example, first) = (task / per_example, task % per_example * COLUMNS);
             let rows = &rows[example * seq * hidden..][..seq * hidden];
             for (s, row) in rows.chunks_exact(hidden).enumerate() {
@@ -208,7 +210,7 @@ impl<R: Real> MixStructured<R> {
                     column[s] = value;
                 }
             }
-            out.chunks_exact_mut(seq).for_each(|column| along_seq.apply(column));
+            out.chunks_exact_mut(seq).for_each(|column| along_seq.apply(column, own));
         })?;
         Ok(MixedStructured::Columns(columns))
     }

@@ -150,9 +150,10 @@ impl<R: Real> SparseMixer<R> {
         let activation = Activation::from_config(&config.inner_activation, custom)?;
         let mut loader = Loader::new(specs(&config), source, config.dtype.into());
         let embed = Embed::load(&mut loader, &config)?;
-        let blocks = (0..config.num_layers)
-            .map(|layer| Block::load(&mut loader, &config, layer))
-            .collect::<Result<_>>()?;
+        let mut blocks = Vec::new();
+        for layer in 0..config.num_layers {
+            blocks.push(Block::load(&mut loader, &config, layer, &blocks)?);
+        }
         let pool = Pool::load(&mut loader, config.hidden_size)?;
         Ok(SparseMixer { config, activation, embed, blocks, pool })
     }
