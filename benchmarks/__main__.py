@@ -60,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("--rounds", type=int, default=7)
     weights.add_argument("--where", type=pathlib.Path, help="folder on the disk to be measured")
 
+    memory = commands.add_parser("memory", help="weights, conversion and calls in each storage type")
+    memory.add_argument("--batch", type=int, default=8)
+
+    ratios = commands.add_parser("ratios", help="threads, batches, groups and transforms in interleaved pairs")
+    ratios.add_argument("questions", nargs="*", help="words of the pairs wanted (default: all)")
+    ratios.add_argument("--rounds", type=int, default=7)
+
     quality = commands.add_parser("quality", help="rounding and rerouting of the narrower storage types")
     quality.add_argument("--examples", type=int, default=8)
 
@@ -99,6 +106,14 @@ def main() -> None:
         from benchmarks.weight_files import run
 
         text = run(arguments.threads, arguments.rounds, arguments.where, folder)
+    elif arguments.command == "memory":
+        from benchmarks.memory import run
+
+        text = run(arguments.batch, arguments.threads, folder)
+    elif arguments.command == "ratios":
+        from benchmarks.ratios import run
+
+        text = run(arguments.questions, arguments.threads, arguments.rounds, folder)
     elif arguments.command == "quality":
         from benchmarks.quality import run
 

@@ -79,8 +79,29 @@ def run(
             "rows": [dataclasses.asdict(row) for row in rows],
         }
         report.save(folder, "inference", results, table)
+    table += "".join(f"\n\n{line}" for line in comparisons(rows))
     agree = ", ".join(f"{peer} {cosine:.5f}" for peer, cosine in cosines.items())
     return f"{table}\n\nMedian cosine of tokens to {PEERS[baseline].label}: {agree}"
+
+
+def comparisons(rows: Sequence[Row]) -> list[str]:
+    """Return for each of our engines and batch size how much faster it is than its closest rivals, round by round."""
+    rivals = {
+        "the better of TensorFlow graph and XLA": ("tf", "tf-xla"),
+        "OpenVINO float32": ("openvino-f32",),
+        "OpenVINO bfloat16": ("openvino-bf16",),
+    }
+    turns = {(row.peer, row.batch): row.turns for row in rows}
+    lines = []
+    for (peer, batch), own in turns.items():
+        found = []
+        for label, names in rivals.items():
+            ratios = [median_ratio(turns[name, batch], own) for name in names if (name, batch) in turns]
+            if len(ratios) == len(names):
+                found.append(f"{min(ratios):.2f} x {label}")
+        if peer.startswith("ours-") and found:
+            lines.append(f"{PEERS[peer].label}, batch {batch}: {', '.join(found)}")
+    return lines
 
 
 def _rows(

@@ -8,6 +8,7 @@ to all others. The variants keep the two effects apart: rounding alone, and roun
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -17,15 +18,40 @@ from tqdm.auto import tqdm
 from benchmarks import report
 from benchmarks.workload import Workload, make_weights
 
-DTYPES = ("bfloat16", "int8")
+WANTED = {"bfloat16": 0.9995, "int8": 0.995}
+"""The storage types, and the cosine that a token shall reach beside float32."""
+
+# The golden cases' kinds of layers at a size where rounding adds up.
+_MIDDLE = {"hidden_size": 256, "inner_dim": 1024, "max_sequence_length": 256, "num_layers": 8, "num_experts": 8}
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "every expert takes every token": {"eval_capacity_factor": 16.0},
-    "post-norm": {},
-    "pre-norm": {"norm_first": True},
-    "paper": {"semantics": "paper"},
+    "Base, every expert takes every token": {"eval_capacity_factor": 16.0},
+    "Base": {},
+    "Base, pre-norm": {"norm_first": True},
+    "Base, paper": {"semantics": "paper"},
+    "middle, no experts": {**_MIDDLE, "moe_layers": (), "attention_layers": (6, 7)},
+    "middle, attention everywhere, pre-norm": {
+        **_MIDDLE,
+        "moe_layers": (3, 4),
+        "attention_layers": tuple(range(8)),
+        "norm_first": True,
+    },
+    "middle, Fourier, paper": {
+        **_MIDDLE,
+        "moe_layers": (3, 4),
+        "attention_layers": (),
+        "mixing_mechanism": "fourier",
+        "semantics": "paper",
+    },
+    "middle, tokens choose, paper": {
+        **_MIDDLE,
+        "moe_layers": (3, 4),
+        "attention_layers": (6, 7),
+        "semantics": "paper",
+        "router": "tokens_choose",
+    },
 }
-"""Name of each row, with what it adds to the Base model's arguments."""
+"""Name of each row, with what it changes of the Base model's arguments."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +59,7 @@ class Quality:
     """How one variant fares in one storage type; cosines are of `sequence_output` rows to float32."""
 
     variant: str
+    weights: str
     dtype: str
     reroutings: float
     """Share of the mixtures' (token, expert) assignments that differ from float32's."""
@@ -40,6 +67,8 @@ class Quality:
     """Share of tokens that keep all their experts in all mixtures."""
     cosine_same: tuple[float, float]
     """Median and first percentile over those tokens."""
+    good: float
+    """Share of those tokens that reach the wanted cosine."""
     cosine_all: float
     """Median over all tokens."""
 
@@ -48,10 +77,11 @@ def _assignments(outputs: dict[str, Any], tokens: int) -> np.ndarray:
     """Return which expert takes which token, bool [mixtures, experts, tokens], of an example that is one group."""
     layers = []
     for layer in outputs["routing"]:
-        chosen = np.zeros((layer["indices"].shape[1], tokens), bool)
-        np.put_along_axis(chosen, layer["indices"][0], True, axis=1)
-        layers.append(chosen)
-    return np.stack(layers)
+        indices = layer["indices"][0]
+        chosen = np.zeros((len(indices), tokens + 1), bool)
+        np.put_along_axis(chosen, indices, True, axis=1)  # empty slots, -1, are the last column
+        layers.append(chosen[:, :tokens])
+    return np.stack(layers) if layers else np.zeros((1, 1, tokens), bool)
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -60,61 +90,97 @@ def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
-def measure(variant: str, examples: int) -> list[Quality]:
+def trained_like(weights: list[np.ndarray], names: list[str]) -> list[np.ndarray]:
+    """Return weights of a trained model's scale: gains and biases that differ, decided routers, kernels by fan-in."""
+    scaled = []
+    for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
+        noise = np.random.default_rng((1, index)).standard_normal(weight.shape, dtype=np.float32)
+        if weight.ndim < 2 or name.endswith("bias"):
+            scaled.append(weight + np.float32(0.1) * noise)
+        elif "router" in name:
+            # Logits of standard deviation 3 on normalised rows.
+            scaled.append(noise * np.float32(3 / np.sqrt(weight.shape[-2])))
+        elif "embedding" in name:
+            scaled.append(np.float32(0.05) * noise)
+        else:
+            # Residual branches of a trained model add about half of what they are added to.
+            scaled.append(noise * np.float32(0.7 / np.sqrt(_fan_in(name, weight.shape))))
+    return scaled
+
+
+def _fan_in(name: str, shape: tuple[int, ...]) -> int:
+    """Return how many terms each sum of a product with this kernel has."""
+    if "attention/" in name:  # [H, N, D], and [N, D, H] at the output
+        return math.prod(shape[:-1]) if "output" in name else shape[0]
+    return shape[-2]
+
+
+def measure(variant: str, weights: str, examples: int) -> list[Quality]:
     """Compare every storage type with float32 on `examples` random sequences."""
     import sparse_mixer
 
-    workload = Workload()
-    arguments = {**workload.constructor_arguments(), **VARIANTS[variant]}
+    arguments = {**Workload().constructor_arguments(), **VARIANTS[variant]}
     if arguments.get("semantics") == "paper":
+        # Groups of one example, as everywhere else.
         del arguments["examples_per_group"]
+        arguments["max_group_size"] = arguments["max_sequence_length"]
+    tokens = arguments["max_sequence_length"]
     exact = sparse_mixer.SparseMixer(**arguments)
-    exact.set_weights(make_weights([(w.name, tuple(w.shape)) for w in exact.weights]))
-    encoders = {dtype: exact.astype(dtype) for dtype in DTYPES}
-    collected: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {dtype: [] for dtype in DTYPES}
-    tokens = workload.max_sequence_length
+    values = make_weights([(w.name, tuple(w.shape)) for w in exact.weights])
+    if weights == "trained-like":
+        values = trained_like(values, [w.name.split(":")[0] for w in exact.weights])
+    exact.set_weights(values)
+    encoders = {dtype: exact.astype(dtype) for dtype in WANTED}
+    collected: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {dtype: [] for dtype in WANTED}
+    taken = 0
     for seed in range(examples):
-        inputs = workload.inputs(1, seed=seed)
+        inputs = Workload(max_sequence_length=tokens).inputs(1, seed=seed)
         wanted = exact(inputs, outputs=("sequence_output", "routing"))
+        chosen = _assignments(wanted, tokens)
+        taken += int(chosen.sum())
         for dtype, encoder in encoders.items():
             got = encoder(inputs, outputs=("sequence_output", "routing"))
-            differing = _assignments(wanted, tokens) ^ _assignments(got, tokens)
             cosines = _cosines(wanted["sequence_output"][0], got["sequence_output"][0])
-            collected[dtype].append((differing, cosines))
+            collected[dtype].append((chosen ^ _assignments(got, tokens), cosines))
     results = []
     for dtype, pairs in collected.items():
         differing = np.concatenate([d for d, _ in pairs], axis=-1)
         cosines = np.concatenate([c for _, c in pairs])
         same = ~differing.any((0, 1))
-        taken = _assignments(wanted, tokens).sum() * examples
         # An assignment that moves is missing in one place and new in another.
-        reroutings = float(differing.sum() / 2 / taken)
+        reroutings = float(differing.sum() / 2 / max(taken, 1))
         median, low = (float(q) for q in np.quantile(cosines[same], (0.5, 0.01)))
-        results.append(
-            Quality(variant, dtype, reroutings, float(same.mean()), (median, low), float(np.median(cosines)))
-        )
+        good = float((cosines[same] >= WANTED[dtype]).mean())
+        share, everyone = float(same.mean()), float(np.median(cosines))
+        results.append(Quality(variant, weights, dtype, reroutings, share, (median, low), good, everyone))
     return results
 
 
 def run(examples: int, folder: pathlib.Path | None) -> str:
     """Measure every variant and return the printed table; `quality.json` and `quality.md` go to `folder`."""
-    rows = [row for variant in tqdm(VARIANTS, desc="quality", leave=False) for row in measure(variant, examples)]
+    cases = [(variant, weights) for variant in VARIANTS for weights in ("random", "trained-like")]
+    rows = [row for case in tqdm(cases, desc="quality", leave=False) for row in measure(*case, examples)]
     header = [
-        "Base model",
+        "model",
+        "weights",
         "dtype",
         "rerouted",
         "tokens that keep experts",
         "cosine: median",
         "1%",
+        "good",
         "all tokens: median",
     ]
     lines = [
         [
             row.variant,
+            row.weights,
             row.dtype,
             f"{row.reroutings:.1%}",
             f"{row.same_tokens:.0%}",
-            *(f"{cosine:.5f}" for cosine in (*row.cosine_same, row.cosine_all)),
+            *(f"{cosine:.5f}" for cosine in row.cosine_same),
+            f"{row.good:.1%}",
+            f"{row.cosine_all:.5f}",
         ]
         for row in rows
     ]
