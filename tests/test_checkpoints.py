@@ -21,6 +21,7 @@ import safetensors.numpy
 import sparse_mixer
 from encoders import ARGUMENTS, assert_same_outputs, small_encoder, small_inputs
 from sparse_mixer import CheckpointError, SparseMixer
+from sparse_mixer._arguments import Arguments
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITTEN_BY_TENSORFLOW = [
@@ -323,8 +324,9 @@ def test_configurations_are_data(tmp_path: Path) -> None:
     encoder.save(tmp_path / "encoder.safetensors")
     tensors = safetensors.numpy.load_file(tmp_path / "encoder.safetensors")
     for config, error, message in [
-        ({"inner_activation": "os.system"}, ValueError, "inner_activation"),
-        ({"class_name": "Lambda"}, TypeError, "unknown arguments 'class_name'"),
+        ({"inner_activation": "os.system"}, CheckpointError, "changed.safetensors: .*inner_activation"),
+        ({"class_name": "Lambda"}, CheckpointError, "unknown arguments 'class_name'"),
+        ({"num_layers": 2.7}, CheckpointError, "num_layers: expected an integer, got 2.7"),
         ([1], CheckpointError, "not a mapping"),
     ]:
         text = json.dumps({**encoder.get_config(), **config} if isinstance(config, dict) else config)
@@ -332,12 +334,45 @@ def test_configurations_are_data(tmp_path: Path) -> None:
         safetensors.numpy.save_file(tensors, path, metadata={"config": text})
         with pytest.raises(error, match=message):
             SparseMixer.load(path)
+    # What the caller says is not the file's fault.
+    with pytest.raises(TypeError, match="num_heads"):
+        SparseMixer.load(tmp_path / "encoder.safetensors", num_heads=2)
     safetensors.numpy.save_file(tensors, path, metadata={"config": "[" * 100_000})
     with pytest.raises(CheckpointError, match="not JSON"):
         SparseMixer.load(path)
     safetensors.numpy.save_file(tensors, path)
     with pytest.raises(ValueError, match="without a configuration"):
         SparseMixer.load(path)
+
+
+def test_any_value_in_a_stored_configuration_loads_or_is_refused(tmp_path: Path) -> None:
+    encoder = small_encoder(semantics="paper", max_group_size=8, pad_id=0)
+    encoder.save(tmp_path / "encoder.safetensors")
+    tensors = safetensors.numpy.load_file(tmp_path / "encoder.safetensors")
+    path = tmp_path / "changed.safetensors"
+    numbers = [-1, 0, 2.7, 1e400, 10**400, 2**31, 2**40, 2**62, 2**63, -(2**63), 10**9, 5_000_000]
+    values = [
+        None,
+        True,
+        "x",
+        "",
+        [],
+        {},
+        [[1]],
+        {"a": 1},
+        {"class_name": "Constant", "config": {"value": []}},
+        *numbers,
+    ]
+    for key in Arguments.__dataclass_fields__:
+        for value in values:
+            text = json.dumps({**encoder.get_config(), key: value})
+            safetensors.numpy.save_file(tensors, path, metadata={"config": text})
+            refusal = str(path)
+            try:
+                SparseMixer.load(path)
+            except CheckpointError as error:
+                refusal = str(error)
+            assert str(path) in refusal, (key, value)
 
 
 def test_bad_targets(tmp_path: Path) -> None:

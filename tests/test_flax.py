@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,7 @@ from sparse_mixer._weight_files import open_weights
 
 GOLDEN = Path(__file__).parent / "golden" / "jax"
 CHECKPOINTS = ["ckpt_bert_replicated_only", "ckpt_linear_2_devices"]
-
-# Every file's configuration says how it was made, too.
-pytestmark = pytest.mark.filterwarnings("ignore:config. ignored keys:UserWarning")
+SMALL_BERT = {"vocab_size": 9, "hidden_size": 8, "inner_dim": 8, "num_attention_heads": 2}
 
 
 def expected_of(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
@@ -105,7 +104,7 @@ def test_moments_continue_the_training(name: str) -> None:
         np.testing.assert_array_equal(moments[f"{expert}/m"], stored.swapaxes(0, 1))
     with pytest.raises(CheckpointError, match="no state of an Adam"):
         checkpoints.read_adam_state(encoder, {key: value for key, value in expected.items() if "params" in key})
-    other = SparseMixer.from_preset("bert_base", vocab_size=9, hidden_size=8, inner_dim=8, num_attention_heads=2)
+    other = SparseMixer.from_preset("bert_base", **SMALL_BERT)
     with pytest.raises(CheckpointError, match="not those of this encoder"):
         checkpoints.read_adam_state(other, GOLDEN / name)
 
@@ -179,10 +178,38 @@ def test_missing_keys_have_the_defaults_of_the_jax_code() -> None:
     assert encoder.arguments.semantics == "paper"
 
 
-def test_keys_that_do_not_belong_to_the_encoder_are_reported() -> None:
+def test_keys_that_do_not_belong_to_the_encoder_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a warning: people turn warnings into errors, and every training configuration has such keys."""
     case = jax_case("bert")
-    with pytest.warns(UserWarning, match="ignored keys .*: .*learning_rate.*train_batch_size"):
-        SparseMixer.from_flax(case.part("params/"), {**case.config, "learning_rate": 1e-4, "train_batch_size": 64})
+    config = {**case.config, "learning_rate": 1e-4, "train_batch_size": 64}
+    with caplog.at_level(logging.INFO, "sparse_mixer"):
+        encoder = SparseMixer.from_flax(case.part("params/"), config)
+    for keys in (encoder.ignored_config_keys, encoder.astype("bfloat16").ignored_config_keys):
+        assert {"learning_rate", "train_batch_size"} <= set(keys)
+        assert not {"d_model", "pad_id", "num_experts"} & set(keys)
+    assert "learning_rate" in caplog.text
+    assert SparseMixer.from_preset("bert_base", **SMALL_BERT).ignored_config_keys == ()
+
+
+def test_configurations_like_mappings() -> None:
+    """Such as ``ml_collections.ConfigDict``, which the JAX code uses and which is no `Mapping`."""
+
+    class ConfigDict:
+        def __init__(self, content: dict[str, Any]) -> None:
+            self._content = content
+
+        def keys(self) -> Any:
+            return self._content.keys()
+
+        def items(self) -> Any:
+            return self._content.items()
+
+        def __getitem__(self, key: str) -> Any:
+            return self._content[key]
+
+    case = jax_case("bert")
+    encoder = SparseMixer.from_flax(case.part("params/"), ConfigDict(case.config))
+    assert encoder.get_config() == SparseMixer.from_flax(case.part("params/"), case.config).get_config()
 
 
 def test_names_in_any_case_and_enumerations() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +64,21 @@ def test_variants_that_are_not_computed_are_refused(tmp_path: Path) -> None:
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"hidden_act": "os.system"}, "hidden_act"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps"),
-        ({"vocab_size": None}, "vocab_size"),
+        ({"vocab_size": None}, "'vocab_size' is missing"),
+        ({"num_hidden_layers": 2.7}, "num_hidden_layers: expected an integer, got 2.7"),
+        ({"num_hidden_layers": 10**12}, "too few for 1000000000000 layers"),
+        ({"intermediate_size": 1e400}, "intermediate_size: expected an integer, got inf"),
+        ({"hidden_size": "16"}, "hidden_size: expected an integer, got '16'"),
+        ({"hidden_dropout_prob": [0.1]}, "hidden_dropout_prob: expected a number"),
+        ({"hidden_dropout_prob": 2.0}, "output_dropout: got 2"),
+        ({"hidden_act": ["gelu"]}, "hidden_act"),
+        ({"model_type": {}}, "model_type"),
     ]:
         remaining = {key: value for key, value in {**config, **changes}.items() if value is not None}
         (tmp_path / "config.json").write_text(json.dumps(remaining))
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(CheckpointError, match=f"{re.escape(str(tmp_path))}.*{message}"):
+            SparseMixer.load(tmp_path)
+    for text in ("{", "[]", "[" * 100_000):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"config\.json: not"):
             SparseMixer.load(tmp_path)

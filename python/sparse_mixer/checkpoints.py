@@ -11,24 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _flax, _native
-from sparse_mixer._arguments import Arguments
-from sparse_mixer._construction import make_native, weight_seed
+from sparse_mixer._construction import make_native
 from sparse_mixer._durable import replacing
 from sparse_mixer._extras import require
-from sparse_mixer._huggingface import is_hugging_face, read_hugging_face
 from sparse_mixer._native import CheckpointError as CheckpointError
 from sparse_mixer._presets import note, preset
+from sparse_mixer._stored_config import CONFIG_KEY, resolve, stored_config
 from sparse_mixer._weight_files import WeightFile, open_weights
 
 if TYPE_CHECKING:
@@ -37,10 +35,10 @@ if TYPE_CHECKING:
 Encoder = TypeVar("Encoder", bound="SparseMixer")
 PathLike = str | os.PathLike[str]
 
-_CONFIG_KEY = "config"
 _NAME_KEY = "name"
 _WORD_TABLE = "word_embeddings/embeddings"
 _SHOWN = 5
+_log = logging.getLogger("sparse_mixer")
 
 
 class Mismatch(NamedTuple):
@@ -129,7 +127,7 @@ def save(encoder: SparseMixer, path: PathLike, *, file_format: str | None = None
     target = os.fspath(path)
     kind = _format_of(target) if file_format is None else file_format
     if kind == "safetensors":
-        metadata = {_CONFIG_KEY: _config_text(encoder), _NAME_KEY: encoder.name}
+        metadata = {CONFIG_KEY: _config_text(encoder), _NAME_KEY: encoder.name}
         encoder._native.save(target, kind, metadata)
     elif kind == "npz":
         encoder._native.save(target, kind, {})
@@ -197,12 +195,14 @@ def load(
 ) -> Encoder:
     """`SparseMixer.load`."""
     with contextlib.closing(open_weights(path)) as file:
-        if config is None and (config := stored_config(file, os.fspath(path))) is None:
+        stored = stored_config(file, os.fspath(path)) if config is None else None
+        given = config if stored is None else stored
+        if given is None:
             raise ValueError(
                 f"config: {os.fspath(path)} holds weights without a configuration; give the constructor's arguments "
                 "as config={...}, or build the encoder and call load_weights"
             )
-        return _build(cls, file, {**config, **changes}, prefix, num_threads, isa)
+        return _build(cls, file, given, changes, prefix, num_threads, isa, stored=stored is not None)
 
 
 def from_flax(
@@ -218,11 +218,10 @@ def from_flax(
     """`SparseMixer.from_flax`."""
     with contextlib.closing(open_flax(params)) as file:
         arguments, ignored = _flax.read_flax_config(config, _vocab_size(file))
-        encoder = _build(cls, file, {**arguments, **changes}, prefix, num_threads, isa)
+        encoder = _build(cls, file, arguments, changes, prefix, num_threads, isa)
     if ignored:
-        warnings.warn(
-            f"config: ignored keys that do not belong to the encoder: {', '.join(ignored)}", UserWarning, stacklevel=3
-        )
+        _log.info("ignored keys of the configuration that do not belong to the encoder: %s", ", ".join(ignored))
+    encoder.ignored_config_keys = tuple(ignored)
     return encoder
 
 
@@ -237,31 +236,33 @@ def from_preset(
     **changes: Any,
 ) -> Encoder:
     """`SparseMixer.from_preset`."""
-    config = {**preset(name), **changes}
+    config = dict(preset(name))
     if weights is None:
         if prefix is not None:
             raise ValueError("prefix: says where in a file the encoder is, but there are no weights to read")
-        encoder = cls(**config, num_threads=num_threads, isa=isa)
+        encoder = cls(**{**config, **changes}, num_threads=num_threads, isa=isa)
         encoder._note = note(name)
         return encoder
     with contextlib.closing(open_weights(weights)) as file:
         if "vocab_size" not in changes:
             config["vocab_size"] = _vocab_size(file) or config["vocab_size"]
-        return _build(cls, file, config, prefix, num_threads, isa)
+        return _build(cls, file, config, changes, prefix, num_threads, isa)
 
 
 def _build(
     cls: type[Encoder],
     file: WeightFile,
     config: Mapping[str, Any],
+    changes: Mapping[str, Any],
     prefix: str | None,
     num_threads: int | None,
     isa: str | None,
+    *,
+    stored: bool = False,
 ) -> Encoder:
-    """An encoder with the constructor's arguments `config` and the weights of `file`; none are drawn."""
-    arguments = _arguments(cls, config)
-    seed = weight_seed(arguments)
-    plan = file.plan(_native.weight_specs(arguments.native_config(seed)), prefix)
+    """An encoder with the constructor's arguments `config` and `changes`, and the weights of `file`; none are drawn."""
+    arguments, seed, specs = resolve(cls, file, config, changes, stored=stored)
+    plan = file.plan(specs, prefix)
     _report(file, plan, optional=()).require_complete()
     native = make_native(arguments, seed, file.provider(plan), num_threads, isa)
     encoder = object.__new__(cls)
@@ -362,37 +363,3 @@ def _report(file: WeightFile, plan: _native.LoadPlan, optional: Sequence[str]) -
         shape=[Mismatch(*fields) for fields in plan.shape_mismatches],
         dtype=[Mismatch(*fields) for fields in plan.dtype_mismatches],
     )
-
-
-def stored_config(file: WeightFile, path: str) -> Mapping[str, Any] | None:
-    """The constructor's arguments that come with the weight file at `path`; None if none do.
-
-    Raises:
-        CheckpointError: They are damaged, or those of a model that is not an encoder of ours.
-    """
-    text = file.metadata.get(_CONFIG_KEY)
-    if text is None:
-        return read_hugging_face(path) if is_hugging_face(path) else None
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the configuration is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: the configuration is not a mapping")
-    return config
-
-
-def _arguments(cls: type[SparseMixer], config: Mapping[str, Any]) -> Arguments:
-    """Checked arguments from `config`, the constructor's defaults filled in."""
-    parameters = signature(cls.__init__).parameters
-    given = {}
-    for field in Arguments.__dataclass_fields__:
-        value = config.get(field, parameters[field].default)
-        if value is Parameter.empty:
-            raise ValueError(f"config: '{field}' is missing")
-        given[field] = value
-    # Arguments that are no part of what the encoder computes.
-    unknown = sorted(set(config) - set(given) - {"name", "trainable"})
-    if unknown:
-        raise TypeError(f"config: unknown arguments {', '.join(map(repr, unknown))}")
-    return Arguments.check(given)
