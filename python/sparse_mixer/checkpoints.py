@@ -10,8 +10,8 @@ No file is ever executed: readers look at tensors and at a configuration whose k
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,9 @@ from sparse_mixer._durable import replacing
 from sparse_mixer._extras import require
 from sparse_mixer._native import CheckpointError as CheckpointError
 from sparse_mixer._presets import note, preset
-from sparse_mixer._stored_config import CONFIG_KEY, resolve, stored_config
+from sparse_mixer._stored_config import CONFIG_KEY as _CONFIG_KEY
+from sparse_mixer._stored_config import resolve
+from sparse_mixer._stored_config import stored_config as stored_config
 from sparse_mixer._weight_files import WeightFile, open_weights
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ PathLike = str | os.PathLike[str]
 _NAME_KEY = "name"
 _WORD_TABLE = "word_embeddings/embeddings"
 _SHOWN = 5
-_log = logging.getLogger("sparse_mixer")
 
 
 class Mismatch(NamedTuple):
@@ -127,7 +128,7 @@ def save(encoder: SparseMixer, path: PathLike, *, file_format: str | None = None
     target = os.fspath(path)
     kind = _format_of(target) if file_format is None else file_format
     if kind == "safetensors":
-        metadata = {CONFIG_KEY: _config_text(encoder), _NAME_KEY: encoder.name}
+        metadata = {_CONFIG_KEY: _config_text(encoder), _NAME_KEY: encoder.name}
         encoder._native.save(target, kind, metadata)
     elif kind == "npz":
         encoder._native.save(target, kind, {})
@@ -162,22 +163,41 @@ def _config_text(encoder: SparseMixer) -> str:
 def _save_weights_h5(encoder: SparseMixer, path: str) -> None:
     """Write what ``tf_keras.Model(net.inputs, net(net.inputs)).save_weights`` writes for TensorFlow's class."""
     h5py = require("h5py", "h5")
-    specs = encoder._native.weight_specs()
+    names = _weights_h5_names(encoder)
     weights = iter(encoder._native.get_weights())
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    # The temporary file is locked as it is.
+    with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
         # Keras asks for this group although the model itself has no variables.
         file.create_group("vars")
-        for name, shape in specs:
-            keys = _native.foreign_names("weights_h5", name, shape)
-            if not keys:
-                raise ValueError(
-                    f"file_format: TensorFlow's encoder has no {name}; save as .safetensors or .npz instead"
-                )
-            file[f"layers/sparse_mixer/{keys[0]}"] = next(weights)
+        for name in names:
+            file[f"layers/sparse_mixer/{name}"] = next(weights)
         for number in range(len(encoder.metrics)):
             mean = "mean" if number == 0 else f"mean_{number}"
             for variable in "01":
                 file[f"metrics/{mean}/vars/{variable}"] = 0.0
+
+
+def _weights_h5_names(encoder: SparseMixer) -> list[str]:
+    """The names of all weights in ``.weights.h5``; refuses weights that TensorFlow's class would not have."""
+    arguments, seed = encoder.arguments, encoder._seed
+    keras: dict[str, Any] = {
+        "semantics": "keras",
+        "moe_residual": None,
+        "project_embeddings": None,
+        "expert_inner_dim": None,
+    }
+    specs = _native.weight_specs(dataclasses.replace(arguments, **keras).native_config(seed))
+    theirs = {(name, tuple(shape)) for name, shape in specs}
+    names = []
+    for name, shape in encoder._native.weight_specs():
+        keys = _native.foreign_names("weights_h5", name, shape)
+        if not keys or (name, tuple(shape)) not in theirs:
+            raise ValueError(
+                f"file_format: TensorFlow's encoder has no {name} of shape {list(shape)} (it computes other functions: "
+                "see docs/paper-semantics.md); save as .safetensors or .npz instead"
+            )
+        names.append(keys[0])
+    return names
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -202,7 +222,7 @@ def load(
                 f"config: {os.fspath(path)} holds weights without a configuration; give the constructor's arguments "
                 "as config={...}, or build the encoder and call load_weights"
             )
-        return _build(cls, file, given, changes, prefix, num_threads, isa, stored=stored is not None)
+        return _build(cls, file, given, prefix, num_threads, isa, changes=changes, stored=stored is not None)
 
 
 def from_flax(
@@ -218,9 +238,12 @@ def from_flax(
     """`SparseMixer.from_flax`."""
     with contextlib.closing(open_flax(params)) as file:
         arguments, ignored = _flax.read_flax_config(config, _vocab_size(file))
-        encoder = _build(cls, file, arguments, changes, prefix, num_threads, isa)
+        encoder = _build(cls, file, arguments, prefix, num_threads, isa, changes=changes)
     if ignored:
-        _log.info("ignored keys of the configuration that do not belong to the encoder: %s", ", ".join(ignored))
+        import logging  # most programs never need it
+
+        log = logging.getLogger("sparse_mixer")
+        log.info("ignored keys of the configuration that do not belong to the encoder: %s", ", ".join(ignored))
     encoder.ignored_config_keys = tuple(ignored)
     return encoder
 
@@ -246,22 +269,22 @@ def from_preset(
     with contextlib.closing(open_weights(weights)) as file:
         if "vocab_size" not in changes:
             config["vocab_size"] = _vocab_size(file) or config["vocab_size"]
-        return _build(cls, file, config, changes, prefix, num_threads, isa)
+        return _build(cls, file, config, prefix, num_threads, isa, changes=changes)
 
 
 def _build(
     cls: type[Encoder],
     file: WeightFile,
     config: Mapping[str, Any],
-    changes: Mapping[str, Any],
     prefix: str | None,
     num_threads: int | None,
     isa: str | None,
     *,
+    changes: Mapping[str, Any] | None = None,
     stored: bool = False,
 ) -> Encoder:
     """An encoder with the constructor's arguments `config` and `changes`, and the weights of `file`; none are drawn."""
-    arguments, seed, specs = resolve(cls, file, config, changes, stored=stored)
+    arguments, seed, specs = resolve(cls, file, config, changes or {}, stored=stored)
     plan = file.plan(specs, prefix)
     _report(file, plan, optional=()).require_complete()
     native = make_native(arguments, seed, file.provider(plan), num_threads, isa)
