@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,72 @@ def test_configurations_that_cannot_be(changes: dict[str, Any], message: str) ->
         SparseMixer.from_flax(case.part("params/"), {**case.config, **changes})
     with pytest.raises(TypeError, match="config: expected a mapping"):
         SparseMixer.from_flax(case.part("params/"), "config.py")  # type: ignore[arg-type]
+
+
+def test_folders_as_archives_and_flax_itself_make_them(tmp_path: Path) -> None:
+    name = "ckpt_bert_replicated_only"
+    config, _ = expected_of(name)
+    expected = SparseMixer.from_flax(GOLDEN / name, config).get_weights()
+    (step,) = (GOLDEN / name).glob("replicated_checkpoint_*")
+    # An archive's folder beside another; Flax's own name for a step in one file.
+    for target in ("released/sm/replicated_checkpoint_3", "plain/checkpoint_3"):
+        path = tmp_path / target
+        path.parent.mkdir(parents=True)
+        (tmp_path / target.partition("/")[0] / "__MACOSX").mkdir()
+        shutil.copy(step, path)
+        for source in (tmp_path / target.partition("/")[0], path.parent, path):
+            for ours, theirs in zip(SparseMixer.from_flax(source, config).get_weights(), expected, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+    (tmp_path / "released" / "sm" / "replicated_checkpoint_3").rename(tmp_path / "released" / "checkpoint_3")
+    with pytest.raises(CheckpointError, match=r"several folders .*plain, .*released"):
+        SparseMixer.from_flax(tmp_path, config)
+    with zipfile.ZipFile(tmp_path / "sm.zip", "w") as archive:
+        archive.write(step, f"sm/{step.name}")
+    with pytest.raises(CheckpointError, match="unpack this archive"):
+        SparseMixer.from_flax(tmp_path / "sm.zip", config)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint that is read"):
+        SparseMixer.from_flax(tmp_path / "empty", config)
+
+
+def msgpack(value: Any) -> bytes:
+    """Nested mappings of text to arrays, as Flax writes them."""
+    if isinstance(value, dict):
+        entries = b"".join(b"\xdb" + struct.pack(">I", len(k)) + k.encode() + msgpack(v) for k, v in value.items())
+        return b"\xdf" + struct.pack(">I", len(value)) + entries
+    dtype, content = value.dtype.name.encode(), value.tobytes()
+    shape = b"".join(b"\xce" + struct.pack(">I", size) for size in value.shape)
+    payload = b"\x93" + bytes([0x90 + value.ndim]) + shape + b"\xd9" + bytes([len(dtype)]) + dtype
+    payload += b"\xc6" + struct.pack(">I", len(content)) + content
+    return b"\xc9" + struct.pack(">I", len(payload)) + b"\x01" + payload
+
+
+def test_experts_of_several_hosts_and_devices(tmp_path: Path) -> None:
+    """Two hosts of two devices, each with one of the four experts."""
+    config, expected = expected_of("ckpt_linear_2_devices")
+    params = {key: value for key, value in expected.items() if key.startswith("params/")}
+    experts = {key: value for key, value in params.items() if "expert" in key}
+    assert {value.shape[1] for value in experts.values()} == {4}
+    empty = np.zeros(0, np.float64)
+    replicated = {key: empty if key in experts else value for key, value in params.items()}
+    (tmp_path / "replicated_checkpoint_7").write_bytes(msgpack(nested(replicated)))
+    for host in (0, 1):
+        shard = {
+            key: np.stack([experts[key][:, 2 * host + device :][:, :1] for device in (0, 1)])
+            if key in experts
+            else empty
+            for key in params
+        }
+        (tmp_path / f"shard-{host:05d}-of-00002_checkpoint_7").write_bytes(msgpack(nested(shard)))
+    encoder = SparseMixer.from_flax(tmp_path, config)
+    inputs = {"input_word_ids": expected["inputs/input_ids"], "input_type_ids": expected["inputs/type_ids"]}
+    assert_close("sequence_output", encoder(inputs)["sequence_output"], expected["outputs/sequence_output"])
+    merged = SparseMixer.from_flax(GOLDEN / "ckpt_linear_2_devices", config)
+    for ours, theirs in zip(encoder.get_weights(), merged.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    (tmp_path / "shard-00000-of-00002_checkpoint_7").unlink()
+    with pytest.raises(CheckpointError, match="all of its shard files"):
+        SparseMixer.from_flax(tmp_path, config)
 
 
 def test_incomplete_steps_are_refused(tmp_path: Path) -> None:
