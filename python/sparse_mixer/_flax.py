@@ -106,6 +106,7 @@ def read_flax_config(config: Mapping[str, Any], vocab_size: int | None) -> tuple
     values = {**_RESOLVED, **config}
     arguments = {ours: config.get(theirs, default) for theirs, (ours, default) in _RENAMED.items()}
     architecture = _name(values, "model_arch", _MIXING)
+    router = _ROUTERS[_name(values, "dispatch_algorithm", _ROUTERS)]
     num_layers = as_int("config: num_layers", arguments["num_layers"])
     attention: Sequence[int] = ()
     moe: Sequence[int] = ()
@@ -131,8 +132,11 @@ def read_flax_config(config: Mapping[str, Any], vocab_size: int | None) -> tuple
         "moe_layers": moe,
         # A model without experts says 0.
         "num_experts": values["num_experts"] or 1,
-        "router": _ROUTERS[_name(values, "dispatch_algorithm", _ROUTERS)],
+        "router": router,
     }
+    if router == "experts_choose":
+        # The JAX code looks at it only where tokens choose.
+        arguments["num_selected_experts"] = 1
     ignored = sorted(str(key) for key in config if key not in _RENAMED and key not in _RESOLVED)
     return arguments, ignored
 
