@@ -214,6 +214,14 @@ def test_configurations_like_mappings() -> None:
     assert encoder.get_config() == SparseMixer.from_flax(case.part("params/"), case.config).get_config()
 
 
+def test_selected_experts_count_only_where_tokens_choose() -> None:
+    case = jax_case("linear_experts_choose")
+    encoder = SparseMixer.from_flax(case.part("params/"), {**case.config, "num_selected_experts": 2})
+    assert encoder.arguments.num_selected_experts == 1
+    config = {**case.config, "num_selected_experts": 2, "dispatch_algorithm": "MASK_TOKENS_CHOOSE"}
+    assert SparseMixer.from_flax(case.part("params/"), config).arguments.num_selected_experts == 2
+
+
 def test_names_in_any_case_and_enumerations() -> None:
     import enum
 
