@@ -23,7 +23,7 @@ SOURCES := $(shell find src python -type f -not -name '*.pyc' 2>/dev/null) Cargo
 # Clippy and rustdoc of the binding look at an interpreter; it shall be the one tested with.
 export PYO3_PYTHON := $(abspath $(PY))
 
-.PHONY: help build quickstart test test-rust test-python parity crash lint format docs test-checked stress fuzz miri asan deny bench check clean
+.PHONY: help build quickstart test test-rust test-python parity-hf crash lint format docs test-checked stress fuzz miri asan deny bench check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ $(STAMPS)/parity: $(NEEDS)/parity.txt $(NEEDS)/parity-no-deps.txt | $(STAMPS)/ve
 	@echo "Installing TensorFlow for the parity tests (about 2 GB on disk) ..."
 	$(PIP) -r $(NEEDS)/parity.txt
 	$(PIP) --no-deps -r $(NEEDS)/parity-no-deps.txt
+	touch $@
+
+$(STAMPS)/huggingface: $(NEEDS)/huggingface.txt | $(STAMPS)/venv
+	@echo "Installing PyTorch and transformers (several GB on disk, unless the index has CPU builds) ..."
+	$(PIP) -r $<
 	touch $@
 
 $(STAMPS)/bench: benchmarks/requirements.txt | $(STAMPS)/venv
@@ -83,7 +88,10 @@ test-rust:  ## tests of the core; needs no Python
 test-python: build $(STAMPS)/test $(STAMPS)/parity  ## pytest on the installed wheel
 	SPARSE_MIXER_REQUIRE_TF=1 $(PY) -m pytest $(PYTEST_ARGS)
 
-crash: build $(STAMPS)/test  ## 300 kills while saving, 500 damaged files per format; the tests have fewer
+parity-hf: build $(STAMPS)/test $(STAMPS)/huggingface  ## parity with the real transformers package, in VENV
+	SPARSE_MIXER_REQUIRE_HF=1 $(PY) -m pytest tests/test_hugging_face.py $(PYTEST_ARGS)
+
+crash: build $(STAMPS)/test  ## 300 kills while saving each kind of file, 500 damaged files per format; the tests have fewer
 	SPARSE_MIXER_TEST_KILLS=300 $(PY) -m pytest -q tests/test_checkpoints.py -k kill
 	$(PY) tests/damaged_files.py --count 500
 

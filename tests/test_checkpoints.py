@@ -20,7 +20,8 @@ import pytest
 import safetensors.numpy
 import sparse_mixer
 from encoders import ARGUMENTS, assert_same_outputs, small_encoder, small_inputs
-from sparse_mixer import CheckpointError, SparseMixer
+from sparse_mixer import CheckpointError, SparseMixer, _train_state
+from sparse_mixer._arguments import Arguments
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITTEN_BY_TENSORFLOW = [
@@ -175,8 +176,21 @@ def test_save_and_load_keep_the_papers_arguments(tmp_path: Path) -> None:
     loaded = SparseMixer.load(tmp_path / "encoder.safetensors")
     assert loaded.get_config() == encoder.get_config()
     assert_same_outputs(loaded(small_inputs()), encoder(small_inputs()))
-    with pytest.raises(ValueError, match=r"TensorFlow's encoder has no transformer/layer_0/circulant_transform"):
-        encoder.save(tmp_path / "encoder.weights.h5")
+    # Variables that TensorFlow's class does not have: it would load the others and say nothing.
+    linear = {"semantics": "paper", "mixing_mechanism": "linear"}
+    for refused, variable in [
+        (encoder, "embedding_projection/kernel"),
+        (small_encoder(mixing_mechanism="circulant"), "transformer/layer_0/circulant_transform"),
+        (small_encoder(**linear), "embedding_projection/kernel"),
+        (small_encoder(**linear, project_embeddings=False), "transformer/layer_1/output_layer_norm/gamma"),
+        (small_encoder(moe_residual=True), "transformer/layer_1/output_layer_norm/gamma"),
+        (
+            small_encoder(expert_inner_dim=20),
+            r"transformer/layer_1/moe/experts/intermediate/kernel of shape \[4, 16, 20\]",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=rf"TensorFlow's encoder has no {variable}.*\.safetensors"):
+            refused.save(tmp_path / "encoder.weights.h5")
     assert os.listdir(tmp_path) == ["encoder.safetensors"]
 
 
@@ -323,8 +337,9 @@ def test_configurations_are_data(tmp_path: Path) -> None:
     encoder.save(tmp_path / "encoder.safetensors")
     tensors = safetensors.numpy.load_file(tmp_path / "encoder.safetensors")
     for config, error, message in [
-        ({"inner_activation": "os.system"}, ValueError, "inner_activation"),
-        ({"class_name": "Lambda"}, TypeError, "unknown arguments 'class_name'"),
+        ({"inner_activation": "os.system"}, CheckpointError, "changed.safetensors: .*inner_activation"),
+        ({"class_name": "Lambda"}, CheckpointError, "unknown arguments 'class_name'"),
+        ({"num_layers": 2.7}, CheckpointError, "num_layers: expected an integer, got 2.7"),
         ([1], CheckpointError, "not a mapping"),
     ]:
         text = json.dumps({**encoder.get_config(), **config} if isinstance(config, dict) else config)
@@ -332,12 +347,45 @@ def test_configurations_are_data(tmp_path: Path) -> None:
         safetensors.numpy.save_file(tensors, path, metadata={"config": text})
         with pytest.raises(error, match=message):
             SparseMixer.load(path)
+    # What the caller says is not the file's fault.
+    with pytest.raises(TypeError, match="num_heads"):
+        SparseMixer.load(tmp_path / "encoder.safetensors", num_heads=2)
     safetensors.numpy.save_file(tensors, path, metadata={"config": "[" * 100_000})
     with pytest.raises(CheckpointError, match="not JSON"):
         SparseMixer.load(path)
     safetensors.numpy.save_file(tensors, path)
     with pytest.raises(ValueError, match="without a configuration"):
         SparseMixer.load(path)
+
+
+def test_any_value_in_a_stored_configuration_loads_or_is_refused(tmp_path: Path) -> None:
+    encoder = small_encoder(semantics="paper", max_group_size=8, pad_id=0)
+    encoder.save(tmp_path / "encoder.safetensors")
+    tensors = safetensors.numpy.load_file(tmp_path / "encoder.safetensors")
+    path = tmp_path / "changed.safetensors"
+    numbers = [-1, 0, 2.7, 1e400, 10**400, 2**31, 2**40, 2**62, 2**63, -(2**63), 10**9, 5_000_000]
+    values = [
+        None,
+        True,
+        "x",
+        "",
+        [],
+        {},
+        [[1]],
+        {"a": 1},
+        {"class_name": "Constant", "config": {"value": []}},
+        *numbers,
+    ]
+    for key in Arguments.__dataclass_fields__:
+        for value in values:
+            text = json.dumps({**encoder.get_config(), key: value})
+            safetensors.numpy.save_file(tensors, path, metadata={"config": text})
+            refusal = str(path)
+            try:
+                SparseMixer.load(path)
+            except CheckpointError as error:
+                refusal = str(error)
+            assert str(path) in refusal, (key, value)
 
 
 def test_bad_targets(tmp_path: Path) -> None:
@@ -352,6 +400,25 @@ def test_bad_targets(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         encoder.save(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs permissions and links")
+@pytest.mark.parametrize("ending", [".safetensors", ".npz", ".weights.h5", ".state"])
+def test_saving_keeps_permissions_and_links_and_removes_leftovers(tmp_path: Path, ending: str) -> None:
+    def save(path: Path) -> None:
+        _train_state.save(path, {}, {}) if ending == ".state" else small_encoder().save(path)
+
+    real, link = tmp_path / f"real{ending}", tmp_path / f"link{ending}"
+    real.write_bytes(b"old")
+    real.chmod(0o640)
+    link.symlink_to(real.name)
+    leftover = tmp_path / f".{real.name}.1-2-3.tmp"
+    leftover.write_bytes(b"of a killed process")
+    save(link)
+    assert link.is_symlink()
+    assert real.stat().st_size > 3
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert not leftover.exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -376,22 +443,45 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 # Crashes and threads ----------------------------------------------------------------------------------------------
 
-_SAVER = """
-import sys, sparse_mixer
-arguments = dict(vocab_size=20_000, hidden_size=64, num_layers=2, moe_layers=(), attention_layers=(),
-                 inner_dim=128, max_sequence_length=16)
-encoders = [sparse_mixer.SparseMixer(**arguments, initializer={"class_name": "Constant", "config": {"value": v}})
-            for v in (1.0, 2.0)]
+_SAVED = {
+    "vocab_size": 20_000,
+    "hidden_size": 64,
+    "num_layers": 2,
+    "moe_layers": (),
+    "attention_layers": (),
+    "inner_dim": 128,
+    "max_sequence_length": 16,
+}
+_SAVER = f"""
+import sys, pathlib, sparse_mixer
+from sparse_mixer import _train_state
+path = sys.argv[1]
+encoders = [
+    sparse_mixer.SparseMixer(**{_SAVED}, initializer={{"class_name": "Constant", "config": {{"value": value}}}})
+    for value in (1.0, 2.0)
+]
 print("ready", flush=True)
 while True:
     for encoder in encoders:
-        encoder.save(sys.argv[1])
+        if path.endswith(".state"):
+            _train_state.save(pathlib.Path(path), {{}}, {{w.key: w.numpy() for w in encoder.weights}})
+        else:
+            encoder.save(path)
 """
 
 
+def saved_weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The weights in a file of `_SAVER`."""
+    if path.suffix == ".state":
+        return _train_state.load(path)[1]
+    config = None if path.suffix == ".safetensors" else _SAVED
+    return {weight.key: weight.numpy() for weight in SparseMixer.load(path, config=config).weights}
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs kill -9")
-def test_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
-    path = tmp_path / "encoder.safetensors"
+@pytest.mark.parametrize("ending", [".safetensors", ".npz", ".weights.h5", ".state"])
+def test_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"encoder{ending}"
     generator = random.Random(11)
     for _ in range(KILLS):
         with subprocess.Popen([sys.executable, "-c", _SAVER, path], stdout=subprocess.PIPE) as saver:
@@ -401,10 +491,12 @@ def test_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
                 time.sleep(0.001)
             time.sleep(generator.random() * 0.1)
             saver.kill()
-        loaded = SparseMixer.load(path)
-        values = {float(weight.numpy().flat[0]) for weight in loaded.weights if weight.key.endswith("kernel")}
+        values = {float(array.flat[0]) for key, array in saved_weights(path).items() if key.endswith("kernel")}
         assert values in ({1.0}, {2.0})
-    loaded.save(path)
+    if ending == ".state":
+        _train_state.save(path, {}, {})
+    else:
+        small_encoder().save(path)
     assert os.listdir(tmp_path) == [path.name], "the next save removes what killed ones left behind"
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from encoders import ARGUMENTS, small_encoder
-from sparse_mixer import SparseMixer, cli
+from sparse_mixer import InternalError, SparseMixer, cli
 
 GOLDEN = Path(__file__).parent / "golden" / "checkpoints"
 
@@ -39,7 +42,10 @@ def test_inspect_shows_names_shapes_types_and_sizes(saved: Path, capsys: pytest.
 
 def test_verify_finds_damage_and_numbers_that_are_not_finite(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", str(saved)]) == cli.EXIT_OK
-    assert "0 problems" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "checksums: checked" in text
+    assert "43 weights fit" in text
+    assert "0 problems" in text
     content = bytearray(saved.read_bytes())
     content[-5] ^= 1
     saved.write_bytes(content)
@@ -66,6 +72,41 @@ def test_verify_checks_the_fit_to_a_given_configuration(tmp_path: Path, capsys: 
     assert "of another shape" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["encoder.weights.h5", "legacy.h5", "model.keras"])
+def test_verify_reads_hdf5(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = GOLDEN / name
+    if name == "model.keras":
+        path = tmp_path / name
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(GOLDEN / "encoder.weights.h5", "model.weights.h5")
+    assert cli.main(["verify", str(path), "--config", str(GOLDEN / "config.json")]) == cli.EXIT_OK
+    text = capsys.readouterr().out
+    assert ("checksums: checked" in text) == (name == "model.keras")
+    assert "weights fit" in text
+    assert "0 problems" in text
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "encoder.npz", "encoder.weights.h5"])
+def test_verify_calls_damage_a_problem(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / name
+    small_encoder().save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    assert cli.main(["verify", str(path)]) == cli.EXIT_PROBLEM
+    text = capsys.readouterr().out
+    assert f"problem: {path}: " in text
+    assert "1 problems" in text
+
+
+def test_verify_calls_a_configuration_that_cannot_be_a_problem(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = safetensors.numpy.load_file(saved)
+    config = {**small_encoder().get_config(), "num_layers": 5_000_000}
+    safetensors.numpy.save_file(tensors, saved, metadata={"config": json.dumps(config)})
+    assert cli.main(["verify", str(saved)]) == cli.EXIT_PROBLEM
+    text = capsys.readouterr().out
+    assert "checksums: there are none in this file" in text
+    assert "43 tensors are too few for 5000000 layers" in text
+
+
 @pytest.mark.parametrize("target", ["encoder.npz", "encoder.weights.h5", "encoder.safetensors"])
 def test_convert(tmp_path: Path, target: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / target
@@ -86,10 +127,11 @@ def test_convert_from_the_jax_code(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "config.json").write_text(config)
     target = tmp_path / "encoder.safetensors"
     arguments = ["convert", str(folder), str(target), "--flax-config", str(tmp_path / "config.json")]
-    with pytest.warns(UserWarning, match="ignored keys"):
-        assert (
-            cli.main([*arguments, "--set", "router_dtype=bfloat16", "--set", "eval_capacity_factor=0.5"]) == cli.EXIT_OK
-        )
+    settings = ["--set", "router_dtype=bfloat16", "--set", "eval_capacity_factor=0.5"]
+    assert cli.main([*arguments, *settings]) == cli.EXIT_OK
+    ignored = [line for line in capsys.readouterr().out.splitlines() if "no part of the encoder" in line]
+    assert len(ignored) == 1
+    assert "d_model" not in ignored[0]
     encoder = SparseMixer.load(target)
     assert (encoder.arguments.router_dtype, encoder.arguments.eval_capacity_factor) == ("bfloat16", 0.5)
     np.testing.assert_array_equal(encoder.pooler_layer.weights[0].numpy(), kernel)
@@ -115,11 +157,28 @@ def test_bench_and_doctor(saved: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "cpu.isa" in json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(("error", "message"), [(MemoryError, "not enough memory"), (InternalError, "a bug")])
+def test_failures_of_the_library_are_told_in_one_line(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Any, message: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error("a bug") if error is InternalError else error
+
+    monkeypatch.setattr(cli, "open_weights", fail)
+    assert cli.main(["inspect", str(saved)]) == cli.EXIT_USAGE
+    assert capsys.readouterr().err == f"sparse-mixer: {message}\n"
+
+
 def test_exit_codes(tmp_path: Path, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(tmp_path / "absent")]) == cli.EXIT_USAGE
     assert "absent" in capsys.readouterr().err
     assert cli.main(["bench", str(saved), "--batch", "0"]) == cli.EXIT_USAGE
     assert cli.main(["convert", str(saved), str(tmp_path / "x.npz"), "--config", "[]"]) == cli.EXIT_USAGE
+    for command in ("verify", "bench"):
+        for option in ("--config", "--flax-config"):
+            for text in ("{", "[]", '{"vocab_size"}', str(tmp_path / "absent.json")):
+                assert cli.main([command, str(saved), option, text]) == cli.EXIT_USAGE
+                assert f"sparse-mixer: {option}: " in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["inspect"])
     assert exit_info.value.code == cli.EXIT_USAGE

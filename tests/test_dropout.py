@@ -72,6 +72,26 @@ def test_attention_probabilities(rng: np.random.Generator) -> None:
     assert kept.std() == pytest.approx(np.sqrt(16 * 0.75 * 0.25), rel=0.15)
 
 
+@pytest.mark.parametrize("semantics", ["keras", "paper"])
+def test_attention_heads_share_their_drops_in_the_paper(rng: np.random.Generator, semantics: str) -> None:
+    """Each of two heads adds the sum of its kept probabilities to its half of the row."""
+    rows = normalised_rows(rng, 8, 16)
+    encoder = encoder_with(
+        {"self_attention/value/bias": 1.0, "attention_output/kernel": np.eye(8).reshape(2, 4, 8)},
+        attention_layers=(0,),
+        num_attention_heads=2,
+        max_sequence_length=16,
+        output_dropout=0.0,
+        attention_dropout=0.25,
+        semantics=semantics,
+        project_embeddings=False,
+    )
+    kept = np.round((train(encoder, rows) - rows) * 16 * 0.75)
+    assert len(np.unique(kept)) > 3
+    assert (kept[..., 0] == kept[..., 4]).all() == (semantics == "paper")
+    assert (kept[0] == kept[1]).all() == (semantics == "paper")
+
+
 @pytest.mark.parametrize("semantics", ["keras", "keras_strict"])
 def test_block_dropout_depends_on_semantics(rng: np.random.Generator, semantics: str) -> None:
     """TensorFlow drops the blocks' dropout rate; by default we honour it, strictly we drop it, too."""

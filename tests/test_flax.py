@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,7 @@ from sparse_mixer._weight_files import open_weights
 
 GOLDEN = Path(__file__).parent / "golden" / "jax"
 CHECKPOINTS = ["ckpt_bert_replicated_only", "ckpt_linear_2_devices"]
-
-# Every file's configuration says how it was made, too.
-pytestmark = pytest.mark.filterwarnings("ignore:config. ignored keys:UserWarning")
+SMALL_BERT = {"vocab_size": 9, "hidden_size": 8, "inner_dim": 8, "num_attention_heads": 2}
 
 
 def expected_of(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
@@ -105,7 +106,7 @@ def test_moments_continue_the_training(name: str) -> None:
         np.testing.assert_array_equal(moments[f"{expert}/m"], stored.swapaxes(0, 1))
     with pytest.raises(CheckpointError, match="no state of an Adam"):
         checkpoints.read_adam_state(encoder, {key: value for key, value in expected.items() if "params" in key})
-    other = SparseMixer.from_preset("bert_base", vocab_size=9, hidden_size=8, inner_dim=8, num_attention_heads=2)
+    other = SparseMixer.from_preset("bert_base", **SMALL_BERT)
     with pytest.raises(CheckpointError, match="not those of this encoder"):
         checkpoints.read_adam_state(other, GOLDEN / name)
 
@@ -179,10 +180,46 @@ def test_missing_keys_have_the_defaults_of_the_jax_code() -> None:
     assert encoder.arguments.semantics == "paper"
 
 
-def test_keys_that_do_not_belong_to_the_encoder_are_reported() -> None:
+def test_keys_that_do_not_belong_to_the_encoder_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """Without a warning: people turn warnings into errors, and every training configuration has such keys."""
     case = jax_case("bert")
-    with pytest.warns(UserWarning, match="ignored keys .*: .*learning_rate.*train_batch_size"):
-        SparseMixer.from_flax(case.part("params/"), {**case.config, "learning_rate": 1e-4, "train_batch_size": 64})
+    config = {**case.config, "learning_rate": 1e-4, "train_batch_size": 64}
+    with caplog.at_level(logging.INFO, "sparse_mixer"):
+        encoder = SparseMixer.from_flax(case.part("params/"), config)
+    for keys in (encoder.ignored_config_keys, encoder.astype("bfloat16").ignored_config_keys):
+        assert {"learning_rate", "train_batch_size"} <= set(keys)
+        assert not {"d_model", "pad_id", "num_experts"} & set(keys)
+    assert "learning_rate" in caplog.text
+    assert SparseMixer.from_preset("bert_base", **SMALL_BERT).ignored_config_keys == ()
+
+
+def test_configurations_like_mappings() -> None:
+    """Such as ``ml_collections.ConfigDict``, which the JAX code uses and which is no `Mapping`."""
+
+    class ConfigDict:
+        def __init__(self, content: dict[str, Any]) -> None:
+            self._content = content
+
+        def keys(self) -> Any:
+            return self._content.keys()
+
+        def items(self) -> Any:
+            return self._content.items()
+
+        def __getitem__(self, key: str) -> Any:
+            return self._content[key]
+
+    case = jax_case("bert")
+    encoder = SparseMixer.from_flax(case.part("params/"), ConfigDict(case.config))
+    assert encoder.get_config() == SparseMixer.from_flax(case.part("params/"), case.config).get_config()
+
+
+def test_selected_experts_count_only_where_tokens_choose() -> None:
+    case = jax_case("linear_experts_choose")
+    encoder = SparseMixer.from_flax(case.part("params/"), {**case.config, "num_selected_experts": 2})
+    assert encoder.arguments.num_selected_experts == 1
+    config = {**case.config, "num_selected_experts": 2, "dispatch_algorithm": "MASK_TOKENS_CHOOSE"}
+    assert SparseMixer.from_flax(case.part("params/"), config).arguments.num_selected_experts == 2
 
 
 def test_names_in_any_case_and_enumerations() -> None:
@@ -211,6 +248,72 @@ def test_configurations_that_cannot_be(changes: dict[str, Any], message: str) ->
         SparseMixer.from_flax(case.part("params/"), {**case.config, **changes})
     with pytest.raises(TypeError, match="config: expected a mapping"):
         SparseMixer.from_flax(case.part("params/"), "config.py")  # type: ignore[arg-type]
+
+
+def test_folders_as_archives_and_flax_itself_make_them(tmp_path: Path) -> None:
+    name = "ckpt_bert_replicated_only"
+    config, _ = expected_of(name)
+    expected = SparseMixer.from_flax(GOLDEN / name, config).get_weights()
+    (step,) = (GOLDEN / name).glob("replicated_checkpoint_*")
+    # An archive's folder beside another; Flax's own name for a step in one file.
+    for target in ("released/sm/replicated_checkpoint_3", "plain/checkpoint_3"):
+        path = tmp_path / target
+        path.parent.mkdir(parents=True)
+        (tmp_path / target.partition("/")[0] / "__MACOSX").mkdir()
+        shutil.copy(step, path)
+        for source in (tmp_path / target.partition("/")[0], path.parent, path):
+            for ours, theirs in zip(SparseMixer.from_flax(source, config).get_weights(), expected, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+    (tmp_path / "released" / "sm" / "replicated_checkpoint_3").rename(tmp_path / "released" / "checkpoint_3")
+    with pytest.raises(CheckpointError, match=r"several folders .*plain, .*released"):
+        SparseMixer.from_flax(tmp_path, config)
+    with zipfile.ZipFile(tmp_path / "sm.zip", "w") as archive:
+        archive.write(step, f"sm/{step.name}")
+    with pytest.raises(CheckpointError, match="unpack this archive"):
+        SparseMixer.from_flax(tmp_path / "sm.zip", config)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint that is read"):
+        SparseMixer.from_flax(tmp_path / "empty", config)
+
+
+def msgpack(value: Any) -> bytes:
+    """Nested mappings of text to arrays, as Flax writes them."""
+    if isinstance(value, dict):
+        entries = b"".join(b"\xdb" + struct.pack(">I", len(k)) + k.encode() + msgpack(v) for k, v in value.items())
+        return b"\xdf" + struct.pack(">I", len(value)) + entries
+    dtype, content = value.dtype.name.encode(), value.tobytes()
+    shape = b"".join(b"\xce" + struct.pack(">I", size) for size in value.shape)
+    payload = b"\x93" + bytes([0x90 + value.ndim]) + shape + b"\xd9" + bytes([len(dtype)]) + dtype
+    payload += b"\xc6" + struct.pack(">I", len(content)) + content
+    return b"\xc9" + struct.pack(">I", len(payload)) + b"\x01" + payload
+
+
+def test_experts_of_several_hosts_and_devices(tmp_path: Path) -> None:
+    """Two hosts of two devices, each with one of the four experts."""
+    config, expected = expected_of("ckpt_linear_2_devices")
+    params = {key: value for key, value in expected.items() if key.startswith("params/")}
+    experts = {key: value for key, value in params.items() if "expert" in key}
+    assert {value.shape[1] for value in experts.values()} == {4}
+    empty = np.zeros(0, np.float64)
+    replicated = {key: empty if key in experts else value for key, value in params.items()}
+    (tmp_path / "replicated_checkpoint_7").write_bytes(msgpack(nested(replicated)))
+    for host in (0, 1):
+        shard = {
+            key: np.stack([experts[key][:, 2 * host + device :][:, :1] for device in (0, 1)])
+            if key in experts
+            else empty
+            for key in params
+        }
+        (tmp_path / f"shard-{host:05d}-of-00002_checkpoint_7").write_bytes(msgpack(nested(shard)))
+    encoder = SparseMixer.from_flax(tmp_path, config)
+    inputs = {"input_word_ids": expected["inputs/input_ids"], "input_type_ids": expected["inputs/type_ids"]}
+    assert_close("sequence_output", encoder(inputs)["sequence_output"], expected["outputs/sequence_output"])
+    merged = SparseMixer.from_flax(GOLDEN / "ckpt_linear_2_devices", config)
+    for ours, theirs in zip(encoder.get_weights(), merged.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    (tmp_path / "shard-00000-of-00002_checkpoint_7").unlink()
+    with pytest.raises(CheckpointError, match="all of its shard files"):
+        SparseMixer.from_flax(tmp_path, config)
 
 
 def test_incomplete_steps_are_refused(tmp_path: Path) -> None:

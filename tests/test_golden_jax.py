@@ -37,6 +37,12 @@ def assert_metrics(case: JaxCase, encoder: sparse_mixer.SparseMixer, prefix: str
     for position, layer in enumerate(case.moe_layers):
         for theirs, ours in names.items():
             assert_close(f"{ours} of layer {layer}", aux[ours][position], case.data[f"{prefix}moe_{layer}/{theirs}"])
+    # Over the layers: losses are summed and weighted, the others averaged.
+    if summary := case.part(f"{prefix}summary/"):
+        assert_close("total", aux["total"], summary["auxiliary_loss"] + summary["router_z_loss"])
+        assert_close("losses", np.sum(encoder.losses), summary["auxiliary_loss"] + summary["router_z_loss"])
+        for name in ("fraction_tokens_left_behind", "expert_usage", "router_confidence"):
+            assert_close(name, np.mean(aux[name]), summary[name])
     factors = (case.config["auxiliary_loss_factor"], case.config["router_z_loss_factor"])
     raw = [
         [float(case.data[f"{prefix}moe_{layer}/{name}"]) for layer in case.moe_layers]

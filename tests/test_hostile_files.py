@@ -11,14 +11,18 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
+from encoders import small_encoder
 
 MOST_BEYOND_FILE = 64 << 20
-# Opens, lists and reads everything; prints the growth of the peak memory in bytes, and the first error.
+# Opens, lists, reads and loads everything; prints the growth of the peak memory in bytes, and the first error.
 _EXERCISE = """
 import resource, sys, time
+from sparse_mixer import SparseMixer
 from sparse_mixer._weight_files import open_weights
 def peak():
     # Unlike getrusage, this counts this program alone and not what it was forked from.
@@ -36,11 +40,15 @@ try:
     file.plan([("pooler_transform/kernel", [2, 2])], None)
 except ValueError as caught:
     error = caught
+try:
+    SparseMixer.load(sys.argv[1])
+except ValueError as caught:
+    error = error or caught
 print(peak() - before, time.perf_counter() - start, repr(error)[:500], sep="\\n")
 """
 
 
-def safetensors(header: bytes, claimed: int | None = None) -> bytes:
+def safetensors_file(header: bytes, claimed: int | None = None) -> bytes:
     """A file with this header and no data."""
     return struct.pack("<Q", len(header) if claimed is None else claimed) + header
 
@@ -115,27 +123,45 @@ def flax_of_many_leaves(count: int) -> bytes:
     return b"\x81\xda" + struct.pack(">H", 900) + b"p" * 900 + b"\xdf" + struct.pack(">I", count) + leaves
 
 
+def configured(more_tensors: int = 0, **changes: Any) -> bytes:
+    """A small encoder's file, with `changes` of its configuration and further tensors of no size."""
+    encoder = small_encoder()
+    tensors = {weight.key: weight.numpy() for weight in encoder.weights}
+    tensors |= {f"x/{number}": np.zeros(0, np.uint8) for number in range(more_tensors)}
+    return safetensors.numpy.save(tensors, metadata={"config": json.dumps({**encoder.get_config(), **changes})})
+
+
+def hugging_face(**changes: Any) -> dict[str, bytes]:
+    """The files of a small BERT, with `changes` of its configuration."""
+    folder = Path(__file__).parent / "golden" / "checkpoints" / "hf_bert"
+    config = json.loads((folder / "config.json").read_text())
+    return {
+        "config.json": json.dumps({**config, **changes}).encode(),
+        "model.safetensors": (folder / "model.safetensors").read_bytes(),
+    }
+
+
 LARGE = 1_000_000
-HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "header that claims 2^60 bytes": ("a.safetensors", lambda: safetensors(b"{}", 1 << 60)),
-    "header of 90 MB": ("a.safetensors", lambda: safetensors(b'{"a":"' + b"x" * 90 * LARGE + b'"}')),
+HOSTILE: dict[str, tuple[str, Callable[[], bytes | dict[str, bytes]]]] = {
+    "header that claims 2^60 bytes": ("a.safetensors", lambda: safetensors_file(b"{}", 1 << 60)),
+    "header of 90 MB": ("a.safetensors", lambda: safetensors_file(b'{"a":"' + b"x" * 90 * LARGE + b'"}')),
     "shape of very many ones": (
         "a.safetensors",
-        lambda: safetensors(b'{"a":{"dtype":"F32","shape":[' + b"1," * 500_000 + b'1],"data_offsets":[0,4]}}'),
+        lambda: safetensors_file(b'{"a":{"dtype":"F32","shape":[' + b"1," * 500_000 + b'1],"data_offsets":[0,4]}}'),
     ),
     "tensors of no size": (
         "a.safetensors",
-        lambda: safetensors(
+        lambda: safetensors_file(
             json.dumps(
                 {str(n): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for n in range(16_000)},
                 separators=(",", ":"),
             ).encode()
         ),
     ),
-    "deeply nested header": ("a.safetensors", lambda: safetensors(b'{"a":' + b"[" * 500_000)),
+    "deeply nested header": ("a.safetensors", lambda: safetensors_file(b'{"a":' + b"[" * 500_000)),
     "sizes whose product overflows": (
         "a.safetensors",
-        lambda: safetensors(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}'),
+        lambda: safetensors_file(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}'),
     ),
     "bomb of 400 MB": ("a.npz", lambda: npz("a", array_header(100_000_000), bytes(400_000_000))),
     "bomb that hides its size": ("a.npz", lying_bomb),
@@ -154,6 +180,28 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "lists a million deep": ("a.msgpack", lambda: b"\x81\xa1a" + b"\x91" * LARGE),
     "long names that share their beginning": ("a.index", lambda: table_of_long_names(90_000)),
     ".keras bomb": ("a.keras", lambda: keras_bomb()),
+    "configuration of 20,000 layers": ("a.safetensors", lambda: configured(num_layers=20_000)),
+    "configuration of 5,000,000 layers": ("a.safetensors", lambda: configured(num_layers=5_000_000)),
+    "as many layers as there can be for very many tensors": (
+        "a.safetensors",
+        lambda: configured(15_000, num_layers=15_000 // 8),
+    ),
+    "configuration of a wide model": ("a.safetensors", lambda: configured(hidden_size=2**40)),
+    "configuration of very many experts": ("a.safetensors", lambda: configured(num_experts=10**9)),
+    "configuration of a large vocabulary": ("a.safetensors", lambda: configured(vocab_size=10**9)),
+    "configuration of long sequences": ("a.safetensors", lambda: configured(max_sequence_length=10**6)),
+    "configuration of very many layers with experts": (
+        "a.safetensors",
+        lambda: configured(moe_layers=list(range(10**6)), attention_layers=list(range(10**6))),
+    ),
+    "Hugging Face's configuration of very many layers": (
+        "model.safetensors",
+        lambda: hugging_face(num_hidden_layers=10**12),
+    ),
+    "Hugging Face's configuration of a wide model": (
+        "model.safetensors",
+        lambda: hugging_face(hidden_size=2**40, intermediate_size=2**40),
+    ),
 }
 
 
@@ -170,7 +218,9 @@ def test_memory_and_time_are_bounded(tmp_path: Path, kind: str) -> None:
     name, make = HOSTILE[kind]
     path = tmp_path / name
     content = make()
-    path.write_bytes(content)
+    files = content if isinstance(content, dict) else {name: content}
+    for file, file_content in files.items():
+        (tmp_path / file).write_bytes(file_content)
     if name.endswith(".index"):
         path.with_suffix(".data-00000-of-00001").write_bytes(b"")
     result = subprocess.run(
@@ -179,7 +229,7 @@ def test_memory_and_time_are_bounded(tmp_path: Path, kind: str) -> None:
     assert result.returncode == 0, result.stderr
     growth, seconds, error = result.stdout.splitlines()
     assert "CheckpointError" in error or kind == "tensors of no size", error
-    assert int(growth) <= len(content) + MOST_BEYOND_FILE
+    assert int(growth) <= sum(map(len, files.values())) + MOST_BEYOND_FILE
     assert float(seconds) < 20
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from sparse_mixer import CheckpointError, SparseMixer
 
 FOLDER = Path(__file__).parent / "golden" / "checkpoints"
+REQUIRED = os.environ.get("SPARSE_MIXER_REQUIRE_HF") == "1"
 # Difference to the package's hidden states.
 TOLERANCE = 2e-5
 
@@ -36,10 +42,27 @@ def test_files_give_that_packages_hidden_states(name: str) -> None:
     assert (report.scheme, report.prefix, report.complete) == ("huggingface", name.removeprefix("hf_"), True)
 
 
+def test_models_in_several_files(tmp_path: Path) -> None:
+    """As ``save_pretrained`` writes large models; the index beside the files is not needed."""
+    source = FOLDER / "hf_bert"
+    tensors = safetensors.numpy.load_file(source / "model.safetensors")
+    names = sorted(tensors)
+    for number in (1, 2, 3):
+        part = {name: tensors[name] for name in names[number - 1 :: 3]}
+        safetensors.numpy.save_file(part, tmp_path / f"model-0000{number}-of-00003.safetensors")
+    for name in ("config.json", "outputs.npz"):
+        shutil.copy(source / name, tmp_path)
+    assert_gives_the_hidden_states(tmp_path)
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="2 of 3 files"):
+        SparseMixer.load(tmp_path)
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_package_itself_gives_the_same(tmp_path: Path, seed: int) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
+    for package in ("torch", "transformers"):
+        # `make parity-hf` has them for certain.
+        importlib.import_module(package) if REQUIRED else pytest.importorskip(package)
     from reference import make_hugging_face
 
     make_hugging_face.write(tmp_path, seed)
@@ -63,9 +86,21 @@ def test_variants_that_are_not_computed_are_refused(tmp_path: Path) -> None:
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"hidden_act": "os.system"}, "hidden_act"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps"),
-        ({"vocab_size": None}, "vocab_size"),
+        ({"vocab_size": None}, "'vocab_size' is missing"),
+        ({"num_hidden_layers": 2.7}, "num_hidden_layers: expected an integer, got 2.7"),
+        ({"num_hidden_layers": 10**12}, "too few for 1000000000000 layers"),
+        ({"intermediate_size": 1e400}, "intermediate_size: expected an integer, got inf"),
+        ({"hidden_size": "16"}, "hidden_size: expected an integer, got '16'"),
+        ({"hidden_dropout_prob": [0.1]}, "hidden_dropout_prob: expected a number"),
+        ({"hidden_dropout_prob": 2.0}, "output_dropout: got 2"),
+        ({"hidden_act": ["gelu"]}, "hidden_act"),
+        ({"model_type": {}}, "model_type"),
     ]:
         remaining = {key: value for key, value in {**config, **changes}.items() if value is not None}
         (tmp_path / "config.json").write_text(json.dumps(remaining))
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(CheckpointError, match=f"{re.escape(str(tmp_path))}.*{message}"):
+            SparseMixer.load(tmp_path)
+    for text in ("{", "[]", "[" * 100_000):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"config\.json: not"):
             SparseMixer.load(tmp_path)

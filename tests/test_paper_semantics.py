@@ -331,6 +331,12 @@ def test_defaults_are_not_in_the_config() -> None:
         ({"min_expert_capacity": -1}, ValueError, "min_expert_capacity: got -1"),
         ({"num_selected_experts": 0}, ValueError, "num_selected_experts: got 0"),
         ({"num_selected_experts": 5, "router": "tokens_choose"}, ValueError, "num_selected_experts: got 5"),
+        ({"num_selected_experts": 2}, ValueError, 'num_selected_experts: got 2, which only router="tokens_choose"'),
+        (
+            {"project_embeddings": False, "embedding_width": 8},
+            ValueError,
+            "project_embeddings: got False, but only a projection leads from embedding_width (8) to hidden_size",
+        ),
         ({"auxiliary_loss_factor": -1.0}, ValueError, "auxiliary_loss_factor: got -1"),
         ({"group_mixup": "yes"}, TypeError, "group_mixup: expected True or False"),
         ({"moe_residual": False, "norm_first": True}, ValueError, "moe_residual: got False together with norm_first"),

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import sparse_mixer
-from sparse_mixer import SparseMixer, _native, _presets
+from sparse_mixer import SparseMixer, _native, _presets, _summary
 from sparse_mixer._arguments import Arguments
-from sparse_mixer.checkpoints import _arguments
+from sparse_mixer._stored_config import _arguments
 
 # Parameters of the encoders, without heads, at 32,000 words: section 13 of the paper's checkpoints less the heads
 # (transform 512 x 512 + 512, its norm 1024, 32,000 biases, next sentence 2 x 512 + 2; with 768 for BERT).
@@ -78,6 +78,29 @@ def test_presets_with_and_without_weights(name: str, tmp_path: Path) -> None:
     assert f"Parameters: {encoder.count_params():,}" in texts[0]
     assert "pretrained ones come from a file that you have" in texts[0]
     assert "configuration without weights" not in texts[1]
+
+
+def test_operations_are_those_of_the_slots_that_are_filled() -> None:
+    """Experts' products are counted for the tokens that the capacity, its minimum and the router let through."""
+
+    def expert_flops(**changes: Any) -> int:
+        rows = {}
+        for router_only in (False, True):
+            width = {"expert_inner_dim": 1 if router_only else 9}
+            encoder = SparseMixer.from_preset("sparse_mixer_small", **TINY, **changes, **width)
+            rows[router_only] = sum(row.flops for row in _summary.rows(encoder))
+        layers, hidden = 4, TINY["hidden_size"]
+        return (rows[False] - rows[True]) // (layers * 8 * 4 * hidden)
+
+    length, experts = TINY["max_sequence_length"], 4
+    small = {"num_experts": experts, "min_expert_capacity": 0}
+    assert expert_flops(**small) == length
+    assert expert_flops(**small, eval_capacity_factor=0.5) == length // 2
+    assert expert_flops(**small | {"min_expert_capacity": length - 1}) == experts * (length - 1)
+    choosing = {"router": "tokens_choose", "eval_capacity_factor": 4.0, **small}
+    assert expert_flops(**choosing) == length
+    assert expert_flops(**choosing, num_selected_experts=2) == 2 * length
+    assert expert_flops(**choosing | {"eval_capacity_factor": 0.5}, num_selected_experts=2) == length // 2
 
 
 def test_unknown_presets_and_arguments() -> None:

@@ -54,12 +54,13 @@ def configurations(draw: st.DrawFn, /, **fixed: Any) -> dict[str, Any]:
 def extensions(draw: st.DrawFn, /, **fixed: Any) -> dict[str, Any]:
     """The same with everything that TensorFlow's class does not have; each example is a routing group."""
     arguments: dict[str, Any] = draw(configurations(**fixed))
+    router = draw(st.sampled_from(["experts_choose", "tokens_choose"]))
     arguments |= {
         "semantics": draw(st.sampled_from(["keras", "paper"])),
         "max_group_size": arguments["max_sequence_length"],
         "mixing_mechanism": draw(st.sampled_from(["linear", "fourier", "hartley", "circulant", "toeplitz"])),
-        "router": draw(st.sampled_from(["experts_choose", "tokens_choose"])),
-        "num_selected_experts": draw(st.integers(1, arguments["num_experts"])),
+        "router": router,
+        "num_selected_experts": draw(st.integers(1, arguments["num_experts"])) if router == "tokens_choose" else 1,
         "batch_prioritized_routing": draw(st.booleans()),
         "router_dtype": draw(st.sampled_from(["float32", "bfloat16"])),
         "min_expert_capacity": draw(st.integers(0, 1)),

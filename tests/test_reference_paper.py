@@ -19,6 +19,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     layers = draw(st.integers(1, 3))
     experts = draw(st.integers(1, 5))
     layer_sets = st.sets(st.integers(0, layers - 1)).map(sorted)
+    router = draw(st.sampled_from(["experts_choose", "tokens_choose"]))
     return {
         "semantics": "paper",
         "vocab_size": 20,
@@ -39,8 +40,8 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
         "inner_dim": draw(st.integers(1, 40)),
         "expert_inner_dim": draw(st.integers(1, 40)),
         "pad_id": draw(st.integers(-1, 3)),
-        "router": draw(st.sampled_from(["experts_choose", "tokens_choose"])),
-        "num_selected_experts": draw(st.integers(1, experts)),
+        "router": router,
+        "num_selected_experts": draw(st.integers(1, experts)) if router == "tokens_choose" else 1,
         "batch_prioritized_routing": draw(st.booleans()),
         "group_mixup": draw(st.booleans()),
         "initializer": {"class_name": "RandomNormal", "config": {"stddev": 0.3}},

@@ -168,6 +168,68 @@ def test_bfloat16_router_rounds_probabilities(rng: np.random.Generator, router: 
     np.testing.assert_allclose(p, exact["probabilities"], rtol=0.1)
 
 
+def test_bfloat16_router_differentiates_as_if_nothing_were_rounded(rng: np.random.Generator) -> None:
+    """Against the formula: every token goes to both experts, whose answers are constants."""
+    rows = normalised_rows(rng, 2, 40)
+    answers = np.array([3.0, -1.0])
+    arguments = {"moe_layers": (0,), "num_experts": 2, "max_sequence_length": 40, "eval_capacity_factor": 2.0}
+    encoder = encoder_with(
+        {"router_weights/kernel": 0.5 * rng.standard_normal((8, 2)), "experts/output/bias": answers[:, None, None]},
+        **arguments,
+        router_dtype="bfloat16",
+    )
+    outputs, vjp = encoder.vjp(inputs_of(rows), training=False, outputs=("sequence_output", "routing"))
+    p = outputs["routing"][0]["probabilities"].astype(np.float64).reshape(2, 40, 2)
+    cotangent = rng.standard_normal(rows.shape).astype(np.float32)
+    gradients = vjp({"sequence_output": cotangent})
+    d_p = cotangent.sum(axis=-1, keepdims=True) * answers
+    d_logits = p * (d_p - (p * d_p).sum(axis=-1, keepdims=True))
+    layer = "transformer/layer_0/moe/router/router_weights"
+    for name, expected in {
+        "kernel": np.einsum("bsh,bse->he", rows, d_logits),
+        "bias": d_logits.sum(axis=(0, 1)),
+    }.items():
+        # A bfloat16 number has 8 bits.
+        np.testing.assert_allclose(gradients[f"{layer}/{name}"], expected, atol=2**-7 * np.abs(d_logits).sum() / 8)
+        assert np.abs(expected).max() > 0.05 * np.abs(d_logits).sum() / 8
+
+
+def test_jitter_multiplies_what_the_router_sees(rng: np.random.Generator) -> None:
+    """By evenly spread numbers in [1 - e, 1 + e), one for each value; at inference by nothing."""
+    rows = normalised_rows(rng, 32, 6)
+    kernel = np.zeros((8, 2))
+    kernel[0, 0] = 1
+    encoder, _ = route(rows, kernel, router="experts_choose", jitter_noise=0.25, output_dropout=0.0)
+
+    def factors(training: bool, seed: int) -> Array:
+        call = encoder(inputs_of(rows), training=training, seed=seed, outputs=("routing",))
+        p = call["routing"][0]["probabilities"].astype(np.float64).reshape(32, 6, 2)
+        seen = rows[..., 0]
+        # Small values drown in rounding.
+        return (np.log(p[..., 0] / p[..., 1]) / seen)[np.abs(seen) > 0.3]
+
+    np.testing.assert_allclose(factors(False, 1), 1, atol=1e-4)
+    noisy = factors(True, 1)
+    assert noisy.min() >= 0.75 - 1e-4
+    assert noisy.max() < 1.25 + 1e-4
+    assert noisy.mean() == pytest.approx(1, abs=0.03)
+    assert noisy.std() == pytest.approx(0.25 / np.sqrt(3), rel=0.1)
+    assert len(np.unique(noisy.round(6))) > 0.9 * len(noisy)
+    np.testing.assert_array_equal(noisy, factors(True, 1))
+    assert (noisy != factors(True, 2)).any()
+
+
+def test_jitter_does_not_reach_the_experts(rng: np.random.Generator) -> None:
+    """One expert, which all tokens go to with probability 1, gives back what it gets."""
+    rows = normalised_rows(rng, 4)
+    eye = np.eye(8)[None]
+    arguments = {"moe_layers": (0,), "num_experts": 1, "inner_dim": 8, "inner_activation": "linear"}
+    weights = {"experts/intermediate/kernel": eye, "experts/output/kernel": eye}
+    encoder = encoder_with(weights, **arguments, jitter_noise=0.5, output_dropout=0.0)
+    added = encoder(inputs_of(rows), training=True, seed=3)["sequence_output"] - rows
+    np.testing.assert_allclose(added, rows, atol=1e-5)
+
+
 def test_groups_do_not_see_each_other(rng: np.random.Generator) -> None:
     """One example per group: the same bits alone and in a batch."""
     rows, kernel = normalised_rows(rng, 5, 12), rng.standard_normal((8, 3))

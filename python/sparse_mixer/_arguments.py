@@ -271,7 +271,13 @@ def as_int(argument: str, value: Any) -> int:
     raise TypeError(f"{argument}: expected an integer, got {value!r} ({type(value).__name__})")
 
 
-def _as_count(argument: str, value: Any) -> int:
+def as_count(argument: str, value: Any) -> int:
+    """An integer of 63 bits, not negative; what else it must be the core says.
+
+    Raises:
+        TypeError: Not an integer.
+        ValueError: Out of range.
+    """
     number = as_int(argument, value)
     if 0 <= number < 2**63:
         return number
@@ -282,7 +288,7 @@ def _as_width(argument: str, value: Any) -> int:
     # 0 would mean "not given" to the core; here only None does, as in Keras.
     if as_int(argument, value) == 0:
         raise ValueError(f"{argument}: got 0, expected at least 1, or None for hidden_size")
-    return _as_count(argument, value)
+    return as_count(argument, value)
 
 
 def as_seed(argument: str, value: Any) -> int:
@@ -312,13 +318,21 @@ def as_bool(argument: str, value: Any) -> bool:
     raise TypeError(f"{argument}: expected True or False, got {value!r} ({type(value).__name__})")
 
 
-def _as_float(argument: str, value: Any) -> float:
+def as_float(argument: str, value: Any) -> float:
+    """A finite number.
+
+    Raises:
+        TypeError: Not a number.
+        ValueError: Not finite.
+    """
     if isinstance(value, bool | np.bool_ | str | bytes):
         raise TypeError(f"{argument}: expected a number, got {value!r} ({type(value).__name__})")
     try:
         number = float(value)
     except TypeError:
         raise TypeError(f"{argument}: expected a number, got {value!r} ({type(value).__name__})") from None
+    except OverflowError:
+        raise ValueError(f"{argument}: expected a finite number, got an integer above 1e308") from None
     if not math.isfinite(number):
         raise ValueError(f"{argument}: expected a finite number, got {number}")
     return number
@@ -365,20 +379,20 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
             "inner_dim",
             "num_selected_experts",
         ),
-        _as_count,
+        as_count,
     ),
     "pad_id": _or_none(as_int),
-    "min_expert_capacity": _or_none(_as_count),
-    "expert_inner_dim": _or_none(_as_count),
-    "expert_dropout": _or_none(_as_float),
-    "router_z_loss_weight": _or_none(_as_float),
+    "min_expert_capacity": _or_none(as_count),
+    "expert_inner_dim": _or_none(as_count),
+    "expert_dropout": _or_none(as_float),
+    "router_z_loss_weight": _or_none(as_float),
     "moe_residual": _or_none(as_bool),
     "project_embeddings": _or_none(as_bool),
     "router": _one_of(ROUTERS),
     "router_dtype": _one_of(ROUTER_DTYPES),
     "output_range": _or_none(as_int),
     "embedding_width": _or_none(_as_width),
-    "max_group_size": _or_none(_as_count),
+    "max_group_size": _or_none(as_count),
     "seed": _or_none(as_seed),
     **dict.fromkeys(
         (
@@ -390,7 +404,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
             "auxiliary_loss_factor",
             "jitter_noise",
         ),
-        _as_float,
+        as_float,
     ),
     **dict.fromkeys(
         (

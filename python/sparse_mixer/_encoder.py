@@ -21,6 +21,8 @@ class Encoder(Layer):
 
     Attributes:
         arguments: What the constructor was given, checked.
+        ignored_config_keys: Keys of a configuration of the JAX code that had no part in the encoder, after
+            `SparseMixer.from_flax`; else empty.
     """
 
     def _assemble(self, arguments: Arguments, native: _native.Encoder, seed: int, name: str) -> None:
@@ -44,6 +46,7 @@ class Encoder(Layer):
         self._needs_mask = bool(attention)
         # A line that the summary ends with.
         self._note: str | None = None
+        self.ignored_config_keys: tuple[str, ...] = ()
 
     @property
     def transformer_layers(self) -> list[TransformerLayer]:
@@ -122,6 +125,7 @@ class Encoder(Layer):
         converted._assemble(arguments, self._native.astype(target), self._seed, self.name)
         converted._copy_trainable(self)
         converted._note = self._note
+        converted.ignored_config_keys = self.ignored_config_keys
         return converted
 
     def quantize(self, dtype: str = "int8") -> Self:

@@ -102,16 +102,16 @@ def read_flax_config(config: Mapping[str, Any], vocab_size: int | None) -> tuple
         ValueError: An unknown name, a missing ``vocab_size`` or ``pad_id``, or a layout that does not fit.
         TypeError: A value of a wrong type.
     """
-    if not isinstance(config, Mapping):
-        raise TypeError(f"config: expected a mapping of the JAX code's keys, got {type(config).__name__}")
+    config = _as_mapping(config)
     values = {**_RESOLVED, **config}
     arguments = {ours: config.get(theirs, default) for theirs, (ours, default) in _RENAMED.items()}
     architecture = _name(values, "model_arch", _MIXING)
+    router = _ROUTERS[_name(values, "dispatch_algorithm", _ROUTERS)]
     num_layers = as_int("config: num_layers", arguments["num_layers"])
-    attention: tuple[int, ...] = ()
-    moe: tuple[int, ...] = ()
+    attention: Sequence[int] = ()
+    moe: Sequence[int] = ()
     if architecture == "bert":
-        attention = tuple(range(num_layers))
+        attention = range(num_layers)
     elif values["num_attention_layers"]:
         attention = _layers(values, "attention", num_layers)
     if values["num_experts"] and values["num_moe_layers"]:
@@ -132,8 +132,11 @@ def read_flax_config(config: Mapping[str, Any], vocab_size: int | None) -> tuple
         "moe_layers": moe,
         # A model without experts says 0.
         "num_experts": values["num_experts"] or 1,
-        "router": _ROUTERS[_name(values, "dispatch_algorithm", _ROUTERS)],
+        "router": router,
     }
+    if router == "experts_choose":
+        # The JAX code looks at it only where tokens choose.
+        arguments["num_selected_experts"] = 1
     ignored = sorted(str(key) for key in config if key not in _RENAMED and key not in _RESOLVED)
     return arguments, ignored
 
@@ -194,6 +197,15 @@ def read_heads(file: WeightFile, keys: Sequence[str]) -> list[Array]:
         raise CheckpointError(f"{file.path}: missing: {', '.join(missing)}")
     arrays = [(file.read(places[path]), turned) for path, turned in paths.values()]
     return [np.ascontiguousarray(array.T) if turned else array for array, turned in arrays]
+
+
+def _as_mapping(config: Any) -> Mapping[str, Any]:
+    """`config` itself, or the content of an object like a mapping, such as ``ml_collections.ConfigDict``."""
+    if isinstance(config, Mapping):
+        return config
+    if callable(getattr(config, "keys", None)) and callable(getattr(config, "items", None)):
+        return dict(config.items())
+    raise TypeError(f"config: expected a mapping of the JAX code's keys, got {type(config).__name__}")
 
 
 def _layers(values: Mapping[str, Any], kind: str, num_layers: int) -> tuple[int, ...]:

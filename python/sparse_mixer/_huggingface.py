@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from sparse_mixer._arguments import as_count, as_float
 from sparse_mixer._native import CheckpointError
 
 _MAX_CONFIG_BYTES = 1 << 20
@@ -39,55 +40,65 @@ def config_path(path: str) -> str:
     return os.path.join(path if os.path.isdir(path) else os.path.dirname(path), "config.json")
 
 
-def is_hugging_face(path: str) -> bool:
-    """Whether a folder (or the folder of a weight file) holds a model of the `transformers` package."""
-    try:
-        return "model_type" in _read(config_path(path))
-    except (OSError, CheckpointError):
-        return False
-
-
-def read_hugging_face(path: str) -> dict[str, Any]:
+def read_hugging_face(path: str) -> dict[str, Any] | None:
     """The constructor's arguments for the BERT or FNet model at `path`: no experts; attention or Fourier everywhere.
 
+    None if there is no model of the `transformers` package.
+
     Raises:
-        CheckpointError: Another model, or a variant that this encoder does not compute.
+        CheckpointError: Another model, a variant that this encoder does not compute, or a damaged configuration.
     """
     file = config_path(path)
-    config = _read(file)
-    kind = config.get("model_type")
-    if kind not in _VARIANTS:
+    try:
+        config = _read(file)
+    except (OSError, CheckpointError):
+        if not os.path.isfile(os.path.join(path, os.path.basename(file))):
+            return None
+        # The folder was given as a model, not a file that happens to be in it.
+        raise
+    if "model_type" not in config:
+        return None
+    kind = config["model_type"]
+    if not isinstance(kind, str) or kind not in _VARIANTS:
         raise CheckpointError(f"{file}: model_type {kind!r} is not read, only {', '.join(map(repr, _VARIANTS))}")
     for key, value in (_VARIANTS[kind] | {"layer_norm_eps": _EPSILON}).items():
         if config.get(key, value) != value:
             raise CheckpointError(f"{file}: {key}={config[key]!r} is not supported, only {value!r}")
     activation = config.get("hidden_act", "gelu")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise CheckpointError(f"{file}: hidden_act {activation!r} is not supported, only {sorted(_ACTIVATIONS)}")
     try:
-        num_layers = int(config["num_hidden_layers"])
+        num_layers = _count(config, "num_hidden_layers")
         return {
-            "vocab_size": int(config["vocab_size"]),
-            "hidden_size": int(config["hidden_size"]),
+            "vocab_size": _count(config, "vocab_size"),
+            "hidden_size": _count(config, "hidden_size"),
             "num_layers": num_layers,
             "moe_layers": (),
             **(_attention(config, num_layers) if kind == "bert" else _FOURIER),
-            "max_sequence_length": int(config["max_position_embeddings"]),
-            "type_vocab_size": int(config["type_vocab_size"]),
-            "inner_dim": int(config["intermediate_size"]),
+            "max_sequence_length": _count(config, "max_position_embeddings"),
+            "type_vocab_size": _count(config, "type_vocab_size"),
+            "inner_dim": _count(config, "intermediate_size"),
             "inner_activation": _ACTIVATIONS[activation],
-            "output_dropout": float(config.get("hidden_dropout_prob", 0.1)),
+            "output_dropout": as_float("hidden_dropout_prob", config.get("hidden_dropout_prob", 0.1)),
         }
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: incomplete or damaged: {error!r}") from None
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: {error}") from None
 
 
 def _attention(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    dropout = "attention_probs_dropout_prob"
     return {
-        "attention_layers": tuple(range(num_layers)),
-        "num_attention_heads": int(config["num_attention_heads"]),
-        "attention_dropout": float(config.get("attention_probs_dropout_prob", 0.1)),
+        # Not a tuple: how many layers the file can have is looked at later.
+        "attention_layers": range(num_layers),
+        "num_attention_heads": _count(config, "num_attention_heads"),
+        "attention_dropout": as_float(dropout, config.get(dropout, 0.1)),
     }
+
+
+def _count(config: Mapping[str, Any], key: str) -> int:
+    if key not in config:
+        raise ValueError(f"'{key}' is missing")
+    return as_count(key, config[key])
 
 
 def _read(file: str) -> Mapping[str, Any]:

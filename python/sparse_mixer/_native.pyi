@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "AtomicFile",
     "Checkpoint",
     "CheckpointError",
     "Encoder",
@@ -39,6 +40,23 @@ class InternalError(RuntimeError):
 
 class CheckpointError(ValueError):
     """A weight file is damaged, of a kind that is not read, or does not fit; the message names the file."""
+
+@final
+class AtomicFile:
+    """A file being written beside its final place, in the same folder."""
+
+    def __new__(cls, path: str | PathLike[str]) -> AtomicFile:
+        """Begin to replace `path`, or a new file there; removes what killed processes left of such attempts."""
+
+    @property
+    def temporary(self) -> str:
+        """The name to write to until `commit`."""
+
+    def commit(self) -> None:
+        """Bring the content to the disk and move it to its final place, in one step."""
+
+    def discard(self) -> None:
+        """Remove the temporary file; does nothing after `commit`."""
 
 @final
 class Encoder:
@@ -142,6 +160,9 @@ class Encoder:
 
     def set_num_threads(self, num_threads: int | None) -> None:
         """Limit the threads per call; None follows `get_num_threads`."""
+
+    def grouping(self, batch: int) -> tuple[int, int, int]:
+        """Routing groups, tokens of each, and most tokens that an expert takes of one, at inference."""
 
     def memory_estimate(self, batch: int, outputs: Sequence[str] | None = None) -> int:
         """Bytes of weights, scratch and outputs for calls with `batch` examples."""

@@ -24,6 +24,7 @@ def rows(encoder: Encoder) -> list[Row]:
     """Parameters of each part, and its floating point operations per sequence at inference.
 
     A multiplication and an addition count as two; only matrix products are counted, transforms at ``5 n log2 n``.
+    Experts are counted as full; where tokens choose they may be less.
     """
     a = encoder.arguments
     sequence, hidden = a.max_sequence_length, a.hidden_size
@@ -102,17 +103,22 @@ def _mixing_flops(encoder: Encoder, mixing: str) -> int:
 
 def _feed_forward_flops(encoder: Encoder, is_moe: bool) -> int:
     a = encoder.arguments
-    tokens = float(a.max_sequence_length)
+    tokens = a.max_sequence_length
     if not is_moe:
-        return int(4 * tokens * a.hidden_size * a.inner_dim)
+        return 4 * tokens * a.hidden_size * a.inner_dim
     router = 2 * tokens * a.hidden_size * a.num_experts
-    return int(router + 4 * tokens * a.eval_capacity_factor * a.hidden_size * a.expert_width())
+    batch = _smallest_batch(encoder)
+    groups, group_tokens, capacity = encoder._native.grouping(batch)
+    rows = a.num_experts * capacity
+    if a.router == "tokens_choose":
+        # Slots that nobody asks for are not computed.
+        rows = min(rows, a.num_selected_experts * group_tokens)
+    return int(router + 4 * groups * rows / batch * a.hidden_size * a.expert_width())
 
 
 def _totals(encoder: Encoder, parts: Sequence[Row]) -> list[str]:
     frozen = sum(variable.size for variable in encoder.non_trainable_weights)
-    # Routing groups may ask for more than one example.
-    batch = max(1, math.ceil(encoder.arguments.examples_per_group))
+    batch = _smallest_batch(encoder)
     return [
         f"Parameters: {sum(row.parameters for row in parts):,} ({frozen:,} frozen)",
         f"Inference: {sum(row.flops for row in parts) / 1e9:.2f} GFLOP per sequence",
@@ -120,6 +126,11 @@ def _totals(encoder: Encoder, parts: Sequence[Row]) -> list[str]:
         f"{encoder.memory_estimate(batch) / 2**20:.1f} MiB with a batch of {batch}",
         *([] if encoder._note is None else [encoder._note]),
     ]
+
+
+def _smallest_batch(encoder: Encoder) -> int:
+    # Routing groups may ask for more than one example.
+    return max(1, math.ceil(encoder.arguments.examples_per_group))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -10,25 +10,25 @@ No file is ever executed: readers look at tensors and at a configuration whose k
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _flax, _native
-from sparse_mixer._arguments import Arguments
-from sparse_mixer._construction import make_native, weight_seed
+from sparse_mixer._construction import make_native
 from sparse_mixer._durable import replacing
 from sparse_mixer._extras import require
-from sparse_mixer._huggingface import is_hugging_face, read_hugging_face
 from sparse_mixer._native import CheckpointError as CheckpointError
 from sparse_mixer._presets import note, preset
+from sparse_mixer._stored_config import CONFIG_KEY as _CONFIG_KEY
+from sparse_mixer._stored_config import resolve
+from sparse_mixer._stored_config import stored_config as stored_config
 from sparse_mixer._weight_files import WeightFile, open_weights
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 Encoder = TypeVar("Encoder", bound="SparseMixer")
 PathLike = str | os.PathLike[str]
 
-_CONFIG_KEY = "config"
 _NAME_KEY = "name"
 _WORD_TABLE = "word_embeddings/embeddings"
 _SHOWN = 5
@@ -164,22 +163,41 @@ def _config_text(encoder: SparseMixer) -> str:
 def _save_weights_h5(encoder: SparseMixer, path: str) -> None:
     """Write what ``tf_keras.Model(net.inputs, net(net.inputs)).save_weights`` writes for TensorFlow's class."""
     h5py = require("h5py", "h5")
-    specs = encoder._native.weight_specs()
+    names = _weights_h5_names(encoder)
     weights = iter(encoder._native.get_weights())
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    # The temporary file is locked as it is.
+    with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
         # Keras asks for this group although the model itself has no variables.
         file.create_group("vars")
-        for name, shape in specs:
-            keys = _native.foreign_names("weights_h5", name, shape)
-            if not keys:
-                raise ValueError(
-                    f"file_format: TensorFlow's encoder has no {name}; save as .safetensors or .npz instead"
-                )
-            file[f"layers/sparse_mixer/{keys[0]}"] = next(weights)
+        for name in names:
+            file[f"layers/sparse_mixer/{name}"] = next(weights)
         for number in range(len(encoder.metrics)):
             mean = "mean" if number == 0 else f"mean_{number}"
             for variable in "01":
                 file[f"metrics/{mean}/vars/{variable}"] = 0.0
+
+
+def _weights_h5_names(encoder: SparseMixer) -> list[str]:
+    """The names of all weights in ``.weights.h5``; refuses weights that TensorFlow's class would not have."""
+    arguments, seed = encoder.arguments, encoder._seed
+    keras: dict[str, Any] = {
+        "semantics": "keras",
+        "moe_residual": None,
+        "project_embeddings": None,
+        "expert_inner_dim": None,
+    }
+    specs = _native.weight_specs(dataclasses.replace(arguments, **keras).native_config(seed))
+    theirs = {(name, tuple(shape)) for name, shape in specs}
+    names = []
+    for name, shape in encoder._native.weight_specs():
+        keys = _native.foreign_names("weights_h5", name, shape)
+        if not keys or (name, tuple(shape)) not in theirs:
+            raise ValueError(
+                f"file_format: TensorFlow's encoder has no {name} of shape {list(shape)} (it computes other functions: "
+                "see docs/paper-semantics.md); save as .safetensors or .npz instead"
+            )
+        names.append(keys[0])
+    return names
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -197,12 +215,14 @@ def load(
 ) -> Encoder:
     """`SparseMixer.load`."""
     with contextlib.closing(open_weights(path)) as file:
-        if config is None and (config := stored_config(file, os.fspath(path))) is None:
+        stored = stored_config(file, os.fspath(path)) if config is None else None
+        given = config if stored is None else stored
+        if given is None:
             raise ValueError(
                 f"config: {os.fspath(path)} holds weights without a configuration; give the constructor's arguments "
                 "as config={...}, or build the encoder and call load_weights"
             )
-        return _build(cls, file, {**config, **changes}, prefix, num_threads, isa)
+        return _build(cls, file, given, prefix, num_threads, isa, changes=changes, stored=stored is not None)
 
 
 def from_flax(
@@ -218,11 +238,13 @@ def from_flax(
     """`SparseMixer.from_flax`."""
     with contextlib.closing(open_flax(params)) as file:
         arguments, ignored = _flax.read_flax_config(config, _vocab_size(file))
-        encoder = _build(cls, file, {**arguments, **changes}, prefix, num_threads, isa)
+        encoder = _build(cls, file, arguments, prefix, num_threads, isa, changes=changes)
     if ignored:
-        warnings.warn(
-            f"config: ignored keys that do not belong to the encoder: {', '.join(ignored)}", UserWarning, stacklevel=3
-        )
+        import logging  # most programs never need it
+
+        log = logging.getLogger("sparse_mixer")
+        log.info("ignored keys of the configuration that do not belong to the encoder: %s", ", ".join(ignored))
+    encoder.ignored_config_keys = tuple(ignored)
     return encoder
 
 
@@ -237,17 +259,17 @@ def from_preset(
     **changes: Any,
 ) -> Encoder:
     """`SparseMixer.from_preset`."""
-    config = {**preset(name), **changes}
+    config = dict(preset(name))
     if weights is None:
         if prefix is not None:
             raise ValueError("prefix: says where in a file the encoder is, but there are no weights to read")
-        encoder = cls(**config, num_threads=num_threads, isa=isa)
+        encoder = cls(**{**config, **changes}, num_threads=num_threads, isa=isa)
         encoder._note = note(name)
         return encoder
     with contextlib.closing(open_weights(weights)) as file:
         if "vocab_size" not in changes:
             config["vocab_size"] = _vocab_size(file) or config["vocab_size"]
-        return _build(cls, file, config, prefix, num_threads, isa)
+        return _build(cls, file, config, prefix, num_threads, isa, changes=changes)
 
 
 def _build(
@@ -257,11 +279,13 @@ def _build(
     prefix: str | None,
     num_threads: int | None,
     isa: str | None,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    stored: bool = False,
 ) -> Encoder:
-    """An encoder with the constructor's arguments `config` and the weights of `file`; none are drawn."""
-    arguments = _arguments(cls, config)
-    seed = weight_seed(arguments)
-    plan = file.plan(_native.weight_specs(arguments.native_config(seed)), prefix)
+    """An encoder with the constructor's arguments `config` and `changes`, and the weights of `file`; none are drawn."""
+    arguments, seed, specs = resolve(cls, file, config, changes or {}, stored=stored)
+    plan = file.plan(specs, prefix)
     _report(file, plan, optional=()).require_complete()
     native = make_native(arguments, seed, file.provider(plan), num_threads, isa)
     encoder = object.__new__(cls)
@@ -362,37 +386,3 @@ def _report(file: WeightFile, plan: _native.LoadPlan, optional: Sequence[str]) -
         shape=[Mismatch(*fields) for fields in plan.shape_mismatches],
         dtype=[Mismatch(*fields) for fields in plan.dtype_mismatches],
     )
-
-
-def stored_config(file: WeightFile, path: str) -> Mapping[str, Any] | None:
-    """The constructor's arguments that come with the weight file at `path`; None if none do.
-
-    Raises:
-        CheckpointError: They are damaged, or those of a model that is not an encoder of ours.
-    """
-    text = file.metadata.get(_CONFIG_KEY)
-    if text is None:
-        return read_hugging_face(path) if is_hugging_face(path) else None
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the configuration is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: the configuration is not a mapping")
-    return config
-
-
-def _arguments(cls: type[SparseMixer], config: Mapping[str, Any]) -> Arguments:
-    """Checked arguments from `config`, the constructor's defaults filled in."""
-    parameters = signature(cls.__init__).parameters
-    given = {}
-    for field in Arguments.__dataclass_fields__:
-        value = config.get(field, parameters[field].default)
-        if value is Parameter.empty:
-            raise ValueError(f"config: '{field}' is missing")
-        given[field] = value
-    # Arguments that are no part of what the encoder computes.
-    unknown = sorted(set(config) - set(given) - {"name", "trainable"})
-    if unknown:
-        raise TypeError(f"config: unknown arguments {', '.join(map(repr, unknown))}")
-    return Arguments.check(given)

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 import sparse_mixer
-from sparse_mixer import SparseMixer
+from sparse_mixer import InternalError, SparseMixer
 from sparse_mixer._presets import PRESETS
+from sparse_mixer._stored_config import stored_config
 from sparse_mixer._tree import tree
 from sparse_mixer._weight_files import WeightFile, open_weights
-from sparse_mixer.checkpoints import CheckpointError, stored_config
+from sparse_mixer.checkpoints import CheckpointError
 
 EXIT_OK = 0
 EXIT_PROBLEM = 1
@@ -56,8 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever reads the output has seen enough; the interpreter shall not complain when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
-    except (CheckpointError, ValueError, TypeError, OSError, ImportError) as error:
+    except (CheckpointError, ValueError, TypeError, OSError, ImportError, InternalError) as error:
         print(f"sparse-mixer: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except MemoryError:
+        print("sparse-mixer: not enough memory", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return _EXIT_INTERRUPTED
@@ -98,8 +102,9 @@ def _parser() -> argparse.ArgumentParser:
         "verify",
         _verify,
         "check a weight file: checksums, finite numbers, fit",
-        "Read every tensor of a file: checksums must match and numbers be finite. If the file has a configuration, or\n"
-        f"one is given, its weights must fit the encoder.\n\n{_FORMATS}",
+        "Read every tensor of a file: checksums, where the format has them, must match and numbers be finite. If the\n"
+        "file has a configuration, or one is given, its weights must fit the encoder.\n\n"
+        f"{_FORMATS}",
     )
     verify.add_argument("path", help="file or folder")
     _add_config(verify)
@@ -164,9 +169,15 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _json(option: str, text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
-        with open(text, encoding="utf-8") as file:
-            text = file.read()
-    config = json.loads(text)
+        try:
+            with open(text, encoding="utf-8") as file:
+                text = file.read()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{option}: neither a JSON object nor a file with one: {error}") from None
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{option}: not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{option}: expected a JSON object")
     return config
@@ -192,7 +203,10 @@ def _load(path: str, options: argparse.Namespace, **changes: Any) -> SparseMixer
         return SparseMixer.from_preset(options.preset, path, prefix=options.prefix, **changes)
     if options.flax_config is not None:
         config = _json("--flax-config", options.flax_config)
-        return SparseMixer.from_flax(path, config, prefix=options.prefix, **changes)
+        encoder = SparseMixer.from_flax(path, config, prefix=options.prefix, **changes)
+        if encoder.ignored_config_keys:
+            print(f"--flax-config: no part of the encoder: {', '.join(encoder.ignored_config_keys)}")
+        return encoder
     given = None if options.config is None else _json("--config", options.config)
     return SparseMixer.load(path, config=given, prefix=options.prefix, **changes)
 
@@ -238,22 +252,31 @@ def _list(file: WeightFile, options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    with contextlib.closing(open_weights(options.path)) as file:
-        problems = _damaged(file)
-        given = (options.config, options.flax_config, options.preset)
-        has_config = any(config is not None for config in given) or stored_config(file, options.path) is not None
-    if not has_config:
-        print("no configuration: whether the weights fit an encoder is not checked (see --config, --preset)")
-    elif not problems:
-        try:
+    problems, tensors = [], 0
+    try:
+        with contextlib.closing(open_weights(options.path)) as file:
+            tensors = len(file.entries())
+            print(f"checksums: {'checked' if _has_checksums(file) else 'there are none in this file'}")
+            problems = _damaged(file)
+            given = (options.config, options.flax_config, options.preset)
+            has_config = any(config is not None for config in given) or stored_config(file, options.path) is not None
+        if not has_config:
+            print("no configuration: whether the weights fit an encoder is not checked (see --config, --preset)")
+        elif not problems:
             encoder = _load(options.path, options)
+            print(encoder.load_report(options.path, prefix=options.prefix))
             print(f"fits: {encoder!r}")
-        except (CheckpointError, ValueError, TypeError) as error:
-            problems.append(str(error))
+    except CheckpointError as error:
+        problems.append(str(error))
     for problem in problems:
         print(f"problem: {problem}")
-    print(f"{file.path}: {len(file.entries())} tensors, {len(problems)} problems")
+    print(f"{options.path}: {tensors} tensors, {len(problems)} problems")
     return EXIT_PROBLEM if problems else EXIT_OK
+
+
+def _has_checksums(file: WeightFile) -> bool:
+    """Whether reading a tensor compares a checksum: of safetensors files only ours have them."""
+    return file.format in ("npz", "tensor_bundle", "keras") or file.metadata.get("format") == "sparse_mixer"
 
 
 def _damaged(file: WeightFile) -> list[str]:

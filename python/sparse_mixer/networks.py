@@ -440,7 +440,7 @@ class SparseMixer(Encoder):
                 or nested mappings. Heads and optimiser state beside the encoder are passed over.
             config: Keys of the JAX code's configuration: ``model_arch``, ``d_model``, ``moe_layout``, ``pad_id``, ...
                 Missing ones have the JAX code's defaults; ``vocab_size`` is that of the word table. Keys that do
-                not belong to the encoder (training, data) are ignored, which a warning reports.
+                not belong to the encoder (training, data) are ignored; `ignored_config_keys` has them.
             prefix: Where among the parameters the encoder is, if there are several.
             num_threads: As in the constructor.
             isa: As in the constructor.

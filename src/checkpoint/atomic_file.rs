@@ -70,6 +70,11 @@ impl AtomicFile {
         }
     }
 
+    /// Where the content is until [`AtomicFile::commit`], for writers that open files by name.
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Makes the file appear at its final place, replacing what was there. Bringing a large file to the disk takes
     /// seconds; `interrupt` is asked all the while.
     ///

@@ -8,8 +8,8 @@ use super::limits::MAX_SHARDS;
 use crate::{Error, Result};
 
 /// The files to read for `path`, replicated (or only) file first, shards after it in order. A folder stands for its
-/// latest complete step, or that of the one folder inside it; a file of a split step for that step; any other file for
-/// itself.
+/// latest complete step, or that of the one folder inside it that has step files; a file of a split step for that step;
+/// any other file for itself.
 ///
 /// # Errors
 /// A folder cannot be listed, or holds no complete step.
@@ -21,12 +21,23 @@ pub(super) fn files_of_step(path: &Path) -> Result<Vec<PathBuf>> {
         return Folder::list(path.parent().unwrap_or(Path::new(".")))?.complete_step(Some(file.step));
     }
     let folder = Folder::list(path)?;
-    match &folder.folders[..] {
-        // Archives of checkpoints often have one enclosing folder.
-        [inner] if folder.replicated.is_empty() && folder.shards.is_empty() => {
-            Folder::list(inner)?.complete_step(None)
+    if folder.has_files() {
+        return folder.complete_step(None);
+    }
+    // Archives of checkpoints often have an enclosing folder, and folders of other things beside it.
+    let mut inner = Vec::new();
+    for path in &folder.folders {
+        // Folders that cannot be listed are none of ours.
+        inner.extend(Folder::list(path).ok().filter(Folder::has_files));
+    }
+    match inner.len() {
+        0 => folder.complete_step(None),
+        1 => inner.remove(0).complete_step(None),
+        _ => {
+            let names: Vec<_> = inner.iter().map(|inner| inner.path.display().to_string()).collect();
+            let message = format!("several folders in it have checkpoints; give one of {}", names.join(", "));
+            Err(Flaw::new(message).in_file(&path.display().to_string()))
         }
-        _ => folder.complete_step(None),
     }
 }
 
@@ -61,6 +72,8 @@ struct Folder {
     replicated: BTreeMap<u64, PathBuf>,
     /// Shard files by `(P, p)`.
     shards: BTreeMap<u64, BTreeMap<(usize, usize), PathBuf>>,
+    /// Flax's own `checkpoint_<step>`: a whole step in one file.
+    whole: BTreeMap<u64, PathBuf>,
     folders: Vec<PathBuf>,
 }
 
@@ -72,6 +85,7 @@ impl Folder {
             path: folder.to_owned(),
             replicated: BTreeMap::new(),
             shards: BTreeMap::new(),
+            whole: BTreeMap::new(),
             folders: Vec::new(),
         };
         for entry in std::fs::read_dir(folder).map_err(in_folder)? {
@@ -85,15 +99,29 @@ impl Folder {
                     found.shards.entry(step).or_default().insert((count, index), path);
                 }
                 None if path.is_dir() => found.folders.push(path),
-                None => {}
+                None => {
+                    let step = name.strip_prefix("checkpoint_").and_then(|step| step.parse().ok());
+                    found.whole.extend(step.map(|step| (step, path)));
+                }
             }
         }
+        found.folders.sort();
         Ok(found)
+    }
+
+    fn has_files(&self) -> bool {
+        !(self.replicated.is_empty() && self.shards.is_empty() && self.whole.is_empty())
     }
 
     /// The files of `wanted`, or of the latest step that has its replicated file and, if there are shards at all, all
     /// of its shards.
     fn complete_step(mut self, wanted: Option<u64>) -> Result<Vec<PathBuf>> {
+        if self.replicated.is_empty()
+            && self.shards.is_empty()
+            && let Some((_, file)) = self.whole.pop_last()
+        {
+            return Ok(vec![file]);
+        }
         let is_complete = |step: &&u64| {
             let Some(files) = self.shards.get(step) else { return self.shards.is_empty() };
             let count = files.keys().next().map_or(0, |&(count, _)| count);
@@ -101,13 +129,19 @@ impl Folder {
         };
         let is_wanted = |step: &&u64| wanted.is_none_or(|wanted| wanted == **step);
         let Some(&step) = self.replicated.keys().rev().filter(is_wanted).find(is_complete) else {
-            return Err(Flaw::new(format!(
-                "no training step has its file replicated_checkpoint_<step> and all of its shard files; there are \
-                 replicated files of steps {:?} and shard files of steps {:?}",
-                self.replicated.keys().collect::<Vec<_>>(),
-                self.shards.keys().collect::<Vec<_>>()
-            ))
-            .in_file(&self.path.display().to_string()));
+            let message = if self.has_files() {
+                format!(
+                    "no training step has its file replicated_checkpoint_<step> and all of its shard files; there are \
+                     replicated files of steps {:?} and shard files of steps {:?}",
+                    self.replicated.keys().collect::<Vec<_>>(),
+                    self.shards.keys().collect::<Vec<_>>()
+                )
+            } else {
+                "this folder has no checkpoint that is read: model.safetensors, TensorFlow's or Flax's (pickles, .bin and \
+                 .pt, are not read)"
+                    .to_owned()
+            };
+            return Err(Flaw::new(message).in_file(&self.path.display().to_string()));
         };
         let mut files = vec![self.replicated.remove(&step).expect("the step was chosen from these")];
         files.extend(self.shards.remove(&step).unwrap_or_default().into_values());
@@ -145,6 +179,23 @@ mod tests {
         let error = files_of_step(&inner.join("replicated_checkpoint_10")).unwrap_err().to_string();
         assert!(error.contains("[9, 10]"), "{error}");
         assert_eq!(names(files_of_step(&folder.join("any.msgpack")).unwrap()), "any.msgpack");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn one_of_several_folders_may_have_step_files() {
+        let folder = std::env::temp_dir().join(format!("sparse-mixer-folders-{}", std::process::id()));
+        for name in ["__MACOSX", "logs", "model"] {
+            std::fs::create_dir_all(folder.join(name)).unwrap();
+        }
+        assert!(files_of_step(&folder).unwrap_err().to_string().contains("this folder has no checkpoint"));
+        for step in ["checkpoint_9", "checkpoint_10"] {
+            std::fs::write(folder.join("model").join(step), "").unwrap();
+        }
+        assert_eq!(files_of_step(&folder).unwrap(), [folder.join("model").join("checkpoint_10")]);
+        std::fs::write(folder.join("logs").join("replicated_checkpoint_1"), "").unwrap();
+        let error = files_of_step(&folder).unwrap_err().to_string();
+        assert!(error.contains("logs, ") && error.contains("model"), "{error}");
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! | format | reader | writer |
 //! | --- | --- | --- |
-//! | safetensors, our own format included | [`Safetensors`] | [`write_safetensors`] |
+//! | safetensors, our own format and models in several files included | [`Safetensors`] | [`write_safetensors`] |
 //! | Flax msgpack, sharded or not | [`Flax`] | |
 //! | TensorFlow tensor bundle (checkpoint, SavedModel) | [`TensorBundle`] | |
 //! | NumPy `.npz` | [`Npz`] | [`write_npz`] |
@@ -31,6 +31,7 @@ mod open;
 mod plan;
 mod protobuf;
 mod safetensors;
+mod sharded_safetensors;
 mod sorted_table;
 mod tensor;
 mod tensor_bundle;

@@ -54,8 +54,9 @@ impl Npz {
         for member in members(&bytes)? {
             let Some(name) = member.name.strip_suffix(".npy") else {
                 return Err(Flaw::new(format!(
-                    "'{}' is not an array, so this is not an .npz archive; .keras files are read by the Python package \
-                     (extra 'h5'), PyTorch's .bin and .pt files are not read since opening them can run any code",
+                    "'{}' is not an array, so this is not an .npz archive. If it holds a checkpoint, unpack this \
+                     archive and give its folder; .keras files are read by the Python package (extra 'h5'), \
+                     PyTorch's .bin and .pt files are not read since opening them can run any code",
                     member.name
                 )));
             };

@@ -9,6 +9,7 @@ use super::flax::Flax;
 use super::flax_step::is_step_file;
 use super::npz::Npz;
 use super::safetensors::Safetensors;
+use super::sharded_safetensors::ShardedSafetensors;
 use super::tensor_bundle::TensorBundle;
 use super::{sorted_table, zip};
 use crate::Result;
@@ -42,7 +43,7 @@ impl fmt::Display for Format {
 
 /// Opens the checkpoint at `path`: a safetensors, Flax or `.npz` file, a TensorFlow checkpoint (its prefix, its
 /// `.index` file, or its folder), a SavedModel folder, the folder of a Flax training step, or a folder with a
-/// `model.safetensors`. Formats are told by content, not by name.
+/// `model.safetensors`, whole or in several files. Formats are told by content, not by name.
 ///
 /// # Errors
 /// There is no such file, its format is not read here, or it is damaged.
@@ -111,6 +112,9 @@ fn open_folder(folder: &Path) -> Result<Box<dyn TensorSource>> {
     let hugging_face = folder.join("model.safetensors");
     if hugging_face.is_file() {
         return Ok(Box::new(Safetensors::open(&hugging_face)?));
+    }
+    if let Some(model) = ShardedSafetensors::open(folder)? {
+        return Ok(Box::new(model));
     }
     let state = folder.join("checkpoint");
     if state.is_file() {

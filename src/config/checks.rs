@@ -97,6 +97,16 @@ impl SparseMixerConfig {
                 ));
             }
         }
+        if self.router == RouterKind::ExpertsChoose && self.num_selected_experts != 1 {
+            return Err(Error::value(
+                "num_selected_experts",
+                format!(
+                    "got {}, which only router=\"tokens_choose\" heeds; experts choose as many tokens as the capacity \
+                     factor says",
+                    self.num_selected_experts
+                ),
+            ));
+        }
         if self.router == RouterKind::TokensChoose
             && !self.moe_layers.is_empty()
             && self.num_selected_experts > self.num_experts
@@ -106,6 +116,15 @@ impl SparseMixerConfig {
                 format!(
                     "got {}, expected at most num_experts ({})",
                     self.num_selected_experts, self.num_experts
+                ),
+            ));
+        }
+        if self.project_embeddings == Some(false) && self.embedding_width != self.hidden_size {
+            return Err(Error::value(
+                "project_embeddings",
+                format!(
+                    "got False, but only a projection leads from embedding_width ({}) to hidden_size ({})",
+                    self.embedding_width, self.hidden_size
                 ),
             ));
         }

@@ -40,6 +40,7 @@ use embed::Embed;
 pub use inputs::{Inputs, Words};
 pub use memory::forward_bytes;
 pub use moe::LayerMetrics;
+pub use moe_grouping::Grouping;
 use pass::Pass;
 use pool::Pool;
 pub use tape::{Cotangents, OwnedInputs, OwnedWords, Tape};

@@ -22,7 +22,7 @@ use crate::config::{Dtype, SparseMixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::Isa;
 use crate::layers::CustomActivation;
-use crate::network::{SparseMixer, forward_bytes, is_small, specs};
+use crate::network::{Grouping, SparseMixer, forward_bytes, is_small, specs};
 use crate::params::{Spec, initial_values};
 use crate::runtime::{Context, Exclusive, Interrupt, default_threads, run};
 
@@ -309,6 +309,12 @@ impl Encoder {
         let call =
             forward_bytes(&self.config, batch, wanted, self.effective_threads()?).map_err(to_py_err)?;
         Ok(self.network(py)?.weight_bytes() + call)
+    }
+
+    fn grouping(&self, batch: usize) -> PyResult<(usize, usize, usize)> {
+        let grouping = Grouping::new(&self.config, batch, self.config.max_sequence_length, false);
+        let grouping = grouping.map_err(to_py_err)?;
+        Ok((grouping.groups, grouping.tokens, grouping.slots()))
     }
 
     #[getter]

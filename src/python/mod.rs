@@ -4,6 +4,7 @@
 //! Signatures, defaults and documentation for people are in `python/sparse_mixer/`.
 
 mod activation;
+mod atomic_file;
 mod checkpoint;
 mod convert;
 mod encoder;
@@ -35,6 +36,8 @@ mod _native {
     use crate::kernels::Isa;
     use crate::runtime::{self, fork};
 
+    #[pymodule_export]
+    use super::atomic_file::AtomicFile;
     #[pymodule_export]
     use super::checkpoint::Checkpoint;
     #[pymodule_export]
