@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn every_instruction_set_is_as_near_to_the_exact_sums_as_rounding_allows() {
         for isa in Isa::available() {
-            for rows in [1, 2, 5, 12, 13, 15, 16, 17, 31, 32, 33, 47, 64, 70] {
+            for rows in (1..=33).chain([47, 64, 70]) {
                 for (k, n) in [(1, 1), (2, 32), (31, 33), (32, 64), (33, 31), (64, 100), (100, 48)] {
                     Case::new(rows, k, n).check_against_exact_sums(isa);
                 }

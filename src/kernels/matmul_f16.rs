@@ -78,7 +78,8 @@ mod tests {
     #[test]
     fn the_product_has_the_bits_of_that_with_widened_weights() {
         for isa in Isa::available() {
-            for (rows, k, n) in [(1, 1, 1), (3, 40, 33), (20, 300, 64), (33, 700, 100)] {
+            let remainders = (1..=25).map(|rows| (rows, 70, 41));
+            for (rows, k, n) in remainders.chain([(1, 1, 1), (3, 40, 33), (20, 300, 64), (33, 700, 100)]) {
                 let half = PackedMatrix::pack(k, n, WeightDtype::Float16, &noise(k * n, 2));
                 let wide = PackedMatrix::pack(k, n, WeightDtype::Native, &half.unpack());
                 let (left, bias) = (noise(rows * k, 1), noise(n, 3));

@@ -292,8 +292,8 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_bits_of_the_plain_code() {
-        for rows in [1, 2, 7, 8, 12, 13, 16, 17, 32, 33, 64, 130] {
-            for (k, n) in [(1, 1), (3, 32), (64, 33), (65, 31), (100, 96), (257, 64), (1100, 40)] {
+        for rows in (1..=33).chain([64, 130]) {
+            for (k, n) in [(1, 1), (3, 32), (64, 33), (65, 31), (100, 96), (257, 64), (1100, 72)] {
                 let case = Case::new(rows, k, n);
                 for init in [Init::Zero, Init::Bias(&case.bias[..]), Init::Accumulate] {
                     let plain = case.run(Isa::PORTABLE, 0..rows, init);
