@@ -5,6 +5,7 @@ use half::bf16;
 use super::matmul::{Block, Init};
 use super::packed::offset_in_panel;
 use super::panel_product::{Initial, Kind, PanelKernel, PanelProduct, ResultRows};
+use super::widened::Widened;
 use super::{Isa, PANEL, Real, WeightDtype};
 
 /// Rows that go through a buffer at a time where a panel has missing columns.
@@ -19,23 +20,26 @@ pub fn matmul<R: Real>(
     b: &[bf16],
     out: &mut [R],
 ) {
-    #[cfg(target_arch = "x86_64")]
     if let (Some(block), Some(out)) = (block.as_f32(), R::f32_slice_mut(out)) {
-        use super::amx::Tiles;
-        use super::dot_x86_64::{Avx2Bf16, Avx512Bf16, Avx512WidenBf16};
+        #[cfg(target_arch = "x86_64")]
+        {
+            use super::amx::Tiles;
+            use super::dot_x86_64::{Avx2Bf16, Avx512Bf16, Avx512WidenBf16};
 
-        if let Some(mut tiles) = Tiles::new(isa) {
-            return multiply_panels(&mut tiles, &block, a, a_stride, b, out);
+            if let Some(mut tiles) = Tiles::new(isa) {
+                return multiply_panels(&mut tiles, &block, a, a_stride, b, out);
+            }
+            if let Some(mut kernel) = Avx512Bf16::new(isa) {
+                return multiply_panels(&mut kernel, &block, a, a_stride, b, out);
+            }
+            if let Some(mut kernel) = Avx512WidenBf16::new(isa) {
+                return multiply_panels(&mut kernel, &block, a, a_stride, b, out);
+            }
+            if let Some(mut kernel) = Avx2Bf16::new(isa) {
+                return multiply_panels(&mut kernel, &block, a, a_stride, b, out);
+            }
         }
-        if let Some(mut kernel) = Avx512Bf16::new(isa) {
-            return multiply_panels(&mut kernel, &block, a, a_stride, b, out);
-        }
-        if let Some(mut kernel) = Avx512WidenBf16::new(isa) {
-            return multiply_panels(&mut kernel, &block, a, a_stride, b, out);
-        }
-        if let Some(mut kernel) = Avx2Bf16::new(isa) {
-            return multiply_panels(&mut kernel, &block, a, a_stride, b, out);
-        }
+        return multiply_panels(&mut Widened::new(isa), &block, a, a_stride, b, out);
     }
     matmul_portable(block, a, a_stride, b, out);
 }
@@ -117,7 +121,8 @@ fn multiply_panels(
 #[cfg(test)]
 mod tests {
     use super::super::testing::noise;
-    use super::super::{LhsBuffer, PackedMatrix, matmul, prepare_lhs};
+    use super::super::packed::PanelData;
+    use super::super::{Lhs, LhsBuffer, PackedMatrix, matmul, prepare_lhs};
     use super::*;
 
     /// Results' rows are this much longer than their columns, filled with [`GUARD`].
@@ -199,6 +204,29 @@ mod tests {
             Case::new(33, 513, 65).check_against_exact_sums(isa);
             Case::new(3, 1100, 40).check_against_exact_sums(isa);
             Case::new(65, 1025, 32).check_against_exact_sums(isa);
+        }
+    }
+
+    #[test]
+    fn widened_products_are_those_of_the_plain_code() {
+        for (rows, k, n) in [(1, 1, 1), (5, 40, 33), (25, 300, 64), (50, 513, 31)] {
+            let case = Case::new(rows, k, n);
+            let mut buffer = LhsBuffer::default();
+            let lhs = prepare_lhs(Isa::PORTABLE, &case.left, rows, k, k, WeightDtype::Bfloat16, &mut buffer);
+            let (Lhs::Bfloat16 { values, stride }, PanelData::Bfloat16(panels)) =
+                (lhs, case.right.view().data)
+            else {
+                panic!("operands of bfloat16")
+            };
+            let panel_stride = case.right.view().panel_stride;
+            let init = Init::Bias(&case.bias[..]);
+            let block = Block { rows, k, n, panel_stride, cols: 0..n, out_stride: n, init };
+            let (mut plain, mut widened) = (vec![0f32; rows * n], vec![0f32; rows * n]);
+            matmul_portable(&block, values, stride, panels, &mut plain);
+            multiply_panels(&mut Widened::new(Isa::PORTABLE), &block, values, stride, panels, &mut widened);
+            for (a, b) in plain.iter().zip(&widened) {
+                assert!((a - b).abs() <= 1e-4, "{a} {b}");
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use super::packed::offset_in_panel;
 use super::panel_product::{Initial, Kind, PanelKernel, PanelProduct, PanelScaling, ResultRows};
 use super::quantize::INT8_ZERO;
 use super::vectorised::{Loop, vectorised};
+use super::widened::Widened;
 use super::{INT8_K_BLOCK, Isa, PANEL, Real, WeightDtype};
 
 /// Terms of an integer sum: as many as fit whatever the bytes, `255 * 127 * 65536 < 2^31`. Longer ones go on in
@@ -70,23 +71,26 @@ fn matmul_part<R: Real>(
     b: QuantisedPanels<'_>,
     out: &mut [R],
 ) {
-    #[cfg(target_arch = "x86_64")]
     if let (Some(block), Some(out)) = (block.as_f32(), R::f32_slice_mut(out)) {
-        use super::amx::Tiles;
-        use super::dot_x86_64::{Avx2Int8, Avx512Vnni, Avx512WidenInt8};
+        #[cfg(target_arch = "x86_64")]
+        {
+            use super::amx::Tiles;
+            use super::dot_x86_64::{Avx2Int8, Avx512Vnni, Avx512WidenInt8};
 
-        if let Some(mut tiles) = Tiles::new(isa) {
-            return multiply_panels(isa, &mut tiles, &block, a, b, out);
+            if let Some(mut tiles) = Tiles::new(isa) {
+                return multiply_panels(isa, &mut tiles, &block, a, b, out);
+            }
+            if let Some(mut kernel) = Avx512Vnni::new(isa) {
+                return multiply_panels(isa, &mut kernel, &block, a, b, out);
+            }
+            if let Some(mut kernel) = Avx512WidenInt8::new(isa) {
+                return multiply_panels(isa, &mut kernel, &block, a, b, out);
+            }
+            if let Some(mut kernel) = Avx2Int8::new(isa) {
+                return multiply_panels(isa, &mut kernel, &block, a, b, out);
+            }
         }
-        if let Some(mut kernel) = Avx512Vnni::new(isa) {
-            return multiply_panels(isa, &mut kernel, &block, a, b, out);
-        }
-        if let Some(mut kernel) = Avx512WidenInt8::new(isa) {
-            return multiply_panels(isa, &mut kernel, &block, a, b, out);
-        }
-        if let Some(mut kernel) = Avx2Int8::new(isa) {
-            return multiply_panels(isa, &mut kernel, &block, a, b, out);
-        }
+        return multiply_panels(isa, &mut Widened::new(isa), &block, a, b, out);
     }
     matmul_portable(block, a, b, out);
 }
@@ -287,6 +291,22 @@ mod tests {
                 init,
             );
             out
+        }
+    }
+
+    #[test]
+    fn doubles_take_the_plain_code_and_agree() {
+        for (rows, k, n) in [(1, 1, 1), (5, 70, 33), (25, 600, 64)] {
+            let case = Case::new(rows, k, n);
+            let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+            let right = PackedMatrix::<f64>::pack(k, n, WeightDtype::Int8, &wide(&noise(k * n, 2)));
+            let mut buffer = LhsBuffer::default();
+            let left = wide(&case.left);
+            let lhs = prepare_lhs(Isa::PORTABLE, &left, rows, k, k, WeightDtype::Int8, &mut buffer);
+            let mut plain = vec![0f64; rows * n];
+            matmul(Isa::PORTABLE, rows, lhs, right.view(), 0..n, &mut plain, n, Init::Zero);
+            let widened = case.run(Isa::PORTABLE, 0..rows, Init::Zero);
+            assert_eq!(plain.iter().map(|&x| x as f32).collect::<Vec<_>>(), widened, "{rows} x {k} x {n}");
         }
     }
 

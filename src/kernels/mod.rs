@@ -44,6 +44,7 @@ mod spans;
 mod testing;
 mod transposed;
 mod vectorised;
+mod widened;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
