@@ -274,7 +274,10 @@ impl Encoder {
             // Whoever changes weights in place copies shared ones first: two encoders can share them.
             return Ok(Encoder::sharing(network, self.custom.clone(), self.isa, threads));
         }
-        let converted = enter_core(py, |interrupt| network.to_dtype(dtype, interrupt))?;
+        let helpers = loading_threads(&self.specs, threads)?;
+        let converted = enter_core(py, |interrupt| {
+            run(self.isa, helpers, &SCRATCH, interrupt, |context| network.to_dtype(dtype, &|| context.poll()))
+        })?;
         Ok(Encoder::of(converted, self.custom.clone(), self.isa, threads))
     }
 
