@@ -69,8 +69,9 @@ impl Taking {
         let mut updates = Vec::with_capacity(self.optimizer.specs().len());
         for (weights, gradients, takes_part) in &mut self.weights {
             let params = weights.params_mut().into_iter();
-            for ((param, gradient), &takes_part) in params.zip(&gradients.tensors).zip(&*takes_part) {
-                let gradient = if takes_part { Gradient::Dense(gradient) } else { Gradient::None };
+            let gradients = gradients.tensors.iter().zip(&gradients.reached);
+            for ((param, (gradient, &reached)), &takes_part) in params.zip(gradients).zip(&*takes_part) {
+                let gradient = if takes_part && reached { Gradient::Dense(gradient) } else { Gradient::None };
                 updates.push(Update::of(param, gradient)?);
             }
         }
