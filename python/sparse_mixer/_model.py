@@ -106,7 +106,7 @@ class Model(Layer):
 
         return training.fit(self, data, **arguments)
 
-    def evaluate(self, data: Any, *, batch_size: int = 32) -> dict[str, float]:
+    def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Means of all metrics over `data`; see `sparse_mixer.training.evaluate`."""
         from sparse_mixer import training
 
@@ -132,16 +132,17 @@ class Model(Layer):
         the layers.
         """
         auxiliary = self.encoder.aux_losses
-        total = float(auxiliary["total"])
-        loss = metrics["task_loss"]
-        merged = Metrics({"loss": (loss[0] / loss[1] + total if loss[1] else total, 1.0), **metrics})
+        loss, weight = metrics["task_loss"]
+        values = {}
         if len(auxiliary["moe_layers"]):
-            merged |= {name: (float(np.mean(auxiliary[name])), 1.0) for name in METRIC_NAMES}
+            values = {name: float(np.mean(auxiliary[name])) for name in METRIC_NAMES}
             loads = auxiliary["expert_load"]
-            merged["expert_load_peak"] = (float(np.mean(loads.max(axis=1)) * loads.shape[1]), 1.0)
+            values["expert_load_peak"] = float(np.mean(loads.max(axis=1)) * loads.shape[1])
             for layer, shares in zip(auxiliary["moe_layers"], loads, strict=True):
-                merged |= {f"expert_load/{layer}/{e}": (float(share), 1.0) for e, share in enumerate(shares)}
-        return merged
+                values |= {f"expert_load/{layer}/{e}": float(share) for e, share in enumerate(shares)}
+        # A batch counts in the means as much as its examples or predictions do.
+        described = {name: (value * weight, weight) for name, value in values.items()}
+        return Metrics({"loss": (loss + float(auxiliary["total"]) * weight, weight), **metrics, **described})
 
 
 def _unpack(batch: Any) -> tuple[Mapping[str, Any], Any, Any]:

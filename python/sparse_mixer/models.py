@@ -386,7 +386,7 @@ class BertPretrainerV2(Model):
                     d_pooled += d_features
                 else:
                     d_sequence[:, 0] += d_features
-        metrics["task_loss"] = (total, 1.0)
+        metrics["task_loss"] = (total * weight, weight)
         if d_sequence is None:
             return metrics, {}
         gradients = {"sequence_output": d_sequence}
