@@ -188,14 +188,34 @@ def test_weights_that_are_not_reached_stay() -> None:
     assert changed({}, words, 0.0) == set()
 
 
-def test_bits_do_not_depend_on_threads() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rule", RULES)
+def test_bits_do_not_depend_on_threads(rule: str, dtype: str) -> None:
+    """With batches of 320 rows, which are more than one block of the core, and more than one of the moments."""
+    inputs, labels = labelled(80)
+    heads = [models.ClassificationHead(WIDTH, 2, 0.1, use_encoder_pooler=True)]
     results = []
     for threads in (1, 2, 3):
-        model = models.BertPretrainerV2(small_encoder(num_threads=threads), "gelu")
-        model.fit(small_inputs(16), optimizer=optimizers.LAMB(), epochs=2, transform=masking, progress=False)
-        results.append(model)
-    assert_same_weights(results[0], results[1])
-    assert_same_weights(results[0], results[2])
+        encoder = small_encoder(num_threads=threads, dtype=dtype, jitter_noise=0.1)
+        model = models.BertPretrainerV2(encoder, "gelu", classification_heads=heads)
+        optimizer = RULES[rule]()
+        optimizer.global_clipnorm = 1.0
+        history = model.fit(
+            inputs | {"next_sentence_labels": labels},
+            optimizer=optimizer,
+            batch_size=40,
+            epochs=2,
+            transform=masking,
+            progress=False,
+        )
+        results.append((model, history, optimizer.get_state()[1]))
+    (first, history, moments), *others = results
+    for model, own, state in others:
+        assert own == history
+        assert_same_weights(model, first)
+        assert state.keys() == moments.keys()
+        for name, moment in state.items():
+            np.testing.assert_array_equal(moment, moments[name])
 
 
 def test_a_call_that_runs_during_an_update_keeps_its_weights() -> None:

@@ -91,12 +91,11 @@ impl Optimizer {
         let mut specs = Vec::new();
         for (owner, decay, adapt) in &parts {
             let part = owner.part();
-            part.with_params(py, |params| {
-                let flags = decay.iter().zip(adapt);
-                for ((spec, param), (&decay, &adapt)) in part.specs().iter().zip(params).zip(flags) {
-                    specs.push(ParameterSpec::of(spec, param, decay, adapt));
-                }
-            })?;
+            let weights = part.snapshot(py)?;
+            let flags = decay.iter().zip(adapt);
+            for ((spec, param), (&decay, &adapt)) in part.specs().iter().zip(weights.params()).zip(flags) {
+                specs.push(ParameterSpec::of(spec, &param, decay, adapt));
+            }
         }
         let optimizer = optim::Optimizer::new(rule, specs).map_err(to_py_err)?;
         Ok(Optimizer(Exclusive::new("moments", optimizer)))
