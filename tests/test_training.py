@@ -484,7 +484,13 @@ def test_histories_are_written(tmp_path: Path) -> None:
         assert sum(loads) == pytest.approx(1.0, abs=1e-5)
         assert entry["expert_load_peak"] >= 4 * max(loads) - 1e-5
     assert len((tmp_path / "epochs.csv").read_text().splitlines()) == 3
-    history.plot().savefig(tmp_path / "curve.png")
+    figure = history.plot()
+    drawn = {axes.get_ylabel().split()[0]: [line.get_ydata() for line in axes.lines] for axes in figure.axes}
+    assert list(drawn) == ["loss", "accuracy", "share", "learning", "busiest"]
+    np.testing.assert_array_equal(drawn["learning"][0], [rate for _, rate in history.steps])
+    np.testing.assert_array_equal(drawn["busiest"][0], history.history["expert_load_peak"])
+    np.testing.assert_array_equal(drawn["share"][0], history.history["router_confidence"])
+    figure.savefig(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 

@@ -66,8 +66,7 @@ class History:
         rates = [rate for _, rate in self.steps]
         if len(set(rates)) > 1:
             beside = panel.twinx()
-            (line,) = beside.plot(updates, rates, color="0.5", linestyle=":", linewidth=0.8)
-            line.set_label("learning rate")
+            beside.plot(updates, rates, color="0.5", linestyle=":", linewidth=0.8)
             beside.set(ylabel="learning rate (dotted)", ylim=(0, None))
         panel.legend()
 
@@ -75,11 +74,11 @@ class History:
         epochs = range(1, len(self.epochs) + 1)
         for name in shares:
             panel.plot(epochs, by_metric[name], marker="o", markersize=3, label=name.replace("_", " "))
-        panel.set(xlabel="epoch", ylabel="share", ylim=(0, 1))
+        panel.set(xlabel="epoch", ylabel="share", ylim=(0, 1.05))
         panel.legend(loc="upper left")
         beside = panel.twinx()
         beside.plot(epochs, by_metric["expert_load_peak"], color="black", linestyle="--", linewidth=0.8)
-        beside.set(ylabel="busiest expert's load over an even share (dashed)", ylim=(1, None))
+        beside.set(ylabel="busiest expert's load / even share (dashed)", ylim=(1, None))
 
 
 _SHARES = ("router_confidence", "expert_usage", "fraction_tokens_left_behind")

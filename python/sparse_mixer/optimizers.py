@@ -1,8 +1,10 @@
 """Optimisers that update an encoder or a model in place, in the core.
 
-Names, arguments and formulas are those of ``tf_keras.optimizers`` and of the Model Garden's LAMB; extensions are
-keyword-only. Weights stay in the core's packed storage, the moments lie beside them. One difference: the global norm is
-that of the gradients. TensorFlow counts every occurrence of a word in a batch by itself in the word table's part of it.
+The formulas are those of ``tf_keras.optimizers`` and of the Model Garden's LAMB, and so are names and order of the
+positional arguments. Other arguments of theirs (``clipnorm``, ``clipvalue``, ``amsgrad``, ``use_ema``, ...) do not
+exist; keyword-only ones are ours, but for ``global_clipnorm``. AdamW and LAMB leave layer norms and biases out of the
+decay unless told otherwise. The global norm is that of the gradients; TensorFlow counts every occurrence of a word in a
+batch by itself in the word table's part of it. Weights stay in the core's packed storage, the moments beside them.
 
 Example:
     >>> import numpy as np
