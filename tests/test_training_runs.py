@@ -189,6 +189,18 @@ def test_evaluation_does_not_depend_on_the_batch_size() -> None:
             assert model.evaluate(batches, batch_size=size) == pytest.approx(expected, rel=1e-5)
 
 
+def test_batches_without_a_prediction_do_not_stop_a_run() -> None:
+    inputs, labels = data(8)
+    weights = np.array([1, 1, 1, 1, 0, 0, 0, 0], np.float32)
+    model = models.BertClassifier(small_encoder(), 2)
+    history = model.fit(
+        (inputs, labels, weights), optimizer=optimizers.SGD(), batch_size=4, shuffle=False, progress=False
+    )
+    assert np.isfinite(history.steps[0][0])
+    assert np.isnan(history.steps[1][0])
+    assert history.epochs[0]["loss"] == history.steps[0][0]
+
+
 def test_step_logs_go_on_after_a_crash(tmp_path: Path) -> None:
     path, state = tmp_path / "log" / "steps.jsonl", tmp_path / "state.npz"
     arguments = {"batch_size": 8, "validation_data": data(), "state_path": state, "progress": False}

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sparse_mixer._arguments import as_int
+from sparse_mixer._arguments import as_positive
 
 
 class Batches(Protocol):
@@ -154,9 +154,9 @@ def as_batches(
         TypeError: No such data; an iterator, which cannot start again, without `steps_per_epoch`.
         ValueError: An argument that these data leave without a meaning, or that cannot work.
     """
-    steps = None if steps_per_epoch is None else at_least_one("steps_per_epoch", steps_per_epoch)
+    steps = None if steps_per_epoch is None else as_positive("steps_per_epoch", steps_per_epoch)
     if are_arrays(data):
-        size = 32 if batch_size is None else at_least_one("batch_size", batch_size)
+        size = 32 if batch_size is None else as_positive("batch_size", batch_size)
         arrays = _map_leaves(data, np.asarray)
         return ArrayBatches(arrays, size, shuffle is None or bool(shuffle), seed, bool(drop_remainder), steps)
     for name, value in {"batch_size": batch_size, "shuffle": shuffle, "drop_remainder": drop_remainder}.items():
@@ -177,13 +177,6 @@ def as_batches(
 def are_arrays(data: Any) -> bool:
     """Whether `data` are arrays to be cut into batches."""
     return isinstance(data, Mapping) or (isinstance(data, tuple) and bool(data) and isinstance(data[0], Mapping))
-
-
-def at_least_one(argument: str, value: Any) -> int:
-    count = as_int(argument, value)
-    if count < 1:
-        raise ValueError(f"{argument}: expected at least 1, got {count}")
-    return count
 
 
 def derived_seed(*numbers: int) -> int:

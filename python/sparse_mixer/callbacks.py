@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import numpy.typing as npt
 
-from sparse_mixer._batches import at_least_one
+from sparse_mixer._arguments import as_positive
 from sparse_mixer._durable import replacing
 from sparse_mixer._extras import require
 
@@ -152,7 +152,7 @@ class JSONLLogger(Callback):
             every: Steps per line.
         """
         self._path = Path(path)
-        self._every = at_least_one("every", every)
+        self._every = as_positive("every", every)
         self._file: TextIO | None = None
 
     def on_train_begin(self, trainer: Any) -> None:

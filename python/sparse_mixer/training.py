@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from sparse_mixer import _interrupts, _train_state
-from sparse_mixer._arguments import as_int
-from sparse_mixer._batches import Batches, are_arrays, as_batches, at_least_one, derived_seed, token_count
+from sparse_mixer._arguments import as_int, as_positive
+from sparse_mixer._batches import Batches, are_arrays, as_batches, derived_seed, token_count
 from sparse_mixer._history import History
 from sparse_mixer._variables import Variable, assign_all
 from sparse_mixer.callbacks import Callback, CSVLogger, EarlyStopping, JSONLLogger, ProgressBar
@@ -98,7 +98,7 @@ class Trainer:
             "examples": self.batches.examples,
             **self.batches.settings,
             "batches per epoch": self.batches.steps,
-            "accumulation_steps": at_least_one("accumulation_steps", accumulation_steps),
+            "accumulation_steps": as_positive("accumulation_steps", accumulation_steps),
             "optimizer": optimizer.name,
         }
         self._transform = transform
@@ -110,7 +110,7 @@ class Trainer:
             self._validation = as_batches(validation_data, size, argument="validation_data")
         self._callbacks = list(callbacks)
         self._state_path = None if state_path is None else Path(state_path)
-        self._save_every = None if save_every is None else at_least_one("save_every", save_every)
+        self._save_every = None if save_every is None else as_positive("save_every", save_every)
         if save_every is not None and state_path is None:
             raise ValueError("save_every: needs state_path")
         self._gradients = Gradients(model)
@@ -206,7 +206,8 @@ class Trainer:
             new, _ = self.model.loss_and_gradients(batch, seed=seed, into=self._gradients, recompute=self._recompute)
             metrics.add(new)
         logs = metrics.means()
-        if not math.isfinite(logs["loss"]):
+        # Without a single prediction the mean is none, but there are the auxiliary losses.
+        if not math.isfinite(metrics["loss"][0]):
             raise FloatingPointError(f"the loss of update {self.step + 1} is {logs['loss']}; nothing was updated")
         logs["learning_rate"] = self.optimizer.current_learning_rate()
         with _interrupts.deferred():
@@ -314,7 +315,7 @@ def _warn_of_untrained(encoder: Any) -> None:
             f"embedding_layer: the given {type(layer).__name__} is not trained, it stays as it is; train it with the "
             "gradients of input_word_embeddings that encoder.vjp gives, or set its trainable to False",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
