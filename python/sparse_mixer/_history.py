@@ -75,7 +75,7 @@ class History:
         for name in shares:
             panel.plot(epochs, by_metric[name], marker="o", markersize=3, label=name.replace("_", " "))
         panel.set(xlabel="epoch", ylabel="share", ylim=(0, 1.05))
-        panel.legend(loc="upper left")
+        panel.legend()
         beside = panel.twinx()
         beside.plot(epochs, by_metric["expert_load_peak"], color="black", linestyle="--", linewidth=0.8)
         beside.set(ylabel="busiest expert's load / even share (dashed)", ylim=(1, None))
