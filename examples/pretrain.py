@@ -93,6 +93,9 @@ def main() -> None:
         schedules.LinearWarmup(decay, warmup_steps=steps // 20), weight_decay=0.01, global_clipnorm=1.0
     )
 
+    state = given.output / "state.npz"
+    if state.exists():
+        print(f"goes on from {state}; delete it to begin anew")
     start = time.perf_counter()
     history = model.fit(
         training,
@@ -101,11 +104,11 @@ def main() -> None:
         batch_size=given.batch_size,
         transform=lambda batch, seed: mask(batch, seed=seed),
         validation_data=validation,
-        state_path=given.output / "state.npz",
+        state_path=state,
     )
     minutes = (time.perf_counter() - start) / 60
 
-    loss = history.epochs[-1]["val_task_loss"]
+    loss = history.epochs[-1]["val_mlm_loss"]
     print(f"loss {loss:.3f} nats per hidden word piece of unseen passages; unigram entropy {entropy:.3f}")
     print(f"{len(history.steps)} updates, {minutes:.1f} minutes")
     encoder.save(given.output / "encoder.safetensors")

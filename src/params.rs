@@ -390,16 +390,23 @@ fn fans(shape: &[usize]) -> (f64, f64) {
 pub struct Gradients<R> {
     /// One per weight.
     pub tensors: Vec<Vec<R>>,
+    /// Per weight, whether something has been differentiated that depends on it. Other weights have no gradient at all,
+    /// rather than one of zeros: an optimiser leaves them alone.
+    pub reached: Vec<bool>,
 }
 
 impl<R: Real> Gradients<R> {
     /// Zeros for weights `specs`.
     pub fn zeros(specs: &[Spec]) -> Self {
-        Gradients { tensors: specs.iter().map(|spec| zeros(spec.len())).collect() }
+        Gradients {
+            tensors: specs.iter().map(|spec| zeros(spec.len())).collect(),
+            reached: vec![false; specs.len()],
+        }
     }
 
-    /// Sets every value to zero.
+    /// Sets every value to zero, and no weight as reached.
     pub fn clear(&mut self) {
         self.tensors.iter_mut().for_each(|tensor| tensor.fill(R::ZERO));
+        self.reached.fill(false);
     }
 }

@@ -80,8 +80,12 @@ def test_finetuning(tmp_path):
         pytest.importorskip(module)
     printed = run_example("finetune.py", "--classes=2", "--epochs=1", folder=tmp_path)
     assert "on unseen passages\nwithout reading: most frequent package" in printed
+    assert "counting words: naive Bayes" in printed
     saved = {path.name for path in (tmp_path / "out/finetune").iterdir()}
-    assert saved == {"state.npz", "encoder.safetensors", "learning_curve.png"}
+    assert saved == {"state.npz", "model.safetensors", "tokenizer.json", "classes.txt", "learning_curve.png"}
+    assert "goes on from out/finetune/state.npz" in run_example(
+        "finetune.py", "--classes=2", "--epochs=1", folder=tmp_path
+    )
 
 
 def test_pretraining(tmp_path):

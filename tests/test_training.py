@@ -143,7 +143,7 @@ def test_frozen_layers_stay() -> None:
 def test_apply_gradients_takes_mappings() -> None:
     one, other = small_encoder(), small_encoder()
     outputs, vjp = one.vjp(small_inputs(), seed=1)
-    grads = vjp({"sequence_output": np.ones_like(outputs["sequence_output"])})
+    grads = vjp({name: np.ones_like(outputs[name]) for name in ("sequence_output", "pooled_output")})
     optimizers.AdamW(1e-2).apply_gradients(one, grads)
     optimizers.AdamW(1e-2).apply_gradients(other, {key: np.asarray(value) for key, value in grads.items()})
     assert_same_weights(one, other)
@@ -153,14 +153,69 @@ def test_apply_gradients_takes_mappings() -> None:
     assert sum(changed) == 1
 
 
-def test_bits_do_not_depend_on_threads() -> None:
+def test_weights_that_are_not_reached_stay() -> None:
+    """Neither decay nor moments touch what nothing that was differentiated depends on."""
+    inputs = small_inputs()
+    ids = inputs.pop("input_word_ids")
+
+    def changed(d_outputs: Any, given: Any, aux_loss_weight: float = 1.0) -> set[str]:
+        encoder = small_encoder()
+        before = {weight.key: weight.numpy() for weight in encoder.weights}
+        _, vjp = encoder.vjp(inputs | given, seed=1)
+        grads = vjp(d_outputs, aux_loss_weight)
+        optimizer = optimizers.AdamW(1e-2, exclude_from_weight_decay=())
+        optimizer.apply_gradients(encoder, grads)
+        names = {weight.key for weight in encoder.weights if not np.array_equal(weight.numpy(), before[weight.key])}
+        assert {name.rsplit("/", 1)[0] for name in optimizer.get_state()[1]} >= names
+        grads.clear()
+        before = {weight.key: weight.numpy() for weight in encoder.weights}
+        optimizer.apply_gradients(encoder, grads)
+        assert all(np.array_equal(weight.numpy(), before[weight.key]) for weight in encoder.weights)
+        return names
+
+    every = {weight.key for weight in small_encoder().weights}
+    pooler = {key for key in every if key.startswith("pooler")}
+    last = {key for key in every if key.startswith("transformer/layer_2/")}
+    experts = {key for key in every if key.startswith("transformer/layer_1/")}
+    words, embeddings = {"input_word_ids": ids}, {"input_word_embeddings": np.ones((*ids.shape, WIDTH), np.float32)}
+    d_sequence = {"sequence_output": np.ones((*ids.shape, WIDTH), np.float32)}
+    d_first = {"encoder_outputs": [d_sequence["sequence_output"]]}
+    assert changed(d_sequence, words) == every - pooler
+    assert changed(d_sequence | {"pooled_output": np.ones((len(ids), WIDTH))}, words) == every
+    assert changed(d_sequence, embeddings) == every - pooler - {"word_embeddings/embeddings"}
+    assert changed(d_first, words).isdisjoint(pooler | last)
+    assert changed(d_first, words, 0.0) == every - pooler - last - experts
+    assert changed({}, words, 0.0) == set()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rule", RULES)
+def test_bits_do_not_depend_on_threads(rule: str, dtype: str) -> None:
+    """With batches of 320 rows, which are more than one block of the core, and more than one of the moments."""
+    inputs, labels = labelled(80)
+    heads = [models.ClassificationHead(WIDTH, 2, 0.1, use_encoder_pooler=True)]
     results = []
     for threads in (1, 2, 3):
-        model = models.BertPretrainerV2(small_encoder(num_threads=threads), "gelu")
-        model.fit(small_inputs(16), optimizer=optimizers.LAMB(), epochs=2, transform=masking, progress=False)
-        results.append(model)
-    assert_same_weights(results[0], results[1])
-    assert_same_weights(results[0], results[2])
+        encoder = small_encoder(num_threads=threads, dtype=dtype, jitter_noise=0.1)
+        model = models.BertPretrainerV2(encoder, "gelu", classification_heads=heads)
+        optimizer = RULES[rule]()
+        optimizer.global_clipnorm = 1.0
+        history = model.fit(
+            inputs | {"next_sentence_labels": labels},
+            optimizer=optimizer,
+            batch_size=40,
+            epochs=2,
+            transform=masking,
+            progress=False,
+        )
+        results.append((model, history, optimizer.get_state()[1]))
+    (first, history, moments), *others = results
+    for model, own, state in others:
+        assert own == history
+        assert_same_weights(model, first)
+        assert state.keys() == moments.keys()
+        for name, moment in state.items():
+            np.testing.assert_array_equal(moment, moments[name])
 
 
 def test_a_call_that_runs_during_an_update_keeps_its_weights() -> None:
@@ -187,6 +242,9 @@ def test_errors_name_the_argument() -> None:
         (lambda: optimizers.AdamW(exclude_from_weight_decay="bias"), TypeError, "exclude_from_weight_decay: "),
         (lambda: schedules.PaperSchedule(1.0, 3, 3), ValueError, "total_steps: got 3"),
         (lambda: schedules.CosineDecay(1.0, 0), ValueError, "decay_steps: got 0"),
+        (lambda: schedules.CosineDecay(1.0, 10.5), TypeError, "decay_steps: expected an integer, got 10.5"),
+        (lambda: schedules.LinearWarmup(1.0, 2.5), TypeError, "warmup_steps: expected an integer"),
+        (lambda: optimizers.LAMB(global_clipnorm=-1.0), ValueError, "global_clipnorm: expected a number above 0"),
         (lambda: optimizer.apply_gradients(encoder, {"x": 1}), ValueError, r"gradients: no weights are called \['x'\]"),
         (
             lambda: optimizer.apply_gradients(encoder, {"pooler_transform/bias": np.ones(3)}),
@@ -426,7 +484,13 @@ def test_histories_are_written(tmp_path: Path) -> None:
         assert sum(loads) == pytest.approx(1.0, abs=1e-5)
         assert entry["expert_load_peak"] >= 4 * max(loads) - 1e-5
     assert len((tmp_path / "epochs.csv").read_text().splitlines()) == 3
-    history.plot().savefig(tmp_path / "curve.png")
+    figure = history.plot()
+    drawn = {axes.get_ylabel().split()[0]: [line.get_ydata() for line in axes.lines] for axes in figure.axes}
+    assert list(drawn) == ["loss", "accuracy", "share", "learning", "busiest"]
+    np.testing.assert_array_equal(drawn["learning"][0], [rate for _, rate in history.steps])
+    np.testing.assert_array_equal(drawn["busiest"][0], history.history["expert_load_peak"])
+    np.testing.assert_array_equal(drawn["share"][0], history.history["router_confidence"])
+    figure.savefig(tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 1000
 
 

@@ -194,3 +194,48 @@ def test_200_steps_of_adamw_follow_tensorflow() -> None:
     ours_curve, theirs_curve = np.array(curves).T
     np.testing.assert_allclose(ours_curve, theirs_curve, rtol=1e-3)
     assert theirs_curve[-20:].mean() < theirs_curve[:20].mean()
+
+
+def test_weights_that_the_loss_does_not_reach_do_not_decay() -> None:
+    """A pre-trainer without a head on the pooler, every weight subject to decay: 20 updates as TensorFlow's."""
+    theirs, encoder = encoders()
+    with reference._quiet():
+        model = official_models.BertPretrainerV2(theirs, mlm_activation=tf_keras.activations.gelu)
+        model(tensors(batch_for_masked_lm(0)))
+        optimizer = tf_keras.optimizers.AdamW(1e-3, weight_decay=0.1, jit_compile=False)
+    ours = models.BertPretrainerV2(encoder, "gelu")
+    lm = [weight for weight in model.masked_lm.weights if "word_embeddings" not in weight.name]
+    for mine, their in zip(ours.masked_lm.weights, lm, strict=True):
+        mine.assign(their.numpy())
+    adamw = optimizers.AdamW(1e-3, weight_decay=0.1, exclude_from_weight_decay=())
+    start = encoder.get_weights()
+    variables = [*theirs.trainable_variables, *lm]
+
+    @tf.function
+    def step(batch: Any) -> None:
+        with tf.GradientTape() as tape:
+            logits = model(batch, training=True)["mlm_logits"]
+            entropies = tf.nn.sparse_softmax_cross_entropy_with_logits(batch["masked_lm_ids"], logits)
+            loss = tf.reduce_sum(entropies * batch["masked_lm_weights"]) / tf.reduce_sum(batch["masked_lm_weights"])
+            loss += sum(theirs.losses)
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+
+    for number in range(20):
+        batch = batch_for_masked_lm(number)
+        _, gradients = ours.loss_and_gradients(batch, seed=0)
+        adamw.apply_gradients(ours, gradients)
+        with reference._quiet():
+            step(tensors(batch))
+    unchanged = set()
+    for mine, their, before in zip(encoder.weights, theirs.weights, start, strict=True):
+        np.testing.assert_allclose(mine.numpy(), their.numpy(), atol=2e-4, err_msg=mine.key)
+        if np.array_equal(mine.numpy(), before):
+            np.testing.assert_array_equal(their.numpy(), before)
+            unchanged.add(mine.key)
+    assert unchanged == {"pooler_transform/kernel", "pooler_transform/bias"}
+
+
+def batch_for_masked_lm(seed: int) -> dict[str, Any]:
+    return mask_tokens(
+        small_inputs(BATCH, seed), seed=seed, mask_id=1, vocab_size=VOCAB_SIZE, special_ids=range(4), max_predictions=3
+    )

@@ -271,6 +271,19 @@ def as_int(argument: str, value: Any) -> int:
     raise TypeError(f"{argument}: expected an integer, got {value!r} ({type(value).__name__})")
 
 
+def as_positive(argument: str, value: Any) -> int:
+    """An integer that is at least 1.
+
+    Raises:
+        TypeError: Not an integer.
+        ValueError: Less than 1.
+    """
+    number = as_int(argument, value)
+    if number < 1:
+        raise ValueError(f"{argument}: expected at least 1, got {number}")
+    return number
+
+
 def as_count(argument: str, value: Any) -> int:
     """An integer of 63 bits, not negative; what else it must be the core says.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 
 import numpy as np
 
-from sparse_mixer import _flax, checkpoints
+from sparse_mixer import _flax, _model_files, checkpoints
 from sparse_mixer._heads import Array, Head
 from sparse_mixer._metrics import METRIC_NAMES
 from sparse_mixer._variables import assign_all
@@ -40,6 +41,8 @@ class Model(Layer):
         parts: The encoder, then the heads.
     """
 
+    # What `get_config` returns.
+    _config: Mapping[str, Any] = MappingProxyType({})
     # Outputs of the encoder that the loss depends on.
     _outputs: tuple[str, ...] = ("sequence_output",)
 
@@ -100,13 +103,77 @@ class Model(Layer):
             arrays = _flax.read_heads(file, [variable.key for variable in variables])
         assign_all(variables, arrays)
 
+    def get_config(self) -> dict[str, Any]:
+        """The arguments besides the encoder, JSON-able; without initialisers, which only matter to new weights."""
+        return dict(self._config)
+
+    @classmethod
+    def _from_config(cls, encoder: Any, config: Mapping[str, Any]) -> Self:
+        """A model from what `get_config` returned."""
+        return cls(encoder, **config)
+
+    def save(self, path: str | os.PathLike[str], *, file_format: str | None = None) -> None:
+        """Write encoder and heads to a file, which is replaced in one step: a crash leaves the old file or the new one.
+
+        `SparseMixer.load` reads the encoder alone from it.
+
+        Args:
+            path: The file. A name that ends in ``.npz`` gets the weights alone, any other one our own format:
+                safetensors with the configuration, for `load`.
+            file_format: ``"safetensors"`` or ``"npz"``, whatever the ending.
+
+        Raises:
+            ValueError: As for `SparseMixer.save`.
+            OSError: The file cannot be written; the old one is untouched.
+            KeyboardInterrupt: Interrupted; the old file is untouched.
+        """
+        _model_files.save(self, path, file_format=file_format)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        num_threads: int | None = None,
+        isa: str | None = None,
+        **changes: Any,
+    ) -> Self:
+        """Build a model, with its encoder, from a file of `save`.
+
+        Args:
+            path: The file; it must hold a model of this class (of any class for ``models.Model.load``).
+            num_threads: As in the encoder's constructor.
+            isa: As in the encoder's constructor.
+            **changes: Arguments of the encoder's constructor that replace those of the file, for example
+                ``dtype="bfloat16"``.
+
+        Raises:
+            CheckpointError: The file is damaged.
+            ValueError: It holds another model, or none.
+            OSError: It cannot be read.
+        """
+        return _model_files.load(cls, path, num_threads=num_threads, isa=isa, **changes)
+
+    def load_weights(self, source: str | os.PathLike[str] | Mapping[str, Any]) -> None:
+        """Replace the weights of encoder and heads: all at once, or on failure none.
+
+        Args:
+            source: A file of `save`, or a mapping from the names in such a file to arrays: the weights' keys, those of
+                the encoder behind ``encoder/``.
+
+        Raises:
+            CheckpointError: The file is damaged or does not fit; nothing has changed.
+            OSError: It cannot be read.
+        """
+        _model_files.load_weights(self, source)
+
     def fit(self, data: Any, **arguments: Any) -> Any:
         """Train; see `sparse_mixer.training.fit` for the arguments and what is returned."""
         from sparse_mixer import training
 
         return training.fit(self, data, **arguments)
 
-    def evaluate(self, data: Any, *, batch_size: int = 32) -> dict[str, float]:
+    def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Means of all metrics over `data`; see `sparse_mixer.training.evaluate`."""
         from sparse_mixer import training
 
@@ -132,16 +199,17 @@ class Model(Layer):
         the layers.
         """
         auxiliary = self.encoder.aux_losses
-        total = float(auxiliary["total"])
-        loss = metrics["task_loss"]
-        merged = Metrics({"loss": (loss[0] / loss[1] + total if loss[1] else total, 1.0), **metrics})
+        loss, weight = metrics["task_loss"]
+        values = {}
         if len(auxiliary["moe_layers"]):
-            merged |= {name: (float(np.mean(auxiliary[name])), 1.0) for name in METRIC_NAMES}
+            values = {name: float(np.mean(auxiliary[name])) for name in METRIC_NAMES}
             loads = auxiliary["expert_load"]
-            merged["expert_load_peak"] = (float(np.mean(loads.max(axis=1)) * loads.shape[1]), 1.0)
+            values["expert_load_peak"] = float(np.mean(loads.max(axis=1)) * loads.shape[1])
             for layer, shares in zip(auxiliary["moe_layers"], loads, strict=True):
-                merged |= {f"expert_load/{layer}/{e}": (float(share), 1.0) for e, share in enumerate(shares)}
-        return merged
+                values |= {f"expert_load/{layer}/{e}": float(share) for e, share in enumerate(shares)}
+        # A batch counts in the means as much as its examples or predictions do.
+        described = {name: (value * weight, weight) for name, value in values.items()}
+        return Metrics({"loss": (loss + float(auxiliary["total"]) * weight, weight), **metrics, **described})
 
 
 def _unpack(batch: Any) -> tuple[Mapping[str, Any], Any, Any]:

@@ -146,15 +146,6 @@ class Encoder:
     def load_planned(self, plan: LoadPlan) -> None:
         """Replace the weights that `plan` has found in its file at once; nothing changes if one cannot be read."""
 
-    def save(self, path: str | PathLike[str], file_format: str, metadata: dict[str, str]) -> None:
-        """Write all weights, of one moment, as float32 to `path`, which is replaced in one step.
-
-        Args:
-            path: The file.
-            file_format: ``"safetensors"`` or ``"npz"``.
-            metadata: Texts to go with the weights; only safetensors has them.
-        """
-
     def astype(self, dtype: str) -> Encoder:
         """A new encoder with the weights in `dtype`; weights already in it are shared until either changes."""
 
@@ -186,6 +177,18 @@ class Encoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take."""
+
+def save(
+    parts: Sequence[tuple[str, Encoder | Head]], path: str | PathLike[str], file_format: str, metadata: dict[str, str]
+) -> None:
+    """Write all weights of `parts`, each of one moment, as float32 to `path`, which is replaced in one step.
+
+    Args:
+        parts: Encoders and heads, each with what its weights' names start with in the file.
+        path: The file.
+        file_format: ``"safetensors"`` or ``"npz"``.
+        metadata: Texts to go with the weights; only safetensors has them.
+    """
 
 @final
 class Head:

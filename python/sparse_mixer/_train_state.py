@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sparse_mixer._durable import replacing
 
-_FORMAT = "sparse_mixer training state, version 1"
+_FORMAT = "sparse_mixer training state, version 2"
 _META = "meta.json"
 
 

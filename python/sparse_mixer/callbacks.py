@@ -9,13 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy.typing as npt
+
+from sparse_mixer._arguments import as_positive
+from sparse_mixer._durable import replacing
 from sparse_mixer._extras import require
 
 
 class Callback:
     """Base of callbacks; methods are called in the order of the list that `fit` got, and do nothing here.
 
-    `trainer` is the `sparse_mixer.training.Trainer`; setting ``trainer.stop`` ends training after the step or epoch.
+    `trainer` is the `sparse_mixer.training.Trainer`; setting ``trainer.stop`` interrupts training after the step or
+    epoch, ``trainer.finish()`` ends it for good.
     """
 
     def on_train_begin(self, trainer: Any) -> None:
@@ -37,9 +42,16 @@ class Callback:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Take over a state of `get_state`."""
 
+    def get_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What a resumed run must know besides, in arrays by name."""
+        return {}
+
+    def set_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take over arrays of `get_arrays`."""
+
 
 class EarlyStopping(Callback):
-    """Ends training when a metric has not become better for `patience` epochs."""
+    """Ends training when a metric has not become better for `patience` epochs, as Keras's."""
 
     def __init__(
         self,
@@ -53,11 +65,10 @@ class EarlyStopping(Callback):
 
         Args:
             monitor: A name in the epochs' logs.
-            patience: Epochs without improvement that are allowed.
+            patience: Epochs without improvement after which training ends; with 0 it ends after one, too.
             min_delta: Changes up to this do not count as improvement.
             mode: ``"min"``, ``"max"``, or ``"auto"``: larger is better for accuracies, smaller for all else.
-            restore_best_weights: Go back to the weights of the best epoch at the end. They are not part of a saved
-                state.
+            restore_best_weights: Go back to the weights of the best epoch when training is over.
         """
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode: expected 'auto', 'min' or 'max', got {mode!r}")
@@ -68,25 +79,47 @@ class EarlyStopping(Callback):
         self._sign = -1.0 if mode == "max" or (mode == "auto" and monitor.endswith("accuracy")) else 1.0
         self.best: float | None = None
         self.wait = 0
-        self._best_weights: list[Any] | None = None
+        self._best_weights: dict[str, npt.NDArray[Any]] = {}
+
+    def on_train_begin(self, trainer: Any) -> None:
+        """See `Callback`.
+
+        Raises:
+            ValueError: The metric is one of validation, and there is none.
+        """
+        if self.monitor.startswith("val_") and not trainer.validates:
+            raise ValueError(f"monitor: {self.monitor!r} needs validation_data")
+        if not trainer.batches_done:
+            self.best, self.wait, self._best_weights = None, 0, {}
+
+    def on_step_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
+        """See `Callback`.
+
+        Raises:
+            ValueError: No metric has the name `monitor`.
+        """
+        if self.monitor.removeprefix("val_") not in trainer.epoch_metrics:
+            raise ValueError(f"monitor: got {self.monitor!r}, expected one of {sorted(trainer.epoch_metrics)}")
 
     def on_epoch_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
         """See `Callback`."""
-        if self.monitor not in logs:
-            raise ValueError(f"monitor: {self.monitor!r} is not in the logs, which have {sorted(logs)}")
         value = self._sign * logs[self.monitor]
-        if self.best is None or value < self._sign * self.best - self.min_delta:
+        best = math.inf if self.best is None else self._sign * self.best
+        improved = value < best - self.min_delta
+        if self.restore_best_weights and (improved or not self._best_weights):
+            weights = trainer.model.get_weights()
+            self._best_weights = {str(number): values for number, values in enumerate(weights)}
+        if improved:
             self.best, self.wait = logs[self.monitor], 0
-            if self.restore_best_weights:
-                self._best_weights = trainer.model.get_weights()
         else:
             self.wait += 1
-            trainer.stop = trainer.stop or self.wait > self.patience or math.isnan(value)
+            if self.wait >= self.patience and trainer.epoch:
+                trainer.finish()
 
     def on_train_end(self, trainer: Any) -> None:
         """See `Callback`."""
-        if self._best_weights is not None and self.wait:
-            trainer.model.set_weights(self._best_weights)
+        if self._best_weights and trainer.finished:
+            trainer.model.set_weights(list(self._best_weights.values()))
 
     def get_state(self) -> dict[str, Any]:
         """See `Callback`."""
@@ -96,9 +129,20 @@ class EarlyStopping(Callback):
         """See `Callback`."""
         self.best, self.wait = state["best"], state["wait"]
 
+    def get_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """See `Callback`."""
+        return self._best_weights
+
+    def set_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """See `Callback`."""
+        self._best_weights = dict(arrays)
+
 
 class JSONLLogger(Callback):
-    """Appends one JSON object per step to a file; after a resumption, from where the state was saved."""
+    """Appends one JSON object per step to a file, and one per validation; after a resumption, from where the state was.
+
+    Those of a validation have no ``loss``, but ``val_loss`` and the like, besides ``step`` and ``epoch``.
+    """
 
     def __init__(self, path: str | Path, every: int = 1) -> None:
         """Make one.
@@ -108,24 +152,45 @@ class JSONLLogger(Callback):
             every: Steps per line.
         """
         self._path = Path(path)
-        self._every = every
+        self._every = as_positive("every", every)
         self._file: TextIO | None = None
 
     def on_train_begin(self, trainer: Any) -> None:
         """See `Callback`."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if trainer.step and self._path.exists():
-            lines = self._path.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= trainer.step]
-        self._path.write_text("".join(line + "\n" for line in kept))
+        kept = self._entries_until(trainer) if trainer.step and self._path.exists() else []
+        with replacing(self._path) as temporary:
+            Path(temporary).write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         self._file = self._path.open("a")
 
     def on_step_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
         """See `Callback`."""
-        if self._file is not None and trainer.step % self._every == 0:
+        if trainer.step % self._every == 0:
+            self._write(trainer, logs)
+
+    def on_epoch_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
+        """See `Callback`."""
+        validation = {name: value for name, value in logs.items() if name.startswith("val_")}
+        if validation:
+            self._write(trainer, validation)
+
+    def _write(self, trainer: Any, logs: Mapping[str, float]) -> None:
+        if self._file is not None:
             self._file.write(json.dumps({"step": trainer.step, "epoch": trainer.epoch, **logs}) + "\n")
             self._file.flush()
+
+    def _entries_until(self, trainer: Any) -> list[dict[str, Any]]:
+        """What the file has of the run so far; a line that was being written when the machine stopped ends it."""
+        entries = []
+        for line in self._path.read_text(errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+                known = entry["step"] <= trainer.step and ("loss" in entry or entry["epoch"] < trainer.epoch)
+            except (ValueError, KeyError, TypeError):
+                break
+            if known:
+                entries.append(entry)
+        return entries
 
     def on_train_end(self, trainer: Any) -> None:
         """See `Callback`."""
@@ -145,7 +210,7 @@ class CSVLogger(Callback):
         epochs = trainer.history.epochs
         names = list(dict.fromkeys(name for epoch in epochs for name in epoch))
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("w", newline="") as file:
+        with replacing(self._path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(epochs)

@@ -128,10 +128,9 @@ def save(encoder: SparseMixer, path: PathLike, *, file_format: str | None = None
     target = os.fspath(path)
     kind = _format_of(target) if file_format is None else file_format
     if kind == "safetensors":
-        metadata = {_CONFIG_KEY: _config_text(encoder), _NAME_KEY: encoder.name}
-        encoder._native.save(target, kind, metadata)
+        _native.save([("", encoder._native)], target, kind, _metadata(encoder))
     elif kind == "npz":
-        encoder._native.save(target, kind, {})
+        _native.save([("", encoder._native)], target, kind, {})
     elif kind == "weights_h5":
         _save_weights_h5(encoder, target)
     else:
@@ -150,9 +149,10 @@ def _format_of(path: str) -> str:
     return "safetensors"
 
 
-def _config_text(encoder: SparseMixer) -> str:
+def _metadata(encoder: SparseMixer) -> dict[str, str]:
+    """What the header of our own format says of the encoder."""
     try:
-        return json.dumps(encoder.get_config())
+        return {_CONFIG_KEY: json.dumps(encoder.get_config()), _NAME_KEY: encoder.name}
     except TypeError as error:
         raise ValueError(
             f"an encoder with a Python callable among its arguments cannot be saved with its configuration ({error}); "

@@ -14,11 +14,16 @@ from sparse_mixer.layers import Layer
 
 Array = npt.NDArray[np.float32]
 
+INPUTS = ("input_word_embeddings", "dense_inputs")
+"""Floating-point inputs of an encoder: the entries of `Gradients` that belong to no weight."""
+
 
 class Gradients(Mapping[str, Array]):
     """One gradient per weight, in Keras order: a read-only mapping from the weight's key to a float32 array.
 
-    Reading an entry copies it. The buffers start at zero; whatever computes gradients adds to them.
+    Reading an entry copies it. The buffers start at zero; whatever computes gradients adds to them. Weights that were
+    not reached, such as the pooler's under a loss of ``sequence_output``, read as zeros, and optimisers leave them
+    alone, as Keras does where a gradient is None. A plain dict of these arrays has a gradient for each of its keys.
 
     Attributes:
         parts: The encoder, and the heads if it is a model, that the weights belong to.

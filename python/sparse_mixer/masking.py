@@ -20,12 +20,14 @@ def mask_tokens(
     rate: float = 0.15,
     mask_share: float = 0.8,
     random_share: float = 0.1,
+    pad_id: int = 0,
 ) -> dict[str, npt.NDArray[Any]]:
     """Choose tokens to predict and hide most of them.
 
-    In each example ``min(max_predictions, max(1, int(rate * n)))`` of its n tokens (where ``input_mask`` is 1) are
-    chosen among those that are not special. A chosen token becomes `mask_id` with probability `mask_share`, a random
-    token that is not special with `random_share`, and stays otherwise. Source: BERT; the Sparse Mixer paper's code.
+    In each example ``min(max_predictions, max(1, int(rate * n)))`` of its n tokens (where ``input_mask`` is 1, or
+    without a mask, where the id is not `pad_id`) are chosen among those that are not special. A chosen token becomes
+    `mask_id` with probability `mask_share`, a random token that is not special with `random_share`, and stays
+    otherwise. Source: BERT; the Sparse Mixer paper's code.
 
     Args:
         inputs: Inputs of an encoder, [B, S]; not changed.
@@ -37,6 +39,7 @@ def mask_tokens(
         rate: Share of the tokens to predict.
         mask_share: Share of the chosen that become `mask_id`.
         random_share: Share of the chosen that become another token.
+        pad_id: Id of padding, for inputs without a mask.
 
     Returns:
         The inputs with changed ``input_word_ids``, and ``masked_lm_positions`` (ascending), ``masked_lm_ids``, both
@@ -57,7 +60,8 @@ def mask_tokens(
         raise ValueError("special_ids: expected some ids of the vocabulary not to be special")
     rng = np.random.default_rng(seed)
     ids = np.array(inputs["input_word_ids"])
-    used = np.asarray(inputs["input_mask"]) > 0
+    mask = inputs.get("input_mask")
+    used = ids != pad_id if mask is None else np.asarray(mask) > 0
     shape = (len(ids), max_predictions)
     positions, labels = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     weights = np.zeros(shape, np.float32)

@@ -19,17 +19,20 @@ Example:
     >>> history = model.fit((inputs, labels), optimizer=optimizers.AdamW(1e-3), epochs=2, progress=False)
     >>> model(inputs).shape
     (4, 3)
+
+``model.save(path)`` and ``BertClassifier.load(path)`` keep encoder and heads in one file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from sparse_mixer import activations
 from sparse_mixer._arguments import as_int
 from sparse_mixer._heads import Array, MaskedLMHead, ProjectionHead, Sums, cross_entropy
 from sparse_mixer._model import Metrics as Metrics
@@ -78,6 +81,12 @@ class BertClassifier(Model):
         self.num_classes = as_int("num_classes", num_classes)
         self.use_encoder_pooler = bool(use_encoder_pooler)
         self._outputs = ("pooled_output",) if self.use_encoder_pooler else ("sequence_output",)
+        self._config = {
+            "num_classes": self.num_classes,
+            "dropout_rate": float(dropout_rate),
+            "use_encoder_pooler": self.use_encoder_pooler,
+            "head_name": head_name,
+        }
         self._head = ProjectionHead(
             head_name,
             network,
@@ -159,6 +168,7 @@ class BertTokenClassifier(Model):
             seed: Source of the head's initial weights.
         """
         _check_encoder("network", network)
+        self._config = {"num_classes": as_int("num_classes", num_classes), "dropout_rate": float(dropout_rate)}
         self._head = ProjectionHead(
             "predictions",
             network,
@@ -278,6 +288,10 @@ class ClassificationHead:
     name: str = "next_sentence"
     use_encoder_pooler: bool = False
 
+    def get_config(self) -> dict[str, Any]:
+        """The attributes by name, without the initialiser."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "initializer"}
+
 
 class BertPretrainerV2(Model):
     """Masked language model with tied embeddings, and perhaps heads such as next-sentence prediction.
@@ -311,6 +325,12 @@ class BertPretrainerV2(Model):
             seed: Source of the heads' initial weights.
         """
         _check_encoder("encoder_network", encoder_network)
+        heads = list(classification_heads or ())
+        self._config = {
+            "mlm_activation": activations.serialize(activations.resolve(mlm_activation, "mlm_activation")),
+            "classification_heads": [head.get_config() for head in heads],
+            "name": name,
+        }
         self.masked_lm = MaskedLMHead(
             "cls/predictions", encoder_network, activation=mlm_activation, initializer=mlm_initializer, seed=seed
         )
@@ -325,9 +345,9 @@ class BertPretrainerV2(Model):
                 initializer=head.initializer,
                 seed=seed + 1 + number,
             )
-            for number, head in enumerate(classification_heads or ())
+            for number, head in enumerate(heads)
         ]
-        self._pools = [bool(head.use_encoder_pooler) for head in classification_heads or ()]
+        self._pools = [bool(head.use_encoder_pooler) for head in heads]
         if any(self._pools):
             self._outputs = ("sequence_output", "pooled_output")
         super().__init__(name, encoder_network, [self.masked_lm, *self.classification_heads])
@@ -342,6 +362,11 @@ class BertPretrainerV2(Model):
         for number, head in enumerate(self.classification_heads):
             outputs[head.name] = head.logits(features[number], _head_seed(seed, number) if training else None)
         return outputs
+
+    @classmethod
+    def _from_config(cls, encoder: Any, config: Mapping[str, Any]) -> Self:
+        heads = [ClassificationHead(**head) for head in config["classification_heads"]]
+        return cls(encoder, **{**config, "classification_heads": heads})
 
     def _features(self, outputs: Mapping[str, Any]) -> list[Array]:
         """What each classification head sees, [B, H]."""
@@ -386,11 +411,15 @@ class BertPretrainerV2(Model):
                     d_pooled += d_features
                 else:
                     d_sequence[:, 0] += d_features
-        metrics["task_loss"] = (total, 1.0)
+        metrics["task_loss"] = (total * weight, weight)
         if d_sequence is None:
             return metrics, {}
         gradients = {"sequence_output": d_sequence}
         return metrics, gradients if d_pooled is None else {**gradients, "pooled_output": d_pooled}
+
+
+KINDS = (BertClassifier, BertTokenClassifier, BertSpanLabeler, BertPretrainerV2)
+"""The models that files hold."""
 
 
 def _as_rows(sequence: Array) -> Array:

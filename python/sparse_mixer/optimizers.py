@@ -1,8 +1,10 @@
 """Optimisers that update an encoder or a model in place, in the core.
 
-Names, arguments and formulas are those of ``tf_keras.optimizers`` and of the Model Garden's LAMB; extensions are
-keyword-only. Weights stay in the core's packed storage, the moments lie beside them. One difference: the global norm is
-that of the gradients. TensorFlow counts every occurrence of a word in a batch by itself in the word table's part of it.
+The formulas are those of ``tf_keras.optimizers`` and of the Model Garden's LAMB, and so are names and order of the
+positional arguments. Other arguments of theirs (``clipnorm``, ``clipvalue``, ``amsgrad``, ``use_ema``, ...) do not
+exist; keyword-only ones are ours, but for ``global_clipnorm``. AdamW and LAMB leave layer norms and biases out of the
+decay unless told otherwise. The global norm is that of the gradients; TensorFlow counts every occurrence of a word in a
+batch by itself in the word table's part of it. Weights stay in the core's packed storage, the moments beside them.
 
 Example:
     >>> import numpy as np
@@ -31,7 +33,7 @@ import numpy.typing as npt
 from sparse_mixer import _interrupts, _native
 from sparse_mixer import schedules as schedules
 from sparse_mixer._arguments import as_int
-from sparse_mixer.gradients import Gradients, parts_of
+from sparse_mixer.gradients import INPUTS, Gradients, parts_of
 
 Array = npt.NDArray[np.float32]
 
@@ -57,6 +59,8 @@ class Optimizer:
     ) -> None:
         self.learning_rate = learning_rate
         self.global_clipnorm = None if global_clipnorm is None else float(global_clipnorm)
+        if self.global_clipnorm is not None and not self.global_clipnorm > 0.0:
+            raise ValueError(f"global_clipnorm: expected a number above 0, got {global_clipnorm}")
         self._rule = dict(rule)
         self._no_decay = _patterns("exclude_from_weight_decay", exclude_from_weight_decay)
         self._no_adaptation = _patterns("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
@@ -71,6 +75,11 @@ class Optimizer:
         if self._native is None:
             return 0 if self._restored is None else self._restored[0]
         return self._native.step
+
+    @property
+    def name(self) -> str:
+        """Name of the rule."""
+        return str(self._rule["name"])
 
     def current_learning_rate(self) -> float:
         """The learning rate of the next update."""
@@ -95,8 +104,9 @@ class Optimizer:
 
         Args:
             target: The encoder or model; the same one in every call.
-            gradients: What ``vjp`` returned, or any mapping from weight keys to arrays. Weights that are not in it, or
-                not trainable, keep values and moments.
+            gradients: What ``vjp`` returned, or any mapping from weight keys to arrays. Weights that nothing which was
+                differentiated depends on, that the mapping lacks, or that are not trainable, keep values and moments.
+                Gradients of inputs are passed over.
             scale: Factor of the gradients before clipping: ``1 / n`` for sums over n micro-batches.
 
         Returns:
@@ -108,7 +118,7 @@ class Optimizer:
         """
         parts = parts_of(target)
         if self._native is None:
-            self._build(parts)
+            self._build(parts, self._restored)
         elif [key for part in parts for key, _ in part._native.weight_specs()] != self._keys:
             raise ValueError("target: the optimizer was built for other weights")
         assert self._native is not None
@@ -121,15 +131,15 @@ class Optimizer:
         rate = self.current_learning_rate()
         return self._native.apply(updates, rate, self.global_clipnorm, float(scale), _interrupts.is_waiting)
 
-    def _build(self, parts: Sequence[Any]) -> None:
+    def _build(self, parts: Sequence[Any], state: tuple[int, list[tuple[str, Array]]] | None) -> None:
         specs = [
             (part._native, [not _matches(self._no_decay, key) for key in keys], [self._adapts(key) for key in keys])
             for part in parts
             for keys in [[key for key, _ in part._native.weight_specs()]]
         ]
         native = _native.Optimizer(json.dumps(self._rule), specs)
-        if self._restored is not None:
-            native.restore(*self._restored)
+        if state is not None:
+            native.restore(*state)
         self._keys = [key for part in parts for key, _ in part._native.weight_specs()]
         self._native, self._restored = native, None
 
@@ -142,8 +152,14 @@ class Optimizer:
             return (0, {}) if self._restored is None else (self._restored[0], dict(self._restored[1]))
         return self._native.step, dict(self._native.state())
 
-    def set_state(self, iterations: int, moments: Mapping[str, npt.ArrayLike]) -> None:
-        """Take over a state from `get_state`; before the first update it is checked there.
+    def set_state(self, iterations: int, moments: Mapping[str, npt.ArrayLike], target: Any = None) -> None:
+        """Take over a state from `get_state`.
+
+        Args:
+            iterations: Number of updates.
+            moments: Arrays by name.
+            target: The encoder or model that will be updated. Without it, a state that is set before the first update
+                is checked only there.
 
         Raises:
             ValueError: Moments of other weights or shapes; nothing has changed then.
@@ -154,10 +170,12 @@ class Optimizer:
         if not isinstance(moments, Mapping):
             raise TypeError(f"moments: expected a mapping, got {type(moments).__name__}")
         arrays = [(name, np.asarray(array, np.float32)) for name, array in moments.items()]
-        if self._native is None:
-            self._restored = (count, arrays)
-        else:
+        if self._native is not None:
             self._native.restore(count, arrays)
+        elif target is not None:
+            self._build(parts_of(target), (count, arrays))
+        else:
+            self._restored = (count, arrays)
 
     def get_config(self) -> dict[str, Any]:
         """The settings, JSON-able unless the learning rate is an own callable."""
@@ -369,10 +387,11 @@ def _as_buffers(target: Any, gradients: Mapping[str, Any]) -> tuple[Gradients, s
     if not isinstance(gradients, Mapping):
         raise TypeError(f"gradients: expected a mapping from keys to arrays, got {type(gradients).__name__}")
     buffers = Gradients(target)
-    unknown = sorted(map(str, set(gradients) - set(buffers)))
+    given = {key: gradient for key, gradient in gradients.items() if key not in INPUTS}
+    unknown = sorted(map(str, set(given) - set(buffers)))
     if unknown:
         raise ValueError(f"gradients: no weights are called {unknown}")
-    present = {key for key, gradient in gradients.items() if gradient is not None}
+    present = {key for key, gradient in given.items() if gradient is not None}
     for key in present:
-        buffers.set(key, gradients[key])
+        buffers.set(key, given[key])
     return buffers, present

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from sparse_mixer import _native
+from sparse_mixer._arguments import as_int
 
 
 class LearningRateSchedule:
@@ -54,7 +55,7 @@ class PolynomialDecay(LearningRateSchedule):
         super().__init__(
             "polynomial_decay",
             initial_learning_rate=float(initial_learning_rate),
-            decay_steps=int(decay_steps),
+            decay_steps=as_int("decay_steps", decay_steps),
             end_learning_rate=float(end_learning_rate),
             power=float(power),
         )
@@ -67,7 +68,7 @@ class CosineDecay(LearningRateSchedule):
         super().__init__(
             "cosine_decay",
             initial_learning_rate=float(initial_learning_rate),
-            decay_steps=int(decay_steps),
+            decay_steps=as_int("decay_steps", decay_steps),
             alpha=float(alpha),
         )
 
@@ -90,7 +91,7 @@ class LinearWarmup(LearningRateSchedule):
         super().__init__(
             "linear_warmup",
             after=after.get_config(),
-            warmup_steps=int(warmup_steps),
+            warmup_steps=as_int("warmup_steps", warmup_steps),
             warmup_learning_rate=float(warmup_learning_rate),
         )
 
@@ -100,5 +101,8 @@ class PaperSchedule(LearningRateSchedule):
 
     def __init__(self, learning_rate: float, warmup_steps: int, total_steps: int) -> None:
         super().__init__(
-            "paper", learning_rate=float(learning_rate), warmup_steps=int(warmup_steps), total_steps=int(total_steps)
+            "paper",
+            learning_rate=float(learning_rate),
+            warmup_steps=as_int("warmup_steps", warmup_steps),
+            total_steps=as_int("total_steps", total_steps),
         )

@@ -9,16 +9,17 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparse_mixer import _interrupts, _train_state
-from sparse_mixer._batches import as_batches, derived_seed, token_count
-from sparse_mixer._extras import require
+from sparse_mixer._arguments import as_int, as_positive
+from sparse_mixer._batches import Batches, are_arrays, as_batches, derived_seed, token_count
+from sparse_mixer._history import History
 from sparse_mixer._variables import Variable, assign_all
 from sparse_mixer.callbacks import Callback, CSVLogger, EarlyStopping, JSONLLogger, ProgressBar
 from sparse_mixer.gradients import Gradients
@@ -38,48 +39,7 @@ __all__ = [
 ]
 
 
-@dataclass
-class History:
-    """What happened in a run.
-
-    Attributes:
-        epochs: The logs of every epoch: means of the metrics, ``val_...`` those of the validation.
-        steps: Loss and learning rate of every update.
-    """
-
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    steps: list[tuple[float, float]] = field(default_factory=list)
-
-    @property
-    def history(self) -> dict[str, list[float]]:
-        """The epochs' logs by metric, as in Keras; NaN where an epoch lacks one."""
-        names = dict.fromkeys(name for epoch in self.epochs for name in epoch)
-        return {name: [epoch.get(name, math.nan) for epoch in self.epochs] for name in names}
-
-    def plot(self) -> Any:
-        """Draw the loss of every step, and losses and accuracies of the epochs. Needs matplotlib.
-
-        Returns:
-            A `matplotlib.figure.Figure`.
-        """
-        figure = require("matplotlib.figure", "plot").Figure(figsize=(10, 4), layout="constrained")
-        by_metric = self.history
-        accuracies = [name for name in by_metric if name.endswith("accuracy")]
-        panels = figure.subplots(1, 2 if accuracies else 1, squeeze=False)[0]
-        losses = [loss for loss, _ in self.steps]
-        panels[0].plot(range(1, len(losses) + 1), losses, color="0.75", linewidth=0.8, label="loss of the step")
-        ends = np.linspace(0, len(losses), len(self.epochs) + 1)[1:]
-        for name in ("loss", "val_loss"):
-            if name in by_metric:
-                panels[0].plot(ends, by_metric[name], marker="o", label=name)
-        panels[0].set(xlabel="update", ylabel="loss")
-        panels[0].legend()
-        for name in accuracies:
-            panels[1].plot(range(1, len(self.epochs) + 1), by_metric[name], marker="o", label=name)
-        if accuracies:
-            panels[1].set(xlabel="epoch", ylabel="accuracy")
-            panels[1].legend()
-        return figure
+_REMEDY = "pass resume=False to begin anew, or another state_path"
 
 
 class Trainer:
@@ -95,7 +55,7 @@ class Trainer:
         epoch_metrics: Sums over the epoch so far.
         history: Epochs and steps so far.
         tokens_per_second: Moving average, without padding.
-        stop: Set it to end the run after the step or epoch.
+        stop: Set it to leave `run` after the step or epoch; `run` or a resumption goes on from there.
     """
 
     def __init__(
@@ -105,10 +65,10 @@ class Trainer:
         *,
         optimizer: Optimizer,
         epochs: int = 1,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         steps_per_epoch: int | None = None,
-        shuffle: bool = True,
-        drop_remainder: bool = False,
+        shuffle: bool | None = None,
+        drop_remainder: bool | None = None,
         seed: int = 0,
         transform: Callable[[Any, int], Any] | None = None,
         accumulation_steps: int = 1,
@@ -119,28 +79,40 @@ class Trainer:
         save_every: int | None = None,
     ) -> None:
         """See `fit` for the arguments."""
-        if accumulation_steps < 1:
-            raise ValueError(f"accumulation_steps: expected at least 1, got {accumulation_steps}")
         self.model = model
         self.optimizer = optimizer
-        self.batches = as_batches(data, batch_size, shuffle, seed, drop_remainder)
-        if steps_per_epoch is not None:
-            self.batches.steps = min(steps_per_epoch, self.batches.steps or steps_per_epoch)
-        self.epochs = epochs
+        self.batches = as_batches(data, batch_size, shuffle, seed, drop_remainder, steps_per_epoch)
+        self.epochs = as_int("epochs", epochs)
+        if self.epochs < 0:
+            raise ValueError(f"epochs: expected at least 0, got {epochs}")
         self.epoch = self.batch = self.batches_done = 0
         self.epoch_metrics = Metrics()
         self.history = History()
         self.tokens_per_second = 0.0
         self.stop = False
-        self._batch_size = batch_size
+        self._finished = False
         self._seed = seed
+        # What a resumption must have in common with the run that was saved.
+        self._settings = {
+            "seed": as_int("seed", seed),
+            "examples": self.batches.examples,
+            **self.batches.settings,
+            "batches per epoch": self.batches.steps,
+            "accumulation_steps": as_positive("accumulation_steps", accumulation_steps),
+            "optimizer": optimizer.name,
+        }
         self._transform = transform
         self._accumulation_steps = accumulation_steps
         self._recompute = recompute
-        self._validation_data = validation_data
+        self._validation = None
+        if validation_data is not None:
+            size = batch_size if are_arrays(validation_data) else None
+            self._validation = as_batches(validation_data, size, argument="validation_data")
         self._callbacks = list(callbacks)
         self._state_path = None if state_path is None else Path(state_path)
-        self._save_every = save_every
+        self._save_every = None if save_every is None else as_positive("save_every", save_every)
+        if save_every is not None and state_path is None:
+            raise ValueError("save_every: needs state_path")
         self._gradients = Gradients(model)
 
     @property
@@ -148,26 +120,48 @@ class Trainer:
         """Number of updates done."""
         return self.optimizer.iterations
 
+    @property
+    def validates(self) -> bool:
+        """Whether the model is evaluated after each epoch."""
+        return self._validation is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether training is over for good, and `run` trains no further."""
+        return self._finished or self.epoch >= self.epochs
+
+    def finish(self) -> None:
+        """End the run after the step or epoch, for good: a resumption trains no further."""
+        self.stop = self._finished = True
+
     def run(self) -> History:
-        """Train until the last epoch is over or `stop` is set.
+        """Train until the run is finished or `stop` is set.
 
         Raises:
             KeyboardInterrupt: Interrupted, with model, optimiser and counters as after the last update; the state is
                 saved if the run has a path for it. `run` may be called again.
             FloatingPointError: A loss is NaN or infinite; nothing has been updated with it.
         """
+        if not any(isinstance(variable, Variable) for variable in self.model.trainable_weights):
+            raise ValueError("model: there is nothing to train, all of its weights are frozen")
+        _warn_of_untrained(self.model.encoder)
         self.stop = False
-        for callback in self._callbacks:
-            callback.on_train_begin(self)
+        begun = []
         try:
-            while self.epoch < self.epochs and not self.stop:
+            for callback in self._callbacks:
+                callback.on_train_begin(self)
+                begun.append(callback)
+            while not (self.finished or self.stop):
                 self._run_epoch()
+            # At the end of an epoch it has been done.
+            if self.stop and self.batch and self._state_path is not None:
+                self.save(self._state_path)
         except KeyboardInterrupt:
             if self._state_path is not None:
                 self.save(self._state_path)
             raise
         finally:
-            for callback in self._callbacks:
+            for callback in begun:
                 callback.on_train_end(self)
         return self.history
 
@@ -186,10 +180,10 @@ class Trainer:
         else:
             return
         if not self.batch:
-            raise ValueError("data: an epoch has no batch")
+            raise ValueError(f"data: an epoch has no batch (epoch {self.epoch + 1} of {self.epochs})")
         logs = self.epoch_metrics.means()
-        if self._validation_data is not None:
-            results = evaluate(self.model, self._validation_data, batch_size=self._batch_size)
+        if self._validation is not None:
+            results = _evaluate(self.model, self._validation)
             logs |= {f"val_{name}": value for name, value in results.items()}
         with _interrupts.deferred():
             self.history.epochs.append(logs)
@@ -212,7 +206,8 @@ class Trainer:
             new, _ = self.model.loss_and_gradients(batch, seed=seed, into=self._gradients, recompute=self._recompute)
             metrics.add(new)
         logs = metrics.means()
-        if not math.isfinite(logs["loss"]):
+        # Without a single prediction the mean is none, but there are the auxiliary losses.
+        if not math.isfinite(metrics["loss"][0]):
             raise FloatingPointError(f"the loss of update {self.step + 1} is {logs['loss']}; nothing was updated")
         logs["learning_rate"] = self.optimizer.current_learning_rate()
         with _interrupts.deferred():
@@ -233,56 +228,100 @@ class Trainer:
         """Save weights, moments, counters, history and the callbacks' states, replacing `path` atomically."""
         iterations, moments = self.optimizer.get_state()
         meta = {
-            "seed": self._seed,
+            "run": self._settings,
+            "finished": self._finished,
             "iterations": iterations,
+            "moments": list(moments),
             "epoch": self.epoch,
             "batch": self.batch,
             "batches_done": self.batches_done,
             "epoch_metrics": self.epoch_metrics,
             "epochs": self.history.epochs,
-            "callbacks": [[type(callback).__name__, callback.get_state()] for callback in self._callbacks],
+            "callbacks": {name: callback.get_state() for name, callback in self._named_callbacks().items()},
         }
         variables = self._own_variables()
         weights = zip(variables, [variable.numpy() for variable in variables], strict=True)
         arrays = {f"weights/{variable.key}": values for variable, values in weights}
         arrays |= {f"moments/{name}": values for name, values in moments.items()}
+        for name, callback in self._named_callbacks().items():
+            arrays |= {f"callbacks/{name}/{key}": values for key, values in callback.get_arrays().items()}
         steps = np.array(self.history.steps, np.float64).reshape(-1, 2)
         _train_state.save(Path(path), meta, {**arrays, "history/steps": steps})
 
     def restore(self, path: str | Path) -> None:
-        """Go on from what `save` wrote, for the same model, optimiser settings and callbacks.
+        """Go on from what `save` wrote, for the same model, data, optimiser and callbacks.
+
+        The number of epochs may be another one, and so may the optimiser's learning rate and other numbers.
 
         Raises:
             OSError: The file cannot be read.
             ValueError: It is damaged or of another run; nothing has changed then.
         """
         meta, arrays = _train_state.load(Path(path))
-        variables = self._own_variables()
-        keys = [f"weights/{variable.key}" for variable in variables]
-        found = {name for name in arrays if name.startswith("weights/")}
-        if set(keys) != found:
-            raise ValueError(f"{path}: saved for another model; differing weights: {sorted(found ^ set(keys))[:4]}")
-        if meta["seed"] != self._seed:
-            raise ValueError(f"{path}: saved by a run with seed {meta['seed']}, this one has {self._seed}")
-        kinds = [type(callback).__name__ for callback in self._callbacks]
-        states = {kind: state for kind, state in meta["callbacks"] if state}
-        missing = sorted(set(states) - set(kinds))
-        if missing:
-            raise ValueError(f"{path}: saved by a run with callbacks that this one lacks: {missing}")
-        moments = {
-            name.removeprefix("moments/"): array for name, array in arrays.items() if name.startswith("moments/")
-        }
-        assign_all(variables, [arrays[key] for key in keys])
-        self.optimizer.set_state(meta["iterations"], moments)
+        weights, moments, of_callbacks = (_below(f"{kind}/", arrays) for kind in ("weights", "moments", "callbacks"))
+        variables, callbacks = self._own_variables(), self._named_callbacks()
+        self._check_same_run(path, meta, weights, moments)
+        # The last thing that can fail.
+        try:
+            self.optimizer.set_state(meta["iterations"], moments, self.model)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; {_REMEDY}") from error
+        assign_all(variables, [weights[variable.key] for variable in variables])
+        self._finished = meta["finished"]
         self.epoch, self.batch, self.batches_done = meta["epoch"], meta["batch"], meta["batches_done"]
         self.epoch_metrics = Metrics({name: (total, weight) for name, (total, weight) in meta["epoch_metrics"].items()})
         self.history = History(meta["epochs"], [tuple(step) for step in arrays["history/steps"].tolist()])
-        for callback, kind in zip(self._callbacks, kinds, strict=True):
-            if kind in states:
-                callback.set_state(states[kind])
+        for name, callback in callbacks.items():
+            if meta["callbacks"].get(name):
+                callback.set_state(meta["callbacks"][name])
+            callback.set_arrays(_below(f"{name}/", of_callbacks))
+
+    def _check_same_run(
+        self, path: str | Path, meta: dict[str, Any], weights: Mapping[str, Any], moments: Mapping[str, Any]
+    ) -> None:
+        shapes = {variable.key: variable.shape for variable in self._own_variables()}
+        found = {key: values.shape for key, values in weights.items()}
+        if shapes != found:
+            differing = sorted(key for key in shapes | found if shapes.get(key) != found.get(key))
+            raise ValueError(f"{path}: saved for another model; differing weights: {differing[:4]}; {_REMEDY}")
+        for name, mine in self._settings.items():
+            if meta["run"].get(name) != mine:
+                theirs = meta["run"].get(name)
+                raise ValueError(f"{path}: saved by a run with {name} {theirs!r}, this one has {mine!r}; {_REMEDY}")
+        if meta["moments"] != list(moments):
+            raise ValueError(f"{path}: damaged: it has not all moments that it lists; {_REMEDY}")
+        missing = sorted({name for name, state in meta["callbacks"].items() if state} - set(self._named_callbacks()))
+        if missing:
+            raise ValueError(f"{path}: saved by a run with callbacks that this one lacks: {missing}; {_REMEDY}")
+
+    def _named_callbacks(self) -> dict[str, Callback]:
+        """The callbacks by class, from the second of a class on with a number."""
+        named: dict[str, Callback] = {}
+        for callback in self._callbacks:
+            kind = type(callback).__name__
+            number = sum(type(other).__name__ == kind for other in named.values())
+            named[f"{kind}-{number + 1}" if number else kind] = callback
+        return named
 
     def _own_variables(self) -> list[Variable]:
         return [variable for variable in self.model.weights if isinstance(variable, Variable)]
+
+
+def _warn_of_untrained(encoder: Any) -> None:
+    """Say so if a layer of the encoder cannot be trained here that looks as if it could."""
+    layer = encoder.arguments.embedding_layer
+    if layer is not None and getattr(layer, "trainable", True) and getattr(layer, "weights", ()):
+        warnings.warn(
+            f"embedding_layer: the given {type(layer).__name__} is not trained, it stays as it is; train it with the "
+            "gradients of input_word_embeddings that encoder.vjp gives, or set its trainable to False",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def _below(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def fit(
@@ -291,10 +330,10 @@ def fit(
     *,
     optimizer: Optimizer,
     epochs: int = 1,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     steps_per_epoch: int | None = None,
-    shuffle: bool = True,
-    drop_remainder: bool = False,
+    shuffle: bool | None = None,
+    drop_remainder: bool | None = None,
     seed: int = 0,
     transform: Callable[[Any, int], Any] | None = None,
     accumulation_steps: int = 1,
@@ -311,12 +350,14 @@ def fit(
     Args:
         model: One of `sparse_mixer.models`.
         data: Arrays (a dict, ``(inputs, labels)`` or ``(inputs, labels, sample_weight)``), or an iterable of batches of
-            the same forms that starts again every epoch, or a function from the epoch's number to one.
+            the same forms that starts again every epoch, or a function from the epoch's number to one. With
+            `steps_per_epoch`, epochs of an iterable go on where the one before ended, and an iterator will do: a
+            resumption reads past the batches that have been used.
         optimizer: One of `sparse_mixer.optimizers`.
         epochs: Passes over the data.
-        batch_size: Examples per batch, when `data` are arrays.
+        batch_size: Examples per batch, when `data` are arrays; 32 unless given.
         steps_per_epoch: End an epoch after so many batches.
-        shuffle: Whether each epoch of arrays has an order of its own.
+        shuffle: Whether each epoch of arrays has an order of its own, as it has unless this is False.
         drop_remainder: Leave out a smaller last batch of arrays.
         seed: Source of order, dropout and jitter.
         transform: Called as ``transform(batch, seed)`` on every batch, with a seed of its own: for masking.
@@ -324,7 +365,8 @@ def fit(
         recompute: Compute blocks again in the backward pass: less memory, more time, the same bits.
         validation_data: What `evaluate` is given after each epoch.
         callbacks: See `sparse_mixer.callbacks`.
-        state_path: Where the state is saved: after every epoch, every `save_every` updates, and on Ctrl-C.
+        state_path: Where the state is saved: after every epoch, every `save_every` updates, and on Ctrl-C. If it is
+            that of a finished run, that run's result is returned.
         save_every: Updates between saves, besides those.
         resume: Go on from `state_path` if the file is there.
         progress: Show a progress bar; None shows one if tqdm is installed.
@@ -335,6 +377,7 @@ def fit(
     Raises:
         KeyboardInterrupt: Interrupted: the model is as after the last update, and the state saved.
         FloatingPointError: A loss is NaN or infinite.
+        ValueError: An argument that cannot work, or that has no meaning for such `data`; a state of another run.
     """
     bar = []
     if progress is not False:
@@ -366,15 +409,19 @@ def fit(
     return trainer.run()
 
 
-def evaluate(model: Model, data: Any, *, batch_size: int = 32) -> dict[str, float]:
+def evaluate(model: Model, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
     """Means of all metrics of `model` over `data`, as at inference.
 
     Args:
         model: One of `sparse_mixer.models`.
         data: As for `fit`.
-        batch_size: Examples per batch, when `data` are arrays.
+        batch_size: Examples per batch, when `data` are arrays; 32 unless given.
     """
+    return _evaluate(model, as_batches(data, batch_size, shuffle=False if are_arrays(data) else None))
+
+
+def _evaluate(model: Model, batches: Batches) -> dict[str, float]:
     metrics = Metrics()
-    for batch in as_batches(data, batch_size, False, 0).epoch(0, 0):
+    for batch in batches.epoch(0, 0):
         metrics.add(model.test_step(batch))
     return metrics.means()

@@ -165,23 +165,34 @@ impl<R: Real> SparseMixer<R> {
             z_loss: R::from_f64(aux_loss_weight * self.config.rules().router_z_loss_weight),
             load_balancing: R::from_f64(aux_loss_weight * self.config.auxiliary_loss_factor),
         };
-        let mut split = grads.tensors.len() - self.pool.params().len();
-        let (mut rest, pool_grads) = grads.tensors.split_at_mut(split);
+        let Gradients { tensors, reached } = grads;
+        let mut split = tensors.len() - self.pool.params().len();
+        let (mut rest, pool_grads) = tensors.split_at_mut(split);
         let mut dy = context.buffer(all * hidden);
         dy.fill(R::ZERO);
         if let Some(dpooled) = cotangents.pooled_output {
             self.pool.backward(&pass, &tape.streams[last], &tape.pooled, dpooled, &mut dy, pool_grads)?;
+            reached[split..].fill(true);
         }
         if let Some(dsequence) = cotangents.sequence_output {
             add_rows(&mut dy, dsequence, batch);
         }
+        // Whether anything that is differentiated depends on the block at hand; until then `dy` is zero.
+        let mut depends = cotangents.pooled_output.is_some() || cotangents.sequence_output.is_some();
         for (layer, block) in self.blocks.iter().enumerate().rev() {
             if let Some(Some(doutput)) = cotangents.encoder_outputs.get(layer) {
                 add_rows(&mut dy, doutput, batch);
+                depends = true;
             }
+            depends |= aux_loss_weight != 0.0 && self.config.is_moe(layer);
+            let end = split;
             split -= block.params().len();
             let (before, own) = rest.split_at_mut(split);
             rest = before;
+            if !depends {
+                continue;
+            }
+            reached[split..end].fill(true);
             let x = &tape.streams[layer];
             let again;
             let record = match tape.records.get(layer) {
@@ -197,6 +208,12 @@ impl<R: Real> SparseMixer<R> {
             dy = dx;
         }
         let mut drows = vec![R::ZERO; all * self.config.embedding_width];
+        if !depends {
+            return Ok(drows);
+        }
+        // All but the word table, unless words were looked up in it.
+        reached[1..split].fill(true);
+        reached[0] |= matches!(tape.inputs.words, OwnedWords::Ids(_));
         self.embed.backward(&pass, &tape.inputs.view(), &tape.sums, &dy, &mut drows, rest)?;
         Ok(drows)
     }
@@ -214,6 +231,13 @@ impl<R: Real> SparseMixer<R> {
         let lengths = |x: Option<&[R]>| x.map(<[R]>::len);
         check("sequence_output".into(), lengths(cotangents.sequence_output), batch * rows * hidden)?;
         check("pooled_output".into(), lengths(cotangents.pooled_output), batch * hidden)?;
+        let given = cotangents.encoder_outputs.len();
+        if given > layers {
+            return Err(Error::value(
+                "encoder_outputs",
+                format!("got {given} of them, expected at most {layers}"),
+            ));
+        }
         for (layer, output) in cotangents.encoder_outputs.iter().enumerate() {
             let rows = if layer + 1 == layers { rows } else { seq };
             check(format!("encoder_outputs[{layer}]"), lengths(*output), batch * rows * hidden)?;

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::enter::{enter_core, to_py_err};
+use super::part::{Owner, Snapshot};
 use crate::checkpoint::names::{self, Scheme};
 use crate::checkpoint::{
     self, Dtype, Entry, Mismatch, PlannedRead, TensorSource, TensorToWrite, Transform, Wanted, send_f32,
@@ -18,7 +19,7 @@ use crate::checkpoint::{
 };
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
-use crate::network::{SparseMixer, specs};
+use crate::network::specs;
 use crate::params::Spec;
 use crate::runtime::Interrupt;
 
@@ -242,28 +243,45 @@ pub fn foreign_names(scheme: &str, name: &str, shape: Vec<usize>) -> PyResult<Ve
     Ok(names::foreign_names(scheme, name, &shape).into_iter().map(|name| name.path).collect())
 }
 
-/// Writes the weights `specs` of `network` as 32-bit floats, one at a time.
-///
-/// # Errors
-/// Those of the writers; [`Error::Interrupted`], which leaves the old file.
-pub fn write_encoder(
-    network: &SparseMixer<f32>,
-    specs: &[Spec],
+/// Writes the weights of `parts`, each of one moment, as 32-bit floats to `path`, which is replaced in one step. Each
+/// part comes with what its weights' names start with in the file.
+/// `metadata` goes with them where the format has a place for it.
+#[pyfunction]
+pub fn save(
+    py: Python<'_>,
+    parts: Vec<(String, Owner<'_>)>,
+    path: PathBuf,
+    file_format: &str,
+    metadata: BTreeMap<String, String>,
+) -> PyResult<()> {
+    let parts = parts
+        .iter()
+        .map(|(prefix, owner)| {
+            let named = |spec: &Spec| Spec { name: format!("{prefix}{}", spec.name), ..spec.clone() };
+            let part = owner.part();
+            Ok((part.specs().iter().map(named).collect(), part.snapshot(py)?))
+        })
+        .collect::<PyResult<Vec<_>>>()?;
+    enter_core(py, |interrupt| write_weights(&parts, &path, file_format, &metadata, interrupt))
+}
+
+/// Writes weights one at a time.
+fn write_weights(
+    parts: &[(Vec<Spec>, Snapshot)],
     path: &Path,
     file_format: &str,
     metadata: &BTreeMap<String, String>,
     interrupt: Interrupt<'_>,
 ) -> Result<()> {
     let since_look = &Cell::new(0);
-    let tensors = specs
-        .iter()
-        .enumerate()
-        .map(|(index, spec)| TensorToWrite {
+    let each = parts.iter().flat_map(|(specs, weights)| specs.iter().zip(weights.params()));
+    let tensors = each
+        .map(|(spec, param)| TensorToWrite {
             name: spec.name.clone(),
             dtype: Dtype::F32,
             shape: spec.shape.clone(),
             content: Box::new(move |sink| {
-                network.params()[index].try_for_each_piece(|piece| {
+                param.try_for_each_piece(|piece| {
                     piece.chunks(VALUES_PER_LOOK).try_for_each(|values| {
                         // Looking waits for the interpreter: not for every small piece.
                         let passed = since_look.get() + values.len();

@@ -1,8 +1,6 @@
 //! The native class: configuration and weights of one encoder.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,7 +11,7 @@ use pyo3::types::PyDict;
 
 use super::SCRATCH;
 use super::activation::PyActivation;
-use super::checkpoint::{LoadPlan, write_encoder};
+use super::checkpoint::LoadPlan;
 use super::convert::{expect_floats, floats, to_numpy};
 use super::enter::{callback_error, enter_core, to_py_err};
 use super::inputs::Given;
@@ -250,19 +248,6 @@ impl Encoder {
                 let mut reader = PlanReader::new(plan, context);
                 with_weights(before, &self.custom, |index, spec| reader.read(index, spec))
             })
-        })
-    }
-
-    fn save(
-        &self,
-        py: Python<'_>,
-        path: PathBuf,
-        file_format: &str,
-        metadata: BTreeMap<String, String>,
-    ) -> PyResult<()> {
-        let network = self.network(py)?;
-        enter_core(py, |interrupt| {
-            write_encoder(&network, &self.specs, &path, file_format, &metadata, interrupt)
         })
     }
 

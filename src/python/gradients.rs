@@ -74,7 +74,10 @@ impl Gradients {
         let spec = self.spec(index)?;
         let value = floats(&spec.name, value, spec.shape.len())?;
         value.expect_shape(&spec.name, &spec.shape)?;
-        self.with(py, |gradients| gradients.tensors[index] = value.data)
+        self.with(py, |gradients| {
+            gradients.tensors[index] = value.data;
+            gradients.reached[index] = true;
+        })
     }
 
     fn clear(&self, py: Python<'_>) -> PyResult<()> {

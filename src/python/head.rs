@@ -160,6 +160,7 @@ impl Head {
             let head = projection(&weights)?;
             let mut into = into.place().take(interrupt)?;
             run(isa, threads, &SCRATCH, interrupt, |context| {
+                into.reached.fill(true);
                 head.backward(context, &features.data, &d_logits.data, seed, &mut into.tensors)
             })
         })?;
@@ -229,6 +230,8 @@ impl Head {
                     return Ok((head.loss(context, table, &sequence.data, predictions, None)?, None));
                 };
                 let mut d_sequence = vec![0.0; sequence.data.len()];
+                own.reached.fill(true);
+                encoders.reached[WORD_TABLE] = true;
                 let gradients = MaskedLmGradients {
                     weights: &mut own.tensors,
                     table: &mut encoders.tensors[WORD_TABLE],

@@ -47,6 +47,8 @@ mod _native {
     #[pymodule_export]
     use super::checkpoint::plan_load;
     #[pymodule_export]
+    use super::checkpoint::save;
+    #[pymodule_export]
     use super::checkpoint::weight_specs;
     #[pymodule_export]
     use super::encoder::Encoder;

@@ -69,8 +69,9 @@ impl Taking {
         let mut updates = Vec::with_capacity(self.optimizer.specs().len());
         for (weights, gradients, takes_part) in &mut self.weights {
             let params = weights.params_mut().into_iter();
-            for ((param, gradient), &takes_part) in params.zip(&gradients.tensors).zip(&*takes_part) {
-                let gradient = if takes_part { Gradient::Dense(gradient) } else { Gradient::None };
+            let gradients = gradients.tensors.iter().zip(&gradients.reached);
+            for ((param, (gradient, &reached)), &takes_part) in params.zip(gradients).zip(&*takes_part) {
+                let gradient = if takes_part && reached { Gradient::Dense(gradient) } else { Gradient::None };
                 updates.push(Update::of(param, gradient)?);
             }
         }
@@ -90,12 +91,11 @@ impl Optimizer {
         let mut specs = Vec::new();
         for (owner, decay, adapt) in &parts {
             let part = owner.part();
-            part.with_params(py, |params| {
-                let flags = decay.iter().zip(adapt);
-                for ((spec, param), (&decay, &adapt)) in part.specs().iter().zip(params).zip(flags) {
-                    specs.push(ParameterSpec::of(spec, param, decay, adapt));
-                }
-            })?;
+            let weights = part.snapshot(py)?;
+            let flags = decay.iter().zip(adapt);
+            for ((spec, param), (&decay, &adapt)) in part.specs().iter().zip(weights.params()).zip(flags) {
+                specs.push(ParameterSpec::of(spec, &param, decay, adapt));
+            }
         }
         let optimizer = optim::Optimizer::new(rule, specs).map_err(to_py_err)?;
         Ok(Optimizer(Exclusive::new("moments", optimizer)))

@@ -39,6 +39,14 @@ pub enum Place {
     Head(Arc<Exclusive<Arc<heads::Head<f32>>>>),
 }
 
+/// A part's weights of one moment.
+pub enum Snapshot {
+    /// Those of an encoder.
+    Encoder(Arc<SparseMixer<f32>>),
+    /// Those of a head.
+    Head(Arc<heads::Head<f32>>),
+}
+
 /// A part's weights, taken for a change.
 pub enum TakenWeights {
     /// Those of an encoder.
@@ -66,11 +74,11 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Calls `visit` with the weights of this moment.
-    pub fn with_params<T>(self, py: Python<'_>, visit: impl FnOnce(&[Param<'_, f32>]) -> T) -> PyResult<T> {
+    /// The weights of this moment.
+    pub fn snapshot(self, py: Python<'_>) -> PyResult<Snapshot> {
         Ok(match self {
-            Part::Encoder(encoder) => visit(&encoder.network(py)?.params()),
-            Part::Head(head) => visit(&head.weights(py)?.params()),
+            Part::Encoder(encoder) => Snapshot::Encoder(encoder.network(py)?),
+            Part::Head(head) => Snapshot::Head(head.weights(py)?),
         })
     }
 
@@ -79,6 +87,16 @@ impl<'a> Part<'a> {
         match self {
             Part::Encoder(encoder) => Place::Encoder(encoder.network_place().clone()),
             Part::Head(head) => Place::Head(head.weights_place().clone()),
+        }
+    }
+}
+
+impl Snapshot {
+    /// The weights.
+    pub fn params(&self) -> Vec<Param<'_, f32>> {
+        match self {
+            Snapshot::Encoder(network) => network.params(),
+            Snapshot::Head(head) => head.params(),
         }
     }
 }

@@ -1,0 +1,113 @@
+"""Models in files: the encoder's own format, with the weights of the heads and the model's arguments besides."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sparse_mixer import _native, checkpoints
+from sparse_mixer._native import CheckpointError
+from sparse_mixer._variables import Variable, assign_all
+from sparse_mixer._weight_files import Array, WeightFile, open_weights
+
+if TYPE_CHECKING:
+    from sparse_mixer._model import Model
+
+AnyModel = TypeVar("AnyModel", bound="Model")
+PathLike = str | os.PathLike[str]
+
+_MODEL_KEY = "model"
+ENCODER = "encoder"
+"""Where in a model's file the encoder is."""
+
+
+def save(model: Model, path: PathLike, *, file_format: str | None = None) -> None:
+    """`Model.save`."""
+    target = os.fspath(path)
+    kind = checkpoints._format_of(target) if file_format is None else file_format
+    if kind not in ("safetensors", "npz"):
+        raise ValueError(f"file_format: models are written as 'safetensors' or 'npz', got {kind!r}")
+    metadata = {}
+    if kind == "safetensors":
+        about = {"class": type(model).__name__, "config": model.get_config()}
+        metadata = checkpoints._metadata(model.encoder) | {_MODEL_KEY: json.dumps(about)}
+    parts = [(f"{ENCODER}/", model.encoder._native), *(("", head._native) for head in model.heads.values())]
+    _native.save(parts, target, kind, metadata)
+
+
+def load(
+    cls: type[AnyModel], path: PathLike, *, num_threads: int | None = None, isa: str | None = None, **changes: Any
+) -> AnyModel:
+    """`Model.load`."""
+    from sparse_mixer import models
+    from sparse_mixer.networks import SparseMixer
+
+    name = os.fspath(path)
+    with contextlib.closing(open_weights(path)) as file:
+        text = file.metadata.get(_MODEL_KEY)
+        config = checkpoints.stored_config(file, name)
+        if text is None or config is None:
+            raise ValueError(
+                f"path: {name} does not say which model it holds; build the model and call load_weights, or load the "
+                "encoder alone with SparseMixer.load"
+            )
+        try:
+            about = json.loads(text)
+            kind: Any = {known.__name__: known for known in models.KINDS}[about["class"]]
+            arguments = dict(about["config"])
+        except (ValueError, RecursionError, KeyError, TypeError):
+            raise CheckpointError(f"{name}: the model's configuration is damaged") from None
+        if not issubclass(kind, cls):
+            raise ValueError(f"path: {name} holds a {kind.__name__}, not a {cls.__name__}")
+        if _largest(arguments) > sum(math.prod(shape) for _, _, shape in file.entries()):
+            raise CheckpointError(f"{name}: the model's configuration asks for more than the file holds")
+        encoder = checkpoints._build(SparseMixer, file, config, ENCODER, num_threads, isa, changes=changes, stored=True)
+        try:
+            model: AnyModel = kind._from_config(encoder, arguments)
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{name}: the model's configuration is damaged: {error}") from None
+        variables = _of_heads(model)
+        assign_all(variables, _read(file, variables))
+        return model
+
+
+def _largest(config: Any) -> float:
+    """The largest number in a configuration: no size in it can be larger than all that is stored."""
+    if isinstance(config, dict):
+        return max(map(_largest, config.values()), default=0)
+    if isinstance(config, list):
+        return max(map(_largest, config), default=0)
+    return abs(config) if isinstance(config, (int, float)) else 0
+
+
+def load_weights(model: Model, source: PathLike | Mapping[str, Any]) -> None:
+    """`Model.load_weights`."""
+    with contextlib.closing(open_weights(source)) as file:
+        variables = _of_heads(model)
+        arrays = _read(file, variables)
+        plan = file.plan(model.encoder._native.weight_specs(), ENCODER)
+        checkpoints._report(file, plan, checkpoints._optional(model.encoder)).require_complete()
+        file.load_into(model.encoder._native, plan)
+        assign_all(variables, arrays)
+
+
+def _of_heads(model: Model) -> list[Variable]:
+    return [variable for head in model.heads.values() for variable in head._variables]
+
+
+def _read(file: WeightFile, variables: Sequence[Variable]) -> list[Array]:
+    """The file's arrays under the variables' keys.
+
+    Raises:
+        CheckpointError: One is not there, or has another shape.
+    """
+    found = {name: (index, tuple(shape)) for index, (name, _, shape) in enumerate(file.entries())}
+    wrong = [variable for variable in variables if found.get(variable.key, (0, None))[1] != variable.shape]
+    if wrong:
+        listed = ", ".join(f"{v.key} (expected {v.shape}, found {found.get(v.key, (0, 'none'))[1]})" for v in wrong[:5])
+        raise CheckpointError(f"{file.path}: the weights do not fit this model's heads: {listed}")
+    return [file.read(found[variable.key][0]) for variable in variables]
