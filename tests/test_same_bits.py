@@ -53,13 +53,13 @@ def inputs() -> Inputs:
 
 
 @contextmanager
-def other_callers(encoder: sparse_mixer.SparseMixer, inputs: Inputs) -> Iterator[None]:
+def other_callers(encoder: sparse_mixer.SparseMixer, inputs: Inputs, group: int) -> Iterator[None]:
     """Threads that keep the machine and the encoder's scratch memory busy meanwhile, with calls of several sizes."""
     done = threading.Event()
 
     def call(number: int) -> None:
         while not done.is_set():
-            encoder({name: rows[: 1 + number % 4] for name, rows in inputs.items()}, outputs=OUTPUTS)
+            encoder({name: rows[: group * (1 + number % 4)] for name, rows in inputs.items()}, outputs=OUTPUTS)
 
     callers = [threading.Thread(target=call, args=(number,)) for number in range(OTHER_CALLERS)]
     for caller in callers:
@@ -82,7 +82,7 @@ def check(encoder: sparse_mixer.SparseMixer, inputs: Inputs, threads: Any, batch
     encoder.num_threads = 1
     wanted = encoder(inputs, outputs=OUTPUTS)
     examples = len(inputs["input_word_ids"])
-    with other_callers(encoder, inputs):
+    with other_callers(encoder, inputs, group):
         for number in threads:
             encoder.num_threads = number
             for batch in batches:
