@@ -15,7 +15,7 @@ use super::inputs::Given;
 use super::outputs;
 use crate::kernels::Isa;
 use crate::network::{self, Cotangents, SparseMixer};
-use crate::runtime::run;
+use crate::runtime::{run, take_together};
 
 /// What one forward pass kept, and the weights it used.
 #[pyclass(frozen, module = "sparse_mixer._native")]
@@ -100,7 +100,7 @@ impl Tape {
                 pooled_output: pooled.as_deref(),
                 encoder_outputs: &blocks,
             };
-            let mut into = into.place().take(interrupt)?;
+            let mut into = take_together(interrupt, || into.place().try_take())?;
             run(self.isa, self.threads, &SCRATCH, interrupt, |context| {
                 self.network.backward(context, &self.tape, &cotangents, aux_loss_weight, &mut into)
             })

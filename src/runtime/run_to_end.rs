@@ -58,8 +58,9 @@ pub fn run_to_end<T: Send + 'static>(
             outcome.1.notify_one();
         })
     };
-    match if threads > 1 { pool::get(threads) } else { None } {
+    match pool::get(threads) {
         Some(pool) => pool.spawn(job),
+        None if pool::is_worker() => job(),
         None => spawn_or_do(job),
     }
     let mut result = lock(&outcome.0);
