@@ -82,7 +82,7 @@ def as_batches(data: Any, batch_size: int, shuffle: bool, seed: int, drop_remain
         return ArrayBatches(_map_leaves(data, np.asarray), batch_size, shuffle, seed, drop_remainder)
     if isinstance(data, Iterator):
         raise TypeError("data: an iterator cannot start again; pass an iterable, or a function from epoch to iterable")
-    if callable(data) or isinstance(data, Iterable):
+    if callable(data) or (isinstance(data, Iterable) and not isinstance(data, str | bytes)):
         return IterableBatches(data)
     raise TypeError(f"data: expected arrays, an iterable of batches or a function, got {type(data).__name__}")
 
