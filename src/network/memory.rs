@@ -1,7 +1,7 @@
 //! How much memory a call needs, without making it.
 
 use crate::config::{MixingMechanism, SparseMixerConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{WeightDtype, lhs_stride, packed_len};
 use crate::params::Storage;
 use crate::runtime::product_dtype;
@@ -28,6 +28,11 @@ pub fn forward_bytes(
     threads: usize,
 ) -> Result<usize> {
     let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
+    // Beyond any address space, whatever else a call takes, and still far from overflows below.
+    let positions = batch.checked_mul(seq).and_then(|rows| rows.checked_mul(per_position(config)));
+    if positions.is_none_or(|bytes| bytes > MOST_BYTES) {
+        return Err(Error::value("batch", format!("got {batch}: more than any machine has memory for")));
+    }
     let rows = batch * seq;
     let mut ledger = Ledger::default();
     let mut outputs = 0;
@@ -56,6 +61,16 @@ pub fn forward_bytes(
 }
 
 const FLOAT: usize = size_of::<f32>();
+/// 2^57: the address space of 64-bit processors with five levels of pages.
+const MOST_BYTES: usize = 1 << 57;
+
+/// At least as many bytes as any one array of a call has per position, over all layers.
+fn per_position(config: &SparseMixerConfig) -> usize {
+    let widest = [config.hidden_size, config.embedding_width, config.inner_dim, config.num_experts];
+    let slots = if config.moe_layers.is_empty() { 1.0 } else { config.eval_capacity_factor.max(1.0) };
+    let width = widest.into_iter().max().unwrap_or(1) as f64 * slots;
+    (width * FLOAT as f64 * config.num_layers as f64) as usize
+}
 /// Allocators return memory to the system at once from some size on; this is the largest such of glibc.
 const RETURNED_FROM: usize = 32 << 20;
 

@@ -54,10 +54,10 @@ impl Gradients {
 #[pymethods]
 impl Gradients {
     #[new]
-    fn new(owner: Owner<'_>) -> Self {
+    fn new(py: Python<'_>, owner: Owner<'_>) -> PyResult<Self> {
         let specs = owner.part().specs().to_vec();
-        let values = Exclusive::new("gradients", params::Gradients::zeros(&specs));
-        Gradients { specs, values }
+        let zeros = enter_core(py, |_| Ok(params::Gradients::zeros(&specs)))?;
+        Ok(Gradients { specs, values: Exclusive::new("gradients", zeros) })
     }
 
     fn get<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {

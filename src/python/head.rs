@@ -13,6 +13,7 @@ use super::gradients::Gradients;
 use crate::config::InitializerConfig;
 use crate::error::{Error, Result};
 use crate::heads::{self, HeadConfig, LossSums, MaskedLmGradients, Predictions};
+use crate::kernels::zeroed;
 use crate::layers::Table;
 use crate::network::SparseMixer;
 use crate::params::{Param, Spec, draw};
@@ -101,6 +102,16 @@ impl Head {
             let values = floats(&spec.name, weight, spec.shape.len())?;
             values.expect_shape(&spec.name, &spec.shape)?;
             replaced[index] = Some(values.data);
+        }
+        let given: Option<Vec<_>> = replaced.iter().cloned().collect();
+        if let Some(given) = given {
+            // All of them: whatever was there before, also if an error left that broken.
+            return enter_core(py, |interrupt| {
+                let mut given = given.into_iter();
+                let mut source = |_: &Spec| Ok(given.next().unwrap_or_default().into());
+                let changed = heads::Head::load(&self.config, &mut source)?;
+                self.weights.overwrite(interrupt, Arc::new(changed))
+            });
         }
         enter_core(py, |interrupt| {
             let mut current = take_whole(interrupt, || self.weights.try_take())?;
@@ -225,7 +236,7 @@ impl Head {
                 let Some((own, encoders)) = &mut into else {
                     return Ok((head.loss(context, table, &sequence.data, predictions, None)?, None));
                 };
-                let mut d_sequence = vec![0.0; sequence.data.len()];
+                let mut d_sequence = zeroed(sequence.data.len());
                 let gradients = MaskedLmGradients {
                     weights: &mut own.tensors,
                     table: &mut encoders.tensors[WORD_TABLE],

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::SCRATCH;
-use super::convert::{floats, to_numpy};
+use super::convert::{finite, floats, to_numpy};
 use super::encoder::Encoder;
 use super::enter::enter_core;
 use super::gradients::Gradients;
@@ -82,8 +82,9 @@ impl Tape {
         let config = self.network.config();
         into.get().expect(&network::specs(config))?;
         let read = |name: &str, array: Option<&Bound<'py, PyAny>>, axes: usize| {
-            array.map(|array| Ok::<_, PyErr>(floats(name, array, axes)?.data)).transpose()
+            array.map(|array| finite(name, floats(name, array, axes)?.data)).transpose()
         };
+        let aux_loss_weight = finite("aux_loss_weight", [aux_loss_weight])?[0];
         let sequence = read("sequence_output", sequence_output, 3)?;
         let pooled = read("pooled_output", pooled_output, 2)?;
         let blocks = encoder_outputs

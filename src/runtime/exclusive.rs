@@ -73,6 +73,24 @@ impl<T> Exclusive<T> {
         take_together(interrupt, || self.try_with(&mut work))
     }
 
+    /// Puts `value` in the place of what is here, waiting for whoever has that; also where it is lost or was left broken.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`]
+    pub fn overwrite(&self, interrupt: Interrupt<'_>, value: T) -> Result<()> {
+        let mut value = Some(value);
+        // The old one is dropped without the lock.
+        take_together(interrupt, || {
+            let _section = Section::enter();
+            let mut place = lock(&self.place);
+            if matches!(&*place, Place::Taken(by) if *by == generation()) {
+                return Ok(None);
+            }
+            Ok(value.take().map(|value| std::mem::replace(&mut *place, Place::Here(value))))
+        })
+        .map(drop)
+    }
+
     /// Takes the value if it is here; for use in [`take_together`] and [`take_whole`].
     ///
     /// # Errors

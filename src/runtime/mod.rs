@@ -21,6 +21,8 @@ use crate::kernels::{Isa, PackedMatrix, Real, WeightDtype};
 
 pub use cpus::{default_threads, quota_cpus, set_default_threads};
 pub use exclusive::{Exclusive, Taken, Whole, take_together, take_whole};
+#[cfg(feature = "fault-injection")]
+pub use fault::ELSEWHERE;
 #[cfg(any(test, feature = "fault-injection"))]
 pub use fault::Fault;
 pub use run_to_end::{Progress, internal, run_to_end};
@@ -99,6 +101,12 @@ pub fn run<R: Real, T: Send>(
     });
     let result = lock(&done.0).take();
     result.unwrap_or_else(|| Err(Error::Internal("a computation ended without a result".into())))
+}
+
+/// Where a build for tests can be made to panic, outside the tasks of computations.
+pub(crate) fn strike() {
+    #[cfg(feature = "fault-injection")]
+    ELSEWHERE.strike();
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

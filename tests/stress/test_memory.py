@@ -90,6 +90,27 @@ print(before, during, memory("VmRSS"))
     assert after - before < 8 * MEGABYTE
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("room", [1, 20, 200, 500])
+def test_refused_memory_is_an_exception(room: int, threads: int) -> None:
+    """At the inputs' copies, at scratch or at outputs; and what fits is computed afterwards as before."""
+    (done,) = python(f"""
+import resource
+encoder = small_encoder(num_threads={threads}, hidden_size=256, inner_dim=64)
+few, many = small_inputs(2), small_inputs(20_000)
+expected = encoder(few)["sequence_output"].tobytes()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + ({room} << 20), limits[1]))
+try:
+    encoder(many)
+except MemoryError:
+    assert encoder(few)["sequence_output"].tobytes() == expected
+    print(1)
+""")
+    assert done == 1
+
+
 LARGE = "vocab_size=20_000, hidden_size=256, inner_dim=1024, max_sequence_length=128"
 CASES = {
     "linear": ("num_layers=3, moe_layers=(), attention_layers=()", 64, ""),
