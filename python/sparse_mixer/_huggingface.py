@@ -33,6 +33,9 @@ _ACTIVATIONS = {
     "silu": "silu",
 }
 
+# As the core's limit.
+_MAX_LAYERS = 4096
+
 
 def config_path(path: str) -> str:
     """Where the configuration of the model at `path`, a folder or the weight file in it, would be."""
@@ -56,16 +59,18 @@ def read_hugging_face(path: str) -> dict[str, Any]:
     file = config_path(path)
     config = _read(file)
     kind = config.get("model_type")
-    if kind not in _VARIANTS:
+    if not isinstance(kind, str) or kind not in _VARIANTS:
         raise CheckpointError(f"{file}: model_type {kind!r} is not read, only {', '.join(map(repr, _VARIANTS))}")
     for key, value in (_VARIANTS[kind] | {"layer_norm_eps": _EPSILON}).items():
         if config.get(key, value) != value:
             raise CheckpointError(f"{file}: {key}={config[key]!r} is not supported, only {value!r}")
     activation = config.get("hidden_act", "gelu")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise CheckpointError(f"{file}: hidden_act {activation!r} is not supported, only {sorted(_ACTIVATIONS)}")
     try:
         num_layers = int(config["num_hidden_layers"])
+        if num_layers > _MAX_LAYERS:
+            raise ValueError(f"num_hidden_layers: got {num_layers}, expected at most {_MAX_LAYERS}")
         return {
             "vocab_size": int(config["vocab_size"]),
             "hidden_size": int(config["hidden_size"]),
@@ -78,7 +83,7 @@ def read_hugging_face(path: str) -> dict[str, Any]:
             "inner_activation": _ACTIVATIONS[activation],
             "output_dropout": float(config.get("hidden_dropout_prob", 0.1)),
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: incomplete or damaged: {error!r}") from None
 
 
