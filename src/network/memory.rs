@@ -11,7 +11,7 @@ use super::feed_forward::SLICE;
 use super::moe::MAX_ROWS;
 use super::moe_grouping::Grouping;
 use super::moe_slots::Slot;
-use super::pass::MAX_BLOCK;
+use super::pass::{BLOCK_STEP, MAX_BLOCK};
 
 /// Bytes of scratch memory, copied inputs and outputs of a forward pass at inference for `batch` examples, in 32 bits,
 /// by `threads` threads. Fixed transform matrices count here, since no weight stands for them.
@@ -55,7 +55,7 @@ pub fn forward_bytes(
     let adder = if config.attention_layers.is_empty() { 0 } else { size_of::<f32>() };
     let arrays = ledger.bytes() + outputs * FLOAT + rows * (ids + adder);
     let counted =
-        arrays + ledger.largest_extra + threads * task_bytes(config, batch) + transform_bytes(config);
+        arrays + ledger.largest_extra + of_threads(config, batch, threads) + transform_bytes(config);
     // What allocators, stacks and the interpreter add.
     Ok(counted + counted / 50 + (1 << 20))
 }
@@ -189,10 +189,23 @@ fn block(
     Ok(())
 }
 
-/// Most bytes that one thread has for itself: the largest of each numbered buffer over all tasks.
-fn task_bytes(config: &SparseMixerConfig, batch: usize) -> usize {
+/// Bytes of a thread's stack and of what a task has beside its numbered buffers.
+const THREAD: usize = 192 << 10;
+
+/// Bytes that threads have for themselves.
+fn of_threads(config: &SparseMixerConfig, batch: usize, threads: usize) -> usize {
+    let seq = config.max_sequence_length;
+    // As a pass cuts rows into blocks; where there are fewer than threads, some have nothing to do.
+    let per_thread = (batch * seq).div_ceil(threads).next_multiple_of(BLOCK_STEP);
+    let rows = MAX_BLOCK.min(per_thread).min(seq).max(1);
+    let busy = threads.min(batch * seq.div_ceil(rows));
+    let others = if threads > 1 { threads * THREAD } else { 0 };
+    busy * task_bytes(config, batch, rows) + others
+}
+
+/// Most bytes that one thread has for tasks of `rows` rows: the largest of each numbered buffer over all tasks.
+fn task_bytes(config: &SparseMixerConfig, batch: usize, rows: usize) -> usize {
     let (seq, hidden, width) = (config.max_sequence_length, config.hidden_size, config.embedding_width);
-    let rows = MAX_BLOCK.min(seq);
     let slice = SLICE.min(config.inner_dim);
     let (attends, mixes) =
         (!config.attention_layers.is_empty(), config.attention_layers.len() < config.num_layers);
