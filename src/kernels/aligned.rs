@@ -273,6 +273,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri ends where memory does")]
     fn refused_memory_is_a_panic_that_says_so() {
         let most = usize::MAX / 64;
         for ask in [|len| drop(AlignedVec::<f32>::zeros(len)), |len| drop(zeroed::<f32>(len))] {
