@@ -23,7 +23,7 @@ SOURCES := $(shell find src python -type f -not -name '*.pyc' 2>/dev/null) Cargo
 # Clippy and rustdoc of the binding look at an interpreter; it shall be the one tested with.
 export PYO3_PYTHON := $(abspath $(PY))
 
-.PHONY: help build quickstart test test-rust test-python parity-hf crash lint format docs test-checked stress fuzz miri asan deny bench check clean
+.PHONY: help build quickstart test test-rust test-python parity-hf crash lint format docs test-checked stress fuzz miri asan valgrind deny bench check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -122,6 +122,11 @@ ASAN_TESTS ?=
 asan:  ## AddressSanitizer over the tests of the core; needs nightly Rust
 	RUSTFLAGS=-Zsanitizer=address cargo +nightly test --locked $(CARGO_FEATURES) --lib \
 		--target $(shell rustc -vV | sed -n 's/host: //p') -- $(ASAN_TESTS)
+
+VALGRIND_TESTS ?= kernels
+valgrind:  ## Memcheck over tests of the kernels, which valgrind runs up to AVX2
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="valgrind -q --error-exitcode=9" SPARSE_MIXER_ISA=avx2 \
+		cargo test --locked $(CARGO_FEATURES) --lib -- --test-threads=1 $(VALGRIND_TESTS)
 
 deny:  ## advisories, licences, sources; needs cargo-deny
 	cargo deny check

@@ -2,9 +2,11 @@
 #![allow(dead_code, reason = "each target uses one function")]
 
 use sparse_mixer::checkpoint::{
-    FileBytes, Flax, LoadPlan, Npz, Safetensors, TensorBundle, TensorSource, Wanted,
+    FileBytes, Flax, LoadPlan, Npz, Safetensors, TensorBundle, TensorSource, Wanted, open_bytes,
 };
 use sparse_mixer::config::SparseMixerConfig;
+use sparse_mixer::heads::HeadConfig;
+use sparse_mixer::optim::Schedule;
 use sparse_mixer::{Error, Result};
 
 const LABEL: &str = "input";
@@ -36,6 +38,34 @@ pub fn config(data: &[u8]) {
     if let Ok(config) = SparseMixerConfig::from_json(text) {
         let again = SparseMixerConfig::from_json(&config.to_json()).expect("what is written can be read");
         assert_eq!(again.to_json(), config.to_json());
+        assert!(!sparse_mixer::network::specs(&config).is_empty());
+    }
+}
+
+/// A file of a format that is to be recognised.
+pub fn open(data: &[u8]) {
+    match open_bytes(FileBytes::from(data.to_vec()), LABEL) {
+        Ok(source) => read_source(&*source),
+        Err(error) => check(&error),
+    }
+}
+
+pub fn head(data: &[u8]) {
+    if let Ok(config) = serde_json::from_slice::<HeadConfig>(data)
+        && config.validate().is_ok()
+    {
+        assert!(!config.specs().is_empty());
+    }
+}
+
+pub fn schedule(data: &[u8]) {
+    if let Ok(schedule) = serde_json::from_slice::<Schedule>(data)
+        && schedule.validate().is_ok()
+    {
+        for step in [0, 1, 1000, u64::MAX] {
+            // Whether it is a rate is checked by every update.
+            std::hint::black_box(schedule.at(step));
+        }
     }
 }
 
@@ -61,10 +91,13 @@ fn split(mut data: &[u8]) -> Vec<&[u8]> {
 
 /// Lists, matches and reads everything. Errors are fine if they name the file; panics are not.
 fn read_all<T: TensorSource>(source: Result<T>) {
-    let source = match source {
-        Ok(source) => source,
-        Err(error) => return check(&error),
-    };
+    match source {
+        Ok(source) => read_source(&source),
+        Err(error) => check(&error),
+    }
+}
+
+fn read_source(source: &dyn TensorSource) {
     let wanted: Vec<Wanted> = source
         .entries()
         .iter()
@@ -73,7 +106,7 @@ fn read_all<T: TensorSource>(source: Result<T>) {
         .collect();
     let plan = LoadPlan::new(source.entries(), &wanted, None);
     for read in plan.iter().flat_map(|plan| &plan.reads) {
-        match read.read(&source, &wanted[read.wanted]) {
+        match read.read(source, &wanted[read.wanted]) {
             Ok(tensor) => assert_eq!(tensor.shape(), wanted[read.wanted].shape),
             Err(error) => check(&error),
         }

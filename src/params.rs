@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Helpers, PackedMatrix, Real, WeightDtype, zeros};
 use crate::layers::{Table, TableDtype};
 use crate::random::{Stream, normal_quantile, open_unit};
+use crate::runtime::strike;
 
 /// What a weight is initialised with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +109,7 @@ impl<'a, R: Real> Loader<'a, R> {
         let Some(spec) = self.specs.next() else {
             return Err(Error::Internal("a layer asks for more weights than it lists".into()));
         };
+        strike();
         let values = (self.source)(&spec)?;
         if spec.len() != len {
             return Err(Error::Internal(format!("{} is listed with {:?}", spec.name, spec.shape)));

@@ -9,13 +9,15 @@ mod inputs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use allocation_counter::measure;
+
 /// Mutations tried of every reader's corpus where the environment does not say.
 const MUTATIONS: u64 = 6_000;
 /// Larger seeds are only replayed: mutating them finds little and takes long.
 const LARGEST_MUTATED: usize = 64 << 10;
-/// No input of these sizes may take longer, or make the process larger by more.
+/// No input of these sizes may take longer, or have more memory at once.
 const LONGEST: Duration = Duration::from_secs(1);
-const MOST_BYTES: usize = 64 << 20;
+const MOST_BYTES: u64 = 64 << 20;
 
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
@@ -32,14 +34,16 @@ fn replay(target: &str, run: fn(&[u8])) {
         Ok(text) => text.parse().expect("SPARSE_MIXER_FUZZ_INPUTS: a number"),
         Err(_) => MUTATIONS,
     };
-    let (before, start) = (address_space(), Instant::now());
-    let mut slowest = Duration::ZERO;
+    let start = Instant::now();
+    let (mut slowest, mut most) = (Duration::ZERO, 0);
     for number in 0..mutations {
         let seed = &seeds[number as usize % seeds.len()];
         let other = &seeds[(number / 7) as usize % seeds.len()];
         let input = mutated(seed, other, number);
         let begun = Instant::now();
-        if let Err(panic) = std::panic::catch_unwind(|| run(&input)) {
+        let mut outcome = Ok(());
+        let memory = measure(|| outcome = std::panic::catch_unwind(|| run(&input)));
+        if let Err(panic) = outcome {
             let path = std::env::temp_dir().join(format!("sparse-mixer-{target}-{number}"));
             std::fs::write(&path, &input).unwrap();
             eprintln!("{target}: input {number} panics; it is in {}", path.display());
@@ -48,23 +52,14 @@ fn replay(target: &str, run: fn(&[u8])) {
         let took = begun.elapsed();
         slowest = slowest.max(took);
         assert!(took < LONGEST, "{target}: input {number} takes {took:?}");
-        if number % 1000 == 0 {
-            let grown = address_space().saturating_sub(before);
-            assert!(grown <= MOST_BYTES, "{target}: an input before {number} takes {grown} bytes");
-        }
+        most = most.max(memory.bytes_max);
+        assert!(memory.bytes_max <= MOST_BYTES, "{target}: input {number} takes {} bytes", memory.bytes_max);
     }
-    let grown = address_space().saturating_sub(before) >> 20;
     let seconds = start.elapsed().as_secs();
     println!(
-        "{target}: {mutations} inputs in {seconds} s, slowest {slowest:?}, address space grown by {grown} MiB"
+        "{target}: {mutations} inputs in {seconds} s, slowest {slowest:?}, most memory {} KiB",
+        most >> 10
     );
-}
-
-/// Most bytes of address space that this process has had, touched or not; 0 where the system does not tell.
-fn address_space() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmPeak:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok()).unwrap_or(0) << 10
 }
 
 /// The seed with a few bytes changed, removed or repeated, or with a piece of `other`; the same for the same `number`.
@@ -137,4 +132,19 @@ fn npz() {
 #[test]
 fn config() {
     replay("config", inputs::config);
+}
+
+#[test]
+fn open() {
+    replay("open", inputs::open);
+}
+
+#[test]
+fn head() {
+    replay("head", inputs::head);
+}
+
+#[test]
+fn schedule() {
+    replay("schedule", inputs::schedule);
 }

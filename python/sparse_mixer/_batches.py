@@ -169,7 +169,7 @@ def as_batches(
             f"{argument}: an iterator cannot start again; pass steps_per_epoch, an iterable, or a function from epoch "
             "to iterable"
         )
-    if isinstance(data, Iterable):
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes):
         return IterableBatches(data, steps) if steps is None else StreamBatches(data, steps)
     raise TypeError(f"{argument}: expected arrays, an iterable of batches or a function, got {type(data).__name__}")
 

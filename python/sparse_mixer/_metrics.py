@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,12 @@ METRIC_NAMES = (
 )
 
 
+# One for all means, so that a fork can wait for it: a child must not find it held by a thread that it does not have.
+_LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+
+
 class Mean:
     """Running mean of a scalar over calls, until `reset_state`.
 
@@ -30,24 +37,23 @@ class Mean:
     def __init__(self, name: str, layer: int) -> None:
         self.name = name
         self.layer = layer
-        self._lock = threading.Lock()
         self._total = 0.0
         self._count = 0
 
     def update_state(self, value: float) -> None:
         """Count one more value."""
-        with self._lock:
+        with _LOCK:
             self._total += float(value)
             self._count += 1
 
     def result(self) -> np.float32:
         """Mean of all values since the last reset; 0 when there are none."""
-        with self._lock:
+        with _LOCK:
             return np.float32(self._total / self._count if self._count else 0.0)
 
     def reset_state(self) -> None:
         """Forget all values."""
-        with self._lock:
+        with _LOCK:
             self._total = 0.0
             self._count = 0
 

@@ -43,6 +43,8 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         raise
     except Exception as error:  # zipfile, zlib, numpy and json each have their own
         raise ValueError(f"{path}: damaged, or not a training state ({error})") from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError(f"{path}: damaged, or not a training state (a member is no array)")
     if not isinstance(meta, dict) or meta.pop("format", None) != _FORMAT:
         raise ValueError(f"{path}: not a training state of this version")
     return meta, arrays

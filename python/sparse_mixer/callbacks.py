@@ -72,6 +72,8 @@ class EarlyStopping(Callback):
         """
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode: expected 'auto', 'min' or 'max', got {mode!r}")
+        if not isinstance(monitor, str):
+            raise TypeError(f"monitor: expected a string, got {monitor!r}")
         self.monitor = monitor
         self.patience = patience
         self.min_delta = abs(min_delta)

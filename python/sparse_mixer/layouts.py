@@ -15,6 +15,10 @@ from sparse_mixer._arguments import as_int
 __all__ = ["LAYOUTS", "bottom", "layer_indices", "middle", "mixed", "top"]
 
 
+# As the core's limit.
+_MAX_LAYERS = 4096
+
+
 def bottom(num_layers: int, count: int) -> tuple[int, ...]:
     """The first `count` layers."""
     layers, count = _checked(num_layers, count)
@@ -77,6 +81,8 @@ def _checked(num_layers: int, count: int) -> tuple[int, int]:
     layers, chosen = as_int("num_layers", num_layers), as_int("count", count)
     if layers < 1:
         raise ValueError(f"num_layers: got {layers}, expected at least 1")
+    if layers > _MAX_LAYERS:
+        raise ValueError(f"num_layers: got {layers}, expected at most {_MAX_LAYERS}")
     if chosen < 0:
         raise ValueError(f"count: got {chosen}, expected at least 0")
     return layers, chosen

@@ -254,6 +254,8 @@ class BertSpanLabeler(Model):
         sequence = outputs["sequence_output"]
         batch, length = sequence.shape[:2]
         if isinstance(labels, Mapping):
+            if missing := {"start_positions", "end_positions"} - labels.keys():
+                raise ValueError(f"labels: {', '.join(sorted(missing))} missing, got {sorted(map(str, labels))}")
             labels = [labels["start_positions"], labels["end_positions"]]
         positions = _labels(labels, (2, batch))
         sample_weight = np.tile(_weights(weights, (batch,)), 2)

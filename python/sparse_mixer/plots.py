@@ -26,8 +26,22 @@ def combine_weights(
 
     Returns:
         float32 [G, T, E]: the router's probability where the expert has the token, elsewhere 0.
+
+    Raises:
+        TypeError: `routing` is no mapping.
+        ValueError: It does not have these arrays, or they do not fit each other.
     """
-    indices, probabilities = routing["indices"], routing["probabilities"]
+    if not isinstance(routing, Mapping):
+        raise TypeError(f"routing: expected a mapping, one entry of the list, got {type(routing).__name__}")
+    if not {"indices", "probabilities"} <= routing.keys():
+        raise ValueError(f"routing: expected indices and probabilities, got {sorted(map(str, routing))}")
+    indices, probabilities = np.asarray(routing["indices"]), np.asarray(routing["probabilities"])
+    fits = indices.ndim == probabilities.ndim == 3 and indices.shape[:2] == probabilities.shape[::2]
+    if not fits or indices.dtype.kind not in "iu" or (indices.size and indices.max() >= probabilities.shape[1]):
+        raise ValueError(
+            f"routing: expected indices [G, E, C] of tokens and probabilities [G, T, E], got {indices.dtype} "
+            f"{indices.shape} and {probabilities.shape}"
+        )
     chosen = np.zeros(probabilities.shape, bool)
     groups, experts, slots = np.nonzero(indices >= 0)
     chosen[groups, indices[groups, experts, slots], experts] = True

@@ -191,5 +191,14 @@ def batches(
 
 
 def padding_share(inputs: Mapping[str, npt.NDArray[Any]]) -> float:
-    """Return the share of positions that are padding; they cost the same time as tokens and compete for experts."""
+    """Return the share of positions that are padding; they cost the same time as tokens and compete for experts.
+
+    Raises:
+        TypeError: `inputs` is no mapping.
+        ValueError: No ``input_mask``, or an empty one.
+    """
+    if not isinstance(inputs, Mapping):
+        raise TypeError(f"inputs: expected a mapping with input_mask, got {type(inputs).__name__}")
+    if "input_mask" not in inputs or not np.size(inputs["input_mask"]):
+        raise ValueError(f"inputs: expected an input_mask that is not empty, got {sorted(map(str, inputs))}")
     return float(1 - np.count_nonzero(inputs["input_mask"]) / np.size(inputs["input_mask"]))

@@ -5,26 +5,39 @@ use std::collections::{BTreeMap, HashSet};
 use super::limits::{MAX_NAME_BYTES, MAX_NAMES_BYTES, MAX_TENSORS, element_count};
 use super::open::Format;
 use super::tensor::{Dtype, Tensor};
+use crate::runtime::{Interrupt, never};
 use crate::{Error, Result};
 
 /// What is wrong with some bytes, before it is known which file they come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flaw(String);
+pub struct Flaw {
+    message: String,
+    /// Nothing is wrong; the caller wanted no more.
+    stopped: bool,
+}
 
 impl Flaw {
     /// A flaw described by `message`, a clause that can stand after the file's name and a colon.
     pub fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        Self { message: message.into(), stopped: false }
+    }
+
+    /// That reading stopped because the caller's interrupt came.
+    pub(super) fn stopped() -> Self {
+        Self { message: "interrupted".into(), stopped: true }
     }
 
     /// The error for this flaw in the file called `path`.
     pub fn in_file(self, path: &str) -> Error {
-        Error::Checkpoint { path: path.to_owned(), message: self.0 }
+        match self.stopped {
+            true => Error::Interrupted,
+            false => Error::Checkpoint { path: path.to_owned(), message: self.message },
+        }
     }
 
     /// The same flaw, said to be in `place`.
     pub fn at(self, place: &str) -> Self {
-        Self(format!("{place}: {}", self.0))
+        Self { message: format!("{place}: {}", self.message), ..self }
     }
 }
 
@@ -72,7 +85,15 @@ pub trait TensorSource: Send + Sync {
     ///
     /// # Panics
     /// `index` is not below `entries().len()`.
-    fn read(&self, index: usize) -> Result<Tensor<'_>>;
+    fn read(&self, index: usize) -> Result<Tensor<'_>> {
+        self.read_unless(index, &never)
+    }
+
+    /// As [`TensorSource::read`], asking the interrupt where it takes long.
+    ///
+    /// # Errors
+    /// Those of [`TensorSource::read`]; [`Error::Interrupted`].
+    fn read_unless(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>>;
 
     /// Says that the entry at `index` will not be read again soon, so that mapped pages can go.
     fn release(&self, index: usize);

@@ -20,6 +20,7 @@ use super::open::Format;
 use super::tensor::{Dtype, Tensor};
 use super::transform::permute_axes;
 use crate::Result;
+use crate::runtime::Interrupt;
 
 /// Leaves whose path contains this are split over the shard files.
 const SHARDED_MARK: &str = "expert";
@@ -146,7 +147,7 @@ impl TensorSource for Flax {
         &self.metadata
     }
 
-    fn read(&self, index: usize) -> Result<Tensor<'_>> {
+    fn read_unless(&self, index: usize, _: Interrupt<'_>) -> Result<Tensor<'_>> {
         self.read_leaf(index).map_err(|flaw| flaw.at(&self.entries[index].name).in_file(&self.path))
     }
 

@@ -46,7 +46,7 @@ pub use entries::{Entry, Flaw, TensorSource};
 pub use file_bytes::FileBytes;
 pub use flax::Flax;
 pub use npz::Npz;
-pub use open::{Format, open};
+pub use open::{Format, open, open_bytes};
 pub use plan::{LoadPlan, Mismatch, PlannedRead, Wanted};
 pub use safetensors::{FORMAT_VERSION, Safetensors};
 pub use tensor::{Dtype, Tensor};

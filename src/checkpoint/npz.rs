@@ -14,6 +14,7 @@ use super::tensor::Tensor;
 use super::transform::permute_axes;
 use super::zip::{Member, members};
 use crate::Result;
+use crate::runtime::Interrupt;
 
 /// An `.npz` archive.
 #[derive(Debug)]
@@ -80,12 +81,12 @@ impl Npz {
         Ok(Self { path: path.to_owned(), bytes, entries, arrays, metadata: BTreeMap::new() })
     }
 
-    fn read_array(&self, index: usize) -> Result<Tensor<'_>, Flaw> {
+    fn read_array(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>, Flaw> {
         let (entry, array) = (&self.entries[index], &self.arrays[index]);
         let Some(item_size) = entry.dtype.size() else {
             return Err(Flaw::new(format!("elements of type {} are not read", entry.dtype)));
         };
-        let data = match array.member.read(&self.bytes)? {
+        let data = match array.member.read(&self.bytes, interrupt)? {
             Cow::Borrowed(content) => Cow::Borrowed(&content[array.data_start..]),
             Cow::Owned(mut content) => {
                 content.drain(..array.data_start);
@@ -120,8 +121,9 @@ impl TensorSource for Npz {
         &self.metadata
     }
 
-    fn read(&self, index: usize) -> Result<Tensor<'_>> {
-        self.read_array(index).map_err(|flaw| flaw.at(&self.entries[index].name).in_file(&self.path))
+    fn read_unless(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>> {
+        self.read_array(index, interrupt)
+            .map_err(|flaw| flaw.at(&self.entries[index].name).in_file(&self.path))
     }
 
     fn release(&self, index: usize) {

@@ -57,14 +57,20 @@ pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
     if path.file_name().is_some_and(|name| is_step_file(&name.to_string_lossy())) {
         return Ok(Box::new(Flax::open(path)?));
     }
-    let bytes = FileBytes::open(path)?;
-    let label = path.display().to_string();
-    match recognise(&bytes).map_err(|flaw| flaw.in_file(&label))? {
-        Format::Safetensors => Ok(Box::new(Safetensors::from_bytes(bytes, &label)?)),
-        Format::Flax => Ok(Box::new(Flax::from_bytes(vec![bytes], &label)?)),
-        Format::Npz => Ok(Box::new(Npz::from_bytes(bytes, &label)?)),
+    open_bytes(FileBytes::open(path)?, &path.display().to_string())
+}
+
+/// Opens a file of any format with this content; `label` is its name in messages.
+///
+/// # Errors
+/// The format is not read here, is one of several files, or the content is damaged.
+pub fn open_bytes(bytes: FileBytes, label: &str) -> Result<Box<dyn TensorSource>> {
+    match recognise(&bytes).map_err(|flaw| flaw.in_file(label))? {
+        Format::Safetensors => Ok(Box::new(Safetensors::from_bytes(bytes, label)?)),
+        Format::Flax => Ok(Box::new(Flax::from_bytes(vec![bytes], label)?)),
+        Format::Npz => Ok(Box::new(Npz::from_bytes(bytes, label)?)),
         Format::TensorBundle => {
-            Err(Flaw::new("a TensorFlow checkpoint index must be called <prefix>.index").in_file(&label))
+            Err(Flaw::new("a TensorFlow checkpoint index must be called <prefix>.index").in_file(label))
         }
     }
 }

@@ -6,6 +6,7 @@ use super::entries::{Entry, Flaw, TensorSource};
 use super::names::{ForeignName, Scheme, TF_SUFFIX, foreign_names, is_companion};
 use super::tensor::Tensor;
 use super::transform::Transform;
+use crate::runtime::{Interrupt, never};
 use crate::{Error, Result};
 
 /// Deepest path at which an encoder is looked for.
@@ -218,7 +219,20 @@ impl PlannedRead {
     /// # Errors
     /// As [`TensorSource::read`].
     pub fn read<'a>(&self, source: &'a dyn TensorSource, wanted: &Wanted) -> Result<Tensor<'a>> {
-        let tensor = source.read(self.entry)?;
+        self.read_unless(source, wanted, &never)
+    }
+
+    /// As [`PlannedRead::read`], asking the interrupt where it takes long.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read_unless`].
+    pub fn read_unless<'a>(
+        &self,
+        source: &'a dyn TensorSource,
+        wanted: &Wanted,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Tensor<'a>> {
+        let tensor = source.read_unless(self.entry, interrupt)?;
         self.transform
             .apply(tensor, &wanted.shape)
             .map_err(|flaw| flaw.at(&wanted.name).in_file(source.path()))

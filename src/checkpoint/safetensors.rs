@@ -22,6 +22,7 @@ use super::limits::{MAX_SAFETENSORS_HEADER, part};
 use super::open::Format;
 use super::tensor::{Dtype, Tensor};
 use crate::Result;
+use crate::runtime::Interrupt;
 
 /// Newest version of our own format that this library writes and reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -139,7 +140,7 @@ impl TensorSource for Safetensors {
         &self.metadata
     }
 
-    fn read(&self, index: usize) -> Result<Tensor<'_>> {
+    fn read_unless(&self, index: usize, _: Interrupt<'_>) -> Result<Tensor<'_>> {
         let entry = &self.entries[index];
         let bytes = &self.bytes[self.ranges[index].clone()];
         let tensor = match self.checksums[index] {

@@ -9,6 +9,7 @@ use super::limits::MAX_SHARDS;
 use super::open::Format;
 use super::safetensors::Safetensors;
 use super::tensor::Tensor;
+use crate::runtime::Interrupt;
 use crate::{Error, Result};
 
 /// The safetensors files of one model, put together.
@@ -68,9 +69,9 @@ impl TensorSource for ShardedSafetensors {
         &self.metadata
     }
 
-    fn read(&self, index: usize) -> Result<Tensor<'_>> {
+    fn read_unless(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>> {
         let (shard, place) = self.origins[index];
-        self.shards[shard].read(place)
+        self.shards[shard].read_unless(place, interrupt)
     }
 
     fn release(&self, index: usize) {

@@ -15,6 +15,7 @@ use super::protobuf::{Value, fields};
 use super::sorted_table::{for_each_entry, masked_crc32c};
 use super::tensor::{Dtype, Tensor};
 use crate::Result;
+use crate::runtime::Interrupt;
 
 /// A TensorFlow checkpoint.
 #[derive(Debug)]
@@ -116,7 +117,7 @@ impl TensorSource for TensorBundle {
         &self.metadata
     }
 
-    fn read(&self, index: usize) -> Result<Tensor<'_>> {
+    fn read_unless(&self, index: usize, _: Interrupt<'_>) -> Result<Tensor<'_>> {
         self.read_tensor(index).map_err(|flaw| flaw.at(&self.entries[index].name).in_file(&self.path))
     }
 

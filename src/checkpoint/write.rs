@@ -6,6 +6,7 @@ use super::entries::Flaw;
 use super::limits::byte_count;
 use super::tensor::Dtype;
 use crate::kernels::bytes_of_f32s;
+use crate::runtime::strike;
 use crate::{Error, Result};
 
 /// Takes the bytes of a tensor in pieces.
@@ -66,6 +67,7 @@ impl<'a> TensorToWrite<'a> {
         let expected = self.byte_count().map_err(|flaw| flaw.in_file(path))?;
         let mut written = 0usize;
         (self.content)(&mut |bytes| {
+            strike();
             written += bytes.len();
             observe(bytes);
             out.write_all(bytes).map_err(|source| Error::Io { path: path.to_owned(), source })

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::entries::Flaw;
 use super::limits::{MAX_INFLATED_BEYOND_FILE, MAX_NAME_BYTES, MAX_TENSORS, part};
+use crate::runtime::Interrupt;
 
 pub(super) const LOCAL_HEADER: [u8; 4] = *b"PK\x03\x04";
 pub(super) const DIRECTORY_ENTRY: [u8; 4] = *b"PK\x01\x02";
@@ -19,6 +20,8 @@ pub(super) const EXTRA_64: u16 = 1;
 const DIRECTORY_END_BYTES: usize = 22;
 const LOCATOR_BYTES: usize = 20;
 const LOCAL_HEADER_BYTES: u64 = 30;
+/// Bytes decompressed between two looks at the interrupt: a few milliseconds' worth.
+const BYTES_PER_LOOK: usize = 1 << 20;
 const FLAG_ENCRYPTED: u16 = 1;
 
 /// One file of an archive.
@@ -49,10 +52,14 @@ impl Member {
     }
 
     /// The whole content, its checksum verified.
-    pub(super) fn read<'a>(&self, archive: &'a [u8]) -> Result<Cow<'a, [u8]>, Flaw> {
+    pub(super) fn read<'a>(
+        &self,
+        archive: &'a [u8],
+        interrupt: Interrupt<'_>,
+    ) -> Result<Cow<'a, [u8]>, Flaw> {
         let stored = &archive[self.range.clone()];
         let content = if self.deflated {
-            Cow::Owned(self.inflate(stored, archive.len())?)
+            Cow::Owned(self.inflate(stored, archive.len(), interrupt)?)
         } else {
             Cow::Borrowed(stored)
         };
@@ -62,7 +69,7 @@ impl Member {
         Ok(content)
     }
 
-    fn inflate(&self, stored: &[u8], archive_size: usize) -> Result<Vec<u8>, Flaw> {
+    fn inflate(&self, stored: &[u8], archive_size: usize, interrupt: Interrupt<'_>) -> Result<Vec<u8>, Flaw> {
         let limit = archive_size.saturating_add(MAX_INFLATED_BEYOND_FILE);
         if self.size > limit {
             return Err(Flaw::new(format!(
@@ -74,10 +81,19 @@ impl Member {
         let mut content = Vec::new();
         content.try_reserve_exact(self.size).map_err(|_| Flaw::new("not enough memory to decompress it"))?;
         let mut decoder = flate2::read::DeflateDecoder::new(stored);
-        (&mut decoder)
-            .take(self.size as u64)
-            .read_to_end(&mut content)
-            .map_err(|error| Flaw::new(format!("the compressed content is damaged: {error}")))?;
+        loop {
+            let left = (self.size - content.len()).min(BYTES_PER_LOOK);
+            let read = (&mut decoder)
+                .take(left as u64)
+                .read_to_end(&mut content)
+                .map_err(|error| Flaw::new(format!("the compressed content is damaged: {error}")))?;
+            if read == 0 {
+                break;
+            }
+            if content.len() < self.size && interrupt() {
+                return Err(Flaw::stopped());
+            }
+        }
         let more = decoder.read(&mut [0]).map_err(|error| Flaw::new(format!("damaged: {error}")))?;
         if content.len() != self.size || more != 0 {
             return Err(Flaw::new("the content does not have the size that the directory gives"));

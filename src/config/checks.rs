@@ -4,6 +4,10 @@ use super::{RouterKind, SparseMixerConfig};
 use crate::error::{Error, Result};
 use crate::layers::Activation;
 
+/// Far above any encoder; files from strangers must not make us list the weights of more.
+const MAX_LAYERS: usize = 4096;
+const MAX_WEIGHTS: usize = 1 << 42;
+
 impl SparseMixerConfig {
     /// Resolves defaults that depend on other arguments and checks every argument.
     pub fn validated(mut self) -> Result<Self> {
@@ -134,6 +138,12 @@ impl SparseMixerConfig {
                 "got False together with norm_first=True; pre-norm blocks have residuals",
             ));
         }
+        if self.num_layers > MAX_LAYERS {
+            return Err(Error::value(
+                "num_layers",
+                format!("got {}, expected at most {MAX_LAYERS}", self.num_layers),
+            ));
+        }
         Activation::<f32>::from_config(&self.inner_activation, None)?;
         self.check_sizes()?;
         Ok(self)
@@ -155,6 +165,16 @@ impl SparseMixerConfig {
             if !fits {
                 return Err(Error::value(name, "too large: a weight would have more than 2^40 elements"));
             }
+        }
+        // Each of these is at most 2^40, and their sum fits.
+        let (mixing, dense) = (4 * h * h + self.max_sequence_length.pow(2), 2 * h * self.inner_dim);
+        let experts = 2 * h * self.expert_inner_dim() * self.num_experts.max(1);
+        let all = self.num_layers * (mixing + dense) + self.moe_layers.len().min(self.num_layers) * experts;
+        if all > MAX_WEIGHTS {
+            return Err(Error::value(
+                "num_layers",
+                "too many: the encoder would have more than 2^42 weights",
+            ));
         }
         Ok(())
     }

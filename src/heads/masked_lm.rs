@@ -21,6 +21,7 @@ use crate::config::ActivationConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{
     Init, Panels, Real, WeightDtype, layer_norm_backward, log_sum_exp, matmul, pack_native, prepare_lhs,
+    zeroed,
 };
 use crate::layers::{Activation, LayerNorm, Table};
 use crate::params::{Loader, Param, ParamMut, Spec};
@@ -145,7 +146,7 @@ impl<R: Real> MaskedLm<R> {
     ) -> Result<Vec<R>> {
         self.check(table, sequence, rows)?;
         let vocab = self.config.vocab_size;
-        let mut logits = vec![R::ZERO; rows.len() * vocab];
+        let mut logits = zeroed(rows.len() * vocab);
         for (rows, logits) in rows.chunks(CHUNK).zip(logits.chunks_mut(CHUNK * vocab)) {
             let transformed = self.transform(context, sequence, rows)?;
             let mut blocks = context.buffer(rows.len() * vocab);
@@ -225,11 +226,11 @@ impl<R: Real> MaskedLm<R> {
         let (hidden, width) = (self.config.hidden_size, self.config.embedding_width);
         let x: Vec<R> =
             rows.iter().flat_map(|row| sequence[row * hidden..][..hidden].iter().copied()).collect();
-        let mut pre = vec![R::ZERO; rows.len() * width];
+        let mut pre = zeroed(rows.len() * width);
         self.transform.forward(context, &x, &mut pre)?;
         let mut active = pre.clone();
         self.activation.forward(context.isa, &mut active, width)?;
-        let mut h = vec![R::ZERO; active.len()];
+        let mut h = zeroed(active.len());
         let mut stats = vec![R::ZERO; 2 * rows.len()];
         self.norm.forward(context.isa, &active, &mut h, Some(&mut stats));
         Ok(Transformed { x, pre, active, stats, h })
@@ -248,10 +249,10 @@ impl<R: Real> MaskedLm<R> {
         let [d_gamma, d_beta] = norm else {
             return Err(Error::Internal("the head has five gradients".into()));
         };
-        let mut d_pre = vec![R::ZERO; dh.len()];
+        let mut d_pre = zeroed(dh.len());
         layer_norm_backward(context.isa, dh, active, stats, &self.norm.gamma, &mut d_pre, d_gamma, d_beta);
         self.activation.backward(context.isa, pre, &mut d_pre, self.config.embedding_width)?;
-        let mut dx = vec![R::ZERO; x.len()];
+        let mut dx = zeroed(x.len());
         self.transform.backward(context, x, &d_pre, as_dense(dense)?, &mut dx)?;
         Ok(dx)
     }

@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::kernels::{
     Elementwise, Init, LhsBuffer, PANEL, Panels, Real, WeightDtype, elementwise, matmul, pack_native,
-    prepare_lhs, transpose,
+    prepare_lhs, transpose, zeroed,
 };
 use crate::layers::Table;
 use crate::runtime::Context;
@@ -96,7 +96,7 @@ pub(super) fn hidden_gradients<R: Real>(
             matmul(isa, rows, lhs, Panels::from_native(right, words, len), 0..len, out, len, init);
         }
     })?;
-    let mut dh = vec![R::ZERO; rows * width];
+    let mut dh = zeroed(rows * width);
     for (task, values) in by_columns.chunks(rows * cols).enumerate() {
         let len = values.len() / rows;
         for (row, values) in values.chunks_exact(len).enumerate() {

@@ -1,6 +1,6 @@
 //! A vector whose first element sits on a 64-byte boundary (a cache line, a 512-bit register).
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
@@ -16,6 +16,20 @@ const ALIGNMENT: usize = 64;
 /// Allocations from this size on ask the operating system for huge pages: weights are read front to back once per
 /// token block, and 4 KiB pages would cost a walk of the page table every 32 rows of a panel.
 const HUGE_PAGE: usize = 2 << 20;
+
+/// What a panic carries when the system refuses memory: computations end with an error then, not with the process.
+#[derive(Debug)]
+pub struct OutOfMemory {
+    /// How much was asked for.
+    pub bytes: usize,
+}
+
+impl OutOfMemory {
+    /// Panics without the message of a bug, since it is none.
+    fn raise(bytes: usize) -> ! {
+        std::panic::resume_unwind(Box::new(OutOfMemory { bytes }))
+    }
+}
 
 /// Work on the part with a number.
 pub type Task<'a> = dyn Fn(usize) + Sync + 'a;
@@ -53,7 +67,7 @@ impl<T> AlignedVec<T> {
     fn layout(len: usize) -> Layout {
         let aligned = |l: Layout| l.align_to(if l.size() >= HUGE_PAGE { HUGE_PAGE } else { ALIGNMENT });
         let layout = Layout::array::<T>(len).and_then(aligned);
-        layout.unwrap_or_else(|_| panic!("{len} elements exceed the address space"))
+        layout.unwrap_or_else(|_| OutOfMemory::raise(len.saturating_mul(size_of::<T>())))
     }
 }
 
@@ -69,7 +83,7 @@ impl<T> AlignedVec<T> {
         }
         // SAFETY: the layout's size is not zero.
         let bytes = unsafe { alloc(layout) };
-        let Some(data) = NonNull::new(bytes.cast::<T>()) else { handle_alloc_error(layout) };
+        let Some(data) = NonNull::new(bytes.cast::<T>()) else { OutOfMemory::raise(layout.size()) };
         // Before the first touch, which is what decides the size of a page.
         advise_huge_pages(bytes, layout);
         // In place before `fill`, so that the memory is freed if that panics; plain numbers have nothing to drop.
@@ -137,12 +151,34 @@ impl<T: Copy + Default> AlignedVec<T> {
     }
 }
 
+/// `len` zeros in a plain vector; where the system refuses the memory, a panic with [`OutOfMemory`].
+pub fn zeroed<R: Real>(len: usize) -> Vec<R> {
+    let Ok(layout) = Layout::array::<R>(len) else { OutOfMemory::raise(len.saturating_mul(size_of::<R>())) };
+    if layout.size() == 0 {
+        return Vec::new();
+    }
+    // SAFETY: the layout's size is not zero.
+    let Some(data) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { OutOfMemory::raise(layout.size()) };
+    // SAFETY: allocated as a vector of `len` elements allocates, and zero in all bits is the number zero.
+    unsafe { Vec::from_raw_parts(data.as_ptr().cast::<R>(), len, len) }
+}
+
+/// The values in a vector; where the system refuses the memory, a panic with [`OutOfMemory`].
+pub fn collected<T>(values: impl ExactSizeIterator<Item = T>) -> Vec<T> {
+    let mut all = Vec::new();
+    if all.try_reserve_exact(values.len()).is_err() {
+        OutOfMemory::raise(values.len().saturating_mul(size_of::<T>()));
+    }
+    all.extend(values);
+    all
+}
+
 /// `len` zeros in a plain vector, in huge pages where it is large: for what is as large as the weights and passed over in
 /// every step of training.
 pub fn zeros<R: Real>(len: usize) -> Vec<R> {
     /// Smallest page of any system, to whose boundaries advice is rounded; where pages are larger it is refused.
     const PAGE: usize = 4096;
-    let mut values = vec![R::ZERO; len];
+    let mut values = zeroed::<R>(len);
     let size = size_of_val(&values[..]);
     let bytes = values.as_mut_ptr().cast::<u8>();
     let skipped = bytes.align_offset(PAGE);
@@ -234,6 +270,18 @@ mod tests {
             assert!(len == 0 || v.as_ptr().addr().is_multiple_of(ALIGNMENT));
             assert!(v.iter().all(|&x| x == 0.0));
         }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri ends where memory does")]
+    fn refused_memory_is_a_panic_that_says_so() {
+        let most = usize::MAX / 64;
+        for ask in [|len| drop(AlignedVec::<f32>::zeros(len)), |len| drop(zeroed::<f32>(len))] {
+            let panic = std::panic::catch_unwind(|| ask(most)).unwrap_err();
+            assert_eq!(panic.downcast_ref::<OutOfMemory>().unwrap().bytes, 4 * most);
+        }
+        assert_eq!(zeroed::<f64>(3), [0.0; 3]);
+        assert!(zeroed::<f32>(0).is_empty());
     }
 
     #[test]

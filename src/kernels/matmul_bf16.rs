@@ -120,8 +120,8 @@ fn multiply_panels(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::noise;
     use super::super::packed::PanelData;
+    use super::super::testing::noise;
     use super::super::{Lhs, LhsBuffer, PackedMatrix, matmul, prepare_lhs};
     use super::*;
 

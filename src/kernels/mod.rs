@@ -48,7 +48,7 @@ mod widened;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub use aligned::{AlignedVec, Helpers, zeros};
+pub use aligned::{AlignedVec, Helpers, OutOfMemory, collected, zeroed, zeros};
 pub use at_fork::call_at_fork;
 pub use dropout::{dropout, philox, unit};
 pub use elementwise::{Elementwise, elementwise, elementwise_backward};

@@ -1,7 +1,7 @@
 //! How much memory a call needs, without making it.
 
 use crate::config::{MixingMechanism, SparseMixerConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::{WeightDtype, lhs_stride, packed_len};
 use crate::params::Storage;
 use crate::runtime::product_dtype;
@@ -11,7 +11,7 @@ use super::feed_forward::SLICE;
 use super::moe::MAX_ROWS;
 use super::moe_grouping::Grouping;
 use super::moe_slots::Slot;
-use super::pass::MAX_BLOCK;
+use super::pass::{BLOCK_STEP, MAX_BLOCK};
 
 /// Bytes of scratch memory, copied inputs and outputs of a forward pass at inference for `batch` examples, in 32 bits,
 /// by `threads` threads. Fixed transform matrices count here, since no weight stands for them.
@@ -28,6 +28,11 @@ pub fn forward_bytes(
     threads: usize,
 ) -> Result<usize> {
     let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
+    // Beyond any address space, whatever else a call takes, and still far from overflows below.
+    let positions = batch.checked_mul(seq).and_then(|rows| rows.checked_mul(per_position(config)));
+    if positions.is_none_or(|bytes| bytes > MOST_BYTES) {
+        return Err(Error::value("batch", format!("got {batch}: more than any machine has memory for")));
+    }
     let rows = batch * seq;
     let mut ledger = Ledger::default();
     let mut outputs = 0;
@@ -50,12 +55,22 @@ pub fn forward_bytes(
     let adder = if config.attention_layers.is_empty() { 0 } else { size_of::<f32>() };
     let arrays = ledger.bytes() + outputs * FLOAT + rows * (ids + adder);
     let counted =
-        arrays + ledger.largest_extra + threads * task_bytes(config, batch) + transform_bytes(config);
+        arrays + ledger.largest_extra + of_threads(config, batch, threads) + transform_bytes(config);
     // What allocators, stacks and the interpreter add.
     Ok(counted + counted / 50 + (1 << 20))
 }
 
 const FLOAT: usize = size_of::<f32>();
+/// 2^57: the address space of 64-bit processors with five levels of pages.
+const MOST_BYTES: usize = 1 << 57;
+
+/// At least as many bytes as any one array of a call has per position, over all layers.
+fn per_position(config: &SparseMixerConfig) -> usize {
+    let widest = [config.hidden_size, config.embedding_width, config.inner_dim, config.num_experts];
+    let slots = if config.moe_layers.is_empty() { 1.0 } else { config.eval_capacity_factor.max(1.0) };
+    let width = widest.into_iter().max().unwrap_or(1) as f64 * slots;
+    (width * FLOAT as f64 * config.num_layers as f64) as usize
+}
 /// Allocators return memory to the system at once from some size on; this is the largest such of glibc.
 const RETURNED_FROM: usize = 32 << 20;
 
@@ -176,10 +191,23 @@ fn block(
     Ok(())
 }
 
-/// Most bytes that one thread has for itself: the largest of each numbered buffer over all tasks.
-fn task_bytes(config: &SparseMixerConfig, batch: usize) -> usize {
+/// Bytes of a thread's stack and of what a task has beside its numbered buffers.
+const THREAD: usize = 192 << 10;
+
+/// Bytes that threads have for themselves.
+fn of_threads(config: &SparseMixerConfig, batch: usize, threads: usize) -> usize {
+    let seq = config.max_sequence_length;
+    // As a pass cuts rows into blocks; where there are fewer than threads, some have nothing to do.
+    let per_thread = (batch * seq).div_ceil(threads).next_multiple_of(BLOCK_STEP);
+    let rows = MAX_BLOCK.min(per_thread).min(seq).max(1);
+    let busy = threads.min(batch * seq.div_ceil(rows));
+    let others = if threads > 1 { threads * THREAD } else { 0 };
+    busy * task_bytes(config, batch, rows) + others
+}
+
+/// Most bytes that one thread has for tasks of `rows` rows: the largest of each numbered buffer over all tasks.
+fn task_bytes(config: &SparseMixerConfig, batch: usize, rows: usize) -> usize {
     let (seq, hidden, width) = (config.max_sequence_length, config.hidden_size, config.embedding_width);
-    let rows = MAX_BLOCK.min(seq);
     let slice = SLICE.min(config.inner_dim);
     let (attends, mixes) =
         (!config.attention_layers.is_empty(), config.attention_layers.len() < config.num_layers);

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use crate::config::{Dtype, SparseMixerConfig};
 use crate::error::{Error, Result};
-use crate::kernels::Real;
+use crate::kernels::{Real, zeroed};
 use crate::layers::{Activation, CustomActivation};
 use crate::params::{Loader, Param, ParamMut, Source, Spec};
 use crate::runtime::{Buffer, Context, Interrupt};
@@ -239,8 +239,7 @@ impl<R: Real> SparseMixer<R> {
             let rows = if is_last { last_rows } else { seq };
             let keep = if is_last { keeps_last } else { wanted.encoder_outputs };
             let len = batch * rows * hidden;
-            let mut out =
-                if keep { Stream::Kept(vec![R::ZERO; len]) } else { Stream::Scratch(context.buffer(len)) };
+            let mut out = if keep { Stream::Kept(zeroed(len)) } else { Stream::Scratch(context.buffer(len)) };
             let record = block.forward(&pass, &self.activation, &x, rows, &mut out)?;
             outputs.add(&record, wanted);
             check_finite(wanted, format_args!("block {layer} is"), &out)?;
@@ -250,7 +249,7 @@ impl<R: Real> SparseMixer<R> {
             }
         }
         if wanted.pooled_output {
-            let mut pooled = vec![R::ZERO; batch * hidden];
+            let mut pooled = zeroed(batch * hidden);
             self.pool.forward(&pass, &x, last_rows, &mut pooled)?;
             check_finite(wanted, "the pooler is", &pooled)?;
             outputs.pooled_output = Some(pooled);

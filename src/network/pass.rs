@@ -59,7 +59,7 @@ pub struct RowBlock {
 /// stay in the second-level cache.
 pub(super) const MAX_BLOCK: usize = 128;
 /// Blocks are multiples of this where possible, to fill the kernels' register tiles.
-const BLOCK_STEP: usize = 32;
+pub(super) const BLOCK_STEP: usize = 32;
 
 impl<'a, R: Real> Pass<'a, R> {
     /// Dropout at `rate` at a place of block `layer` (0 for the embeddings' own), if training.

@@ -2,7 +2,7 @@
 
 use crate::config::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels::Real;
+use crate::kernels::{Real, zeroed};
 use crate::params::Gradients;
 use crate::runtime::{Buffer, Context};
 
@@ -130,7 +130,7 @@ impl<R: Real> SparseMixer<R> {
             }
         }
         let last = self.blocks.len();
-        let mut pooled = vec![R::ZERO; batch * hidden];
+        let mut pooled = zeroed(batch * hidden);
         self.pool.forward(&pass, &streams[last], seq, &mut pooled)?;
         check_finite(wanted, "the pooler is", &pooled)?;
         if wanted.encoder_outputs {
@@ -207,7 +207,7 @@ impl<R: Real> SparseMixer<R> {
             block.backward(&pass, &self.activation, x, record, &dy, scales, &mut dx, own)?;
             dy = dx;
         }
-        let mut drows = vec![R::ZERO; all * self.config.embedding_width];
+        let mut drows = zeroed(all * self.config.embedding_width);
         if !depends {
             return Ok(drows);
         }

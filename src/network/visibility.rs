@@ -1,7 +1,7 @@
 //! Which keys a query attends to.
 
 use crate::config::SparseMixerConfig;
-use crate::kernels::{Isa, Real, add_in_place};
+use crate::kernels::{Isa, Real, add_in_place, collected};
 
 use super::inputs::{Inputs, Words};
 
@@ -26,11 +26,11 @@ impl<R: Real> Visibility<R> {
         }
         match (config.rules().pad_id, inputs.mask, inputs.words) {
             (None, Some(mask), _) => {
-                Visibility::Added(mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9)).collect())
+                Visibility::Added(collected(mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9))))
             }
-            (Some(_), Some(mask), _) => Visibility::Pairs(mask.iter().map(|&m| m != R::ZERO).collect()),
+            (Some(_), Some(mask), _) => Visibility::Pairs(collected(mask.iter().map(|&m| m != R::ZERO))),
             (Some(pad_id), None, Words::Ids(ids)) => {
-                Visibility::Pairs(ids.iter().map(|&id| id != pad_id).collect())
+                Visibility::Pairs(collected(ids.iter().map(|&id| id != pad_id)))
             }
             _ => Visibility::Unused,
         }

@@ -142,6 +142,9 @@ impl<R: Real> Optimizer<R> {
     ) -> Result<Option<f64>> {
         let Step { learning_rate, clip_norm, gradient_scale } = how;
         check_non_negative("learning_rate", learning_rate)?;
+        if !gradient_scale.is_finite() {
+            return Err(Error::value("scale", format!("got {gradient_scale}, expected a finite number")));
+        }
         if updates.len() != self.specs.len() {
             let message = format!("got {} of them, expected {}", updates.len(), self.specs.len());
             return Err(Error::value("gradients", message));

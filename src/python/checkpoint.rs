@@ -73,7 +73,7 @@ impl Checkpoint {
 
     fn read<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyBytes>> {
         self.entry(index)?;
-        let tensor = enter_core(py, |_| self.source.read(index))?;
+        let tensor = enter_core(py, |interrupt| self.source.read_unless(index, interrupt))?;
         let bytes = PyBytes::new(py, tensor.bytes());
         self.source.release(index);
         Ok(bytes)
@@ -120,8 +120,13 @@ impl LoadPlan {
     /// Values of the weight at `index`, or `None` if the file does not have it.
     ///
     /// # Errors
-    /// The content is damaged; the plan was made for other weights than `spec`.
-    pub fn read_weight(&self, index: usize, spec: &Spec) -> Result<Option<Cow<'_, [f32]>>> {
+    /// The content is damaged; the plan was made for other weights than `spec`; [`Error::Interrupted`].
+    pub fn read_weight(
+        &self,
+        index: usize,
+        spec: &Spec,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Option<Cow<'_, [f32]>>> {
         if self.wanted.get(index).is_none_or(|wanted| wanted.name != spec.name || wanted.shape != spec.shape)
         {
             return Err(Error::value(
@@ -130,8 +135,13 @@ impl LoadPlan {
             ));
         }
         let Some((source, read)) = self.find(index) else { return Ok(None) };
-        let values = read.read(source, &self.wanted[index])?.into_f32();
+        let values = read.read_unless(source, &self.wanted[index], interrupt)?.into_f32();
         values.map(Some).map_err(|flaw| flaw.at(&spec.name).in_file(source.path()))
+    }
+
+    /// Whether every wanted weight is read.
+    pub fn is_complete(&self) -> bool {
+        self.plan.reads.len() == self.wanted.len()
     }
 
     /// Says that the weight at `index` will not be read again soon, so that mapped pages can go.

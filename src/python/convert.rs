@@ -34,13 +34,24 @@ pub fn floats(argument: &str, array: &Bound<'_, PyAny>, axes: usize) -> PyResult
     values(argument, array, axes, "float32")
 }
 
+/// The values, if there is no NaN or infinity among them.
+pub fn finite<T: Copy + Into<f64>, V: AsRef<[T]>>(argument: &str, values: V) -> PyResult<V> {
+    match values.as_ref().iter().map(|&value| value.into()).find(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(value) => {
+            Err(to_py_err(Error::value(argument, format!("got {value}, expected finite numbers"))))
+        }
+    }
+}
+
 /// The values of an int32 or int64 array with `axes` axes.
 pub fn integers(argument: &str, array: &Bound<'_, PyAny>, axes: usize) -> PyResult<Values<i64>> {
     if array.cast::<PyArrayDyn<i32>>().is_err() {
         return values(argument, array, axes, "int32 or int64");
     }
     let narrow = values::<i32>(argument, array, axes, "int32 or int64")?;
-    Ok(Values { data: narrow.data.into_iter().map(i64::from).collect(), shape: narrow.shape })
+    let wide = copied(argument, narrow.data.len(), narrow.data.into_iter().map(i64::from))?;
+    Ok(Values { data: wide, shape: narrow.shape })
 }
 
 fn values<T: Element + Copy>(
@@ -55,11 +66,22 @@ fn values<T: Element + Copy>(
         return Err(to_py_err(Error::value(argument, message)));
     }
     let borrowed = array.try_readonly()?;
-    let data = borrowed
+    let slice = borrowed
         .as_slice()
-        .map_err(|_| PyTypeError::new_err(format!("{argument}: expected a C-contiguous, aligned array")))?
-        .to_vec();
+        .map_err(|_| PyTypeError::new_err(format!("{argument}: expected a C-contiguous, aligned array")))?;
+    let data = copied(argument, slice.len(), slice.iter().copied())?;
     Ok(Values { data, shape: array.shape().to_vec() })
+}
+
+/// `len` values in memory that the system may refuse.
+fn copied<T>(argument: &str, len: usize, values: impl Iterator<Item = T>) -> PyResult<Vec<T>> {
+    let mut data = Vec::new();
+    if data.try_reserve_exact(len).is_err() {
+        let bytes = len.saturating_mul(size_of::<T>());
+        return Err(to_py_err(Error::Memory { what: argument.into(), bytes }));
+    }
+    data.extend(values);
+    Ok(data)
 }
 
 fn typed<'a, 'py, T: Element>(

@@ -77,16 +77,23 @@ impl Encoder {
         Ok((self.isa, self.effective_threads()?))
     }
 
-    /// Replaces the weights at once by what `change` makes of them.
+    /// Replaces the weights at once by what `change` makes of them; of nothing, if it replaces all (`whole`), so that
+    /// weights that an error left broken can be repaired.
     fn replace(
         &self,
         py: Python<'_>,
-        change: impl Fn(Interrupt<'_>, &SparseMixer<f32>) -> Result<SparseMixer<f32>> + Sync,
+        whole: bool,
+        change: impl Fn(Interrupt<'_>, Option<&SparseMixer<f32>>) -> Result<SparseMixer<f32>> + Sync,
     ) -> PyResult<()> {
+        if whole {
+            return enter_core(py, |interrupt| {
+                self.network.overwrite(interrupt, Arc::new(change(interrupt, None)?))
+            });
+        }
         loop {
             let before = self.network(py)?;
             let replaced = enter_core(py, |interrupt| {
-                let after = Arc::new(change(interrupt, &before)?);
+                let after = Arc::new(change(interrupt, Some(&before))?);
                 self.network.with(interrupt, |current| {
                     // Another thread may have replaced the weights meanwhile; its work must not be lost.
                     Arc::ptr_eq(current, &before).then(|| std::mem::replace(current, after.clone()))
@@ -226,8 +233,8 @@ impl Encoder {
             replaced[index] = Some(weight);
         }
         // On the calling thread: Python's objects are none of the workers' business.
-        self.replace(py, |interrupt, before| {
-            with_weights(before, &self.custom, |index, spec| {
+        self.replace(py, replaced.iter().all(Option::is_some), |interrupt, before| {
+            with_weights(before, &self.config, &self.custom, |index, spec| {
                 check(interrupt)?;
                 let Some(weight) = replaced[index] else { return Ok(None) };
                 Python::attach(|py| {
@@ -243,10 +250,10 @@ impl Encoder {
         let plan = plan.get();
         plan.require_source()?;
         let threads = loading_threads(&self.specs, self.threads.load(Ordering::Relaxed))?;
-        self.replace(py, |interrupt, before| {
+        self.replace(py, plan.is_complete(), |interrupt, before| {
             run(self.isa, threads, &SCRATCH, interrupt, |context| {
                 let mut reader = PlanReader::new(plan, context);
-                with_weights(before, &self.custom, |index, spec| reader.read(index, spec))
+                with_weights(before, &self.config, &self.custom, |index, spec| reader.read(index, spec))
             })
         })
     }
@@ -294,9 +301,10 @@ impl Encoder {
     #[pyo3(signature = (batch, outputs=None))]
     fn memory_estimate(&self, py: Python<'_>, batch: usize, outputs: Option<Vec<String>>) -> PyResult<usize> {
         let wanted = outputs::wanted(outputs.as_deref(), false)?;
-        let call =
-            forward_bytes(&self.config, batch, wanted, self.effective_threads()?).map_err(to_py_err)?;
-        Ok(self.network(py)?.weight_bytes() + call)
+        let (network, threads) = (self.network(py)?, self.effective_threads()?);
+        enter_core(py, |_| {
+            Ok(forward_bytes(&self.config, batch, wanted, threads)?.saturating_add(network.weight_bytes()))
+        })
     }
 
     fn grouping(&self, batch: usize) -> PyResult<(usize, usize, usize)> {
@@ -373,21 +381,26 @@ impl<'a> PlanReader<'a> {
         if let Some(previous) = self.previous.replace(index) {
             self.plan.release_weight(previous);
         }
-        self.plan.read_weight(index, spec)
+        self.plan.read_weight(index, spec, &|| self.context.poll())
     }
 }
 
 /// The encoder `before` with the weights that `values` gives for their index and spec; `None` keeps a weight.
 fn with_weights<'a>(
-    before: &SparseMixer<f32>,
+    before: Option<&SparseMixer<f32>>,
+    config: &SparseMixerConfig,
     custom: &Custom,
     mut values: impl FnMut(usize, &Spec) -> Result<Option<Cow<'a, [f32]>>>,
 ) -> Result<SparseMixer<f32>> {
-    let params = before.params();
+    let params = before.map(SparseMixer::params);
     let mut number = 0..;
-    SparseMixer::load(before.config().clone(), custom.clone(), &mut |spec| {
+    SparseMixer::load(config.clone(), custom.clone(), &mut |spec| {
         let index = number.next().unwrap_or_default();
-        Ok(values(index, spec)?.unwrap_or_else(|| params[index].to_vec().into()))
+        match (values(index, spec)?, &params) {
+            (Some(values), _) => Ok(values),
+            (None, Some(params)) => Ok(params[index].to_vec().into()),
+            (None, None) => Err(Error::Internal(format!("{} is neither given nor there", spec.name))),
+        }
     })
 }
 

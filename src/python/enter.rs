@@ -17,7 +17,9 @@ pyo3::create_exception!(
     sparse_mixer,
     InternalError,
     PyRuntimeError,
-    "A bug in this library. The encoder that raised it stays usable; please report the arguments that led to it."
+    "A bug in this library; please report the arguments that led to it. The encoder stays usable, except after one in \
+     the middle of an update: its weights are refused then until set_weights or load_weights replaces all of them, and \
+     the optimiser's moments are lost."
 );
 
 pyo3::create_exception!(

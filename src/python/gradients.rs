@@ -11,8 +11,7 @@ use super::part::Owner;
 use crate::error::Error;
 use crate::optim::{Gradient, global_norm};
 use crate::params::{self, Spec};
-use crate::runtime::Exclusive;
-use crate::runtime::fork::NoFork;
+use crate::runtime::{Exclusive, take_whole};
 
 /// One gradient per weight, row-major.
 #[pyclass(frozen, module = "sparse_mixer._native")]
@@ -33,10 +32,7 @@ impl Gradients {
         py: Python<'_>,
         work: impl FnOnce(&mut params::Gradients<f32>) -> T + Send,
     ) -> PyResult<T> {
-        enter_core(py, |interrupt| {
-            let _whole = NoFork::begin(interrupt)?;
-            Ok(work(&mut *self.values.take(interrupt)?))
-        })
+        enter_core(py, |interrupt| Ok(work(&mut **take_whole(interrupt, || self.values.try_take())?)))
     }
 
     /// Checks that these are gradients of weights `specs`.
@@ -58,10 +54,10 @@ impl Gradients {
 #[pymethods]
 impl Gradients {
     #[new]
-    fn new(owner: Owner<'_>) -> Self {
+    fn new(py: Python<'_>, owner: Owner<'_>) -> PyResult<Self> {
         let specs = owner.part().specs().to_vec();
-        let values = Exclusive::new("gradients", params::Gradients::zeros(&specs));
-        Gradients { specs, values }
+        let zeros = enter_core(py, |_| Ok(params::Gradients::zeros(&specs)))?;
+        Ok(Gradients { specs, values: Exclusive::new("gradients", zeros) })
     }
 
     fn get<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {

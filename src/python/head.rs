@@ -13,11 +13,11 @@ use super::gradients::Gradients;
 use crate::config::InitializerConfig;
 use crate::error::{Error, Result};
 use crate::heads::{self, HeadConfig, LossSums, MaskedLmGradients, Predictions};
+use crate::kernels::zeroed;
 use crate::layers::Table;
 use crate::network::SparseMixer;
 use crate::params::{Param, Spec, draw};
-use crate::runtime::fork::NoFork;
-use crate::runtime::{Exclusive, run};
+use crate::runtime::{Exclusive, run, take_together, take_whole};
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
 /// Loss, weight and hits; see [`LossSums`].
@@ -103,9 +103,18 @@ impl Head {
             values.expect_shape(&spec.name, &spec.shape)?;
             replaced[index] = Some(values.data);
         }
+        let given: Option<Vec<_>> = replaced.iter().cloned().collect();
+        if let Some(given) = given {
+            // All of them: whatever was there before, also if an error left that broken.
+            return enter_core(py, |interrupt| {
+                let mut given = given.into_iter();
+                let mut source = |_: &Spec| Ok(given.next().unwrap_or_default().into());
+                let changed = heads::Head::load(&self.config, &mut source)?;
+                self.weights.overwrite(interrupt, Arc::new(changed))
+            });
+        }
         enter_core(py, |interrupt| {
-            let _whole = NoFork::begin(interrupt)?;
-            let mut current = self.weights.take(interrupt)?;
+            let mut current = take_whole(interrupt, || self.weights.try_take())?;
             let params = current.params();
             let mut pairs = replaced.into_iter().zip(&params);
             let mut source = |_: &Spec| match pairs.next() {
@@ -116,7 +125,7 @@ impl Head {
             let changed = heads::Head::load(&self.config, &mut source)?;
             drop(pairs);
             drop(params);
-            *current = Arc::new(changed);
+            **current = Arc::new(changed);
             Ok(())
         })
     }
@@ -158,7 +167,7 @@ impl Head {
         let (into, weights) = (into.get(), self.weights(py)?);
         let d_features = enter_core(py, |interrupt| {
             let head = projection(&weights)?;
-            let mut into = into.place().take(interrupt)?;
+            let mut into = take_together(interrupt, || into.place().try_take())?;
             run(isa, threads, &SCRATCH, interrupt, |context| {
                 into.reached.fill(true);
                 head.backward(context, &features.data, &d_logits.data, seed, &mut into.tensors)
@@ -216,12 +225,11 @@ impl Head {
         let (head, network) = (self.weights(py)?, encoder.get().network(py)?);
         let (sums, d_sequence) = enter_core(py, |interrupt| {
             let (head, table) = (masked_lm(&head)?, word_table(&network)?);
-            // Encoder first, as everywhere: two calls with the same gradients cannot wait for each other.
             let mut into = match into {
-                Some((own, encoders)) => {
-                    let encoders = encoders.place().take(interrupt)?;
-                    Some((own.place().take(interrupt)?, encoders))
-                }
+                Some((own, encoders)) => Some(take_together(interrupt, || {
+                    let Some(own) = own.place().try_take()? else { return Ok(None) };
+                    Ok(encoders.place().try_take()?.map(|encoders| (own, encoders)))
+                })?),
                 None => None,
             };
             run(isa, threads, &SCRATCH, interrupt, |context| {
@@ -229,7 +237,7 @@ impl Head {
                 let Some((own, encoders)) = &mut into else {
                     return Ok((head.loss(context, table, &sequence.data, predictions, None)?, None));
                 };
-                let mut d_sequence = vec![0.0; sequence.data.len()];
+                let mut d_sequence = zeroed(sequence.data.len());
                 own.reached.fill(true);
                 encoders.reached[WORD_TABLE] = true;
                 let gradients = MaskedLmGradients {

@@ -109,12 +109,12 @@ mod _native {
         runtime::default_threads().map_err(to_py_err)
     }
 
-    /// Makes the task number `task` of those to come panic; None for none.
+    /// Makes the task number `task` of those to come panic, or of the pieces of other work; None for none.
     #[cfg(feature = "fault-injection")]
     #[pyfunction]
-    #[pyo3(signature = (task))]
-    fn inject_panic(task: Option<u64>) {
-        super::SCRATCH.fault.arm(task);
+    #[pyo3(signature = (task, elsewhere=false))]
+    fn inject_panic(task: Option<u64>, elsewhere: bool) {
+        if elsewhere { &runtime::ELSEWHERE } else { &super::SCRATCH.fault }.arm(task);
     }
 
     #[pyfunction]

@@ -14,8 +14,7 @@ use super::part::{Owner, Place, TakenWeights};
 use crate::error::{Error, Result};
 use crate::optim::{self, Gradient, NamedArray, ParameterSpec, Rule, Schedule, Update};
 use crate::params;
-use crate::runtime::fork::NoFork;
-use crate::runtime::{Exclusive, Interrupt, Progress, Taken, default_threads, run_to_end};
+use crate::runtime::{Exclusive, Progress, Taken, default_threads, run_to_end, take_whole};
 
 /// A rule and the moments of the weights of some parts.
 #[pyclass(frozen, module = "sparse_mixer._native")]
@@ -28,10 +27,7 @@ impl Optimizer {
         py: Python<'_>,
         work: impl FnOnce(&mut optim::Optimizer<f32>) -> Result<T> + Send,
     ) -> PyResult<T> {
-        enter_core(py, |interrupt| {
-            let _whole = NoFork::begin(interrupt)?;
-            work(&mut *self.0.take(interrupt)?)
-        })
+        enter_core(py, |interrupt| work(&mut **take_whole(interrupt, || self.0.try_take())?))
     }
 }
 
@@ -42,30 +38,24 @@ type UpdatedPart = (Place, Arc<Exclusive<params::Gradients<f32>>>, Vec<bool>);
 struct Taking {
     weights: Vec<(TakenWeights, Taken<params::Gradients<f32>>, Vec<bool>)>,
     optimizer: Taken<optim::Optimizer<f32>>,
-    /// Dropped last: forks wait until everything is back.
-    _whole: NoFork,
 }
 
 impl Taking {
-    fn take(
+    fn try_take(
         optimizer: &Arc<Exclusive<optim::Optimizer<f32>>>,
-        parts: Vec<UpdatedPart>,
-        interrupt: Interrupt<'_>,
-    ) -> Result<Self> {
-        // A backward pass may have the gradients for long; forks need not wait for that.
-        let gradients =
-            parts.iter().map(|(_, place, _)| place.take(interrupt)).collect::<Result<Vec<_>>>()?;
-        let whole = NoFork::begin(interrupt)?;
-        let optimizer = optimizer.take(interrupt)?;
-        let weights = parts
-            .into_iter()
-            .zip(gradients)
-            .map(|((place, _, takes_part), gradients)| Ok((place.take(interrupt)?, gradients, takes_part)))
-            .collect::<Result<_>>()?;
-        Ok(Taking { weights, optimizer, _whole: whole })
+        parts: &[UpdatedPart],
+    ) -> Result<Option<Self>> {
+        let Some(optimizer) = optimizer.try_take()? else { return Ok(None) };
+        let mut weights = Vec::with_capacity(parts.len());
+        for (place, gradients, takes_part) in parts {
+            let Some(gradients) = gradients.try_take()? else { return Ok(None) };
+            let Some(place) = place.try_take()? else { return Ok(None) };
+            weights.push((place, gradients, takes_part.clone()));
+        }
+        Ok(Some(Taking { weights, optimizer }))
     }
 
-    fn apply(mut self, how: optim::Step, progress: &Progress) -> Result<Option<f64>> {
+    fn apply(&mut self, how: optim::Step, progress: &Progress) -> Result<Option<f64>> {
         let mut updates = Vec::with_capacity(self.optimizer.specs().len());
         for (weights, gradients, takes_part) in &mut self.weights {
             let params = weights.params_mut().into_iter();
@@ -126,6 +116,9 @@ impl Optimizer {
             if taken.iter().any(|(other, ..)| other.is(&place)) {
                 return Err(to_py_err(Error::value("parts", "the same encoder or head is there twice")));
             }
+            if taken.iter().any(|(_, other, _)| Arc::ptr_eq(other, gradients.get().place())) {
+                return Err(to_py_err(Error::value("gradients", "the same are there for two parts")));
+            }
             if let Owner::Encoder(encoder) = &owner {
                 threads = Some(encoder.get().resources()?.1);
             }
@@ -135,7 +128,7 @@ impl Optimizer {
         let progress = Arc::<Progress>::default();
         let left_alone = AtomicBool::new(false);
         let norm = enter_core(py, |interrupt| {
-            let taking = Taking::take(&self.0, taken, interrupt)?;
+            let mut taking = take_whole(interrupt, || Taking::try_take(&self.0, &taken))?;
             let hurry = || {
                 let hurried = hurried.as_ref()?;
                 Python::attach(|py| hurried.call0(py).and_then(|hurry| hurry.is_truthy(py)).ok())

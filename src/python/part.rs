@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::heads;
 use crate::network::SparseMixer;
 use crate::params::{Param, ParamMut, Spec};
-use crate::runtime::{Exclusive, Interrupt, Taken};
+use crate::runtime::{Exclusive, Taken};
 
 /// An owner of weights as Python hands it over.
 #[derive(FromPyObject)]
@@ -102,11 +102,11 @@ impl Snapshot {
 }
 
 impl Place {
-    /// Takes the weights for a change; see [`Exclusive::take`].
-    pub fn take(&self, interrupt: Interrupt<'_>) -> Result<TakenWeights> {
+    /// Takes the weights for a change if they are there; see [`Exclusive::try_take`].
+    pub fn try_take(&self) -> Result<Option<TakenWeights>> {
         Ok(match self {
-            Place::Encoder(place) => TakenWeights::Encoder(place.take(interrupt)?),
-            Place::Head(place) => TakenWeights::Head(place.take(interrupt)?),
+            Place::Encoder(place) => place.try_take()?.map(TakenWeights::Encoder),
+            Place::Head(place) => place.try_take()?.map(TakenWeights::Head),
         })
     }
 

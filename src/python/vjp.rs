@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::SCRATCH;
-use super::convert::{floats, to_numpy};
+use super::convert::{finite, floats, to_numpy};
 use super::encoder::Encoder;
 use super::enter::enter_core;
 use super::gradients::Gradients;
@@ -15,7 +15,7 @@ use super::inputs::Given;
 use super::outputs;
 use crate::kernels::Isa;
 use crate::network::{self, Cotangents, SparseMixer};
-use crate::runtime::run;
+use crate::runtime::{run, take_together};
 
 /// What one forward pass kept, and the weights it used.
 #[pyclass(frozen, module = "sparse_mixer._native")]
@@ -83,8 +83,9 @@ impl Tape {
         let config = self.network.config();
         into.get().expect(&network::specs(config))?;
         let read = |name: &str, array: Option<&Bound<'py, PyAny>>, axes: usize| {
-            array.map(|array| Ok::<_, PyErr>(floats(name, array, axes)?.data)).transpose()
+            array.map(|array| finite(name, floats(name, array, axes)?.data)).transpose()
         };
+        let aux_loss_weight = finite("aux_loss_weight", [aux_loss_weight])?[0];
         let sequence = read("sequence_output", sequence_output, 3)?;
         let pooled = read("pooled_output", pooled_output, 2)?;
         let blocks = encoder_outputs
@@ -101,7 +102,7 @@ impl Tape {
                 pooled_output: pooled.as_deref(),
                 encoder_outputs: &blocks,
             };
-            let mut into = into.place().take(interrupt)?;
+            let mut into = take_together(interrupt, || into.place().try_take())?;
             run(self.isa, self.threads, &SCRATCH, interrupt, |context| {
                 self.network.backward(context, &self.tape, &cotangents, aux_loss_weight, &mut into)
             })

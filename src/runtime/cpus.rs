@@ -1,9 +1,16 @@
 //! How many threads a call uses that does not say.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use super::fork::{Section, generation};
+use super::lock;
 use crate::error::{Error, Result};
+
+/// How long what the system allows is believed to stay so.
+const KEPT: Duration = Duration::from_millis(100);
 
 /// 0 stands for "not set".
 static DEFAULT_THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -26,11 +33,26 @@ pub fn default_threads() -> Result<usize> {
             }
         };
     }
+    let omp = std::env::var("OMP_NUM_THREADS").ok().and_then(|text| text.trim().parse::<usize>().ok());
+    Ok(allowed_cpus().min(omp.filter(|&limit| limit >= 1).unwrap_or(usize::MAX)))
+}
+
+/// What affinity and quota allow. Files tell the quota, too slow to be read again by every small call.
+fn allowed_cpus() -> usize {
+    static KNOWN: Mutex<Option<(u64, Instant, usize)>> = Mutex::new(None);
+    let recent = {
+        let _section = Section::enter();
+        lock(&KNOWN).filter(|(process, at, _)| *process == generation() && at.elapsed() < KEPT)
+    };
+    if let Some((.., cpus)) = recent {
+        return cpus;
+    }
     // Affinity, and the quota where the standard library finds it.
     let available = std::thread::available_parallelism().map_or(1, usize::from);
-    let quota = quota_cpus(Path::new("/")).unwrap_or(usize::MAX);
-    let omp = std::env::var("OMP_NUM_THREADS").ok().and_then(|text| text.trim().parse::<usize>().ok());
-    Ok(available.min(quota).min(omp.filter(|&limit| limit >= 1).unwrap_or(usize::MAX)))
+    let cpus = available.min(quota_cpus(Path::new("/")).unwrap_or(usize::MAX));
+    let _section = Section::enter();
+    *lock(&KNOWN) = Some((generation(), Instant::now(), cpus));
+    cpus
 }
 
 /// Sets the number of threads of calls that do not say; `None` goes back to the automatic choice.

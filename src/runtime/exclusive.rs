@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::fork::{Section, generation};
+use super::fork::{NoFork, Section, generation};
 use super::{Interrupt, lock};
 use crate::error::{Error, Result};
 
@@ -48,7 +48,7 @@ impl<T> Exclusive<T> {
     /// Calls `work` with the value if it is here. `work` must not wait for anything.
     ///
     /// # Errors
-    /// The value is lost: see [`Exclusive::take`].
+    /// The value is lost: see [`Exclusive::try_take`].
     pub fn try_with<U>(&self, work: impl FnOnce(&mut T) -> U) -> Result<Option<U>> {
         let _section = Section::enter();
         match &mut *lock(&self.place) {
@@ -68,43 +68,35 @@ impl<T> Exclusive<T> {
     /// Calls `work` with the value, waiting until it is here. `work` must not wait for anything.
     ///
     /// # Errors
-    /// [`Error::Interrupted`], or the value is lost: see [`Exclusive::take`].
+    /// [`Error::Interrupted`], or the value is lost: see [`Exclusive::try_take`].
     pub fn with<U>(&self, interrupt: Interrupt<'_>, mut work: impl FnMut(&mut T) -> U) -> Result<U> {
-        for look in 1u64.. {
-            if let Some(result) = self.try_with(&mut work)? {
-                return Ok(result);
-            }
-            if look % LOOKS_PER_POLL == 0 && interrupt() {
-                break;
-            }
-            std::thread::sleep(LOOK);
-        }
-        Err(Error::Interrupted)
+        take_together(interrupt, || self.try_with(&mut work))
     }
 
-    /// Takes the value, waiting until it is here.
-    ///
-    /// Not to be called from a task of a thread pool: while a task waits for others its thread takes up any work that
-    /// there is, and would wait for a value that it has itself taken further down its stack.
+    /// Puts `value` in the place of what is here, waiting for whoever has that; also where it is lost or was left broken.
     ///
     /// # Errors
-    /// - [`Error::Interrupted`]
-    /// - [`Error::Value`] if a thread of the parent had it when this process was forked.
-    /// - [`Error::Internal`] if whoever had it panicked.
-    pub fn take(self: &Arc<Self>, interrupt: Interrupt<'_>) -> Result<Taken<T>> {
-        for look in 1u64.. {
-            if let Some(taken) = self.try_take()? {
-                return Ok(taken);
+    /// [`Error::Interrupted`]
+    pub fn overwrite(&self, interrupt: Interrupt<'_>, value: T) -> Result<()> {
+        let mut value = Some(value);
+        // The old one is dropped without the lock.
+        take_together(interrupt, || {
+            let _section = Section::enter();
+            let mut place = lock(&self.place);
+            if matches!(&*place, Place::Taken(by) if *by == generation()) {
+                return Ok(None);
             }
-            if look % LOOKS_PER_POLL == 0 && interrupt() {
-                break;
-            }
-            std::thread::sleep(LOOK);
-        }
-        Err(Error::Interrupted)
+            Ok(value.take().map(|value| std::mem::replace(&mut *place, Place::Here(value))))
+        })
+        .map(drop)
     }
 
-    fn try_take(self: &Arc<Self>) -> Result<Option<Taken<T>>> {
+    /// Takes the value if it is here; for use in [`take_together`] and [`take_whole`].
+    ///
+    /// # Errors
+    /// - [`Error::Value`] if a thread of the parent had it when this process was forked.
+    /// - [`Error::Internal`] if whoever had it panicked.
+    pub fn try_take(self: &Arc<Self>) -> Result<Option<Taken<T>>> {
         // Says whether it is lost.
         if self.try_with(|_| ())?.is_none() {
             return Ok(None);
@@ -119,6 +111,65 @@ impl<T> Exclusive<T> {
             }
         }
     }
+}
+
+/// Calls `try_all` until it takes all that it wants. It must keep nothing when it does not, so that nobody has one thing
+/// while waiting for another.
+///
+/// Not to be called from a task of a thread pool: while a task waits for others its thread takes up any work that
+/// there is, and would wait for a value that it has itself taken further down its stack.
+///
+/// # Errors
+/// [`Error::Interrupted`], and those of `try_all`.
+pub fn take_together<T>(
+    interrupt: Interrupt<'_>,
+    mut try_all: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    for look in 1u64.. {
+        if let Some(all) = try_all()? {
+            return Ok(all);
+        }
+        if look % LOOKS_PER_POLL == 0 && interrupt() {
+            break;
+        }
+        std::thread::sleep(LOOK);
+    }
+    Err(Error::Interrupted)
+}
+
+/// What was taken for a change that no fork may cut in two.
+#[derive(Debug)]
+pub struct Whole<T> {
+    /// Dropped first: forks wait until everything is back.
+    value: T,
+    _no_fork: NoFork,
+}
+
+impl<T> Deref for Whole<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Whole<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+/// As [`take_together`], and holds back forks for as long as the result lives; while waiting it does not.
+///
+/// # Errors
+/// As [`take_together`].
+pub fn take_whole<T>(
+    interrupt: Interrupt<'_>,
+    mut try_all: impl FnMut() -> Result<Option<T>>,
+) -> Result<Whole<T>> {
+    take_together(interrupt, || {
+        let Some(no_fork) = NoFork::try_begin() else { return Ok(None) };
+        Ok(try_all()?.map(|value| Whole { value, _no_fork: no_fork }))
+    })
 }
 
 impl<T> Deref for Taken<T> {
@@ -157,7 +208,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        let mut number = shared.take(&never).unwrap();
+                        let mut number = take_together(&never, || shared.try_take()).unwrap();
                         let before = *number;
                         std::thread::yield_now();
                         *number = before + 1;
@@ -171,8 +222,8 @@ mod tests {
     #[test]
     fn whoever_waits_can_be_interrupted() {
         let shared = Exclusive::new("numbers", 0);
-        let taken = shared.take(&never).unwrap();
-        assert!(matches!(shared.take(&|| true), Err(Error::Interrupted)));
+        let taken = take_together(&never, || shared.try_take()).unwrap();
+        assert!(matches!(take_together(&|| true, || shared.try_take()), Err(Error::Interrupted)));
         assert!(matches!(shared.with(&|| true, |_| ()), Err(Error::Interrupted)));
         assert!(matches!(shared.try_with(|_| ()), Ok(None)));
         drop(taken);
@@ -184,13 +235,13 @@ mod tests {
         let shared = Exclusive::new("numbers", 0);
         let panicked = std::thread::scope(|scope| {
             let half = || {
-                let _taken = shared.take(&never).unwrap();
+                let _taken = take_together(&never, || shared.try_take()).unwrap();
                 panic!("in the middle");
             };
             scope.spawn(half).join().is_err()
         });
         assert!(panicked);
-        let error = shared.take(&never).unwrap_err().to_string();
+        let error = take_together(&never, || shared.try_take()).unwrap_err().to_string();
         assert!(error.contains("numbers: an error in the middle"), "{error}");
     }
 }

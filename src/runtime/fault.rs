@@ -9,6 +9,10 @@ pub struct Fault {
     left: AtomicI64,
 }
 
+/// What goes wrong in work that is no task of a computation: parts of updates, weights read and written.
+#[cfg(feature = "fault-injection")]
+pub static ELSEWHERE: Fault = Fault { left: AtomicI64::new(-1) };
+
 impl Default for Fault {
     fn default() -> Self {
         Fault { left: AtomicI64::new(-1) }

@@ -12,9 +12,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::error::{Error, Result};
 use crate::kernels::call_at_fork;
-use crate::runtime::Interrupt;
 
 static SECTIONS: AtomicUsize = AtomicUsize::new(0);
 /// Forks that are being made at this moment; while there are any, sections do not begin.
@@ -86,27 +84,17 @@ extern "C" fn after_fork_in_child() {
 }
 
 /// Holds back forks by way of Python while state is half changed, or copied and therefore out of its place. Unlike a
-/// [`Section`] it may last; whoever has one must get on without the interpreter.
+/// [`Section`] it may last; whoever has one must get on without the interpreter, and without waiting for what another
+/// thread has taken: that one may be waiting for the fork. [`super::take_whole`] sees to that.
 #[derive(Debug)]
 pub struct NoFork(());
 
 impl NoFork {
-    /// Waits for forks that have been announced.
-    ///
-    /// # Errors
-    /// [`Error::Interrupted`]
-    pub fn begin(interrupt: Interrupt<'_>) -> Result<Self> {
-        loop {
-            HOLDING_BACK.fetch_add(1, Ordering::SeqCst);
-            if ANNOUNCED.load(Ordering::SeqCst) == 0 {
-                return Ok(NoFork(()));
-            }
-            HOLDING_BACK.fetch_sub(1, Ordering::SeqCst);
-            if interrupt() {
-                return Err(Error::Interrupted);
-            }
-            std::thread::sleep(LOOK);
-        }
+    /// None while a fork has been announced.
+    pub fn try_begin() -> Option<Self> {
+        HOLDING_BACK.fetch_add(1, Ordering::SeqCst);
+        let begun = NoFork(());
+        (ANNOUNCED.load(Ordering::SeqCst) == 0).then_some(begun)
     }
 }
 

@@ -20,7 +20,9 @@ use crate::error::{Error, Result};
 use crate::kernels::{Isa, PackedMatrix, Real, WeightDtype};
 
 pub use cpus::{default_threads, quota_cpus, set_default_threads};
-pub use exclusive::{Exclusive, Taken};
+pub use exclusive::{Exclusive, Taken, Whole, take_together, take_whole};
+#[cfg(feature = "fault-injection")]
+pub use fault::ELSEWHERE;
 #[cfg(any(test, feature = "fault-injection"))]
 pub use fault::Fault;
 pub use run_to_end::{Progress, internal, run_to_end};
@@ -51,7 +53,7 @@ pub struct Context<'a, R> {
 
 /// Runs `work` with `threads` threads, watching `interrupt` from the calling thread.
 ///
-/// `work` must not take what another computation may hold for long (see [`Exclusive::take`]): that is for the caller.
+/// `work` must not take what another computation may hold for long (see [`take_together`]): that is for the caller.
 ///
 /// # Errors
 /// Those of `work`; [`Error::Interrupted`] when the interrupt came; [`Error::Internal`] if `work` panics.
@@ -62,7 +64,7 @@ pub fn run<R: Real, T: Send>(
     interrupt: Interrupt<'_>,
     work: impl FnOnce(&Context<'_, R>) -> Result<T> + Send,
 ) -> Result<T> {
-    let pool = if threads > 1 { pool::get(threads) } else { None };
+    let pool = pool::get(threads);
     let threads = pool.as_ref().map_or(1, |pool| pool.current_num_threads());
     let call_scratch = scratch.check_out(threads);
     let inline = pool.is_none().then(|| (interrupt, Instant::now(), AtomicU64::new(0)));
@@ -99,6 +101,12 @@ pub fn run<R: Real, T: Send>(
     });
     let result = lock(&done.0).take();
     result.unwrap_or_else(|| Err(Error::Internal("a computation ended without a result".into())))
+}
+
+/// Where a build for tests can be made to panic, outside the tasks of computations.
+pub(crate) fn strike() {
+    #[cfg(feature = "fault-injection")]
+    ELSEWHERE.strike();
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

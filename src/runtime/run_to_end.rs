@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use super::{Interrupt, POLL, lock, pool};
 use crate::error::{Error, Result};
+use crate::kernels::OutOfMemory;
 
 /// Where a change is: still to be stopped, begun, or stopped.
 #[derive(Debug, Default)]
@@ -58,8 +59,9 @@ pub fn run_to_end<T: Send + 'static>(
             outcome.1.notify_one();
         })
     };
-    match if threads > 1 { pool::get(threads) } else { None } {
+    match pool::get(threads) {
         Some(pool) => pool.spawn(job),
+        None if pool::is_worker() => job(),
         None => spawn_or_do(job),
     }
     let mut result = lock(&outcome.0);
@@ -97,6 +99,9 @@ fn spawn_or_do(job: Job) {
 
 /// The error for a panic.
 pub fn internal(panic: &(dyn Any + Send)) -> Error {
+    if let Some(refused) = panic.downcast_ref::<OutOfMemory>() {
+        return Error::Memory { what: "a computation".into(), bytes: refused.bytes };
+    }
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     Error::Internal(text.unwrap_or_else(|| "a panic without a message".into()))

@@ -16,7 +16,18 @@ from encoders import ARGUMENTS, LENGTH, TYPES, VOCAB_SIZE, small_encoder, small_
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sparse_mixer import gradients, masking, models, optimizers, schedules
+from sparse_mixer import (
+    callbacks,
+    gradients,
+    initializers,
+    layouts,
+    masking,
+    models,
+    optimizers,
+    plots,
+    schedules,
+    text,
+)
 
 FULL = os.environ.get("SPARSE_MIXER_STRESS", "") == "full"
 # Three tests, 20,000 calls in a full run.
@@ -222,6 +233,8 @@ LABELLED = (small_inputs(), np.array([0, 1]))
 OUTPUTS, VJP = ENCODER.vjp(small_inputs(), seed=0)
 GRADIENTS = VJP({"pooled_output": OUTPUTS["pooled_output"]})
 TABLE = ENCODER.get_embedding_table()
+ROUTING = ENCODER(small_inputs(), outputs=("routing",))["routing"][0]
+SPANS, TOKENS = models.BertSpanLabeler(ENCODER), models.BertTokenClassifier(ENCODER, 2)
 BUFFERS = gradients.Gradients(ENCODER)
 
 
@@ -277,6 +290,22 @@ SURFACE: dict[str, Callable[[Any], Any]] = {
     "mask_tokens": lambda x: masking.mask_tokens(small_inputs(), seed=0, mask_id=x, vocab_size=VOCAB_SIZE),
     "set_num_threads": lambda x: (sparse_mixer.set_num_threads(x), sparse_mixer.set_num_threads(None)),
     "from_config": lambda x: sparse_mixer.SparseMixer.from_config(x),
+    "layers of a layout": lambda x: layouts.middle(x, 2),
+    "count of a layout": lambda x: [choose(8, x) for choose in layouts.LAYOUTS.values()],
+    "layout": lambda x: layouts.layer_indices(x, 4, 2),
+    "labels of spans": lambda x: SPANS.loss_and_gradients((small_inputs(), x), seed=0),
+    "labels of tokens": lambda x: TOKENS.loss_and_gradients((small_inputs(), x), seed=0),
+    "EarlyStopping": lambda x: callbacks.EarlyStopping(x),
+    "mode": lambda x: callbacks.EarlyStopping("loss", mode=x),
+    "padding_share": lambda x: text.padding_share(x),
+    "padding_share of a mask": lambda x: text.padding_share({"input_mask": x}),
+    "combine_weights": lambda x: plots.combine_weights(x),
+    "combine_weights of indices": lambda x: plots.combine_weights({**ROUTING, "indices": x}),
+    "combine_weights of probabilities": lambda x: plots.combine_weights({**ROUTING, "probabilities": x}),
+    "LAMB": lambda x: optimizers.LAMB(beta_2=x).apply_gradients(small_encoder(), GRADIENTS),
+    "Adafactor": lambda x: optimizers.Adafactor(x).apply_gradients(small_encoder(), GRADIENTS),
+    "initializer": lambda x: initializers.TruncatedNormal(x),
+    "stddev": lambda x: small_encoder(initializer=initializers.RandomNormal(stddev=x)),
 }
 # Where Python itself or a mapping answers, its own exceptions are the right ones.
 ALSO = {"from_config": (KeyError,), "gradient": (KeyError,), "num_classes": (MemoryError,)}

@@ -83,6 +83,33 @@ print(before, most)
 
 
 @needs_proc
+def test_pools_that_nobody_uses_end() -> None:
+    program = """
+import time
+encoder = small_encoder(hidden_size=64)
+for threads in range(1, 17):
+    encoder.num_threads = threads
+    encoder(small_inputs(8))
+time.sleep(0.5)
+print(ours())
+"""
+    # That of the last call, and the one before for callers that take turns.
+    assert python(program) == str(16 + 15)
+
+
+def test_the_default_is_known_at_once() -> None:
+    """A small call must not spend its time on reading what the control group allows."""
+    program = """
+import time
+sparse_mixer.get_num_threads()
+start = time.perf_counter()
+for _ in range(1000): sparse_mixer.get_num_threads()
+print((time.perf_counter() - start) / 1000 < 10e-6)
+"""
+    assert python(program) == "True"
+
+
+@needs_proc
 @pytest.mark.parametrize(
     "limit",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -158,6 +159,52 @@ def test_forks_during_a_backward_pass() -> None:
             assert code in (0, 7)
             lost += code == 7
     assert lost > 0
+
+
+def test_updates_gradients_and_forks_do_not_wait_for_each_other(scaled: Any) -> None:
+    """One thread updates, one clears the gradients that the first one reads, one forks."""
+    program = f"""
+import os, sys, threading, time
+sys.path[:0] = {[str(Path(__file__).parents[1])]!r}
+from encoders import small_encoder
+from sparse_mixer import gradients, optimizers
+encoder = small_encoder(num_threads=2, vocab_size=20_000, hidden_size=64)
+optimizer, grads = optimizers.SGD(1e-6), gradients.Gradients(encoder)
+end = time.monotonic() + {scaled(3, 20)}
+def fork():
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+counts = dict()
+def repeat(name, work):
+    while time.monotonic() < end:
+        work()
+        counts[name] = counts.get(name, 0) + 1
+works = dict(update=lambda: optimizer.apply_gradients(encoder, grads), clear=grads.clear, fork=fork)
+threads = [threading.Thread(target=repeat, args=item) for item in works.items()]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert min(counts[name] for name in works) > 10, counts
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WATCHDOG + scaled(3, 20), check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_child_finds_a_lock_held(scaled: Any) -> None:
+    """Of the metrics, which every call updates; with threads that take turns as often as they can."""
+    encoder, inputs = small_encoder(num_threads=1), small_inputs(1)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(4):
+                stack.enter_context(meanwhile(lambda: encoder(inputs)))
+            for _ in range(scaled(100, 500)):
+                in_child(lambda: [mean.reset_state() for mean in encoder.metrics] and None)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_nested_forks() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import sparse_mixer
 from encoders import assert_same_outputs, small_encoder, small_inputs
-from sparse_mixer import _native
+from sparse_mixer import _native, optimizers
 
 pytestmark = pytest.mark.skipif(
     not hasattr(_native, "inject_panic"), reason="a release cannot be made to panic; see `make test-checked`"
@@ -45,3 +47,53 @@ def test_a_panic_anywhere_is_an_internal_error(threads: int, capfd: Any) -> None
         np.testing.assert_array_equal(again[key], gradients[key])
     assert min(tasks) > 5
     capfd.readouterr()  # Rust's own words about each panic
+
+
+def test_a_panic_in_an_update_can_be_repaired(capfd: Any) -> None:
+    """Whole or unusable, never half; new weights make the encoder usable again."""
+    encoder, inputs = small_encoder(num_threads=1), small_inputs()
+    expected, weights = encoder(inputs), encoder.get_weights()
+    ones = {v.key: np.ones(v.shape, np.float32) for v in encoder.weights}
+    broken = 0
+    for task in range(10_000):
+        optimizer = optimizers.AdamW(1.0)
+        _native.inject_panic(task, elsewhere=True)
+        try:
+            optimizer.apply_gradients(encoder, ones)
+            break
+        except sparse_mixer.InternalError:
+            pass
+        finally:
+            _native.inject_panic(None, elsewhere=True)
+        try:
+            assert_same_outputs(encoder(inputs), expected)
+        except sparse_mixer.InternalError as error:
+            broken += "left them unusable" in str(error)
+        encoder.set_weights(weights)
+        assert_same_outputs(encoder(inputs), expected)
+    assert broken > 5
+    capfd.readouterr()
+
+
+def test_a_panic_while_loading_and_saving(tmp_path: Path, capfd: Any) -> None:
+    encoder, inputs = small_encoder(num_threads=1), small_inputs()
+    expected = encoder(inputs)
+    path = tmp_path / "weights.safetensors"
+    encoder.save(path)
+    content = path.read_bytes()
+    works: list[Callable[[], Any]] = [
+        lambda: encoder.save(path),
+        lambda: encoder.load_weights(path),
+        lambda: encoder.set_weights(encoder.get_weights()),
+        lambda: sparse_mixer.SparseMixer.load(path),
+        lambda: small_encoder(),
+    ]
+    for work in works:
+        for task in (0, 1, 7):
+            _native.inject_panic(task, elsewhere=True)
+            with pytest.raises(sparse_mixer.InternalError, match="injected"):
+                work()
+            _native.inject_panic(None, elsewhere=True)
+            assert path.read_bytes() == content
+            assert_same_outputs(encoder(inputs), expected)
+    capfd.readouterr()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -149,3 +151,31 @@ def test_inputs_that_another_thread_changes(scaled: Any) -> None:
     ids[:] = 3
     assert_same_outputs(encoder(inputs), small_encoder(attention_layers=())(inputs))
     assert complaints <= {"input_word_ids: got id"}
+
+
+def test_activations_that_call_other_encoders(scaled: Any) -> None:
+    """They run on threads of the pool that the inner call would wait for."""
+    program = f"""
+import sys, threading
+sys.path[:0] = {[str(Path(__file__).parents[1])]!r}
+import numpy as np
+from encoders import small_encoder, small_inputs
+from sparse_mixer import optimizers
+inner, inputs = small_encoder(num_threads=2), small_inputs(8)
+ones = {{v.key: np.ones(v.shape, np.float32) for v in inner.weights}}
+optimizer = optimizers.SGD(1e-6)
+def activation(x):
+    inner(inputs)
+    optimizer.apply_gradients(inner, ones)
+    return np.maximum(x, 0)
+outer = small_encoder(num_threads=2, inner_activation=activation)
+def calls():
+    for _ in range({scaled(20, 200)}):
+        outer(inputs)
+callers = [threading.Thread(target=calls) for _ in range(4)]
+for caller in callers: caller.start()
+for caller in callers: caller.join()
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=scaled(60, 300), check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,64 @@
+"""Files that Python itself reads, damaged at random: training states and `config.json` beside weights.
+
+`SPARSE_MIXER_FUZZ_INPUTS` is the number of inputs each, as for `tests/fuzz_corpus.rs`. HDF5 files, which can crash the
+process, are in `test_damaged_files.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from damaged_files import damaged
+from sparse_mixer import CheckpointError, _train_state
+from sparse_mixer._huggingface import read_hugging_face
+
+INPUTS = int(os.environ.get("SPARSE_MIXER_FUZZ_INPUTS", "500"))
+CONFIG = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "num_hidden_layers": 2,
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "max_position_embeddings": 16,
+    "type_vocab_size": 2,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "hidden_dropout_prob": 0.1,
+}
+HOSTILE = [None, [], {}, "x", -1, 2**70, 10**18, 1e400, float("nan"), True, [[[]]], ""]
+
+
+@pytest.mark.parametrize("key", CONFIG)
+@pytest.mark.parametrize("value", HOSTILE, ids=repr)
+def test_hostile_configurations(key: str, value: object, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {key: value}))
+    with contextlib.suppress(CheckpointError):
+        assert len(read_hugging_face(str(tmp_path))["attention_layers"]) <= 4096
+
+
+def test_damaged_configurations(tmp_path: Path) -> None:
+    chance, good = random.Random(1), json.dumps(CONFIG).encode()
+    for _ in range(INPUTS):
+        (tmp_path / "config.json").write_bytes(damaged(good, chance))
+        with contextlib.suppress(CheckpointError):
+            read_hugging_face(str(tmp_path))
+
+
+def test_damaged_training_states(tmp_path: Path) -> None:
+    path, chance = tmp_path / "state", random.Random(2)
+    _train_state.save(path, {"step": 3}, {"a/b": np.arange(12.0).reshape(3, 4), "c": np.ones(2, np.int64)})
+    good = path.read_bytes()
+    for _ in range(INPUTS):
+        path.write_bytes(damaged(good, chance))
+        with warnings.catch_warnings(), contextlib.suppress(ValueError, OSError):
+            warnings.simplefilter("ignore")  # zipfile's, of odd archives
+            meta, arrays = _train_state.load(path)
+            assert isinstance(meta, dict)
+            assert all(isinstance(array, np.ndarray) for array in arrays.values())

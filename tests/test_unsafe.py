@@ -1,0 +1,57 @@
+"""Unsafe code: only in the kernels, every block with its reason, and no new one unnoticed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+UNSAFE = re.compile(r"\bunsafe\s*(\{|impl\b|fn\b|extern\b)")
+# A block more or less is a change to look at, together with this table.
+COUNTS: dict[str, int] = {
+    "src/kernels/aarch64.rs": 6,
+    "src/kernels/aligned.rs": 15,
+    "src/kernels/amx.rs": 10,
+    "src/kernels/at_fork.rs": 1,
+    "src/kernels/dot_tile.rs": 9,
+    "src/kernels/dot_x86_64.rs": 17,
+    "src/kernels/float_bytes.rs": 2,
+    "src/kernels/isa.rs": 1,
+    "src/kernels/map_file.rs": 2,
+    "src/kernels/matmul_bf16.rs": 2,
+    "src/kernels/matmul_f16.rs": 3,
+    "src/kernels/matmul_int8.rs": 1,
+    "src/kernels/matmul_native.rs": 8,
+    "src/kernels/packed.rs": 1,
+    "src/kernels/panel_product.rs": 1,
+    "src/kernels/portable.rs": 4,
+    "src/kernels/simd.rs": 2,
+    "src/kernels/vectorised.rs": 2,
+    "src/kernels/x86_64.rs": 8,
+}
+
+
+def code(path: Path) -> list[str]:
+    """The lines without comments and texts."""
+    return [re.sub(r'"(\\.|[^"\\])*"', '""', line).split("//")[0] for line in path.read_text().splitlines()]
+
+
+def count(path: Path) -> int:
+    return sum(len(UNSAFE.findall(line)) for line in code(path))
+
+
+@pytest.mark.skipif(not (ROOT / "src").is_dir(), reason="needs the sources")
+def test_where_and_how_much() -> None:
+    counts = {str(path.relative_to(ROOT)): count(path) for path in sorted((ROOT / "src").rglob("*.rs"))}
+    assert {name: number for name, number in counts.items() if number} == COUNTS
+    assert all(name.startswith("src/kernels/") for name in COUNTS)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_reasons(name: str) -> None:
+    """Clippy asks for a reason at every block; here, too, so that nobody allows the lint away in a file."""
+    text = (ROOT / name).read_text()
+    assert "undocumented_unsafe_blocks" not in text
+    assert text.count("SAFETY:") + text.count("# Safety") > 0
