@@ -29,6 +29,7 @@ __all__ = [
     "plan_load",
     "record",
     "release_scratch",
+    "save",
     "set_num_threads",
     "weight_specs",
 ]
