@@ -34,9 +34,6 @@ _ACTIVATIONS = {
     "silu": "silu",
 }
 
-# As the core's limit.
-_MAX_LAYERS = 4096
-
 
 def config_path(path: str) -> str:
     """Where the configuration of the model at `path`, a folder or the weight file in it, would be."""
@@ -72,8 +69,6 @@ def read_hugging_face(path: str) -> dict[str, Any] | None:
         raise CheckpointError(f"{file}: hidden_act {activation!r} is not supported, only {sorted(_ACTIVATIONS)}")
     try:
         num_layers = _count(config, "num_hidden_layers")
-        if num_layers > _MAX_LAYERS:
-            raise ValueError(f"num_hidden_layers: got {num_layers}, expected at most {_MAX_LAYERS}")
         return {
             "vocab_size": _count(config, "vocab_size"),
             "hidden_size": _count(config, "hidden_size"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -68,13 +69,20 @@ class Model(Layer):
 
         Returns:
             Metrics of the batch, with the losses before any update, and the gradients.
+
+        Raises:
+            FloatingPointError: The loss is NaN or infinite; what `into` then holds is unspecified.
         """
         inputs, labels, weights = _unpack(batch)
         gradients = Gradients(self) if into is None else into
         outputs, vjp = self.encoder.vjp(inputs, training=True, seed=seed, outputs=self._outputs, recompute=recompute)
         task, d_outputs = self._loss(outputs, inputs, labels, weights, seed, gradients)
+        metrics = self._with_auxiliary(task)
+        # Without a single prediction the mean is none, but there are the auxiliary losses.
+        if not math.isfinite(metrics["loss"][0]):
+            raise FloatingPointError(f"the loss is {metrics['loss'][0]}")
         vjp(d_outputs, into=gradients)
-        return self._with_auxiliary(task), gradients
+        return metrics, gradients
 
     def test_step(self, batch: Any) -> Metrics:
         """Metrics of one batch, as at inference: no dropout, evaluation capacity."""

@@ -7,7 +7,6 @@ of batches done. So a run that was stopped and resumed gives the same weights, b
 from __future__ import annotations
 
 import itertools
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -203,12 +202,15 @@ class Trainer:
                 batch = self._transform(batch, derived_seed(self._seed, number, 1))
             tokens += token_count(batch)
             seed = derived_seed(self._seed, number)
-            new, _ = self.model.loss_and_gradients(batch, seed=seed, into=self._gradients, recompute=self._recompute)
+            try:
+                new, _ = self.model.loss_and_gradients(
+                    batch, seed=seed, into=self._gradients, recompute=self._recompute
+                )
+            except FloatingPointError as error:
+                reason = str(error).replace("the loss is", f"the loss of update {self.step + 1} is")
+                raise FloatingPointError(f"{reason}; nothing was updated") from None
             metrics.add(new)
         logs = metrics.means()
-        # Without a single prediction the mean is none, but there are the auxiliary losses.
-        if not math.isfinite(metrics["loss"][0]):
-            raise FloatingPointError(f"the loss of update {self.step + 1} is {logs['loss']}; nothing was updated")
         logs["learning_rate"] = self.optimizer.current_learning_rate()
         with _interrupts.deferred():
             # If Ctrl-C comes, this does not wait for the end of an update that has begun, which counts as made.
