@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import sys
 import warnings
 from pathlib import Path
 
@@ -40,7 +41,8 @@ HOSTILE = [None, [], {}, "x", -1, 2**70, 10**18, 1e400, float("nan"), True, [[[]
 def test_hostile_configurations(key: str, value: object, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {key: value}))
     with contextlib.suppress(CheckpointError):
-        assert len(read_hugging_face(str(tmp_path))["attention_layers"]) <= 4096
+        # However many layers a file claims, no list of them is made before it is seen whether it has so many.
+        assert sys.getsizeof(read_hugging_face(str(tmp_path))["attention_layers"]) < 1000
 
 
 def test_damaged_configurations(tmp_path: Path) -> None:
