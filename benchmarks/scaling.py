@@ -49,7 +49,12 @@ def _fourier_only() -> tuple[Point, ...]:
     for length in LENGTHS:
         for fft in (False, True):
             workload = Workload(
-                max_sequence_length=length, mixing_mechanism="fourier", use_fft=fft, attention_layers=(), moe_layers=()
+                num_layers=4,
+                max_sequence_length=length,
+                mixing_mechanism="fourier",
+                use_fft=fft,
+                attention_layers=(),
+                moe_layers=(),
             )
             points.append(Point(length, workload, 1, "FFT" if fft else "DFT matrices"))
     return tuple(points)
