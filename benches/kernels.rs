@@ -1,5 +1,5 @@
 //! Single-thread rates of the products on the Base model's shapes, against the multiply-add rate measured in the same
-//! run: `cargo bench --bench kernels [-- isa]`.
+//! run: `cargo bench --bench kernels [-- isa]`. `--json` prints the products alone, a line of JSON each.
 //!
 //! The peak is measured before each figure, and the share is the median of the ratios: processors lower their clock
 //! under wide multiply-adds, by the second, and neighbours come and go. Shares of bfloat16 and 8-bit products are of the
@@ -152,7 +152,7 @@ fn other_work(isa: Isa) -> Vec<(&'static str, f64)> {
     measured
 }
 
-fn report_products(isa: Isa, name: &str, dtype: WeightDtype) {
+fn report_products(isa: Isa, name: &str, dtype: WeightDtype, json: bool) {
     let mut products: Vec<_> = SHAPES.iter().map(|&shape| Product::new(shape, dtype)).collect();
     let mut peaks = Vec::new();
     let mut rates = vec![Vec::new(); products.len()];
@@ -167,6 +167,16 @@ fn report_products(isa: Isa, name: &str, dtype: WeightDtype) {
         }
     }
     let peak = median(peaks) / 1e9;
+    if json {
+        for ((&(m, k, n), rates), ratios) in SHAPES.iter().zip(rates).zip(ratios) {
+            let (rate, share) = (median(rates), median(ratios));
+            println!(
+                r#"{{"isa": "{}", "dtype": "{name}", "shape": [{m}, {k}, {n}], "rate": {rate}, "of_float32_peak": {share}}}"#,
+                isa.name()
+            );
+        }
+        return;
+    }
     println!("{name} on {}, one thread; f32 multiply-add peak {peak:.1} GFLOP/s", isa.name());
     for ((&(m, k, n), rates), ratios) in SHAPES.iter().zip(rates).zip(ratios) {
         let share = 100.0 * median(ratios);
@@ -178,6 +188,7 @@ fn report_products(isa: Isa, name: &str, dtype: WeightDtype) {
 }
 
 fn main() {
+    let json = std::env::args().any(|a| a == "--json");
     let pinned = std::env::args().skip(1).find(|a| !a.starts_with('-'));
     let isa = match &pinned {
         Some(name) => Isa::parse(name, "isa"),
@@ -185,7 +196,10 @@ fn main() {
     };
     let isa = isa.unwrap_or_else(|error| panic!("{error}"));
     for (name, dtype) in DTYPES {
-        report_products(isa, name, dtype);
+        report_products(isa, name, dtype, json);
+    }
+    if json {
+        return;
     }
     for (name, rate) in other_work(isa) {
         println!("{name:<12} {:>7.2} Gvalues/s", rate / 1e9);

@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 
     quality = commands.add_parser("quality", help="rounding and rerouting of the narrower storage types")
     quality.add_argument("--examples", type=int, default=8)
+    quality.add_argument("--trained", type=pathlib.Path, nargs="+", default=[], help="folders of examples/pretrain.py")
 
+    commands.add_parser("kernels", help="matrix products by themselves beside the multiply-add rate; needs Rust")
     commands.add_parser("peak", help="multiply-add rate of this processor")
     return parser
 
@@ -117,7 +119,11 @@ def main() -> None:
     elif arguments.command == "quality":
         from benchmarks.quality import run
 
-        text = run(arguments.examples, folder)
+        text = run(arguments.examples, arguments.trained, folder)
+    elif arguments.command == "kernels":
+        from benchmarks.kernels import run
+
+        text = run(folder)
     else:
         from benchmarks.peak import measure
 

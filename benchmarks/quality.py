@@ -124,22 +124,41 @@ def measure(variant: str, weights: str, examples: int) -> list[Quality]:
         # Groups of one example, as everywhere else.
         del arguments["examples_per_group"]
         arguments["max_group_size"] = arguments["max_sequence_length"]
-    tokens = arguments["max_sequence_length"]
     exact = sparse_mixer.SparseMixer(**arguments)
     values = make_weights([(w.name, tuple(w.shape)) for w in exact.weights])
     if weights == "trained-like":
         values = trained_like(values, [w.name.split(":")[0] for w in exact.weights])
     exact.set_weights(values)
+    workload = Workload(max_sequence_length=arguments["max_sequence_length"])
+    return compare(exact, [workload.inputs(1, seed=seed) for seed in range(examples)], variant, weights)
+
+
+def measure_saved(folder: pathlib.Path, examples: int) -> list[Quality]:
+    """Compare every storage type with float32 for what `examples/pretrain.py` has trained, on passages of text."""
+    import sparse_mixer
+    import tokenizers
+    from sparse_mixer import text
+
+    exact = sparse_mixer.SparseMixer.load(folder / "encoder.safetensors", dtype="float32")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    passages = [passage.text for passage in text.stdlib_passages(450)][::100][:examples]
+    inputs = text.encode(tokenizer, passages, exact.arguments.max_sequence_length)
+    variant = f"{folder.name}: {exact.arguments.num_layers} layers"
+    return compare(exact, list(text.batches(inputs, 1)), variant, "trained")
+
+
+def compare(exact: Any, inputs: list[dict[str, Any]], variant: str, weights: str) -> list[Quality]:
+    """Compare every storage type with the float32 encoder `exact`, sequence by sequence."""
+    tokens = exact.arguments.max_sequence_length
     encoders = {dtype: exact.astype(dtype) for dtype in WANTED}
     collected: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {dtype: [] for dtype in WANTED}
     taken = 0
-    for seed in range(examples):
-        inputs = Workload(max_sequence_length=tokens).inputs(1, seed=seed)
-        wanted = exact(inputs, outputs=("sequence_output", "routing"))
+    for sequence in inputs:
+        wanted = exact(sequence, outputs=("sequence_output", "routing"))
         chosen = _assignments(wanted, tokens)
         taken += int(chosen.sum())
         for dtype, encoder in encoders.items():
-            got = encoder(inputs, outputs=("sequence_output", "routing"))
+            got = encoder(sequence, outputs=("sequence_output", "routing"))
             cosines = _cosines(wanted["sequence_output"][0], got["sequence_output"][0])
             collected[dtype].append((chosen ^ _assignments(got, tokens), cosines))
     results = []
@@ -156,10 +175,11 @@ def measure(variant: str, weights: str, examples: int) -> list[Quality]:
     return results
 
 
-def run(examples: int, folder: pathlib.Path | None) -> str:
-    """Measure every variant and return the printed table; `quality.json` and `quality.md` go to `folder`."""
+def run(examples: int, trained: list[pathlib.Path], folder: pathlib.Path | None) -> str:
+    """Measure every variant and the `trained` encoders; return the table; `quality.json` and `.md` go to `folder`."""
     cases = [(variant, weights) for variant in VARIANTS for weights in ("random", "trained-like")]
     rows = [row for case in tqdm(cases, desc="quality", leave=False) for row in measure(*case, examples)]
+    rows += [row for saved in trained for row in measure_saved(saved, examples)]
     header = [
         "model",
         "weights",
