@@ -64,19 +64,50 @@ impl Entry {
     }
 }
 
+/// What a file says of itself, whatever its format.
+#[derive(Debug)]
+pub struct Listing {
+    /// The file format.
+    pub format: Format,
+    /// The file or folder, for messages.
+    pub path: String,
+    /// All tensors, in the file's order.
+    pub entries: Vec<Entry>,
+    /// Text that the file carries beside its tensors.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Listing {
+    /// That of a file without text.
+    pub(super) fn new(format: Format, path: &str, entries: Vec<Entry>) -> Self {
+        Self { format, path: path.to_owned(), entries, metadata: BTreeMap::new() }
+    }
+}
+
 /// Tensors that can be listed at once and read one at a time.
 pub trait TensorSource: Send + Sync {
+    /// What there is.
+    fn listing(&self) -> &Listing;
+
     /// The file format.
-    fn format(&self) -> Format;
+    fn format(&self) -> Format {
+        self.listing().format
+    }
 
     /// The file or folder, for messages.
-    fn path(&self) -> &str;
+    fn path(&self) -> &str {
+        &self.listing().path
+    }
 
     /// All tensors, in the file's order.
-    fn entries(&self) -> &[Entry];
+    fn entries(&self) -> &[Entry] {
+        &self.listing().entries
+    }
 
     /// Text that the file carries beside its tensors.
-    fn metadata(&self) -> &BTreeMap<String, String>;
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.listing().metadata
+    }
 
     /// Reads the entry at `index`, verifying its checksum where the format has one.
     ///

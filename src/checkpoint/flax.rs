@@ -9,10 +9,10 @@
 //! `full[x, (p*D + l)*e + j, y...] = shard_p[l, x, j, y...]`; the entries here are the full leaves.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 
-use super::entries::{Entry, EntryList, Flaw, TensorSource};
+use super::entries::{EntryList, Flaw, Listing, TensorSource};
 use super::file_bytes::FileBytes;
 use super::flax_document::Document;
 use super::flax_step::files_of_step;
@@ -28,12 +28,10 @@ const SHARDED_MARK: &str = "expert";
 /// A Flax checkpoint: one file, or the files of one training step put together.
 #[derive(Debug)]
 pub struct Flax {
-    path: String,
+    listing: Listing,
     /// The replicated (or only) file first, then the shards in order.
     files: Vec<Document>,
-    entries: Vec<Entry>,
     origins: Vec<Origin>,
-    metadata: BTreeMap<String, String>,
 }
 
 /// Where a leaf comes from: an entry of the first file, or one entry of every shard file.
@@ -100,11 +98,11 @@ impl Flax {
             list.push(entry.name.clone(), dtype, shape, Origin::Sharded(parts))?;
         }
         let (entries, origins) = list.finish();
-        Ok(Self { path: path.to_owned(), files, entries, origins, metadata: BTreeMap::new() })
+        Ok(Self { listing: Listing::new(Format::Flax, path, entries), files, origins })
     }
 
     fn read_leaf(&self, index: usize) -> Result<Tensor<'_>, Flaw> {
-        let entry = &self.entries[index];
+        let entry = &self.listing.entries[index];
         let parts = match &self.origins[index] {
             Origin::Whole(leaf) => return self.files[0].read(*leaf),
             Origin::Sharded(parts) => parts,
@@ -131,24 +129,13 @@ impl Flax {
 }
 
 impl TensorSource for Flax {
-    fn format(&self) -> Format {
-        Format::Flax
-    }
-
-    fn path(&self) -> &str {
-        &self.path
-    }
-
-    fn entries(&self) -> &[Entry] {
-        &self.entries
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+    fn listing(&self) -> &Listing {
+        &self.listing
     }
 
     fn read_unless(&self, index: usize, _: Interrupt<'_>) -> Result<Tensor<'_>> {
-        self.read_leaf(index).map_err(|flaw| flaw.at(&self.entries[index].name).in_file(&self.path))
+        self.read_leaf(index)
+            .map_err(|flaw| flaw.at(&self.listing.entries[index].name).in_file(&self.listing.path))
     }
 
     fn release(&self, index: usize) {

@@ -2,10 +2,9 @@
 //! read.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::entries::{Entry, EntryList, Flaw, TensorSource};
+use super::entries::{EntryList, Flaw, Listing, TensorSource};
 use super::file_bytes::FileBytes;
 use super::limits::{MAX_NPY_HEADER, byte_count};
 use super::npy::NpyHeader;
@@ -19,11 +18,9 @@ use crate::runtime::Interrupt;
 /// An `.npz` archive.
 #[derive(Debug)]
 pub struct Npz {
-    path: String,
+    listing: Listing,
     bytes: FileBytes,
-    entries: Vec<Entry>,
     arrays: Vec<Array>,
-    metadata: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -78,11 +75,11 @@ impl Npz {
             list.push(name, header.dtype, header.shape, array)?;
         }
         let (entries, arrays) = list.finish();
-        Ok(Self { path: path.to_owned(), bytes, entries, arrays, metadata: BTreeMap::new() })
+        Ok(Self { listing: Listing::new(Format::Npz, path, entries), bytes, arrays })
     }
 
     fn read_array(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>, Flaw> {
-        let (entry, array) = (&self.entries[index], &self.arrays[index]);
+        let (entry, array) = (&self.listing.entries[index], &self.arrays[index]);
         let Some(item_size) = entry.dtype.size() else {
             return Err(Flaw::new(format!("elements of type {} are not read", entry.dtype)));
         };
@@ -105,25 +102,13 @@ impl Npz {
 }
 
 impl TensorSource for Npz {
-    fn format(&self) -> Format {
-        Format::Npz
-    }
-
-    fn path(&self) -> &str {
-        &self.path
-    }
-
-    fn entries(&self) -> &[Entry] {
-        &self.entries
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+    fn listing(&self) -> &Listing {
+        &self.listing
     }
 
     fn read_unless(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>> {
         self.read_array(index, interrupt)
-            .map_err(|flaw| flaw.at(&self.entries[index].name).in_file(&self.path))
+            .map_err(|flaw| flaw.at(&self.listing.entries[index].name).in_file(&self.listing.path))
     }
 
     fn release(&self, index: usize) {

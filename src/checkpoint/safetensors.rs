@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::checksum;
-use super::entries::{Entry, EntryList, Flaw, TensorSource};
+use super::entries::{EntryList, Flaw, Listing, TensorSource};
 use super::file_bytes::FileBytes;
 use super::limits::{MAX_SAFETENSORS_HEADER, part};
 use super::open::Format;
@@ -41,14 +41,12 @@ pub(super) const OWN_FORMAT: &str = "sparse_mixer";
 /// A safetensors file.
 #[derive(Debug)]
 pub struct Safetensors {
-    path: String,
+    listing: Listing,
     bytes: FileBytes,
-    entries: Vec<Entry>,
     /// Where in the file each entry lies.
     ranges: Vec<Range<usize>>,
     /// CRC-32C of each entry, in our own files.
     checksums: Vec<Option<u32>>,
-    metadata: BTreeMap<String, String>,
 }
 
 impl Safetensors {
@@ -109,7 +107,8 @@ impl Safetensors {
         if let Some((name, _)) = stored_checksums.pop_first() {
             return Err(Flaw::new(format!("there is a checksum but no tensor called '{name}'")));
         }
-        Ok(Self { path: path.to_owned(), bytes, entries, ranges, checksums, metadata })
+        let listing = Listing { metadata, ..Listing::new(Format::Safetensors, path, entries) };
+        Ok(Self { listing, bytes, ranges, checksums })
     }
 
     /// Where in the file the entry at `index` lies.
@@ -119,29 +118,17 @@ impl Safetensors {
 
     /// Whether the file is of our own format, written with checksums.
     pub fn is_own_format(&self) -> bool {
-        self.metadata.get("format").is_some_and(|format| format == OWN_FORMAT)
+        self.listing.metadata.get("format").is_some_and(|format| format == OWN_FORMAT)
     }
 }
 
 impl TensorSource for Safetensors {
-    fn format(&self) -> Format {
-        Format::Safetensors
-    }
-
-    fn path(&self) -> &str {
-        &self.path
-    }
-
-    fn entries(&self) -> &[Entry] {
-        &self.entries
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+    fn listing(&self) -> &Listing {
+        &self.listing
     }
 
     fn read_unless(&self, index: usize, _: Interrupt<'_>) -> Result<Tensor<'_>> {
-        let entry = &self.entries[index];
+        let entry = &self.listing.entries[index];
         let bytes = &self.bytes[self.ranges[index].clone()];
         let tensor = match self.checksums[index] {
             Some(expected) if checksum::crc32c(bytes) != expected => {
@@ -149,7 +136,7 @@ impl TensorSource for Safetensors {
             }
             _ => Tensor::new(entry.dtype.clone(), entry.shape.clone(), Cow::Borrowed(bytes)),
         };
-        tensor.map_err(|flaw| flaw.at(&entry.name).in_file(&self.path))
+        tensor.map_err(|flaw| flaw.at(&entry.name).in_file(&self.listing.path))
     }
 
     fn release(&self, index: usize) {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::entries::{Entry, EntryList, Flaw, TensorSource};
+use super::entries::{EntryList, Flaw, Listing, TensorSource};
 use super::limits::MAX_SHARDS;
 use super::open::Format;
 use super::safetensors::Safetensors;
@@ -15,12 +15,10 @@ use crate::{Error, Result};
 /// The safetensors files of one model, put together.
 #[derive(Debug)]
 pub(super) struct ShardedSafetensors {
-    path: String,
+    listing: Listing,
     shards: Vec<Safetensors>,
-    entries: Vec<Entry>,
     /// Shard, and place in it, of each entry.
     origins: Vec<(usize, usize)>,
-    metadata: BTreeMap<String, String>,
 }
 
 impl ShardedSafetensors {
@@ -48,25 +46,14 @@ impl ShardedSafetensors {
             shards.push(shard);
         }
         let (entries, origins) = list.finish();
-        Ok(Some(Self { path, shards, entries, origins, metadata: BTreeMap::new() }))
+        let listing = Listing::new(Format::Safetensors, &path, entries);
+        Ok(Some(Self { listing, shards, origins }))
     }
 }
 
 impl TensorSource for ShardedSafetensors {
-    fn format(&self) -> Format {
-        Format::Safetensors
-    }
-
-    fn path(&self) -> &str {
-        &self.path
-    }
-
-    fn entries(&self) -> &[Entry] {
-        &self.entries
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+    fn listing(&self) -> &Listing {
+        &self.listing
     }
 
     fn read_unless(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>> {

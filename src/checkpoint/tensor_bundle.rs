@@ -4,10 +4,9 @@
 //! Source: `tensorflow/core/protobuf/tensor_bundle.proto`.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::entries::{Entry, EntryList, Flaw, TensorSource};
+use super::entries::{EntryList, Flaw, Listing, TensorSource};
 use super::file_bytes::FileBytes;
 use super::limits::{MAX_RANK, MAX_SHARDS, part};
 use super::open::Format;
@@ -20,11 +19,9 @@ use crate::runtime::Interrupt;
 /// A TensorFlow checkpoint.
 #[derive(Debug)]
 pub struct TensorBundle {
-    path: String,
+    listing: Listing,
     shards: Vec<FileBytes>,
-    entries: Vec<Entry>,
     places: Vec<Place>,
-    metadata: BTreeMap<String, String>,
 }
 
 /// Where a tensor's bytes are, as the index says.
@@ -80,11 +77,11 @@ impl TensorBundle {
         for (entry, place) in entries.iter().zip(&places).filter(|(_, place)| !place.is_partitioned) {
             place.find(&shards).map_err(|flaw| flaw.at(&entry.name))?;
         }
-        Ok(Self { path: path.to_owned(), shards, entries, places, metadata: BTreeMap::new() })
+        Ok(Self { listing: Listing::new(Format::TensorBundle, path, entries), shards, places })
     }
 
     fn read_tensor(&self, index: usize) -> Result<Tensor<'_>, Flaw> {
-        let (entry, place) = (&self.entries[index], self.places[index]);
+        let (entry, place) = (&self.listing.entries[index], self.places[index]);
         if place.is_partitioned {
             return Err(Flaw::new("partitioned variables are not read; save the model without partitioning"));
         }
@@ -101,24 +98,13 @@ impl TensorBundle {
 }
 
 impl TensorSource for TensorBundle {
-    fn format(&self) -> Format {
-        Format::TensorBundle
-    }
-
-    fn path(&self) -> &str {
-        &self.path
-    }
-
-    fn entries(&self) -> &[Entry] {
-        &self.entries
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+    fn listing(&self) -> &Listing {
+        &self.listing
     }
 
     fn read_unless(&self, index: usize, _: Interrupt<'_>) -> Result<Tensor<'_>> {
-        self.read_tensor(index).map_err(|flaw| flaw.at(&self.entries[index].name).in_file(&self.path))
+        self.read_tensor(index)
+            .map_err(|flaw| flaw.at(&self.listing.entries[index].name).in_file(&self.listing.path))
     }
 
     fn release(&self, index: usize) {
