@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::prelude::*;
 
-use super::enter::{enter_core, to_py_err};
+use super::enter::{enter_core, guard, to_py_err};
 use crate::checkpoint;
 use crate::error::Error;
 
@@ -28,8 +28,10 @@ impl AtomicFile {
 impl AtomicFile {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let file = enter_core(py, |_| checkpoint::AtomicFile::create(&path))?;
-        Ok(Self { temporary: file.temporary().to_owned(), file: Mutex::new(Some(file)) })
+        guard(|| {
+            let file = enter_core(py, |_| checkpoint::AtomicFile::create(&path))?;
+            Ok(Self { temporary: file.temporary().to_owned(), file: Mutex::new(Some(file)) })
+        })
     }
 
     #[getter]
@@ -38,10 +40,12 @@ impl AtomicFile {
     }
 
     fn commit(&self, py: Python<'_>) -> PyResult<()> {
-        let file = self
-            .take()
-            .ok_or_else(|| to_py_err(Error::value("AtomicFile", "it has been committed or given up")))?;
-        enter_core(py, |interrupt| file.commit(interrupt))
+        guard(|| {
+            let file = self
+                .take()
+                .ok_or_else(|| to_py_err(Error::value("AtomicFile", "it has been committed or given up")))?;
+            enter_core(py, |interrupt| file.commit(interrupt))
+        })
     }
 
     fn discard(&self) {

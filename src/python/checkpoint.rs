@@ -10,7 +10,7 @@ use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::enter::{enter_core, to_py_err};
+use super::enter::{enter_core, guard, to_py_err};
 use super::part::{Owner, Snapshot};
 use crate::checkpoint::names::{self, Scheme};
 use crate::checkpoint::{
@@ -47,8 +47,10 @@ impl Checkpoint {
 impl Checkpoint {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        let source = enter_core(py, |_| checkpoint::open(&path))?;
-        Ok(Self { source: source.into() })
+        guard(|| {
+            let source = enter_core(py, |_| checkpoint::open(&path))?;
+            Ok(Self { source: source.into() })
+        })
     }
 
     #[getter]
@@ -72,11 +74,13 @@ impl Checkpoint {
     }
 
     fn read<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyBytes>> {
-        self.entry(index)?;
-        let tensor = enter_core(py, |interrupt| self.source.read_unless(index, interrupt))?;
-        let bytes = PyBytes::new(py, tensor.bytes());
-        self.source.release(index);
-        Ok(bytes)
+        guard(|| {
+            self.entry(index)?;
+            let tensor = enter_core(py, |interrupt| self.source.read_unless(index, interrupt))?;
+            let bytes = PyBytes::new(py, tensor.bytes());
+            self.source.release(index);
+            Ok(bytes)
+        })
     }
 
     #[pyo3(signature = (wanted, prefix=None))]
@@ -86,13 +90,15 @@ impl Checkpoint {
         wanted: Vec<(String, Vec<usize>)>,
         prefix: Option<String>,
     ) -> PyResult<LoadPlan> {
-        let wanted = to_wanted(wanted);
-        let plan = enter_core(py, |_| {
-            checkpoint::LoadPlan::new(self.source.entries(), &wanted, prefix.as_deref())
-                .map_err(|flaw| flaw.in_file(self.source.path()))
-        })?;
-        let file_names = file_names(&plan, self.source.entries());
-        Ok(LoadPlan { plan, wanted, file_names, source: Some(self.source.clone()) })
+        guard(|| {
+            let wanted = to_wanted(wanted);
+            let plan = enter_core(py, |_| {
+                checkpoint::LoadPlan::new(self.source.entries(), &wanted, prefix.as_deref())
+                    .map_err(|flaw| flaw.in_file(self.source.path()))
+            })?;
+            let file_names = file_names(&plan, self.source.entries());
+            Ok(LoadPlan { plan, wanted, file_names, source: Some(self.source.clone()) })
+        })
     }
 }
 
@@ -225,32 +231,41 @@ pub fn plan_load(
     prefix: Option<&str>,
     path: &str,
 ) -> PyResult<LoadPlan> {
-    let entries: Vec<Entry> = entries
-        .into_iter()
-        .map(|(name, dtype, shape)| Entry { name, dtype: Dtype::from_numpy_name(&dtype), shape })
-        .collect();
-    let wanted = to_wanted(wanted);
-    let plan =
-        checkpoint::LoadPlan::new(&entries, &wanted, prefix).map_err(|flaw| to_py_err(flaw.in_file(path)))?;
-    let file_names = file_names(&plan, &entries);
-    Ok(LoadPlan { plan, wanted, file_names, source: None })
+    guard(|| {
+        let entries: Vec<Entry> = entries
+            .into_iter()
+            .map(|(name, dtype, shape)| Entry { name, dtype: Dtype::from_numpy_name(&dtype), shape })
+            .collect();
+        let wanted = to_wanted(wanted);
+        let plan = checkpoint::LoadPlan::new(&entries, &wanted, prefix)
+            .map_err(|flaw| to_py_err(flaw.in_file(path)))?;
+        let file_names = file_names(&plan, &entries);
+        Ok(LoadPlan { plan, wanted, file_names, source: None })
+    })
 }
 
 /// Name and shape of each weight of the encoder that the canonical JSON `config` describes, in Keras order.
 #[pyfunction]
 pub fn weight_specs(config: &str) -> PyResult<Vec<(String, Vec<usize>)>> {
-    let config = SparseMixerConfig::from_json(config).map_err(to_py_err)?;
-    Ok(specs(&config).into_iter().map(|spec| (spec.name, spec.shape)).collect())
+    guard(|| {
+        let config = SparseMixerConfig::from_json(config).map_err(to_py_err)?;
+        Ok(specs(&config).into_iter().map(|spec| (spec.name, spec.shape)).collect())
+    })
 }
 
 /// The ways in which `scheme` may spell the weight `name` of `shape`, the usual one first.
 #[pyfunction]
 pub fn foreign_names(scheme: &str, name: &str, shape: Vec<usize>) -> PyResult<Vec<String>> {
-    let Some(scheme) = Scheme::NAMED.into_iter().find(|known| known.label() == scheme) else {
-        let known: Vec<_> = Scheme::NAMED.iter().map(|scheme| scheme.label()).collect();
-        return Err(to_py_err(Error::value("scheme", format!("got {scheme:?}, expected one of {known:?}"))));
-    };
-    Ok(names::foreign_names(scheme, name, &shape).into_iter().map(|name| name.path).collect())
+    guard(|| {
+        let Some(scheme) = Scheme::NAMED.into_iter().find(|known| known.label() == scheme) else {
+            let known: Vec<_> = Scheme::NAMED.iter().map(|scheme| scheme.label()).collect();
+            return Err(to_py_err(Error::value(
+                "scheme",
+                format!("got {scheme:?}, expected one of {known:?}"),
+            )));
+        };
+        Ok(names::foreign_names(scheme, name, &shape).into_iter().map(|name| name.path).collect())
+    })
 }
 
 /// Writes the weights of `parts`, each of one moment, as 32-bit floats to `path`, which is replaced in one step. Each
@@ -264,15 +279,17 @@ pub fn save(
     file_format: &str,
     metadata: BTreeMap<String, String>,
 ) -> PyResult<()> {
-    let parts = parts
-        .iter()
-        .map(|(prefix, owner)| {
-            let named = |spec: &Spec| Spec { name: format!("{prefix}{}", spec.name), ..spec.clone() };
-            let part = owner.part();
-            Ok((part.specs().iter().map(named).collect(), part.snapshot(py)?))
-        })
-        .collect::<PyResult<Vec<_>>>()?;
-    enter_core(py, |interrupt| write_weights(&parts, &path, file_format, &metadata, interrupt))
+    guard(|| {
+        let parts = parts
+            .iter()
+            .map(|(prefix, owner)| {
+                let named = |spec: &Spec| Spec { name: format!("{prefix}{}", spec.name), ..spec.clone() };
+                let part = owner.part();
+                Ok((part.specs().iter().map(named).collect(), part.snapshot(py)?))
+            })
+            .collect::<PyResult<Vec<_>>>()?;
+        enter_core(py, |interrupt| write_weights(&parts, &path, file_format, &metadata, interrupt))
+    })
 }
 
 /// Writes weights one at a time.

@@ -1,6 +1,5 @@
 //! The native class: configuration and weights of one encoder.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,22 +12,22 @@ use super::SCRATCH;
 use super::activation::PyActivation;
 use super::checkpoint::LoadPlan;
 use super::convert::{expect_floats, floats, to_numpy};
-use super::enter::{callback_error, enter_core, to_py_err};
+use super::enter::{callback_error, enter_core, guard, to_py_err};
 use super::inputs::Given;
 use super::outputs;
+use super::weights::{PlanReader, check, drawn, loading_threads, planned, provided, with_weights};
 use crate::config::{Dtype, SparseMixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::Isa;
 use crate::layers::CustomActivation;
 use crate::network::{Grouping, SparseMixer, forward_bytes, is_small, specs};
-use crate::params::{Spec, initial_values};
-use crate::runtime::{Context, Exclusive, Interrupt, default_threads, run};
+use crate::params::Spec;
+use crate::runtime::{Exclusive, Interrupt, default_threads, run};
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
-type Custom = Option<Arc<dyn CustomActivation<f32>>>;
+/// A Python function as the activation of the feed-forward layers, if that is what it is.
+pub type Custom = Option<Arc<dyn CustomActivation<f32>>>;
 
-/// Encoders of fewer parameters are filled without starting threads.
-const PARALLEL_PARAMETERS: usize = 1 << 20;
 /// More than any machine has, few enough to be refused by no system.
 const MAX_THREADS: i64 = 4096;
 
@@ -142,20 +141,22 @@ impl Encoder {
         num_threads: Option<ThreadCount>,
         isa: Option<&str>,
     ) -> PyResult<Self> {
-        let config = SparseMixerConfig::from_json(config).map_err(to_py_err)?;
-        let threads = thread_count(num_threads);
-        let isa = isa.map_or_else(Isa::detect, |name| Isa::parse(name, "isa")).map_err(to_py_err)?;
-        let custom: Custom = activation.map(|function| {
-            Arc::new(PyActivation::new(function, activation_derivative)) as Arc<dyn CustomActivation<f32>>
-        });
-        let network = match provider {
-            Some(provider) => match provider.bind(py).cast::<LoadPlan>() {
-                Ok(plan) => planned(py, config, custom.clone(), isa, threads, plan.get())?,
-                Err(_) => provided(py, config, custom.clone(), &provider)?,
-            },
-            None => drawn(py, config, custom.clone(), isa, threads)?,
-        };
-        Ok(Encoder::of(network, custom, isa, threads))
+        guard(|| {
+            let config = SparseMixerConfig::from_json(config).map_err(to_py_err)?;
+            let threads = thread_count(num_threads);
+            let isa = isa.map_or_else(Isa::detect, |name| Isa::parse(name, "isa")).map_err(to_py_err)?;
+            let custom: Custom = activation.map(|function| {
+                Arc::new(PyActivation::new(function, activation_derivative)) as Arc<dyn CustomActivation<f32>>
+            });
+            let network = match provider {
+                Some(provider) => match provider.bind(py).cast::<LoadPlan>() {
+                    Ok(plan) => planned(py, config, custom.clone(), isa, threads, plan.get())?,
+                    Err(_) => provided(py, config, custom.clone(), &provider)?,
+                },
+                None => drawn(py, config, custom.clone(), isa, threads)?,
+            };
+            Ok(Encoder::of(network, custom, isa, threads))
+        })
     }
 
     #[pyo3(signature = (
@@ -178,19 +179,21 @@ impl Encoder {
         outputs: Option<Vec<String>>,
         check_finite: bool,
     ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>)> {
-        let network = self.network(py)?;
-        let given =
-            Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
-        let inputs = given.read(network.config())?;
-        let wanted = outputs::wanted(outputs.as_deref(), check_finite)?;
-        let threads = self.threads_for(inputs.batch, inputs.seq)?;
-        let results = enter_core(py, |interrupt| {
-            run(self.isa, threads, &SCRATCH, interrupt, |context| {
-                network.forward(context, &inputs.view(), training.then_some(seed), wanted)
-            })
-        })?;
-        let aux = outputs::aux_to_python(py, &results.metrics, network.config())?;
-        Ok((outputs::to_python(py, results, wanted, inputs.batch, network.config())?, aux))
+        guard(|| {
+            let network = self.network(py)?;
+            let given =
+                Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
+            let inputs = given.read(network.config())?;
+            let wanted = outputs::wanted(outputs.as_deref(), check_finite)?;
+            let threads = self.threads_for(inputs.batch, inputs.seq)?;
+            let results = enter_core(py, |interrupt| {
+                run(self.isa, threads, &SCRATCH, interrupt, |context| {
+                    network.forward(context, &inputs.view(), training.then_some(seed), wanted)
+                })
+            })?;
+            let aux = outputs::aux_to_python(py, &results.metrics, network.config())?;
+            Ok((outputs::to_python(py, results, wanted, inputs.batch, network.config())?, aux))
+        })
     }
 
     fn weight_specs(&self) -> Vec<(String, Vec<usize>)> {
@@ -199,78 +202,92 @@ impl Encoder {
 
     #[pyo3(signature = (indices=None))]
     fn get_weights<'py>(&self, py: Python<'py>, indices: Option<Vec<usize>>) -> PyResult<Vec<Floats<'py>>> {
-        let indices = indices.unwrap_or_else(|| (0..self.specs.len()).collect());
-        let specs = indices.iter().map(|&index| self.spec(index)).collect::<PyResult<Vec<_>>>()?;
-        let network = self.network(py)?;
-        let values = enter_core(py, |interrupt| {
-            let params = network.params();
-            let copy = |&index: &usize| check(interrupt).map(|()| params[index].to_vec());
-            indices.iter().map(copy).collect::<Result<Vec<_>>>()
-        })?;
-        values.into_iter().zip(specs).map(|(values, spec)| to_numpy(py, values, &spec.shape)).collect()
+        guard(|| {
+            let indices = indices.unwrap_or_else(|| (0..self.specs.len()).collect());
+            let specs = indices.iter().map(|&index| self.spec(index)).collect::<PyResult<Vec<_>>>()?;
+            let network = self.network(py)?;
+            let values = enter_core(py, |interrupt| {
+                let params = network.params();
+                let copy = |&index: &usize| check(interrupt).map(|()| params[index].to_vec());
+                indices.iter().map(copy).collect::<Result<Vec<_>>>()
+            })?;
+            values.into_iter().zip(specs).map(|(values, spec)| to_numpy(py, values, &spec.shape)).collect()
+        })
     }
 
     fn get_weight<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Floats<'py>> {
-        let spec = self.spec(index)?;
-        let network = self.network(py)?;
-        let values = enter_core(py, |_| Ok(network.params()[index].to_vec()))?;
-        to_numpy(py, values, &spec.shape)
+        guard(|| {
+            let spec = self.spec(index)?;
+            let network = self.network(py)?;
+            let values = enter_core(py, |_| Ok(network.params()[index].to_vec()))?;
+            to_numpy(py, values, &spec.shape)
+        })
     }
 
     fn set_weights(&self, py: Python<'_>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
-        if weights.len() != self.specs.len() {
-            let message = format!("expected {} arrays, got {}", self.specs.len(), weights.len());
-            return Err(to_py_err(Error::value("weights", message)));
-        }
-        self.assign(py, (0..weights.len()).collect(), weights)
+        guard(|| {
+            if weights.len() != self.specs.len() {
+                let message = format!("expected {} arrays, got {}", self.specs.len(), weights.len());
+                return Err(to_py_err(Error::value("weights", message)));
+            }
+            self.assign(py, (0..weights.len()).collect(), weights)
+        })
     }
 
     fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
-        let mut replaced: Vec<Option<&Py<PyAny>>> = vec![None; self.specs.len()];
-        for (&index, weight) in indices.iter().zip(&weights) {
-            let spec = self.spec(index)?;
-            expect_floats(&spec.name, weight.bind(py), &spec.shape)?;
-            replaced[index] = Some(weight);
-        }
-        // On the calling thread: Python's objects are none of the workers' business.
-        self.replace(py, replaced.iter().all(Option::is_some), |interrupt, before| {
-            with_weights(before, &self.config, &self.custom, |index, spec| {
-                check(interrupt)?;
-                let Some(weight) = replaced[index] else { return Ok(None) };
-                Python::attach(|py| {
-                    let values =
-                        floats(&spec.name, weight.bind(py), spec.shape.len()).map_err(callback_error)?;
-                    Ok(Some(values.data.into()))
+        guard(|| {
+            let mut replaced: Vec<Option<&Py<PyAny>>> = vec![None; self.specs.len()];
+            for (&index, weight) in indices.iter().zip(&weights) {
+                let spec = self.spec(index)?;
+                expect_floats(&spec.name, weight.bind(py), &spec.shape)?;
+                replaced[index] = Some(weight);
+            }
+            // On the calling thread: Python's objects are none of the workers' business.
+            self.replace(py, replaced.iter().all(Option::is_some), |interrupt, before| {
+                with_weights(before, &self.config, &self.custom, |index, spec| {
+                    check(interrupt)?;
+                    let Some(weight) = replaced[index] else { return Ok(None) };
+                    Python::attach(|py| {
+                        let values =
+                            floats(&spec.name, weight.bind(py), spec.shape.len()).map_err(callback_error)?;
+                        Ok(Some(values.data.into()))
+                    })
                 })
             })
         })
     }
 
     fn load_planned(&self, py: Python<'_>, plan: &Bound<'_, LoadPlan>) -> PyResult<()> {
-        let plan = plan.get();
-        plan.require_source()?;
-        let threads = loading_threads(&self.specs, self.threads.load(Ordering::Relaxed))?;
-        self.replace(py, plan.is_complete(), |interrupt, before| {
-            run(self.isa, threads, &SCRATCH, interrupt, |context| {
-                let mut reader = PlanReader::new(plan, context);
-                with_weights(before, &self.config, &self.custom, |index, spec| reader.read(index, spec))
+        guard(|| {
+            let plan = plan.get();
+            plan.require_source()?;
+            let threads = loading_threads(&self.specs, self.threads.load(Ordering::Relaxed))?;
+            self.replace(py, plan.is_complete(), |interrupt, before| {
+                run(self.isa, threads, &SCRATCH, interrupt, |context| {
+                    let mut reader = PlanReader::new(plan, context);
+                    with_weights(before, &self.config, &self.custom, |index, spec| reader.read(index, spec))
+                })
             })
         })
     }
 
     fn astype(&self, py: Python<'_>, dtype: &str) -> PyResult<Self> {
-        let dtype = Dtype::parse(dtype).map_err(to_py_err)?;
-        let network = self.network(py)?;
-        let threads = self.threads.load(Ordering::Relaxed);
-        if dtype == self.config.dtype {
-            // Whoever changes weights in place copies shared ones first: two encoders can share them.
-            return Ok(Encoder::sharing(network, self.custom.clone(), self.isa, threads));
-        }
-        let helpers = loading_threads(&self.specs, threads)?;
-        let converted = enter_core(py, |interrupt| {
-            run(self.isa, helpers, &SCRATCH, interrupt, |context| network.to_dtype(dtype, &|| context.poll()))
-        })?;
-        Ok(Encoder::of(converted, self.custom.clone(), self.isa, threads))
+        guard(|| {
+            let dtype = Dtype::parse(dtype).map_err(to_py_err)?;
+            let network = self.network(py)?;
+            let threads = self.threads.load(Ordering::Relaxed);
+            if dtype == self.config.dtype {
+                // Whoever changes weights in place copies shared ones first: two encoders can share them.
+                return Ok(Encoder::sharing(network, self.custom.clone(), self.isa, threads));
+            }
+            let helpers = loading_threads(&self.specs, threads)?;
+            let converted = enter_core(py, |interrupt| {
+                run(self.isa, helpers, &SCRATCH, interrupt, |context| {
+                    network.to_dtype(dtype, &|| context.poll())
+                })
+            })?;
+            Ok(Encoder::of(converted, self.custom.clone(), self.isa, threads))
+        })
     }
 
     fn set_num_threads(&self, num_threads: Option<ThreadCount>) -> PyResult<()> {
@@ -300,137 +317,28 @@ impl Encoder {
 
     #[pyo3(signature = (batch, outputs=None))]
     fn memory_estimate(&self, py: Python<'_>, batch: usize, outputs: Option<Vec<String>>) -> PyResult<usize> {
-        let wanted = outputs::wanted(outputs.as_deref(), false)?;
-        let (network, threads) = (self.network(py)?, self.effective_threads()?);
-        enter_core(py, |_| {
-            Ok(forward_bytes(&self.config, batch, wanted, threads)?.saturating_add(network.weight_bytes()))
+        guard(|| {
+            let wanted = outputs::wanted(outputs.as_deref(), false)?;
+            let (network, threads) = (self.network(py)?, self.effective_threads()?);
+            enter_core(py, |_| {
+                Ok(forward_bytes(&self.config, batch, wanted, threads)?
+                    .saturating_add(network.weight_bytes()))
+            })
         })
     }
 
     fn grouping(&self, batch: usize) -> PyResult<(usize, usize, usize)> {
-        let grouping = Grouping::new(&self.config, batch, self.config.max_sequence_length, false);
-        let grouping = grouping.map_err(to_py_err)?;
-        Ok((grouping.groups, grouping.tokens, grouping.slots()))
+        guard(|| {
+            let grouping = Grouping::new(&self.config, batch, self.config.max_sequence_length, false);
+            let grouping = grouping.map_err(to_py_err)?;
+            Ok((grouping.groups, grouping.tokens, grouping.slots()))
+        })
     }
 
     #[getter]
     fn weight_bytes(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.network(py)?.weight_bytes())
+        guard(|| Ok(self.network(py)?.weight_bytes()))
     }
-}
-
-/// An encoder whose weights `provider(name, shape)` returns, one after the other.
-fn provided(
-    py: Python<'_>,
-    config: SparseMixerConfig,
-    custom: Custom,
-    provider: &Py<PyAny>,
-) -> PyResult<SparseMixer<f32>> {
-    enter_core(py, |interrupt| {
-        SparseMixer::load(config, custom, &mut |spec| {
-            check(interrupt)?;
-            Python::attach(|py| {
-                let shape = pyo3::types::PyTuple::new(py, &spec.shape)?;
-                let values = provider.call1(py, (&spec.name, shape))?;
-                let values = floats(&spec.name, values.bind(py), spec.shape.len())?;
-                values.expect_shape(&spec.name, &spec.shape)?;
-                Ok(values.data.into())
-            })
-            .map_err(callback_error)
-        })
-    })
-}
-
-/// An encoder whose weights come straight from a file.
-fn planned(
-    py: Python<'_>,
-    config: SparseMixerConfig,
-    custom: Custom,
-    isa: Isa,
-    threads: usize,
-    plan: &LoadPlan,
-) -> PyResult<SparseMixer<f32>> {
-    plan.require_source()?;
-    let threads = loading_threads(&specs(&config), threads)?;
-    enter_core(py, |interrupt| {
-        run(isa, threads, &SCRATCH, interrupt, |context| {
-            let mut reader = PlanReader::new(plan, context);
-            let mut number = 0..;
-            SparseMixer::load(config, custom, &mut |spec| {
-                let values = reader.read(number.next().unwrap_or_default(), spec)?;
-                values.ok_or_else(|| Error::value(spec.name.as_str(), "the file does not have this weight"))
-            })
-        })
-    })
-}
-
-/// Reads the weights of a plan in turn, letting go of each when the next one is asked for.
-struct PlanReader<'a> {
-    plan: &'a LoadPlan,
-    context: &'a Context<'a, f32>,
-    previous: Option<usize>,
-}
-
-impl<'a> PlanReader<'a> {
-    fn new(plan: &'a LoadPlan, context: &'a Context<'a, f32>) -> Self {
-        PlanReader { plan, context, previous: None }
-    }
-
-    fn read(&mut self, index: usize, spec: &Spec) -> Result<Option<Cow<'a, [f32]>>> {
-        self.context.check()?;
-        if let Some(previous) = self.previous.replace(index) {
-            self.plan.release_weight(previous);
-        }
-        self.plan.read_weight(index, spec, &|| self.context.poll())
-    }
-}
-
-/// The encoder `before` with the weights that `values` gives for their index and spec; `None` keeps a weight.
-fn with_weights<'a>(
-    before: Option<&SparseMixer<f32>>,
-    config: &SparseMixerConfig,
-    custom: &Custom,
-    mut values: impl FnMut(usize, &Spec) -> Result<Option<Cow<'a, [f32]>>>,
-) -> Result<SparseMixer<f32>> {
-    let params = before.map(SparseMixer::params);
-    let mut number = 0..;
-    SparseMixer::load(config.clone(), custom.clone(), &mut |spec| {
-        let index = number.next().unwrap_or_default();
-        match (values(index, spec)?, &params) {
-            (Some(values), _) => Ok(values),
-            (None, Some(params)) => Ok(params[index].to_vec().into()),
-            (None, None) => Err(Error::Internal(format!("{} is neither given nor there", spec.name))),
-        }
-    })
-}
-
-/// Threads for filling the weights `specs` of an encoder that is to run with `threads`, 0 for the default.
-fn loading_threads(specs: &[Spec], threads: usize) -> PyResult<usize> {
-    match threads {
-        _ if specs.iter().map(Spec::len).sum::<usize>() < PARALLEL_PARAMETERS => Ok(1),
-        0 => default_threads().map_err(to_py_err),
-        threads => Ok(threads),
-    }
-}
-
-/// An encoder with weights drawn by the configured initialiser.
-fn drawn(
-    py: Python<'_>,
-    config: SparseMixerConfig,
-    custom: Custom,
-    isa: Isa,
-    threads: usize,
-) -> PyResult<SparseMixer<f32>> {
-    let threads = loading_threads(&specs(&config), threads)?;
-    enter_core(py, |interrupt| {
-        run(isa, threads, &SCRATCH, interrupt, |context| {
-            let mut number = 0..;
-            SparseMixer::load(config.clone(), custom, &mut |spec| {
-                initial_values(&config, number.next().unwrap_or_default(), spec, &|| context.poll())
-                    .map(Into::into)
-            })
-        })
-    })
 }
 
 /// The value of this moment; waits, without the interpreter, for whoever is changing it.
@@ -439,11 +347,6 @@ pub fn current<T: Clone + Send>(py: Python<'_>, place: &Exclusive<T>) -> PyResul
         Some(value) => Ok(value),
         None => enter_core(py, |interrupt| place.with(interrupt, |value| value.clone())),
     }
-}
-
-/// Stops what takes long between two parts of it.
-fn check(interrupt: Interrupt<'_>) -> Result<()> {
-    if interrupt() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 /// A number of threads as Python passes it, in range.

@@ -62,6 +62,20 @@ pub fn enter_core<T: Send>(
     }
 }
 
+/// Does `work`, the whole of what Python calls, so that a panic in it becomes an [`InternalError`]: pyo3 would raise one
+/// that `except Exception` does not catch.
+///
+/// # Errors
+/// What `work` returns.
+pub fn guard<T>(work: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        #[cfg(feature = "fault-injection")]
+        crate::runtime::ENTRY.strike();
+        work()
+    }));
+    outcome.unwrap_or_else(|panic| Err(to_py_err(internal(panic.as_ref()))))
+}
+
 /// One Python exception for each case of the core's error.
 pub fn to_py_err(error: Error) -> PyErr {
     let text = error.to_string();

@@ -6,7 +6,7 @@ use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
 use super::convert::{floats, to_numpy};
-use super::enter::{enter_core, to_py_err};
+use super::enter::{enter_core, guard, to_py_err};
 use super::part::Owner;
 use crate::error::Error;
 use crate::optim::{Gradient, global_norm};
@@ -55,32 +55,42 @@ impl Gradients {
 impl Gradients {
     #[new]
     fn new(py: Python<'_>, owner: Owner<'_>) -> PyResult<Self> {
-        let specs = owner.part().specs().to_vec();
-        let zeros = enter_core(py, |_| Ok(params::Gradients::zeros(&specs)))?;
-        Ok(Gradients { specs, values: Exclusive::new("gradients", zeros) })
+        guard(|| {
+            let specs = owner.part().specs().to_vec();
+            let zeros = enter_core(py, |_| Ok(params::Gradients::zeros(&specs)))?;
+            Ok(Gradients { specs, values: Exclusive::new("gradients", zeros) })
+        })
     }
 
     fn get<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
-        let spec = self.spec(index)?;
-        let values = self.with(py, |gradients| gradients.tensors[index].clone())?;
-        to_numpy(py, values, &spec.shape)
+        guard(|| {
+            let spec = self.spec(index)?;
+            let values = self.with(py, |gradients| gradients.tensors[index].clone())?;
+            to_numpy(py, values, &spec.shape)
+        })
     }
 
     fn set(&self, py: Python<'_>, index: usize, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        let spec = self.spec(index)?;
-        let value = floats(&spec.name, value, spec.shape.len())?;
-        value.expect_shape(&spec.name, &spec.shape)?;
-        self.with(py, |gradients| {
-            gradients.tensors[index] = value.data;
-            gradients.reached[index] = true;
+        guard(|| {
+            let spec = self.spec(index)?;
+            let value = floats(&spec.name, value, spec.shape.len())?;
+            value.expect_shape(&spec.name, &spec.shape)?;
+            self.with(py, |gradients| {
+                gradients.tensors[index] = value.data;
+                gradients.reached[index] = true;
+            })
         })
     }
 
     fn clear(&self, py: Python<'_>) -> PyResult<()> {
-        self.with(py, params::Gradients::clear)
+        guard(|| self.with(py, params::Gradients::clear))
     }
 
     fn global_norm(&self, py: Python<'_>) -> PyResult<f64> {
-        self.with(py, |gradients| global_norm(gradients.tensors.iter().map(|tensor| Gradient::Dense(tensor))))
+        guard(|| {
+            self.with(py, |gradients| {
+                global_norm(gradients.tensors.iter().map(|tensor| Gradient::Dense(tensor)))
+            })
+        })
     }
 }

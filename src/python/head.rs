@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use super::SCRATCH;
 use super::convert::{floats, integers, to_numpy};
 use super::encoder::{Encoder, current};
-use super::enter::{enter_core, to_py_err};
+use super::enter::{enter_core, guard, to_py_err};
 use super::gradients::Gradients;
 use crate::config::InitializerConfig;
 use crate::error::{Error, Result};
@@ -60,16 +60,19 @@ impl Head {
 impl Head {
     #[new]
     fn new(py: Python<'_>, config: &str, initializer: &str, seed: u64) -> PyResult<Self> {
-        let config: HeadConfig = parse("config", config)?;
-        config.validate().map_err(to_py_err)?;
-        let initializer: InitializerConfig = parse("initializer", initializer)?;
-        let weights = enter_core(py, |interrupt| {
-            let mut number = 0..;
-            heads::Head::load(&config, &mut |spec| {
-                draw(&initializer, seed, number.next().unwrap_or_default(), spec, &interrupt).map(Into::into)
-            })
-        })?;
-        Ok(Head { specs: config.specs(), config, weights: Exclusive::new("weights", Arc::new(weights)) })
+        guard(|| {
+            let config: HeadConfig = parse("config", config)?;
+            config.validate().map_err(to_py_err)?;
+            let initializer: InitializerConfig = parse("initializer", initializer)?;
+            let weights = enter_core(py, |interrupt| {
+                let mut number = 0..;
+                heads::Head::load(&config, &mut |spec| {
+                    draw(&initializer, seed, number.next().unwrap_or_default(), spec, &interrupt)
+                        .map(Into::into)
+                })
+            })?;
+            Ok(Head { specs: config.specs(), config, weights: Exclusive::new("weights", Arc::new(weights)) })
+        })
     }
 
     fn weight_specs(&self) -> Vec<(String, Vec<usize>)> {
@@ -78,55 +81,61 @@ impl Head {
 
     #[pyo3(signature = (indices=None))]
     fn get_weights<'py>(&self, py: Python<'py>, indices: Option<Vec<usize>>) -> PyResult<Vec<Floats<'py>>> {
-        let weights = self.weights(py)?;
-        let params = weights.params();
-        indices
-            .unwrap_or_else(|| (0..self.specs.len()).collect())
-            .into_iter()
-            .map(|index| {
-                let spec = self.spec(index)?;
-                to_numpy(py, params[index].to_vec(), &spec.shape)
-            })
-            .collect()
+        guard(|| {
+            let weights = self.weights(py)?;
+            let params = weights.params();
+            indices
+                .unwrap_or_else(|| (0..self.specs.len()).collect())
+                .into_iter()
+                .map(|index| {
+                    let spec = self.spec(index)?;
+                    to_numpy(py, params[index].to_vec(), &spec.shape)
+                })
+                .collect()
+        })
     }
 
     fn get_weight<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Floats<'py>> {
-        let spec = self.spec(index)?;
-        to_numpy(py, self.weights(py)?.params()[index].to_vec(), &spec.shape)
+        guard(|| {
+            let spec = self.spec(index)?;
+            to_numpy(py, self.weights(py)?.params()[index].to_vec(), &spec.shape)
+        })
     }
 
     fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Bound<'_, PyAny>>) -> PyResult<()> {
-        let mut replaced: Vec<Option<Vec<f32>>> = vec![None; self.specs.len()];
-        for (&index, weight) in indices.iter().zip(&weights) {
-            let spec = self.spec(index)?;
-            let values = floats(&spec.name, weight, spec.shape.len())?;
-            values.expect_shape(&spec.name, &spec.shape)?;
-            replaced[index] = Some(values.data);
-        }
-        let given: Option<Vec<_>> = replaced.iter().cloned().collect();
-        if let Some(given) = given {
-            // All of them: whatever was there before, also if an error left that broken.
-            return enter_core(py, |interrupt| {
-                let mut given = given.into_iter();
-                let mut source = |_: &Spec| Ok(given.next().unwrap_or_default().into());
+        guard(|| {
+            let mut replaced: Vec<Option<Vec<f32>>> = vec![None; self.specs.len()];
+            for (&index, weight) in indices.iter().zip(&weights) {
+                let spec = self.spec(index)?;
+                let values = floats(&spec.name, weight, spec.shape.len())?;
+                values.expect_shape(&spec.name, &spec.shape)?;
+                replaced[index] = Some(values.data);
+            }
+            let given: Option<Vec<_>> = replaced.iter().cloned().collect();
+            if let Some(given) = given {
+                // All of them: whatever was there before, also if an error left that broken.
+                return enter_core(py, |interrupt| {
+                    let mut given = given.into_iter();
+                    let mut source = |_: &Spec| Ok(given.next().unwrap_or_default().into());
+                    let changed = heads::Head::load(&self.config, &mut source)?;
+                    self.weights.overwrite(interrupt, Arc::new(changed))
+                });
+            }
+            enter_core(py, |interrupt| {
+                let mut current = take_whole(interrupt, || self.weights.try_take())?;
+                let params = current.params();
+                let mut pairs = replaced.into_iter().zip(&params);
+                let mut source = |_: &Spec| match pairs.next() {
+                    Some((Some(values), _)) => Ok(values.into()),
+                    Some((None, param)) => Ok(param.to_vec().into()),
+                    None => Err(Error::Internal("a head asks for more weights than it lists".into())),
+                };
                 let changed = heads::Head::load(&self.config, &mut source)?;
-                self.weights.overwrite(interrupt, Arc::new(changed))
-            });
-        }
-        enter_core(py, |interrupt| {
-            let mut current = take_whole(interrupt, || self.weights.try_take())?;
-            let params = current.params();
-            let mut pairs = replaced.into_iter().zip(&params);
-            let mut source = |_: &Spec| match pairs.next() {
-                Some((Some(values), _)) => Ok(values.into()),
-                Some((None, param)) => Ok(param.to_vec().into()),
-                None => Err(Error::Internal("a head asks for more weights than it lists".into())),
-            };
-            let changed = heads::Head::load(&self.config, &mut source)?;
-            drop(pairs);
-            drop(params);
-            **current = Arc::new(changed);
-            Ok(())
+                drop(pairs);
+                drop(params);
+                **current = Arc::new(changed);
+                Ok(())
+            })
         })
     }
 
@@ -139,15 +148,17 @@ impl Head {
         features: &Bound<'py, PyAny>,
         seed: Option<u64>,
     ) -> PyResult<Floats<'py>> {
-        let (isa, threads) = encoder.get().resources()?;
-        let features = floats("features", features, 2)?;
-        let weights = self.weights(py)?;
-        let logits = enter_core(py, |interrupt| {
-            let head = projection(&weights)?;
-            run(isa, threads, &SCRATCH, interrupt, |context| head.forward(context, &features.data, seed))
-        })?;
-        let classes = logits.len().checked_div(features.shape[0]).unwrap_or(0);
-        to_numpy(py, logits, &[features.shape[0], classes])
+        guard(|| {
+            let (isa, threads) = encoder.get().resources()?;
+            let features = floats("features", features, 2)?;
+            let weights = self.weights(py)?;
+            let logits = enter_core(py, |interrupt| {
+                let head = projection(&weights)?;
+                run(isa, threads, &SCRATCH, interrupt, |context| head.forward(context, &features.data, seed))
+            })?;
+            let classes = logits.len().checked_div(features.shape[0]).unwrap_or(0);
+            to_numpy(py, logits, &[features.shape[0], classes])
+        })
     }
 
     /// Gradient of the features; adds those of the weights to `into`.
@@ -160,20 +171,22 @@ impl Head {
         seed: Option<u64>,
         into: &Bound<'py, Gradients>,
     ) -> PyResult<Floats<'py>> {
-        let (isa, threads) = encoder.get().resources()?;
-        let features = floats("features", features, 2)?;
-        let d_logits = floats("d_logits", d_logits, 2)?;
-        into.get().expect(&self.specs)?;
-        let (into, weights) = (into.get(), self.weights(py)?);
-        let d_features = enter_core(py, |interrupt| {
-            let head = projection(&weights)?;
-            let mut into = take_together(interrupt, || into.place().try_take())?;
-            run(isa, threads, &SCRATCH, interrupt, |context| {
-                into.reached.fill(true);
-                head.backward(context, &features.data, &d_logits.data, seed, &mut into.tensors)
-            })
-        })?;
-        to_numpy(py, d_features, &features.shape)
+        guard(|| {
+            let (isa, threads) = encoder.get().resources()?;
+            let features = floats("features", features, 2)?;
+            let d_logits = floats("d_logits", d_logits, 2)?;
+            into.get().expect(&self.specs)?;
+            let (into, weights) = (into.get(), self.weights(py)?);
+            let d_features = enter_core(py, |interrupt| {
+                let head = projection(&weights)?;
+                let mut into = take_together(interrupt, || into.place().try_take())?;
+                run(isa, threads, &SCRATCH, interrupt, |context| {
+                    into.reached.fill(true);
+                    head.backward(context, &features.data, &d_logits.data, seed, &mut into.tensors)
+                })
+            })?;
+            to_numpy(py, d_features, &features.shape)
+        })
     }
 
     /// Logits `[rows.len(), V]` of rows of `sequence_output` `[B, S, H]`, counted over the whole batch.
@@ -184,18 +197,20 @@ impl Head {
         sequence_output: &Bound<'py, PyAny>,
         rows: &Bound<'py, PyAny>,
     ) -> PyResult<Floats<'py>> {
-        let (isa, threads) = encoder.get().resources()?;
-        let sequence = floats("sequence_output", sequence_output, 3)?;
-        let rows = positions(rows, sequence.shape[0] * sequence.shape[1])?;
-        let (weights, network) = (self.weights(py)?, encoder.get().network(py)?);
-        let (logits, vocab) = enter_core(py, |interrupt| {
-            let (head, table) = (masked_lm(&weights)?, word_table(&network)?);
-            let logits = run(isa, threads, &SCRATCH, interrupt, |context| {
-                head.logits(context, table, &sequence.data, &rows)
+        guard(|| {
+            let (isa, threads) = encoder.get().resources()?;
+            let sequence = floats("sequence_output", sequence_output, 3)?;
+            let rows = positions(rows, sequence.shape[0] * sequence.shape[1])?;
+            let (weights, network) = (self.weights(py)?, encoder.get().network(py)?);
+            let (logits, vocab) = enter_core(py, |interrupt| {
+                let (head, table) = (masked_lm(&weights)?, word_table(&network)?);
+                let logits = run(isa, threads, &SCRATCH, interrupt, |context| {
+                    head.logits(context, table, &sequence.data, &rows)
+                })?;
+                Ok((logits, table.rows()))
             })?;
-            Ok((logits, table.rows()))
-        })?;
-        to_numpy(py, logits, &[rows.len(), vocab])
+            to_numpy(py, logits, &[rows.len(), vocab])
+        })
     }
 
     /// Sums over predictions and, with `into` (this head's gradients, the encoder's), the gradient of the sequence output
@@ -212,49 +227,51 @@ impl Head {
         scale: f64,
         into: Option<(Bound<'py, Gradients>, Bound<'py, Gradients>)>,
     ) -> PyResult<(Sums, Option<Floats<'py>>)> {
-        let (isa, threads) = encoder.get().resources()?;
-        let sequence = floats("sequence_output", sequence_output, 3)?;
-        let rows = positions(rows, sequence.shape[0] * sequence.shape[1])?;
-        let labels = integers("masked_lm_ids", labels, 1)?.data;
-        let label_weights = floats("masked_lm_weights", weights, 1)?.data;
-        if let Some((own, encoders)) = &into {
-            own.get().expect(&self.specs)?;
-            encoders.get().expect(encoder.get().specs())?;
-        }
-        let into = into.as_ref().map(|(own, encoders)| (own.get(), encoders.get()));
-        let (head, network) = (self.weights(py)?, encoder.get().network(py)?);
-        let (sums, d_sequence) = enter_core(py, |interrupt| {
-            let (head, table) = (masked_lm(&head)?, word_table(&network)?);
-            let mut into = match into {
-                Some((own, encoders)) => Some(take_together(interrupt, || {
-                    let Some(own) = own.place().try_take()? else { return Ok(None) };
-                    Ok(encoders.place().try_take()?.map(|encoders| (own, encoders)))
-                })?),
+        guard(|| {
+            let (isa, threads) = encoder.get().resources()?;
+            let sequence = floats("sequence_output", sequence_output, 3)?;
+            let rows = positions(rows, sequence.shape[0] * sequence.shape[1])?;
+            let labels = integers("masked_lm_ids", labels, 1)?.data;
+            let label_weights = floats("masked_lm_weights", weights, 1)?.data;
+            if let Some((own, encoders)) = &into {
+                own.get().expect(&self.specs)?;
+                encoders.get().expect(encoder.get().specs())?;
+            }
+            let into = into.as_ref().map(|(own, encoders)| (own.get(), encoders.get()));
+            let (head, network) = (self.weights(py)?, encoder.get().network(py)?);
+            let (sums, d_sequence) = enter_core(py, |interrupt| {
+                let (head, table) = (masked_lm(&head)?, word_table(&network)?);
+                let mut into = match into {
+                    Some((own, encoders)) => Some(take_together(interrupt, || {
+                        let Some(own) = own.place().try_take()? else { return Ok(None) };
+                        Ok(encoders.place().try_take()?.map(|encoders| (own, encoders)))
+                    })?),
+                    None => None,
+                };
+                run(isa, threads, &SCRATCH, interrupt, |context| {
+                    let predictions = Predictions { rows: &rows, labels: &labels, weights: &label_weights };
+                    let Some((own, encoders)) = &mut into else {
+                        return Ok((head.loss(context, table, &sequence.data, predictions, None)?, None));
+                    };
+                    let mut d_sequence = zeroed(sequence.data.len());
+                    own.reached.fill(true);
+                    encoders.reached[WORD_TABLE] = true;
+                    let gradients = MaskedLmGradients {
+                        weights: &mut own.tensors,
+                        table: &mut encoders.tensors[WORD_TABLE],
+                        sequence: &mut d_sequence,
+                        scale,
+                    };
+                    let sums = head.loss(context, table, &sequence.data, predictions, Some(gradients))?;
+                    Ok((sums, Some(d_sequence)))
+                })
+            })?;
+            let d_sequence = match d_sequence {
+                Some(values) => Some(to_numpy(py, values, &sequence.shape)?),
                 None => None,
             };
-            run(isa, threads, &SCRATCH, interrupt, |context| {
-                let predictions = Predictions { rows: &rows, labels: &labels, weights: &label_weights };
-                let Some((own, encoders)) = &mut into else {
-                    return Ok((head.loss(context, table, &sequence.data, predictions, None)?, None));
-                };
-                let mut d_sequence = zeroed(sequence.data.len());
-                own.reached.fill(true);
-                encoders.reached[WORD_TABLE] = true;
-                let gradients = MaskedLmGradients {
-                    weights: &mut own.tensors,
-                    table: &mut encoders.tensors[WORD_TABLE],
-                    sequence: &mut d_sequence,
-                    scale,
-                };
-                let sums = head.loss(context, table, &sequence.data, predictions, Some(gradients))?;
-                Ok((sums, Some(d_sequence)))
-            })
-        })?;
-        let d_sequence = match d_sequence {
-            Some(values) => Some(to_numpy(py, values, &sequence.shape)?),
-            None => None,
-        };
-        Ok((as_tuple(sums), d_sequence))
+            Ok((as_tuple(sums), d_sequence))
+        })
     }
 }
 
@@ -269,14 +286,17 @@ pub fn cross_entropy<'py>(
     weights: &Bound<'py, PyAny>,
     scale: f64,
 ) -> PyResult<(Sums, Floats<'py>)> {
-    let (isa, _) = encoder.get().resources()?;
-    let mut logits = floats("logits", logits, 2)?;
-    let labels = integers("labels", labels, 1)?.data;
-    let weights = floats("sample_weight", weights, 1)?.data;
-    let classes = logits.shape[1];
-    let sums =
-        enter_core(py, |_| heads::cross_entropy(isa, &mut logits.data, classes, &labels, &weights, scale))?;
-    Ok((as_tuple(sums), to_numpy(py, logits.data, &logits.shape)?))
+    guard(|| {
+        let (isa, _) = encoder.get().resources()?;
+        let mut logits = floats("logits", logits, 2)?;
+        let labels = integers("labels", labels, 1)?.data;
+        let weights = floats("sample_weight", weights, 1)?.data;
+        let classes = logits.shape[1];
+        let sums = enter_core(py, |_| {
+            heads::cross_entropy(isa, &mut logits.data, classes, &labels, &weights, scale)
+        })?;
+        Ok((as_tuple(sums), to_numpy(py, logits.data, &logits.shape)?))
+    })
 }
 
 /// Place of the word table among an encoder's weights.

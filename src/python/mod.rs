@@ -1,6 +1,7 @@
 //! The Python module `sparse_mixer._native`: the only folder that names `pyo3` or `numpy`.
 //!
-//! Thin by construction: arrays are converted ([`convert`], [`inputs`]), then one function enters the core ([`enter`]).
+//! Thin by construction: each function is guarded against panics and enters the core once ([`enter`]), with converted arrays
+//! ([`convert`], [`inputs`]).
 //! Signatures, defaults and documentation for people are in `python/sparse_mixer/`.
 
 mod activation;
@@ -16,6 +17,7 @@ mod optim;
 mod outputs;
 mod part;
 mod vjp;
+mod weights;
 
 use std::sync::LazyLock;
 
@@ -32,7 +34,7 @@ mod _native {
     use pyo3::types::PyDict;
 
     use super::encoder::{ThreadCount, thread_count};
-    use super::enter::to_py_err;
+    use super::enter::{guard, to_py_err};
     use crate::kernels::Isa;
     use crate::runtime::{self, fork};
 
@@ -92,11 +94,13 @@ mod _native {
 
     #[pyfunction]
     fn cpu_info(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-        let info = PyDict::new(py);
-        info.set_item("isa", Isa::detect().map_err(to_py_err)?.name())?;
-        info.set_item("available", Isa::available().iter().map(|isa| isa.name()).collect::<Vec<_>>())?;
-        info.set_item("num_threads", get_num_threads()?)?;
-        Ok(info)
+        guard(|| {
+            let info = PyDict::new(py);
+            info.set_item("isa", Isa::detect().map_err(to_py_err)?.name())?;
+            info.set_item("available", Isa::available().iter().map(|isa| isa.name()).collect::<Vec<_>>())?;
+            info.set_item("num_threads", get_num_threads()?)?;
+            Ok(info)
+        })
     }
 
     #[pyfunction]
@@ -109,12 +113,20 @@ mod _native {
         runtime::default_threads().map_err(to_py_err)
     }
 
-    /// Makes the task number `task` of those to come panic, or of the pieces of other work; None for none.
+    /// Makes the task number `task` of those to come panic, or with another `place` the piece of other work
+    /// ("elsewhere") or the call ("entry"); None for none.
     #[cfg(feature = "fault-injection")]
     #[pyfunction]
-    #[pyo3(signature = (task, elsewhere=false))]
-    fn inject_panic(task: Option<u64>, elsewhere: bool) {
-        if elsewhere { &runtime::ELSEWHERE } else { &super::SCRATCH.fault }.arm(task);
+    #[pyo3(signature = (task, place="computation"))]
+    fn inject_panic(task: Option<u64>, place: &str) -> PyResult<()> {
+        let fault = match place {
+            "computation" => &super::SCRATCH.fault,
+            "elsewhere" => &runtime::ELSEWHERE,
+            "entry" => &runtime::ENTRY,
+            _ => return Err(to_py_err(crate::error::Error::value("place", format!("got {place:?}")))),
+        };
+        fault.arm(task);
+        Ok(())
     }
 
     #[pyfunction]

@@ -7,7 +7,7 @@ use numpy::{PyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use super::convert::{floats, to_numpy};
-use super::enter::{enter_core, to_py_err};
+use super::enter::{enter_core, guard, to_py_err};
 use super::gradients::Gradients;
 use super::head::parse;
 use super::part::{Owner, Place, TakenWeights};
@@ -77,18 +77,21 @@ impl Optimizer {
     /// `parts` are encoders and heads, each with one flag per weight for decay and one for adaptation.
     #[new]
     fn new(py: Python<'_>, rule: &str, parts: Vec<(Owner<'_>, Vec<bool>, Vec<bool>)>) -> PyResult<Self> {
-        let rule: Rule = parse("rule", rule)?;
-        let mut specs = Vec::new();
-        for (owner, decay, adapt) in &parts {
-            let part = owner.part();
-            let weights = part.snapshot(py)?;
-            let flags = decay.iter().zip(adapt);
-            for ((spec, param), (&decay, &adapt)) in part.specs().iter().zip(weights.params()).zip(flags) {
-                specs.push(ParameterSpec::of(spec, &param, decay, adapt));
+        guard(|| {
+            let rule: Rule = parse("rule", rule)?;
+            let mut specs = Vec::new();
+            for (owner, decay, adapt) in &parts {
+                let part = owner.part();
+                let weights = part.snapshot(py)?;
+                let flags = decay.iter().zip(adapt);
+                for ((spec, param), (&decay, &adapt)) in part.specs().iter().zip(weights.params()).zip(flags)
+                {
+                    specs.push(ParameterSpec::of(spec, &param, decay, adapt));
+                }
             }
-        }
-        let optimizer = optim::Optimizer::new(rule, specs).map_err(to_py_err)?;
-        Ok(Optimizer(Exclusive::new("moments", optimizer)))
+            let optimizer = optim::Optimizer::new(rule, specs).map_err(to_py_err)?;
+            Ok(Optimizer(Exclusive::new("moments", optimizer)))
+        })
     }
 
     /// One update. `parts` as in the constructor, each with its gradients and one flag per weight for whether it takes
@@ -107,83 +110,94 @@ impl Optimizer {
         gradient_scale: f64,
         hurried: Option<Py<PyAny>>,
     ) -> PyResult<Option<f64>> {
-        let how = optim::Step { learning_rate, clip_norm, gradient_scale };
-        let mut threads = None;
-        let mut taken: Vec<UpdatedPart> = Vec::with_capacity(parts.len());
-        for (owner, gradients, takes_part) in parts {
-            let place = owner.part().place();
-            gradients.get().expect(owner.part().specs())?;
-            if taken.iter().any(|(other, ..)| other.is(&place)) {
-                return Err(to_py_err(Error::value("parts", "the same encoder or head is there twice")));
-            }
-            if taken.iter().any(|(_, other, _)| Arc::ptr_eq(other, gradients.get().place())) {
-                return Err(to_py_err(Error::value("gradients", "the same are there for two parts")));
-            }
-            if let Owner::Encoder(encoder) = &owner {
-                threads = Some(encoder.get().resources()?.1);
-            }
-            taken.push((place, gradients.get().place().clone(), takes_part));
-        }
-        let threads = threads.map_or_else(|| default_threads().map_err(to_py_err), Ok)?;
-        let progress = Arc::<Progress>::default();
-        let left_alone = AtomicBool::new(false);
-        let norm = enter_core(py, |interrupt| {
-            let mut taking = take_whole(interrupt, || Taking::try_take(&self.0, &taken))?;
-            let hurry = || {
-                let hurried = hurried.as_ref()?;
-                Python::attach(|py| hurried.call0(py).and_then(|hurry| hurry.is_truthy(py)).ok())
-            };
-            let interrupt = || {
-                if interrupt() {
-                    return true;
+        guard(|| {
+            let how = optim::Step { learning_rate, clip_norm, gradient_scale };
+            let mut threads = None;
+            let mut taken: Vec<UpdatedPart> = Vec::with_capacity(parts.len());
+            for (owner, gradients, takes_part) in parts {
+                let place = owner.part().place();
+                gradients.get().expect(owner.part().specs())?;
+                if taken.iter().any(|(other, ..)| other.is(&place)) {
+                    return Err(to_py_err(Error::value("parts", "the same encoder or head is there twice")));
                 }
-                let hurry = hurry() == Some(true);
-                left_alone.store(hurry, Ordering::Relaxed);
-                hurry
-            };
-            run_to_end(threads, &interrupt, &progress, move |progress| taking.apply(how, progress))
-        });
-        if left_alone.load(Ordering::Relaxed) && progress.has_begun() { Ok(None) } else { norm }
+                if taken.iter().any(|(_, other, _)| Arc::ptr_eq(other, gradients.get().place())) {
+                    return Err(to_py_err(Error::value("gradients", "the same are there for two parts")));
+                }
+                if let Owner::Encoder(encoder) = &owner {
+                    threads = Some(encoder.get().resources()?.1);
+                }
+                taken.push((place, gradients.get().place().clone(), takes_part));
+            }
+            let threads = threads.map_or_else(|| default_threads().map_err(to_py_err), Ok)?;
+            let progress = Arc::<Progress>::default();
+            let left_alone = AtomicBool::new(false);
+            let norm = enter_core(py, |interrupt| {
+                let mut taking = take_whole(interrupt, || Taking::try_take(&self.0, &taken))?;
+                let hurry = || {
+                    let hurried = hurried.as_ref()?;
+                    Python::attach(|py| hurried.call0(py).and_then(|hurry| hurry.is_truthy(py)).ok())
+                };
+                let interrupt = || {
+                    if interrupt() {
+                        return true;
+                    }
+                    let hurry = hurry() == Some(true);
+                    left_alone.store(hurry, Ordering::Relaxed);
+                    hurry
+                };
+                run_to_end(threads, &interrupt, &progress, move |progress| taking.apply(how, progress))
+            });
+            if left_alone.load(Ordering::Relaxed) && progress.has_begun() { Ok(None) } else { norm }
+        })
     }
 
     #[getter]
     fn step(&self, py: Python<'_>) -> PyResult<u64> {
-        self.with(py, |optimizer| Ok(optimizer.step()))
+        guard(|| self.with(py, |optimizer| Ok(optimizer.step())))
     }
 
     /// Bytes of the moments.
     #[getter]
     fn state_bytes(&self, py: Python<'_>) -> PyResult<usize> {
-        self.with(py, |optimizer| Ok(optimizer.state_bytes()))
+        guard(|| self.with(py, |optimizer| Ok(optimizer.state_bytes())))
     }
 
     /// Copies of the moments by name.
     fn state<'py>(&self, py: Python<'py>) -> PyResult<Vec<(String, Bound<'py, PyArrayDyn<f32>>)>> {
-        let arrays = self.with(py, |optimizer| Ok(optimizer.state()))?;
-        arrays.into_iter().map(|array| Ok((array.name, to_numpy(py, array.values, &array.shape)?))).collect()
+        guard(|| {
+            let arrays = self.with(py, |optimizer| Ok(optimizer.state()))?;
+            arrays
+                .into_iter()
+                .map(|array| Ok((array.name, to_numpy(py, array.values, &array.shape)?)))
+                .collect()
+        })
     }
 
     /// Takes over moments from `state`.
     fn restore(&self, py: Python<'_>, step: u64, arrays: Vec<(String, Bound<'_, PyAny>)>) -> PyResult<()> {
-        let arrays = arrays
-            .into_iter()
-            .map(|(name, array)| {
-                py.check_signals()?;
-                let axes = array.cast::<PyArrayDyn<f32>>().map_or(0, |array| array.ndim());
-                let values = floats(&name, &array, axes)?;
-                Ok(NamedArray { name, shape: values.shape, values: values.data })
-            })
-            .collect::<PyResult<Vec<_>>>()?;
-        self.with(py, |optimizer| optimizer.restore(step, &arrays))
+        guard(|| {
+            let arrays = arrays
+                .into_iter()
+                .map(|(name, array)| {
+                    py.check_signals()?;
+                    let axes = array.cast::<PyArrayDyn<f32>>().map_or(0, |array| array.ndim());
+                    let values = floats(&name, &array, axes)?;
+                    Ok(NamedArray { name, shape: values.shape, values: values.data })
+                })
+                .collect::<PyResult<Vec<_>>>()?;
+            self.with(py, |optimizer| optimizer.restore(step, &arrays))
+        })
     }
 }
 
 /// The learning rate of the schedule `config` (JSON) at `step`.
 #[pyfunction]
 pub fn learning_rate(config: &str, step: i64) -> PyResult<f64> {
-    let schedule: Schedule = parse("schedule", config)?;
-    schedule.validate().map_err(to_py_err)?;
-    let step = u64::try_from(step)
-        .map_err(|_| to_py_err(Error::value("step", format!("got {step}, expected at least 0"))))?;
-    Ok(schedule.at(step))
+    guard(|| {
+        let schedule: Schedule = parse("schedule", config)?;
+        schedule.validate().map_err(to_py_err)?;
+        let step = u64::try_from(step)
+            .map_err(|_| to_py_err(Error::value("step", format!("got {step}, expected at least 0"))))?;
+        Ok(schedule.at(step))
+    })
 }

@@ -9,7 +9,7 @@ use pyo3::types::PyDict;
 use super::SCRATCH;
 use super::convert::{finite, floats, to_numpy};
 use super::encoder::Encoder;
-use super::enter::enter_core;
+use super::enter::{enter_core, guard};
 use super::gradients::Gradients;
 use super::inputs::Given;
 use super::outputs;
@@ -50,21 +50,24 @@ pub fn record<'py>(
     check_finite: bool,
     recompute: bool,
 ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>, Tape)> {
-    let network = encoder.get().network(py)?;
-    let (isa, _) = encoder.get().resources()?;
-    let given = Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
-    let inputs = given.read(network.config())?;
-    let wanted = outputs::wanted(outputs.as_deref(), check_finite)?;
-    let (batch, seq) = (inputs.batch, inputs.seq);
-    let threads = encoder.get().threads_for(batch, seq)?;
-    let (results, tape) = enter_core(py, |interrupt| {
-        run(isa, threads, &SCRATCH, interrupt, |context| {
-            network.forward_with_tape(context, inputs, training.then_some(seed), wanted, recompute)
-        })
-    })?;
-    let aux = outputs::aux_to_python(py, &results.metrics, network.config())?;
-    let outputs = outputs::to_python(py, results, wanted, batch, network.config())?;
-    Ok((outputs, aux, Tape { network, tape, batch, seq, isa, threads }))
+    guard(|| {
+        let network = encoder.get().network(py)?;
+        let (isa, _) = encoder.get().resources()?;
+        let given =
+            Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
+        let inputs = given.read(network.config())?;
+        let wanted = outputs::wanted(outputs.as_deref(), check_finite)?;
+        let (batch, seq) = (inputs.batch, inputs.seq);
+        let threads = encoder.get().threads_for(batch, seq)?;
+        let (results, tape) = enter_core(py, |interrupt| {
+            run(isa, threads, &SCRATCH, interrupt, |context| {
+                network.forward_with_tape(context, inputs, training.then_some(seed), wanted, recompute)
+            })
+        })?;
+        let aux = outputs::aux_to_python(py, &results.metrics, network.config())?;
+        let outputs = outputs::to_python(py, results, wanted, batch, network.config())?;
+        Ok((outputs, aux, Tape { network, tape, batch, seq, isa, threads }))
+    })
 }
 
 #[pymethods]
@@ -80,33 +83,35 @@ impl Tape {
         encoder_outputs: Option<Vec<Option<Bound<'py, PyAny>>>>,
         aux_loss_weight: f64,
     ) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
-        let config = self.network.config();
-        into.get().expect(&network::specs(config))?;
-        let read = |name: &str, array: Option<&Bound<'py, PyAny>>, axes: usize| {
-            array.map(|array| finite(name, floats(name, array, axes)?.data)).transpose()
-        };
-        let aux_loss_weight = finite("aux_loss_weight", [aux_loss_weight])?[0];
-        let sequence = read("sequence_output", sequence_output, 3)?;
-        let pooled = read("pooled_output", pooled_output, 2)?;
-        let blocks = encoder_outputs
-            .unwrap_or_default()
-            .iter()
-            .enumerate()
-            .map(|(layer, array)| read(&format!("encoder_outputs[{layer}]"), array.as_ref(), 3))
-            .collect::<PyResult<Vec<_>>>()?;
-        let into = into.get();
-        let rows = enter_core(py, |interrupt| {
-            let blocks: Vec<Option<&[f32]>> = blocks.iter().map(Option::as_deref).collect();
-            let cotangents = Cotangents {
-                sequence_output: sequence.as_deref(),
-                pooled_output: pooled.as_deref(),
-                encoder_outputs: &blocks,
+        guard(|| {
+            let config = self.network.config();
+            into.get().expect(&network::specs(config))?;
+            let read = |name: &str, array: Option<&Bound<'py, PyAny>>, axes: usize| {
+                array.map(|array| finite(name, floats(name, array, axes)?.data)).transpose()
             };
-            let mut into = take_together(interrupt, || into.place().try_take())?;
-            run(self.isa, self.threads, &SCRATCH, interrupt, |context| {
-                self.network.backward(context, &self.tape, &cotangents, aux_loss_weight, &mut into)
-            })
-        })?;
-        to_numpy(py, rows, &[self.batch, self.seq, config.embedding_width])
+            let aux_loss_weight = finite("aux_loss_weight", [aux_loss_weight])?[0];
+            let sequence = read("sequence_output", sequence_output, 3)?;
+            let pooled = read("pooled_output", pooled_output, 2)?;
+            let blocks = encoder_outputs
+                .unwrap_or_default()
+                .iter()
+                .enumerate()
+                .map(|(layer, array)| read(&format!("encoder_outputs[{layer}]"), array.as_ref(), 3))
+                .collect::<PyResult<Vec<_>>>()?;
+            let into = into.get();
+            let rows = enter_core(py, |interrupt| {
+                let blocks: Vec<Option<&[f32]>> = blocks.iter().map(Option::as_deref).collect();
+                let cotangents = Cotangents {
+                    sequence_output: sequence.as_deref(),
+                    pooled_output: pooled.as_deref(),
+                    encoder_outputs: &blocks,
+                };
+                let mut into = take_together(interrupt, || into.place().try_take())?;
+                run(self.isa, self.threads, &SCRATCH, interrupt, |context| {
+                    self.network.backward(context, &self.tape, &cotangents, aux_loss_weight, &mut into)
+                })
+            })?;
+            to_numpy(py, rows, &[self.batch, self.seq, config.embedding_width])
+        })
     }
 }

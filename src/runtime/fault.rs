@@ -13,6 +13,10 @@ pub struct Fault {
 #[cfg(feature = "fault-injection")]
 pub static ELSEWHERE: Fault = Fault { left: AtomicI64::new(-1) };
 
+/// What goes wrong around the core: reading arguments, making results.
+#[cfg(feature = "fault-injection")]
+pub static ENTRY: Fault = Fault { left: AtomicI64::new(-1) };
+
 impl Default for Fault {
     fn default() -> Self {
         Fault { left: AtomicI64::new(-1) }
@@ -32,7 +36,7 @@ impl Fault {
     }
 
     /// Counts a task.
-    pub(super) fn strike(&self) {
+    pub fn strike(&self) {
         let before =
             self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left >= 0).then(|| left - 1));
         assert!(before != Ok(0), "injected");

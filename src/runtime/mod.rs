@@ -21,10 +21,10 @@ use crate::kernels::{Isa, PackedMatrix, Real, WeightDtype};
 
 pub use cpus::{default_threads, quota_cpus, set_default_threads};
 pub use exclusive::{Exclusive, Taken, Whole, take_together, take_whole};
-#[cfg(feature = "fault-injection")]
-pub use fault::ELSEWHERE;
 #[cfg(any(test, feature = "fault-injection"))]
 pub use fault::Fault;
+#[cfg(feature = "fault-injection")]
+pub use fault::{ELSEWHERE, ENTRY};
 pub use run_to_end::{Progress, internal, run_to_end};
 use scratch::CallScratch;
 pub use scratch::{ActivationPanels, Buffer, PanelsMut, ScratchPool, TaskScratch, product_dtype};
