@@ -107,12 +107,12 @@ fuzz:  ## FUZZ_INPUTS mutated inputs for every reader (default a million)
 
 # A build that checks every addition and can be made to panic. Not a release.
 CHECKED := target/checked-site
+CHECKED_TESTS ?= tests/stress tests/test_errors.py tests/test_enter_core.py tests/test_training.py tests/test_keras_api.py
 test-checked: build $(STAMPS)/test  ## Python tests with overflow checks, debug assertions and injected panics
-	cargo build --locked --lib --profile checked --features python,fault-injection --target-dir target
+	cargo build --locked --lib --profile test --features python,fault-injection
 	rm -rf $(CHECKED) && mkdir -p $(CHECKED) && cp -r python/sparse_mixer $(CHECKED)/
-	cp target/checked/libsparse_mixer.so $(CHECKED)/sparse_mixer/_native.abi3.so
-	PYTHONPATH=$(abspath $(CHECKED)) $(PY) -m pytest $(or $(PYTEST_ARGS),tests/stress tests/test_errors.py \
-		tests/test_enter_core.py tests/test_training.py tests/test_keras_api.py)
+	cp target/debug/libsparse_mixer.so $(CHECKED)/sparse_mixer/_native.abi3.so
+	PYTHONPATH=$(abspath $(CHECKED)) $(PY) -m pytest $(CHECKED_TESTS) $(PYTEST_ARGS)
 
 MIRI_TESTS ?= kernels runtime::exclusive
 miri:  ## undefined behaviour in portable kernels and packing; needs nightly Rust with miri
@@ -151,7 +151,7 @@ format: $(STAMPS)/lint  ## rewrite the sources in the house style
 docs:  ## API documentation of the core into target/doc
 	cargo doc --no-deps
 
-check: lint test  ## everything that CI checks
+check: lint test test-checked  ## everything that CI checks
 
 clean:  ## remove build outputs, keep the environment
 	cargo clean
