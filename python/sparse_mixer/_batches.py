@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Protocol
 
 import numpy as np
@@ -185,11 +185,29 @@ def derived_seed(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
 
 
+def unpack(batch: Any) -> tuple[Mapping[str, Any], Any, Any]:
+    """Inputs, labels and sample weights of a batch."""
+    if isinstance(batch, Mapping):
+        return batch, None, None
+    if isinstance(batch, Sequence) and 2 <= len(batch) <= 3 and isinstance(batch[0], Mapping):
+        return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+    raise TypeError("batch: expected a dict of inputs, (inputs, labels) or (inputs, labels, sample_weight)")
+
+
 def token_count(batch: Any) -> int:
-    """Positions that are not padding."""
-    inputs = batch if isinstance(batch, Mapping) else batch[0]
+    """Positions that are not padding.
+
+    Raises:
+        TypeError: Not a batch.
+        ValueError: It has neither mask nor type ids.
+    """
+    inputs = unpack(batch)[0]
     mask = inputs.get("input_mask")
-    return int(np.count_nonzero(mask)) if mask is not None else int(np.size(inputs["input_type_ids"]))
+    if mask is not None:
+        return int(np.count_nonzero(mask))
+    if "input_type_ids" not in inputs:
+        raise ValueError("input_type_ids: missing")
+    return int(np.size(inputs["input_type_ids"]))
 
 
 def _map_leaves(data: Any, function: Callable[..., Any]) -> Any:

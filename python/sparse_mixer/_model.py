@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from sparse_mixer import _flax, _model_files, checkpoints
+from sparse_mixer._batches import unpack
 from sparse_mixer._heads import Array, Head
 from sparse_mixer._metrics import METRIC_NAMES
 from sparse_mixer._variables import assign_all
@@ -73,7 +74,7 @@ class Model(Layer):
         Raises:
             FloatingPointError: The loss is NaN or infinite; what `into` then holds is unspecified.
         """
-        inputs, labels, weights = _unpack(batch)
+        inputs, labels, weights = unpack(batch)
         gradients = Gradients(self) if into is None else into
         outputs, vjp = self.encoder.vjp(inputs, training=True, seed=seed, outputs=self._outputs, recompute=recompute)
         task, d_outputs = self._loss(outputs, inputs, labels, weights, seed, gradients)
@@ -86,7 +87,7 @@ class Model(Layer):
 
     def test_step(self, batch: Any) -> Metrics:
         """Metrics of one batch, as at inference: no dropout, evaluation capacity."""
-        inputs, labels, weights = _unpack(batch)
+        inputs, labels, weights = unpack(batch)
         outputs = self.encoder(inputs, outputs=self._outputs)
         task, _ = self._loss(outputs, inputs, labels, weights, None, None)
         return self._with_auxiliary(task)
@@ -218,12 +219,3 @@ class Model(Layer):
         # A batch counts in the means as much as its examples or predictions do.
         described = {name: (value * weight, weight) for name, value in values.items()}
         return Metrics({"loss": (loss + float(auxiliary["total"]) * weight, weight), **metrics, **described})
-
-
-def _unpack(batch: Any) -> tuple[Mapping[str, Any], Any, Any]:
-    """Inputs, labels and sample weights of a batch."""
-    if isinstance(batch, Mapping):
-        return batch, None, None
-    if isinstance(batch, Sequence) and 2 <= len(batch) <= 3 and isinstance(batch[0], Mapping):
-        return batch[0], batch[1], batch[2] if len(batch) == 3 else None
-    raise TypeError("batch: expected a dict of inputs, (inputs, labels) or (inputs, labels, sample_weight)")

@@ -16,10 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sparse_mixer._arguments import as_positive
 from sparse_mixer._extras import require
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Special tokens of `train_tokenizer`; their ids are their places here."""
+
+# The tokenizers package ends the process if it cannot have memory for so many as it is told.
+_MOST_PIECES = 2**24
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
@@ -101,8 +105,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192) -> Any:
 
     Raises:
         ImportError: `tokenizers` is not installed.
+        ValueError: `vocab_size` is below 1 or above 16,777,216.
     """
     tokenizers = require("tokenizers", "text")
+    if as_positive("vocab_size", vocab_size) > _MOST_PIECES:
+        raise ValueError(f"vocab_size: expected at most {_MOST_PIECES}, got {vocab_size}")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -141,8 +148,7 @@ def encode(
     Raises:
         ValueError: The tokenizer has no `pad_token`, or the length is below 1.
     """
-    if sequence_length < 1:
-        raise ValueError(f"sequence_length: expected at least 1, got {sequence_length}")
+    as_positive("sequence_length", sequence_length)
     pad = tokenizer.token_to_id(pad_token)
     if pad is None:
         raise ValueError(f"pad_token: the tokenizer does not know {pad_token!r}")

@@ -78,9 +78,11 @@ class Trainer:
         save_every: int | None = None,
     ) -> None:
         """See `fit` for the arguments."""
-        self.model = model
-        self.optimizer = optimizer
-        self.batches = as_batches(data, batch_size, shuffle, seed, drop_remainder, steps_per_epoch)
+        self.model = _expect("model", model, Model)
+        self.optimizer = _expect("optimizer", optimizer, Optimizer)
+        self._callbacks = [_expect("callbacks", callback, Callback) for callback in callbacks]
+        self._seed = as_int("seed", seed)
+        self.batches = as_batches(data, batch_size, shuffle, self._seed, drop_remainder, steps_per_epoch)
         self.epochs = as_int("epochs", epochs)
         if self.epochs < 0:
             raise ValueError(f"epochs: expected at least 0, got {epochs}")
@@ -90,10 +92,9 @@ class Trainer:
         self.tokens_per_second = 0.0
         self.stop = False
         self._finished = False
-        self._seed = seed
         # What a resumption must have in common with the run that was saved.
         self._settings = {
-            "seed": as_int("seed", seed),
+            "seed": self._seed,
             "examples": self.batches.examples,
             **self.batches.settings,
             "batches per epoch": self.batches.steps,
@@ -107,7 +108,6 @@ class Trainer:
         if validation_data is not None:
             size = batch_size if are_arrays(validation_data) else None
             self._validation = as_batches(validation_data, size, argument="validation_data")
-        self._callbacks = list(callbacks)
         self._state_path = None if state_path is None else Path(state_path)
         self._save_every = None if save_every is None else as_positive("save_every", save_every)
         if save_every is not None and state_path is None:
@@ -207,8 +207,7 @@ class Trainer:
                     batch, seed=seed, into=self._gradients, recompute=self._recompute
                 )
             except FloatingPointError as error:
-                reason = str(error).replace("the loss is", f"the loss of update {self.step + 1} is")
-                raise FloatingPointError(f"{reason}; nothing was updated") from None
+                raise FloatingPointError(f"update {self.step + 1} was not made: {error}") from None
             metrics.add(new)
         logs = metrics.means()
         logs["learning_rate"] = self.optimizer.current_learning_rate()
@@ -307,6 +306,13 @@ class Trainer:
 
     def _own_variables(self) -> list[Variable]:
         return [variable for variable in self.model.weights if isinstance(variable, Variable)]
+
+
+def _expect(argument: str, value: Any, kind: type) -> Any:
+    """The value, if it is of its kind."""
+    if isinstance(value, kind):
+        return value
+    raise TypeError(f"{argument}: expected {kind.__module__}.{kind.__name__}, got {type(value).__name__}")
 
 
 def _warn_of_untrained(encoder: Any) -> None:
