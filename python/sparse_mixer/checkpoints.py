@@ -123,6 +123,10 @@ class LoadReport:
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
+# Bytes: some milliseconds' worth.
+_H5_PIECE = 4 << 20
+
+
 def save(encoder: SparseMixer, path: PathLike, *, file_format: str | None = None) -> None:
     """`SparseMixer.save`."""
     target = os.fspath(path)
@@ -164,17 +168,40 @@ def _save_weights_h5(encoder: SparseMixer, path: str) -> None:
     """Write what ``tf_keras.Model(net.inputs, net(net.inputs)).save_weights`` writes for TensorFlow's class."""
     h5py = require("h5py", "h5")
     names = _weights_h5_names(encoder)
-    weights = iter(encoder._native.get_weights())
+    # The weights of this moment, without copies of all of them.
+    snapshot = encoder._native.astype(encoder.dtype)
     # The temporary file is locked as it is.
-    with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file, _dropped_on_failure(temporary):
         # Keras asks for this group although the model itself has no variables.
         file.create_group("vars")
-        for name in names:
-            file[f"layers/sparse_mixer/{name}"] = next(weights)
+        for index, name in enumerate(names):
+            _write_h5(file, f"layers/sparse_mixer/{name}", snapshot.get_weight(index))
         for number in range(len(encoder.metrics)):
             mean = "mean" if number == 0 else f"mean_{number}"
             for variable in "01":
                 file[f"metrics/{mean}/vars/{variable}"] = 0.0
+
+
+@contextlib.contextmanager
+def _dropped_on_failure(path: str) -> Iterator[None]:
+    """If the block fails, what it wrote so far need not go to the disk, which closing the file makes some systems do."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.truncate(path, 0)
+        raise
+
+
+def _write_h5(file: Any, name: str, array: npt.NDArray[np.float32]) -> None:
+    """Write one array piece by piece: a disk that is slow with a large one would keep Ctrl-C waiting."""
+    dataset = file.create_dataset(name, array.shape, array.dtype)
+    if array.nbytes <= _H5_PIECE:
+        dataset[...] = array
+        return
+    rows = max(1, _H5_PIECE * len(array) // array.nbytes)
+    for start in range(0, len(array), rows):
+        dataset[start : start + rows] = array[start : start + rows]
 
 
 def _weights_h5_names(encoder: SparseMixer) -> list[str]:

@@ -22,8 +22,16 @@ class LearningRateSchedule:
         self(0)  # refuses what cannot work now rather than in the first step
 
     def __call__(self, step: int) -> float:
-        """The learning rate of update number `step`, from 0."""
-        return _native.learning_rate(self._text, int(step))
+        """The learning rate of update number `step`, from 0.
+
+        Raises:
+            TypeError: Not an integer.
+            ValueError: Below 0 or at least 2**63.
+        """
+        number = as_int("step", step)
+        if not 0 <= number < 2**63:
+            raise ValueError(f"step: got {number}, expected at least 0 and less than 2**63")
+        return _native.learning_rate(self._text, number)
 
     def get_config(self) -> dict[str, Any]:
         """Name and parameters, JSON-able."""
