@@ -184,7 +184,7 @@ def _save_weights_h5(encoder: SparseMixer, path: str) -> None:
 
 @contextlib.contextmanager
 def _dropped_on_failure(path: str) -> Iterator[None]:
-    """If the block fails, what it wrote so far need not go to the disk, which closing the file makes some systems do."""
+    """If the block fails, what it wrote need not go to the disk, which closing the file makes some systems do."""
     try:
         yield
     except BaseException:
