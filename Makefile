@@ -116,7 +116,7 @@ test-checked: build $(STAMPS)/test  ## Python tests with overflow checks, debug 
 
 MIRI_TESTS ?= kernels runtime::exclusive
 miri:  ## undefined behaviour in portable kernels and packing; needs nightly Rust with miri
-	MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test --locked $(CARGO_FEATURES) --lib -- $(MIRI_TESTS)
+	MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-deterministic-floats" cargo +nightly miri test --locked $(CARGO_FEATURES) --lib -- $(MIRI_TESTS)
 
 ASAN_TESTS ?=
 asan:  ## AddressSanitizer over the tests of the core; needs nightly Rust

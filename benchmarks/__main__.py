@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 
     quality = commands.add_parser("quality", help="rounding and rerouting of the narrower storage types")
     quality.add_argument("--examples", type=int, default=8)
-    quality.add_argument("--trained", type=pathlib.Path, nargs="+", default=[], help="folders of examples/pretrain.py")
+    quality.add_argument(
+        "--trained", type=pathlib.Path, nargs="+", default=[], help="results of examples: out/pretrain ..."
+    )
 
     commands.add_parser("kernels", help="matrix products by themselves beside the multiply-add rate; needs Rust")
     commands.add_parser("peak", help="multiply-add rate of this processor")

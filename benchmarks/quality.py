@@ -134,16 +134,17 @@ def measure(variant: str, weights: str, examples: int) -> list[Quality]:
 
 
 def measure_saved(folder: pathlib.Path, examples: int) -> list[Quality]:
-    """Compare every storage type with float32 for what `examples/pretrain.py` has trained, on passages of text."""
+    """Compare every storage type with float32 for what an example has trained in `folder`, on passages of text."""
     import sparse_mixer
     import tokenizers
     from sparse_mixer import text
 
-    exact = sparse_mixer.SparseMixer.load(folder / "encoder.safetensors", dtype="float32")
+    (file,) = folder.glob("*.safetensors")
+    exact = sparse_mixer.SparseMixer.load(file, dtype="float32")
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    passages = [passage.text for passage in text.stdlib_passages(450)][::100][:examples]
-    inputs = text.encode(tokenizer, passages, exact.arguments.max_sequence_length)
-    variant = f"{folder.name}: {exact.arguments.num_layers} layers"
+    passages = [passage.text for passage in text.stdlib_passages(450)]
+    inputs = text.encode(tokenizer, passages[:: len(passages) // examples], exact.arguments.max_sequence_length)
+    variant = f"{exact.arguments.num_layers} layers of {exact.arguments.hidden_size}, examples/{folder.name}.py"
     return compare(exact, list(text.batches(inputs, 1)), variant, "trained")
 
 
@@ -179,7 +180,7 @@ def run(examples: int, trained: list[pathlib.Path], folder: pathlib.Path | None)
     """Measure every variant and the `trained` encoders; return the table; `quality.json` and `.md` go to `folder`."""
     cases = [(variant, weights) for variant in VARIANTS for weights in ("random", "trained-like")]
     rows = [row for case in tqdm(cases, desc="quality", leave=False) for row in measure(*case, examples)]
-    rows += [row for saved in trained for row in measure_saved(saved, examples)]
+    rows += [row for saved in trained for row in measure_saved(saved, 16 * examples)]  # they are small
     header = [
         "model",
         "weights",
