@@ -120,7 +120,7 @@ miri:  ## undefined behaviour in portable kernels and packing; needs nightly Rus
 
 ASAN_TESTS ?=
 asan:  ## AddressSanitizer over the tests of the core; needs nightly Rust
-	RUSTFLAGS=-Zsanitizer=address cargo +nightly test --locked $(CARGO_FEATURES) --lib \
+	ASAN_OPTIONS=allocator_may_return_null=1 RUSTFLAGS=-Zsanitizer=address cargo +nightly test --locked $(CARGO_FEATURES) --lib \
 		--target $(shell rustc -vV | sed -n 's/host: //p') -- $(ASAN_TESTS)
 
 VALGRIND_TESTS ?= kernels

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     /// A file system with these files.
-    fn system(name: &str, files: &[(&str, &str)]) -> PathBuf {
+    fn system(name: &str, files: &[(impl AsRef<Path>, &str)]) -> PathBuf {
         let root = std::env::temp_dir().join(format!("sparse-mixer-cpus-{name}-{}", std::process::id()));
         for (path, content) in files {
             let path = root.join(path);
@@ -156,14 +156,15 @@ mod tests {
     #[test]
     fn quotas_are_found() {
         let two = |mounts, group: &'static str, file: &'static str, max: &'static str| {
-            vec![("proc/self/mountinfo", mounts), ("proc/self/cgroup", group), (file, max)]
+            [("proc/self/mountinfo", mounts), ("proc/self/cgroup", group), (file, max)]
+                .map(|(name, content)| (name.to_owned(), content))
+                .to_vec()
         };
         let one = |mounts, group: &'static str, folder: &str, quota: &'static str| {
-            let file =
-                |name: &str| -> &'static str { format!("sys/fs/cgroup/cpu,cpuacct/{folder}{name}").leak() };
+            let file = |name: &str| format!("sys/fs/cgroup/cpu,cpuacct/{folder}{name}");
             vec![
-                ("proc/self/mountinfo", mounts),
-                ("proc/self/cgroup", group),
+                ("proc/self/mountinfo".to_owned(), mounts),
+                ("proc/self/cgroup".to_owned(), group),
                 (file("cpu.cfs_quota_us"), quota),
                 (file("cpu.cfs_period_us"), "100000\n"),
             ]
