@@ -59,6 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri maps no files")]
     fn released_pages_read_the_same_again() {
         let path = std::env::temp_dir().join(format!("sparse-mixer-map-{}", std::process::id()));
         let content: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();

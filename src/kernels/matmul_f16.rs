@@ -71,7 +71,7 @@ fn widen<R: Real>(isa: Isa, source: &[f16], out: &mut [R]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::noise;
+    use super::super::testing::{noise, too_much_for_miri};
     use super::super::{PackedMatrix, WeightDtype, matmul, prepare_lhs};
     use super::*;
 
@@ -80,6 +80,9 @@ mod tests {
         for isa in Isa::available() {
             let remainders = (1..=25).map(|rows| (rows, 70, 41));
             for (rows, k, n) in remainders.chain([(1, 1, 1), (3, 40, 33), (20, 300, 64), (33, 700, 100)]) {
+                if too_much_for_miri(rows, k, n) {
+                    continue;
+                }
                 let half = PackedMatrix::pack(k, n, WeightDtype::Float16, &noise(k * n, 2));
                 let wide = PackedMatrix::pack(k, n, WeightDtype::Native, &half.unpack());
                 let (left, bias) = (noise(rows * k, 1), noise(n, 3));

@@ -255,7 +255,7 @@ fn copy(from: &[f32], to: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::noise;
+    use super::super::testing::{noise, too_much_for_miri};
     use super::super::{LhsBuffer, PackedMatrix, Panels, matmul, prepare_lhs};
     use super::*;
 
@@ -297,6 +297,9 @@ mod tests {
     #[test]
     fn doubles_take_the_plain_code_and_agree() {
         for (rows, k, n) in [(1, 1, 1), (5, 70, 33), (25, 600, 64)] {
+            if too_much_for_miri(rows, k, n) {
+                continue;
+            }
             let case = Case::new(rows, k, n);
             let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
             let right = PackedMatrix::<f64>::pack(k, n, WeightDtype::Int8, &wide(&noise(k * n, 2)));
@@ -314,6 +317,9 @@ mod tests {
     fn every_instruction_set_gives_the_bits_of_the_plain_code() {
         for rows in (1..=33).chain([64, 130]) {
             for (k, n) in [(1, 1), (3, 32), (64, 33), (65, 31), (100, 96), (257, 64), (1100, 72)] {
+                if too_much_for_miri(rows, k, n) {
+                    continue;
+                }
                 let case = Case::new(rows, k, n);
                 for init in [Init::Zero, Init::Bias(&case.bias[..]), Init::Accumulate] {
                     let plain = case.run(Isa::PORTABLE, 0..rows, init);
@@ -327,6 +333,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too much for Miri")]
     fn the_product_is_that_of_the_dequantised_operands() {
         let case = Case::new(5, 300, 40);
         let right = case.right.unpack();
@@ -342,6 +349,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too much for Miri")]
     fn a_row_has_the_same_bits_among_any_others() {
         for isa in Isa::available() {
             let case = Case::new(140, 320, 45);
@@ -354,6 +362,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too much for Miri")]
     fn the_largest_bytes_do_not_overflow() {
         let k = MAX_TERMS + INT8_K_BLOCK;
         for isa in Isa::available() {
@@ -368,6 +377,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too much for Miri")]
     fn ranges_of_rows_add_up() {
         for isa in Isa::available() {
             let case = Case::new(20, 600, 64);

@@ -1,4 +1,9 @@
-//! Numbers for kernel tests.
+//! Numbers and sizes for kernel tests.
+
+/// Whether Miri, which takes minutes for what others do at once, does without a product of these sizes.
+pub fn too_much_for_miri(rows: usize, k: usize, n: usize) -> bool {
+    cfg!(miri) && (rows % 4 != 1 || rows > 25 || rows * k * n > 7000)
+}
 
 /// `len` numbers in [-1, 1) that depend on `seed` only.
 pub fn noise(len: usize, seed: u64) -> Vec<f32> {
