@@ -340,6 +340,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too much for Miri")]
     fn agrees_with_the_gemm_crate() {
         let (m, k, n) = (50, 200, 90);
         let (a, b) = (numbers::<f32>(m * k, 9), numbers::<f32>(k * n, 10));
