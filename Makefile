@@ -23,7 +23,7 @@ SOURCES := $(shell find src python -type f -not -name '*.pyc' 2>/dev/null) Cargo
 # Clippy and rustdoc of the binding look at an interpreter; it shall be the one tested with.
 export PYO3_PYTHON := $(abspath $(PY))
 
-.PHONY: help build quickstart test test-rust test-python parity-hf crash lint format docs test-checked stress fuzz miri asan valgrind deny bench check clean
+.PHONY: help build quickstart test test-rust test-python parity-hf crash lint format docs test-checked stress fuzz miri asan valgrind neon deny bench check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,6 +127,12 @@ VALGRIND_TESTS ?= kernels
 valgrind:  ## Memcheck over tests of the kernels, which valgrind runs up to AVX2
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="valgrind -q --error-exitcode=9" SPARSE_MIXER_ISA=avx2 \
 		cargo test --locked $(CARGO_FEATURES) --lib -- --test-threads=1 $(VALGRIND_TESTS)
+
+ARM := aarch64-unknown-linux-gnu
+neon:  ## kernels with NEON on an emulated ARM; needs the Rust target, QEMU and a C compiler for it
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+		CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
+		cargo test --locked $(CARGO_FEATURES) --lib --target $(ARM) -- kernels
 
 deny:  ## advisories, licences, sources; needs cargo-deny
 	cargo deny check

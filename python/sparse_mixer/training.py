@@ -78,8 +78,8 @@ class Trainer:
         save_every: int | None = None,
     ) -> None:
         """See `fit` for the arguments."""
-        self.model = _expect("model", model, Model)
-        self.optimizer = _expect("optimizer", optimizer, Optimizer)
+        self.model: Model = _expect("model", model, Model)
+        self.optimizer: Optimizer = _expect("optimizer", optimizer, Optimizer)
         self._callbacks = [_expect("callbacks", callback, Callback) for callback in callbacks]
         self._seed = as_int("seed", seed)
         self.batches = as_batches(data, batch_size, shuffle, self._seed, drop_remainder, steps_per_epoch)

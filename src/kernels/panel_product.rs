@@ -3,6 +3,8 @@
 //! Both layouts are groups of 4 bytes: 2 bfloat16 or 4 bytes that follow each other in `k`. A kernel multiplies
 //! groups of the left row with groups of the panel and adds the products to sums of 4 bytes, `f32` or `i32`.
 
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only kernels of x86-64 need all of it"))]
+
 use super::PANEL;
 
 /// Bytes of each left row that a step over `k` takes; rows and panels are padded to whole steps.
