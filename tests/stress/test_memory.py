@@ -189,7 +189,14 @@ print(encoder.memory_estimate({batch}{keyword}), memory("VmHWM") - before)
 def test_estimate(case: str, batch: int, threads: int, report: Any) -> None:
     """Never below what a call takes, and at most 10 % above, weights included."""
     arguments, _, outputs = CASES[case]
-    estimate, measured = estimate_and_peak(arguments, batch, outputs, threads)
+    measured = 0.0
+    for _ in range(4):
+        estimate, once = estimate_and_peak(arguments, batch, outputs, threads)
+        assert once <= estimate
+        measured = max(measured, once)
+        # Not every thread gets something to do in every call, and each has its own scratch: the peak is the highest.
+        if estimate <= 1.1 * measured:
+            break
     figures = {"estimate": f"{estimate / MEGABYTE:.1f} MB", "measured": f"{measured / MEGABYTE:.1f} MB"}
     report(case=case, batch=batch, threads=threads, **figures)
-    assert measured <= estimate <= 1.1 * measured
+    assert estimate <= 1.1 * measured
