@@ -284,6 +284,19 @@ def as_positive(argument: str, value: Any) -> int:
     return number
 
 
+def as_step(argument: str, value: Any) -> int:
+    """A number of updates: an integer of 63 bits, not negative.
+
+    Raises:
+        TypeError: Not an integer.
+        ValueError: Out of range.
+    """
+    number = as_int(argument, value)
+    if 0 <= number < 2**63:
+        return number
+    raise ValueError(f"{argument}: got {number}, expected at least 0 and less than 2**63")
+
+
 def as_count(argument: str, value: Any) -> int:
     """An integer of 63 bits, not negative; what else it must be the core says.
 

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from sparse_mixer import _interrupts, _native
 from sparse_mixer import schedules as schedules
-from sparse_mixer._arguments import as_int
+from sparse_mixer._arguments import as_step
 from sparse_mixer.gradients import INPUTS, Gradients, parts_of
 
 Array = npt.NDArray[np.float32]
@@ -164,9 +164,7 @@ class Optimizer:
         Raises:
             ValueError: Moments of other weights or shapes; nothing has changed then.
         """
-        count = as_int("iterations", iterations)
-        if not 0 <= count < 2**63:
-            raise ValueError(f"iterations: got {count}, expected at least 0 and less than 2**63")
+        count = as_step("iterations", iterations)
         if not isinstance(moments, Mapping):
             raise TypeError(f"moments: expected a mapping, got {type(moments).__name__}")
         arrays = [(name, np.asarray(array, np.float32)) for name, array in moments.items()]

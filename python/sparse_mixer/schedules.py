@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from sparse_mixer import _native
-from sparse_mixer._arguments import as_int
+from sparse_mixer._arguments import as_int, as_step
 
 
 class LearningRateSchedule:
@@ -28,10 +28,7 @@ class LearningRateSchedule:
             TypeError: Not an integer.
             ValueError: Below 0 or at least 2**63.
         """
-        number = as_int("step", step)
-        if not 0 <= number < 2**63:
-            raise ValueError(f"step: got {number}, expected at least 0 and less than 2**63")
-        return _native.learning_rate(self._text, number)
+        return _native.learning_rate(self._text, as_step("step", step))
 
     def get_config(self) -> dict[str, Any]:
         """Name and parameters, JSON-able."""
