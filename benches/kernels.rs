@@ -29,7 +29,7 @@ const SHAPES: [(usize, usize, usize); 11] = [
     (4096, 512, 512),
 ];
 const DTYPES: [(&str, WeightDtype); 4] = [
-    ("float32", WeightDtype::Native),
+    ("float32", WeightDtype::FullPrecision),
     ("float16", WeightDtype::Float16),
     ("bfloat16", WeightDtype::Bfloat16),
     ("int8", WeightDtype::Int8),

@@ -17,7 +17,6 @@ pub mod params;
 #[cfg(feature = "python")]
 mod python;
 pub mod random;
-pub mod rules;
 pub mod runtime;
 
 pub use error::{Error, Result};

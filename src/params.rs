@@ -6,10 +6,10 @@ use rayon::prelude::*;
 
 use crate::config::{Dtype, InitializerConfig, SparseMixerConfig};
 use crate::error::{Error, Result};
-use crate::kernels::{Helpers, PackedMatrix, Real, WeightDtype, zeros};
+use crate::kernels::{PackedMatrix, ParallelFor, Real, WeightDtype, zeros};
 use crate::layers::{Table, TableDtype};
-use crate::random::{Stream, normal_quantile, open_unit};
-use crate::runtime::strike;
+use crate::random::{RngStream, normal_quantile, open_unit};
+use crate::runtime::inject_fault;
 
 /// What a weight is initialised with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub struct Storage {
 impl From<Dtype> for Storage {
     fn from(dtype: Dtype) -> Self {
         let (matrix, table) = match dtype {
-            Dtype::Float32 => (WeightDtype::Native, TableDtype::Native),
+            Dtype::Float32 => (WeightDtype::FullPrecision, TableDtype::FullPrecision),
             Dtype::Bfloat16 => (WeightDtype::Bfloat16, TableDtype::Bfloat16),
             Dtype::Float16 => (WeightDtype::Float16, TableDtype::Float16),
             // Rows looked up and the sequence matrices have no per-token scale to hide 8-bit rounding in.
@@ -109,7 +109,7 @@ impl<'a, R: Real> Loader<'a, R> {
         let Some(spec) = self.specs.next() else {
             return Err(Error::Internal("a layer asks for more weights than it lists".into()));
         };
-        strike();
+        inject_fault();
         let values = (self.source)(&spec)?;
         if spec.len() != len {
             return Err(Error::Internal(format!("{} is listed with {:?}", spec.name, spec.shape)));
@@ -157,13 +157,13 @@ impl<'a, R: Real> Loader<'a, R> {
 }
 
 /// The rayon pool that the caller is in, without one the caller's thread.
-fn helpers() -> Helpers<'static> {
+fn helpers() -> ParallelFor<'static> {
     match rayon::current_thread_index() {
-        Some(_) => Helpers {
+        Some(_) => ParallelFor {
             count: rayon::current_num_threads(),
             run: &|count, task| (0..count).into_par_iter().for_each(task),
         },
-        None => Helpers::NONE,
+        None => ParallelFor::NONE,
     }
 }
 
@@ -225,7 +225,7 @@ impl<'a, R: Real> Param<'a, R> {
     pub fn try_for_each_piece(&self, mut visit: impl FnMut(&[R]) -> Result<()>) -> Result<()> {
         match self {
             Param::Vectors(pieces) => pieces.iter().try_for_each(|piece| visit(piece)),
-            Param::Table(table) => match table.native() {
+            Param::Table(table) => match table.full_precision() {
                 Some(values) => visit(values),
                 None => visit(&table.to_vec()),
             },
@@ -285,7 +285,7 @@ pub fn initial_values(
         mode: "fan_in".into(),
         distribution: "truncated_normal".into(),
     };
-    let is_projection = config.rules().lecun_projection && spec.name == "embedding_projection/kernel";
+    let is_projection = config.semantics().lecun_projection && spec.name == "embedding_projection/kernel";
     let initializer = if is_projection { &lecun } else { &config.initializer };
     draw(initializer, config.seed, index, spec, stop)
 }
@@ -328,7 +328,7 @@ fn values_of(
     };
     let draw = |map: &(dyn Fn(f64) -> f64 + Sync)| {
         const CHUNK: usize = 1 << 16;
-        let stream = Stream::new(seed, index as u64);
+        let stream = RngStream::new(seed, index as u64);
         let mut values = vec![0f32; spec.len()];
         let fill = |(chunk, out): (usize, &mut [f32])| {
             if stop() {

@@ -7,15 +7,15 @@ pub use crate::kernels::unit;
 
 /// One use of randomness: a key and the upper half of the counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stream {
+pub struct RngStream {
     seed: u64,
     id: u64,
 }
 
-impl Stream {
+impl RngStream {
     /// The stream of `seed` for use number `id`; different pairs are independent.
     pub fn new(seed: u64, id: u64) -> Self {
-        Stream { seed, id }
+        RngStream { seed, id }
     }
 
     /// Seed and number of the use.
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn words_do_not_depend_on_where_a_run_begins() {
-        let stream = Stream::new(7, 3);
+        let stream = RngStream::new(7, 3);
         let mut whole = [0; 41];
         stream.for_each_word(0, 41, |i, w| whole[i] = w);
         for first in 0..20 {

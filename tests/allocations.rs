@@ -2,7 +2,7 @@
 
 use sparse_mixer::config::{Dtype, MixingMechanism, SparseMixerConfig};
 use sparse_mixer::kernels::Isa;
-use sparse_mixer::network::{Inputs, SparseMixer, Wanted, Words};
+use sparse_mixer::network::{Inputs, RequestedOutputs, SparseMixer, Words};
 use sparse_mixer::params::Spec;
 use sparse_mixer::runtime::{ScratchPool, never, run};
 
@@ -50,12 +50,12 @@ fn warm_call(config: SparseMixerConfig) -> (u64, u64) {
         type_ids: &types,
         mask: Some(&mask),
     };
-    let wanted = Wanted { pooled_output: true, ..Wanted::default() };
+    let requested = RequestedOutputs { pooled_output: true, ..RequestedOutputs::default() };
     let scratch = ScratchPool::new();
     // On one thread, whose allocations are counted.
     let call = || {
         run(Isa::detect().unwrap(), 1, &scratch, &never, |context| {
-            network.forward(context, &inputs, None, wanted)
+            network.forward(context, &inputs, None, requested)
         })
         .unwrap()
     };

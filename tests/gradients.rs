@@ -1,10 +1,12 @@
 //! Every gradient of the whole network in `f64` against central differences, for each kind of layer and option.
 
-use sparse_mixer::config::{ActivationConfig, MixingMechanism, RouterKind, Semantics, SparseMixerConfig};
+use sparse_mixer::config::{
+    ActivationConfig, MixingMechanism, RouterKind, SemanticsPreset, SparseMixerConfig,
+};
 use sparse_mixer::kernels::Isa;
-use sparse_mixer::network::{Cotangents, OwnedInputs, OwnedWords, SparseMixer, Wanted, specs};
+use sparse_mixer::network::{Cotangents, OwnedInputs, OwnedWords, RequestedOutputs, SparseMixer, specs};
 use sparse_mixer::params::{Gradients, ParamMut, Role};
-use sparse_mixer::random::{Stream, open_unit};
+use sparse_mixer::random::{RngStream, open_unit};
 use sparse_mixer::runtime::{self, ScratchPool};
 
 const BATCH: usize = 3;
@@ -13,7 +15,7 @@ const AUX_LOSS_WEIGHT: f64 = 2.0;
 /// Uniform on `[-scale, scale)`.
 fn noise(seed: u64, len: usize, scale: f64) -> Vec<f64> {
     let mut out = vec![0.0; len];
-    Stream::new(17, seed).for_each_word(0, len, |i, word| out[i] = scale * (2.0 * open_unit(word) - 1.0));
+    RngStream::new(17, seed).for_each_word(0, len, |i, word| out[i] = scale * (2.0 * open_unit(word) - 1.0));
     out
 }
 
@@ -83,12 +85,16 @@ fn loss_and_gradients(
     let sequence = noise(50, BATCH * rows * hidden, 1.0);
     let pooled = noise(51, BATCH * hidden, 1.0);
     let first_block = noise(52, BATCH * seq * hidden, 1.0);
-    let wanted =
-        Wanted { sequence_output: true, pooled_output: true, encoder_outputs: true, ..Wanted::default() };
+    let requested = RequestedOutputs {
+        sequence_output: true,
+        pooled_output: true,
+        encoder_outputs: true,
+        ..RequestedOutputs::default()
+    };
     let pool = ScratchPool::new();
     runtime::run(Isa::PORTABLE, 1, &pool, &runtime::never, |context| {
         let (outputs, tape) =
-            model.forward_with_tape(context, inputs.clone(), training, wanted, recompute)?;
+            model.forward_with_tape(context, inputs.clone(), training, requested, recompute)?;
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let auxiliary: f64 = outputs
             .metrics
@@ -128,7 +134,7 @@ fn nudge(model: &mut SparseMixer<f64>, index: usize, direction: &[f64], step: f6
             }
         }
         ParamMut::Table(table) => {
-            for value in table.native_mut().expect("f64 weights are native") {
+            for value in table.full_precision_mut().expect("f64 weights are native") {
                 *value += step * direction[at];
                 at += 1;
             }
@@ -303,7 +309,7 @@ fn every_activation() {
 /// The paper's encoder: all its rules at once.
 fn paper() -> SparseMixerConfig {
     SparseMixerConfig {
-        semantics: Semantics::Paper,
+        semantics: SemanticsPreset::Paper,
         pad_id: Some(4),
         embedding_width: 7,
         expert_inner_dim: Some(14),
@@ -346,7 +352,7 @@ fn residual_around_mixtures_alone() {
 
 #[test]
 fn tokens_choose() {
-    for semantics in [Semantics::Keras, Semantics::Paper] {
+    for semantics in [SemanticsPreset::Keras, SemanticsPreset::Paper] {
         for (selected, prioritized, group_mixup) in [(1, true, false), (2, false, true), (3, true, true)] {
             let config = SparseMixerConfig {
                 semantics,

@@ -10,13 +10,13 @@ use crate::{Error, Result};
 
 /// What is wrong with some bytes, before it is known which file they come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flaw {
+pub struct FormatError {
     message: String,
     /// Nothing is wrong; the caller wanted no more.
     stopped: bool,
 }
 
-impl Flaw {
+impl FormatError {
     /// A flaw described by `message`, a clause that can stand after the file's name and a colon.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), stopped: false }
@@ -152,23 +152,23 @@ impl<L> EntryList<L> {
         dtype: Dtype,
         shape: Vec<usize>,
         place: L,
-    ) -> Result<(), Flaw> {
+    ) -> Result<(), FormatError> {
         if name.len() > MAX_NAME_BYTES {
-            return Err(Flaw::new(format!(
+            return Err(FormatError::new(format!(
                 "a tensor name has {} bytes, at most {MAX_NAME_BYTES} are read",
                 name.len()
             )));
         }
         self.names_bytes += name.len();
         if self.names_bytes > MAX_NAMES_BYTES {
-            return Err(Flaw::new(format!("the tensor names have more than {MAX_NAMES_BYTES} bytes")));
+            return Err(FormatError::new(format!("the tensor names have more than {MAX_NAMES_BYTES} bytes")));
         }
         if self.entries.len() == MAX_TENSORS {
-            return Err(Flaw::new(format!("there are more than {MAX_TENSORS} tensors")));
+            return Err(FormatError::new(format!("there are more than {MAX_TENSORS} tensors")));
         }
         element_count(&shape).map_err(|flaw| flaw.at(&name))?;
         if !self.seen.insert(name.clone()) {
-            return Err(Flaw::new(format!("the name '{name}' occurs twice")));
+            return Err(FormatError::new(format!("the name '{name}' occurs twice")));
         }
         self.entries.push(Entry { name, dtype, shape });
         self.places.push(place);

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::entries::{EntryList, Flaw, Listing, TensorSource};
+use super::entries::{EntryList, FormatError, Listing, TensorSource};
 use super::file_bytes::FileBytes;
 use super::flax_document::Document;
 use super::flax_step::files_of_step;
@@ -65,12 +65,12 @@ impl Flax {
     /// # Errors
     /// The contents are damaged or do not fit together.
     pub fn from_bytes(files: Vec<FileBytes>, path: &str) -> Result<Self> {
-        let documents: Result<Vec<_>, Flaw> = files.into_iter().map(Document::parse).collect();
+        let documents: Result<Vec<_>, FormatError> = files.into_iter().map(Document::parse).collect();
         documents.and_then(|documents| Self::assemble(documents, path)).map_err(|flaw| flaw.in_file(path))
     }
 
-    fn assemble(files: Vec<Document>, path: &str) -> Result<Self, Flaw> {
-        let (first, shards) = files.split_first().ok_or_else(|| Flaw::new("there is no file"))?;
+    fn assemble(files: Vec<Document>, path: &str) -> Result<Self, FormatError> {
+        let (first, shards) = files.split_first().ok_or_else(|| FormatError::new("there is no file"))?;
         let by_name: Vec<HashMap<&str, usize>> = shards.iter().map(Document::by_name).collect();
         let sizes: HashMap<&str, &[usize]> =
             first.entries.iter().map(|entry| (entry.name.as_str(), &entry.shape[..])).collect();
@@ -87,7 +87,7 @@ impl Flax {
                 continue;
             }
             if shards.is_empty() {
-                return Err(Flaw::new(format!(
+                return Err(FormatError::new(format!(
                     "'{}' is empty here: the experts are in files shard-*-of-*_checkpoint_*, which are missing",
                     entry.name
                 )));
@@ -101,7 +101,7 @@ impl Flax {
         Ok(Self { listing: Listing::new(Format::Flax, path, entries), files, origins })
     }
 
-    fn read_leaf(&self, index: usize) -> Result<Tensor<'_>, Flaw> {
+    fn read_leaf(&self, index: usize) -> Result<Tensor<'_>, FormatError> {
         let entry = &self.listing.entries[index];
         let parts = match &self.origins[index] {
             Origin::Whole(leaf) => return self.files[0].read(*leaf),
@@ -155,17 +155,20 @@ fn merged_leaf(
     name: &str,
     shards: &[Document],
     by_name: &[HashMap<&str, usize>],
-) -> Result<(Dtype, Vec<usize>, Vec<usize>), Flaw> {
+) -> Result<(Dtype, Vec<usize>, Vec<usize>), FormatError> {
     let parts: Option<Vec<usize>> = by_name.iter().map(|names| names.get(name).copied()).collect();
-    let parts = parts.ok_or_else(|| Flaw::new("missing in a shard file"))?;
+    let parts = parts.ok_or_else(|| FormatError::new("missing in a shard file"))?;
     let entry = &shards[0].entries[parts[0]];
     let [devices, rows, experts, rest @ ..] = &entry.shape[..] else {
-        return Err(Flaw::new(format!("expected shape [devices, ?, experts, ...], got {:?}", entry.shape)));
+        return Err(FormatError::new(format!(
+            "expected shape [devices, ?, experts, ...], got {:?}",
+            entry.shape
+        )));
     };
     for (shard, &part) in shards.iter().zip(&parts) {
         let other = &shard.entries[part];
         if (&other.shape, &other.dtype) != (&entry.shape, &entry.dtype) {
-            return Err(Flaw::new(format!(
+            return Err(FormatError::new(format!(
                 "the shards disagree: {} of shape {:?} and {} of shape {:?}",
                 entry.dtype, entry.shape, other.dtype, other.shape
             )));
@@ -173,20 +176,24 @@ fn merged_leaf(
     }
     let experts = (devices * experts)
         .checked_mul(shards.len())
-        .ok_or_else(|| Flaw::new(format!("the shape {:?} is too large", entry.shape)))?;
+        .ok_or_else(|| FormatError::new(format!("the shape {:?} is too large", entry.shape)))?;
     let mut shape = vec![*rows, experts];
     shape.extend(rest);
     Ok((entry.dtype.clone(), shape, parts))
 }
 
 /// The experts that the shards hold must be as many as the router of the same layer knows.
-fn check_against_router(name: &str, experts: usize, shapes: &HashMap<&str, &[usize]>) -> Result<(), Flaw> {
+fn check_against_router(
+    name: &str,
+    experts: usize,
+    shapes: &HashMap<&str, &[usize]>,
+) -> Result<(), FormatError> {
     let router = name.split_once("/expert_").and_then(|(before, after)| {
         let (layer, _) = after.split_once('/')?;
         shapes.get(format!("{before}/router_weights_{layer}/DenseGeneral_0/kernel").as_str())
     });
     match router.and_then(|shape| shape.last()) {
-        Some(&routed) if routed != experts => Err(Flaw::new(format!(
+        Some(&routed) if routed != experts => Err(FormatError::new(format!(
             "'{name}': the shard files hold {experts} experts, the router has {routed}; shards are missing"
         ))),
         _ => Ok(()),

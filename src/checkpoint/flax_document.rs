@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::entries::{Entry, EntryList, Flaw};
+use super::entries::{Entry, EntryList, FormatError};
 use super::file_bytes::FileBytes;
 use super::limits::{MAX_DEPTH, MAX_RANK, byte_count};
 use super::msgpack::{Decoder, Token};
@@ -28,15 +28,15 @@ pub(super) struct Document {
 
 impl Document {
     /// Lists the leaves of the file's content.
-    pub(super) fn parse(bytes: FileBytes) -> Result<Self, Flaw> {
+    pub(super) fn parse(bytes: FileBytes) -> Result<Self, FormatError> {
         let mut decoder = Decoder::new(&bytes, 0..bytes.len());
         let Token::Map(length) = decoder.next()? else {
-            return Err(Flaw::new("not a Flax checkpoint: it does not start with a map"));
+            return Err(FormatError::new("not a Flax checkpoint: it does not start with a map"));
         };
         let mut tree = Tree { bytes: &bytes, path: String::new(), leaves: EntryList::new() };
         tree.walk_map(&mut decoder, length, MAX_DEPTH)?;
         if !decoder.is_at_end() {
-            return Err(Flaw::new("there is something after the end of the checkpoint"));
+            return Err(FormatError::new("there is something after the end of the checkpoint"));
         }
         let (entries, pieces) = tree.leaves.finish();
         Ok(Self { bytes, entries, pieces })
@@ -48,7 +48,7 @@ impl Document {
     }
 
     /// The leaf at index `leaf`.
-    pub(super) fn read(&self, leaf: usize) -> Result<Tensor<'_>, Flaw> {
+    pub(super) fn read(&self, leaf: usize) -> Result<Tensor<'_>, FormatError> {
         let entry = &self.entries[leaf];
         let bytes = match &self.pieces[leaf][..] {
             [piece] => Cow::Borrowed(&self.bytes[piece.clone()]),
@@ -82,9 +82,14 @@ struct Tree<'a> {
 
 impl<'a> Tree<'a> {
     /// Reads the content of a map of `length` keys that may nest `depth` levels further.
-    fn walk_map(&mut self, decoder: &mut Decoder<'a>, length: usize, depth: usize) -> Result<(), Flaw> {
+    fn walk_map(
+        &mut self,
+        decoder: &mut Decoder<'a>,
+        length: usize,
+        depth: usize,
+    ) -> Result<(), FormatError> {
         let Some(depth) = depth.checked_sub(1) else {
-            return Err(Flaw::new(format!("maps are nested more than {MAX_DEPTH} deep")));
+            return Err(FormatError::new(format!("maps are nested more than {MAX_DEPTH} deep")));
         };
         for position in 0..length {
             let key = decoder.expect_text()?;
@@ -102,7 +107,7 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    fn value(&mut self, decoder: &mut Decoder<'a>, depth: usize) -> Result<(), Flaw> {
+    fn value(&mut self, decoder: &mut Decoder<'a>, depth: usize) -> Result<(), FormatError> {
         match decoder.next()? {
             Token::Map(length) => self.walk_map(decoder, length, depth),
             Token::Extension(EXTENSION_ARRAY | EXTENSION_SCALAR, payload) => {
@@ -127,44 +132,54 @@ impl<'a> Tree<'a> {
     }
 
     /// Lists a value that is not an array and is therefore not read.
-    fn other(&mut self, kind: &str) -> Result<(), Flaw> {
+    fn other(&mut self, kind: &str) -> Result<(), FormatError> {
         self.leaves.push(self.path.clone(), Dtype::Other(kind.to_owned()), Vec::new(), Vec::new())
     }
 
     /// Reads the rest of `{CHUNKED_ARRAY_KEY: true, "shape": {"0": ..}, "chunks": {"0": array, ..}}` of `length` keys.
-    fn chunked_array(&mut self, decoder: &mut Decoder<'a>, length: usize, depth: usize) -> Result<(), Flaw> {
+    fn chunked_array(
+        &mut self,
+        decoder: &mut Decoder<'a>,
+        length: usize,
+        depth: usize,
+    ) -> Result<(), FormatError> {
         decoder.skip(depth)?;
         let (mut shape, mut dtype, mut chunks) = (Vec::new(), None, Vec::new());
         for _ in 1..length {
             let key = decoder.expect_text()?;
             let Token::Map(count) = decoder.next()? else {
-                return Err(Flaw::new("a chunked array is damaged").at(&self.path));
+                return Err(FormatError::new("a chunked array is damaged").at(&self.path));
             };
             for position in 0..count {
                 if decoder.expect_text()? != position.to_string() {
-                    return Err(Flaw::new("the chunks of an array are not in order").at(&self.path));
+                    return Err(FormatError::new("the chunks of an array are not in order").at(&self.path));
                 }
                 match key {
                     "shape" if position < MAX_RANK => shape.push(decoder.expect_size()?),
                     "chunks" => {
                         let Token::Extension(EXTENSION_ARRAY, payload) = decoder.next()? else {
-                            return Err(Flaw::new("a chunk is not an array").at(&self.path));
+                            return Err(FormatError::new("a chunk is not an array").at(&self.path));
                         };
                         let chunk = read_array(self.bytes, payload).map_err(|flaw| flaw.at(&self.path))?;
                         if dtype.get_or_insert_with(|| chunk.dtype.clone()) != &chunk.dtype {
-                            return Err(Flaw::new("the chunks of an array differ in type").at(&self.path));
+                            return Err(
+                                FormatError::new("the chunks of an array differ in type").at(&self.path)
+                            );
                         }
                         chunks.push(chunk.data);
                     }
-                    _ => return Err(Flaw::new("a chunked array is damaged").at(&self.path)),
+                    _ => return Err(FormatError::new("a chunked array is damaged").at(&self.path)),
                 }
             }
         }
-        let dtype = dtype.ok_or_else(|| Flaw::new("a chunked array has no chunks").at(&self.path))?;
+        let dtype = dtype.ok_or_else(|| FormatError::new("a chunked array has no chunks").at(&self.path))?;
         let total: usize = chunks.iter().map(Range::len).sum();
-        let item_size = dtype.size().ok_or_else(|| Flaw::new(format!("{dtype} in chunks is not read")))?;
+        let item_size =
+            dtype.size().ok_or_else(|| FormatError::new(format!("{dtype} in chunks is not read")))?;
         if total != byte_count(&shape, item_size)? {
-            return Err(Flaw::new(format!("the chunks do not add up to the shape {shape:?}")).at(&self.path));
+            return Err(
+                FormatError::new(format!("the chunks do not add up to the shape {shape:?}")).at(&self.path)
+            );
         }
         self.leaves.push(self.path.clone(), dtype, shape, chunks)
     }
@@ -177,8 +192,8 @@ struct Leaf {
 }
 
 /// Reads `[shape, dtype name, bytes]` from the extension payload at `payload`.
-fn read_array(bytes: &[u8], payload: Range<usize>) -> Result<Leaf, Flaw> {
-    let damaged = || Flaw::new("an array is not [shape, type, bytes]");
+fn read_array(bytes: &[u8], payload: Range<usize>) -> Result<Leaf, FormatError> {
+    let damaged = || FormatError::new("an array is not [shape, type, bytes]");
     let mut decoder = Decoder::new(bytes, payload);
     if decoder.next()? != Token::Array(3) {
         return Err(damaged());
@@ -187,7 +202,7 @@ fn read_array(bytes: &[u8], payload: Range<usize>) -> Result<Leaf, Flaw> {
         return Err(damaged());
     };
     if rank > MAX_RANK {
-        return Err(Flaw::new(format!("an array has {rank} dimensions, at most {MAX_RANK} are read")));
+        return Err(FormatError::new(format!("an array has {rank} dimensions, at most {MAX_RANK} are read")));
     }
     let shape = (0..rank).map(|_| decoder.expect_size()).collect::<Result<Vec<_>, _>>()?;
     let Token::Text(name) = decoder.next()? else {
@@ -203,7 +218,7 @@ fn read_array(bytes: &[u8], payload: Range<usize>) -> Result<Leaf, Flaw> {
     if let Some(item_size) = dtype.size() {
         let expected = byte_count(&shape, item_size)?;
         if data.len() != expected {
-            return Err(Flaw::new(format!(
+            return Err(FormatError::new(format!(
                 "{dtype} of shape {shape:?} takes {expected} bytes, got {}",
                 data.len()
             )));

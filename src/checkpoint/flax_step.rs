@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::entries::Flaw;
+use super::entries::FormatError;
 use super::limits::MAX_SHARDS;
 use crate::{Error, Result};
 
@@ -36,7 +36,7 @@ pub(super) fn files_of_step(path: &Path) -> Result<Vec<PathBuf>> {
         _ => {
             let names: Vec<_> = inner.iter().map(|inner| inner.path.display().to_string()).collect();
             let message = format!("several folders in it have checkpoints; give one of {}", names.join(", "));
-            Err(Flaw::new(message).in_file(&path.display().to_string()))
+            Err(FormatError::new(message).in_file(&path.display().to_string()))
         }
     }
 }
@@ -141,7 +141,7 @@ impl Folder {
                  .pt, are not read)"
                     .to_owned()
             };
-            return Err(Flaw::new(message).in_file(&self.path.display().to_string()));
+            return Err(FormatError::new(message).in_file(&self.path.display().to_string()));
         };
         let mut files = vec![self.replicated.remove(&step).expect("the step was chosen from these")];
         files.extend(self.shards.remove(&step).unwrap_or_default().into_values());

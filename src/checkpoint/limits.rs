@@ -1,7 +1,7 @@
 //! Bounds on what a file may ask for. They are far above any real model and low enough that no file, however hostile,
 //! makes a reader take more than 64 MiB beyond the file's own size.
 
-use super::entries::Flaw;
+use super::entries::FormatError;
 
 /// Most tensors in one file.
 pub const MAX_TENSORS: usize = 100_000;
@@ -27,9 +27,9 @@ pub const MAX_INFLATED_BEYOND_FILE: usize = 60 << 20;
 ///
 /// # Errors
 /// The shape has too many dimensions or is too large.
-pub fn element_count(shape: &[usize]) -> Result<usize, Flaw> {
+pub fn element_count(shape: &[usize]) -> Result<usize, FormatError> {
     if shape.len() > MAX_RANK {
-        return Err(Flaw::new(format!(
+        return Err(FormatError::new(format!(
             "a shape has {} dimensions, at most {MAX_RANK} are read",
             shape.len()
         )));
@@ -39,29 +39,29 @@ pub fn element_count(shape: &[usize]) -> Result<usize, Flaw> {
         .try_fold(1usize, |product, &size| product.checked_mul(size.max(1)))
         .filter(|&count| count <= isize::MAX as usize)
         .map(|count| if shape.contains(&0) { 0 } else { count })
-        .ok_or_else(|| Flaw::new(format!("the shape {shape:?} is too large")))
+        .ok_or_else(|| FormatError::new(format!("the shape {shape:?} is too large")))
 }
 
 /// Bytes of a tensor of `shape` with `item_size` bytes per element.
 ///
 /// # Errors
 /// As [`element_count`].
-pub fn byte_count(shape: &[usize], item_size: usize) -> Result<usize, Flaw> {
+pub fn byte_count(shape: &[usize], item_size: usize) -> Result<usize, FormatError> {
     element_count(shape)?
         .checked_mul(item_size)
         .filter(|&count| count <= isize::MAX as usize)
-        .ok_or_else(|| Flaw::new(format!("the shape {shape:?} is too large")))
+        .ok_or_else(|| FormatError::new(format!("the shape {shape:?} is too large")))
 }
 
 /// The part `offset .. offset + size` of `bytes`, `what` naming it in the error.
 ///
 /// # Errors
 /// The part does not lie inside `bytes`.
-pub fn part<'a>(bytes: &'a [u8], offset: u64, size: u64, what: &str) -> Result<&'a [u8], Flaw> {
+pub fn part<'a>(bytes: &'a [u8], offset: u64, size: u64, what: &str) -> Result<&'a [u8], FormatError> {
     let start = usize::try_from(offset).ok();
     let end = offset.checked_add(size).and_then(|end| usize::try_from(end).ok());
     start.zip(end).and_then(|(start, end)| bytes.get(start..end)).ok_or_else(|| {
-        Flaw::new(format!(
+        FormatError::new(format!(
             "{what} should be {size} bytes at offset {offset}, but there are only {} bytes",
             bytes.len()
         ))

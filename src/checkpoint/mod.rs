@@ -42,7 +42,7 @@ mod write_safetensors;
 mod zip;
 
 pub use atomic_file::AtomicFile;
-pub use entries::{Entry, Flaw, Listing, TensorSource};
+pub use entries::{Entry, FormatError, Listing, TensorSource};
 pub use file_bytes::FileBytes;
 pub use flax::Flax;
 pub use npz::Npz;

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::entries::Flaw;
+use super::entries::FormatError;
 
 /// The next thing in a document. Maps and arrays give their length; their content follows as tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +43,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Reads the next token.
-    pub(super) fn next(&mut self) -> Result<Token<'a>, Flaw> {
+    pub(super) fn next(&mut self) -> Result<Token<'a>, FormatError> {
         let [first] = self.fixed()?;
         Ok(match first {
             0x00..=0x7f => Token::Integer(first.into()),
@@ -51,7 +51,7 @@ impl<'a> Decoder<'a> {
             0x90..=0x9f => Token::Array((first & 0x0f).into()),
             0xa0..=0xbf => self.text((first & 0x1f).into())?,
             0xc0 => Token::Nil,
-            0xc1 => return Err(Flaw::new("the byte 0xc1 never occurs in msgpack")),
+            0xc1 => return Err(FormatError::new("the byte 0xc1 never occurs in msgpack")),
             0xc2 | 0xc3 => Token::Bool,
             0xc4..=0xc6 => {
                 let length = self.length(first - 0xc4)?;
@@ -83,27 +83,27 @@ impl<'a> Decoder<'a> {
     }
 
     /// Reads a text, or fails.
-    pub(super) fn expect_text(&mut self) -> Result<&'a str, Flaw> {
+    pub(super) fn expect_text(&mut self) -> Result<&'a str, FormatError> {
         match self.next()? {
             Token::Text(text) => Ok(text),
-            _ => Err(Flaw::new("the keys of maps must be texts")),
+            _ => Err(FormatError::new("the keys of maps must be texts")),
         }
     }
 
     /// Reads a size (a non-negative integer), or fails.
-    pub(super) fn expect_size(&mut self) -> Result<usize, Flaw> {
+    pub(super) fn expect_size(&mut self) -> Result<usize, FormatError> {
         match self.next()? {
             Token::Integer(value) => {
-                usize::try_from(value).map_err(|_| Flaw::new(format!("{value} is not a size")))
+                usize::try_from(value).map_err(|_| FormatError::new(format!("{value} is not a size")))
             }
-            _ => Err(Flaw::new("a size must be an integer")),
+            _ => Err(FormatError::new("a size must be an integer")),
         }
     }
 
     /// Skips the content of a map or array of `count` tokens in all, nested ones included, up to `depth` levels down.
-    pub(super) fn skip(&mut self, depth: usize) -> Result<(), Flaw> {
+    pub(super) fn skip(&mut self, depth: usize) -> Result<(), FormatError> {
         let Some(depth) = depth.checked_sub(1) else {
-            return Err(Flaw::new("maps are nested too deeply"));
+            return Err(FormatError::new("maps are nested too deeply"));
         };
         let children = match self.next()? {
             Token::Map(length) => length.saturating_mul(2),
@@ -116,9 +116,9 @@ impl<'a> Decoder<'a> {
         Ok(())
     }
 
-    fn take(&mut self, length: usize) -> Result<Range<usize>, Flaw> {
+    fn take(&mut self, length: usize) -> Result<Range<usize>, FormatError> {
         if length > self.end - self.position {
-            return Err(Flaw::new(format!(
+            return Err(FormatError::new(format!(
                 "truncated: {length} bytes are expected at offset {}, {} are left",
                 self.position,
                 self.end - self.position
@@ -129,13 +129,13 @@ impl<'a> Decoder<'a> {
         Ok(range)
     }
 
-    fn fixed<const N: usize>(&mut self) -> Result<[u8; N], Flaw> {
+    fn fixed<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
         let range = self.take(N)?;
         Ok(self.bytes[range].try_into().expect("exactly N bytes were taken"))
     }
 
     /// A length of 1, 2 or 4 bytes for `width` 0, 1 or 2.
-    fn length(&mut self, width: u8) -> Result<usize, Flaw> {
+    fn length(&mut self, width: u8) -> Result<usize, FormatError> {
         Ok(match width {
             0 => u8::from_be_bytes(self.fixed()?).into(),
             1 => u16::from_be_bytes(self.fixed()?).into(),
@@ -143,17 +143,19 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    fn text(&mut self, length: usize) -> Result<Token<'a>, Flaw> {
+    fn text(&mut self, length: usize) -> Result<Token<'a>, FormatError> {
         let range = self.take(length)?;
-        std::str::from_utf8(&self.bytes[range]).map(Token::Text).map_err(|_| Flaw::new("a text is not UTF-8"))
+        std::str::from_utf8(&self.bytes[range])
+            .map(Token::Text)
+            .map_err(|_| FormatError::new("a text is not UTF-8"))
     }
 
-    fn extension(&mut self, length: usize) -> Result<Token<'a>, Flaw> {
+    fn extension(&mut self, length: usize) -> Result<Token<'a>, FormatError> {
         let [kind] = self.fixed()?;
         Ok(Token::Extension(kind as i8, self.take(length)?))
     }
 
-    fn skip_float(&mut self, length: usize) -> Result<Token<'a>, Flaw> {
+    fn skip_float(&mut self, length: usize) -> Result<Token<'a>, FormatError> {
         self.take(length)?;
         Ok(Token::Float)
     }
@@ -163,7 +165,7 @@ impl<'a> Decoder<'a> {
 mod tests {
     use super::*;
 
-    fn one(bytes: &[u8]) -> Result<Token<'_>, Flaw> {
+    fn one(bytes: &[u8]) -> Result<Token<'_>, FormatError> {
         Decoder::new(bytes, 0..bytes.len()).next()
     }
 

@@ -1,7 +1,7 @@
 //! Headers of NumPy's `.npy` arrays: magic, version, length, and a Python dictionary literal such as
 //! `{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }`. Source: `numpy/lib/format.py`.
 
-use super::entries::Flaw;
+use super::entries::FormatError;
 use super::limits::{MAX_NPY_HEADER, MAX_RANK};
 use super::tensor::Dtype;
 
@@ -24,27 +24,27 @@ pub(super) struct NpyHeader {
 
 impl NpyHeader {
     /// Parses the header at the start of `bytes`.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, Flaw> {
-        let short = || Flaw::new("the array header is cut short");
-        let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| Flaw::new("not a .npy array"))?;
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
+        let short = || FormatError::new("the array header is cut short");
+        let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| FormatError::new("not a .npy array"))?;
         let (length, length_bytes) = match rest {
             [1, _, a, b, ..] => (u16::from_le_bytes([*a, *b]) as usize, 2),
             [2 | 3, _, a, b, c, d, ..] => (u32::from_le_bytes([*a, *b, *c, *d]) as usize, 4),
             [1..=3, ..] | [] => return Err(short()),
-            [version, ..] => return Err(Flaw::new(format!(".npy version {version} is not read"))),
+            [version, ..] => return Err(FormatError::new(format!(".npy version {version} is not read"))),
         };
         if length > MAX_NPY_HEADER {
-            return Err(Flaw::new(format!("the array header has {length} bytes")));
+            return Err(FormatError::new(format!("the array header has {length} bytes")));
         }
         let start = MAGIC.len() + 2 + length_bytes;
         let text = bytes.get(start..start + length).ok_or_else(short)?;
-        let text = std::str::from_utf8(text).map_err(|_| Flaw::new("the array header is not text"))?;
+        let text = std::str::from_utf8(text).map_err(|_| FormatError::new("the array header is not text"))?;
         Literal(text).header(start + length)
     }
 }
 
 /// The header of a C-ordered array of `shape`, padded so that data behind it is aligned.
-pub(super) fn npy_header(dtype: &Dtype, shape: &[usize]) -> Result<Vec<u8>, Flaw> {
+pub(super) fn npy_header(dtype: &Dtype, shape: &[usize]) -> Result<Vec<u8>, FormatError> {
     let descr = match dtype {
         Dtype::F64 => "<f8",
         Dtype::F32 => "<f4",
@@ -59,7 +59,9 @@ pub(super) fn npy_header(dtype: &Dtype, shape: &[usize]) -> Result<Vec<u8>, Flaw
         Dtype::U16 => "<u2",
         Dtype::U8 => "|u1",
         Dtype::Bool => "|b1",
-        Dtype::Other(name) => return Err(Flaw::new(format!("elements of type {name} are not written"))),
+        Dtype::Other(name) => {
+            return Err(FormatError::new(format!("elements of type {name} are not written")));
+        }
     };
     let sizes: String = shape.iter().map(|size| format!("{size}, ")).collect();
     // A tuple of one needs its comma; others look as NumPy writes them.
@@ -69,7 +71,7 @@ pub(super) fn npy_header(dtype: &Dtype, shape: &[usize]) -> Result<Vec<u8>, Flaw
         text.push(' ');
     }
     text.push('\n');
-    let length = u16::try_from(text.len()).map_err(|_| Flaw::new("the shape is too long"))?;
+    let length = u16::try_from(text.len()).map_err(|_| FormatError::new("the shape is too long"))?;
     let mut header = MAGIC.to_vec();
     header.extend([1, 0]);
     header.extend(length.to_le_bytes());
@@ -81,7 +83,7 @@ pub(super) fn npy_header(dtype: &Dtype, shape: &[usize]) -> Result<Vec<u8>, Flaw
 struct Literal<'a>(&'a str);
 
 impl<'a> Literal<'a> {
-    fn header(mut self, data_start: usize) -> Result<NpyHeader, Flaw> {
+    fn header(mut self, data_start: usize) -> Result<NpyHeader, FormatError> {
         let (mut dtype, mut fortran_order, mut shape) = (None, None, None);
         self.expect('{')?;
         while !self.accept('}') {
@@ -109,8 +111,8 @@ impl<'a> Literal<'a> {
         }
     }
 
-    fn flaw() -> Flaw {
-        Flaw::new("the array header is damaged")
+    fn flaw() -> FormatError {
+        FormatError::new("the array header is damaged")
     }
 
     fn accept(&mut self, wanted: char) -> bool {
@@ -123,11 +125,11 @@ impl<'a> Literal<'a> {
         }
     }
 
-    fn expect(&mut self, wanted: char) -> Result<(), Flaw> {
+    fn expect(&mut self, wanted: char) -> Result<(), FormatError> {
         if self.accept(wanted) { Ok(()) } else { Err(Self::flaw()) }
     }
 
-    fn text(&mut self) -> Result<&'a str, Flaw> {
+    fn text(&mut self) -> Result<&'a str, FormatError> {
         let quote = if self.accept('\'') {
             '\''
         } else {
@@ -139,9 +141,9 @@ impl<'a> Literal<'a> {
         Ok(text)
     }
 
-    fn descr(&mut self) -> Result<Dtype, Flaw> {
+    fn descr(&mut self) -> Result<Dtype, FormatError> {
         if self.0.trim_start().starts_with('[') {
-            return Err(Flaw::new("arrays of records are not read"));
+            return Err(FormatError::new("arrays of records are not read"));
         }
         let descr = self.text()?;
         Ok(match descr {
@@ -163,7 +165,7 @@ impl<'a> Literal<'a> {
         })
     }
 
-    fn boolean(&mut self) -> Result<bool, Flaw> {
+    fn boolean(&mut self) -> Result<bool, FormatError> {
         let text = self.0.trim_start();
         for (word, value) in [("True", true), ("False", false)] {
             if let Some(rest) = text.strip_prefix(word) {
@@ -174,7 +176,7 @@ impl<'a> Literal<'a> {
         Err(Self::flaw())
     }
 
-    fn shape(&mut self) -> Result<Vec<usize>, Flaw> {
+    fn shape(&mut self) -> Result<Vec<usize>, FormatError> {
         let mut shape = Vec::new();
         self.expect('(')?;
         while !self.accept(')') {
@@ -185,7 +187,7 @@ impl<'a> Literal<'a> {
             self.0 = text[digits..].strip_prefix('L').unwrap_or(&text[digits..]);
             shape.push(size);
             if shape.len() > MAX_RANK {
-                return Err(Flaw::new("the array has too many dimensions"));
+                return Err(FormatError::new("the array has too many dimensions"));
             }
             if !self.accept(',') {
                 self.expect(')')?;

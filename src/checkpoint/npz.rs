@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use super::entries::{EntryList, Flaw, Listing, TensorSource};
+use super::entries::{EntryList, FormatError, Listing, TensorSource};
 use super::file_bytes::FileBytes;
 use super::limits::{MAX_NPY_HEADER, byte_count};
 use super::npy::NpyHeader;
@@ -47,11 +47,11 @@ impl Npz {
         Self::parse(bytes, path).map_err(|flaw| flaw.in_file(path))
     }
 
-    fn parse(bytes: FileBytes, path: &str) -> Result<Self, Flaw> {
+    fn parse(bytes: FileBytes, path: &str) -> Result<Self, FormatError> {
         let mut list = EntryList::new();
         for member in members(&bytes)? {
             let Some(name) = member.name.strip_suffix(".npy") else {
-                return Err(Flaw::new(format!(
+                return Err(FormatError::new(format!(
                     "'{}' is not an array, so this is not an .npz archive. If it holds a checkpoint, unpack this \
                      archive and give its folder; .keras files are read by the Python package (extra 'h5'), \
                      PyTorch's .bin and .pt files are not read since opening them can run any code",
@@ -64,7 +64,7 @@ impl Npz {
             if let Some(item_size) = header.dtype.size() {
                 let expected = byte_count(&header.shape, item_size)?;
                 if member.size.checked_sub(header.data_start) != Some(expected) {
-                    return Err(Flaw::new(format!(
+                    return Err(FormatError::new(format!(
                         "{} of shape {:?} takes {expected} bytes, the archive has {} with the header",
                         header.dtype, header.shape, member.size
                     ))
@@ -78,10 +78,10 @@ impl Npz {
         Ok(Self { listing: Listing::new(Format::Npz, path, entries), bytes, arrays })
     }
 
-    fn read_array(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>, Flaw> {
+    fn read_array(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>, FormatError> {
         let (entry, array) = (&self.listing.entries[index], &self.arrays[index]);
         let Some(item_size) = entry.dtype.size() else {
-            return Err(Flaw::new(format!("elements of type {} are not read", entry.dtype)));
+            return Err(FormatError::new(format!("elements of type {} are not read", entry.dtype)));
         };
         let data = match array.member.read(&self.bytes, interrupt)? {
             Cow::Borrowed(content) => Cow::Borrowed(&content[array.data_start..]),

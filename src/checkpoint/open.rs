@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::entries::{Flaw, TensorSource};
+use super::entries::{FormatError, TensorSource};
 use super::file_bytes::FileBytes;
 use super::flax::Flax;
 use super::flax_step::is_step_file;
@@ -70,7 +70,8 @@ pub fn open_bytes(bytes: FileBytes, label: &str) -> Result<Box<dyn TensorSource>
         Format::Flax => Ok(Box::new(Flax::from_bytes(vec![bytes], label)?)),
         Format::Npz => Ok(Box::new(Npz::from_bytes(bytes, label)?)),
         Format::TensorBundle => {
-            Err(Flaw::new("a TensorFlow checkpoint index must be called <prefix>.index").in_file(label))
+            Err(FormatError::new("a TensorFlow checkpoint index must be called <prefix>.index")
+                .in_file(label))
         }
     }
 }
@@ -80,7 +81,7 @@ pub fn open_bytes(bytes: FileBytes, label: &str) -> Result<Box<dyn TensorSource>
 /// # Errors
 /// The content looks like none of the formats read here; where it is recognised as another one, the error says what to
 /// do.
-pub(super) fn recognise(bytes: &[u8]) -> Result<Format, Flaw> {
+pub(super) fn recognise(bytes: &[u8]) -> Result<Format, FormatError> {
     if bytes.ends_with(&sorted_table::MAGIC) {
         return Ok(Format::TensorBundle);
     }
@@ -93,17 +94,17 @@ pub(super) fn recognise(bytes: &[u8]) -> Result<Format, Flaw> {
         return Ok(Format::Safetensors);
     }
     if bytes.starts_with(b"\x89HDF\r\n\x1a\n") {
-        return Err(Flaw::new("HDF5 files are read by the Python package (extra 'h5')"));
+        return Err(FormatError::new("HDF5 files are read by the Python package (extra 'h5')"));
     }
     match bytes.first() {
         // PROTO opcode, protocols 2 to 5.
-        Some(0x80) if matches!(bytes.get(1), Some(2..=5)) => Err(Flaw::new(
+        Some(0x80) if matches!(bytes.get(1), Some(2..=5)) => Err(FormatError::new(
             "this is a Python pickle, which can run any code when it is opened and is therefore not read; convert it \
              to safetensors with the program that made it",
         )),
         Some(0x80..=0x8f | 0xde | 0xdf) => Ok(Format::Flax),
-        None => Err(Flaw::new("the file is empty")),
-        _ => Err(Flaw::new(
+        None => Err(FormatError::new("the file is empty")),
+        _ => Err(FormatError::new(
             "the format is not recognised; safetensors, Flax msgpack, TensorFlow checkpoints, .npz and HDF5 are read",
         )),
     }
@@ -152,8 +153,8 @@ fn index_of(prefix: &Path) -> PathBuf {
 
 /// The file name of the prefix that a `checkpoint` file gives as `model_checkpoint_path: "..."`. Its folder is left
 /// out: checkpoints get moved, and a file should not make us read elsewhere.
-fn latest_checkpoint(state: &Path) -> Result<PathBuf, Flaw> {
-    let unreadable = || Flaw::new("the file 'checkpoint' does not name a checkpoint");
+fn latest_checkpoint(state: &Path) -> Result<PathBuf, FormatError> {
+    let unreadable = || FormatError::new("the file 'checkpoint' does not name a checkpoint");
     let bytes = FileBytes::open(state).map_err(|_| unreadable())?;
     let text = std::str::from_utf8(&bytes[..bytes.len().min(MAX_STATE_FILE)]).map_err(|_| unreadable())?;
     let quoted =

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::entries::{Entry, Flaw, TensorSource};
+use super::entries::{Entry, FormatError, TensorSource};
 use super::names::{ForeignName, Scheme, TF_SUFFIX, foreign_names, is_companion};
 use super::tensor::Tensor;
 use super::transform::Transform;
@@ -73,7 +73,7 @@ impl LoadPlan {
     ///
     /// # Errors
     /// Two places in the file fit equally well and `root` does not say which.
-    pub fn new(entries: &[Entry], wanted: &[Wanted], root: Option<&str>) -> Result<Self, Flaw> {
+    pub fn new(entries: &[Entry], wanted: &[Wanted], root: Option<&str>) -> Result<Self, FormatError> {
         let root = root.map(|root| root.trim_end_matches(['/', '.']));
         let mut best: Option<Match> = None;
         for scheme in Scheme::NAMED {
@@ -251,7 +251,12 @@ struct Match {
 
 impl Match {
     /// The root at which `scheme` finds most of the `wanted` weights.
-    fn find(scheme: Scheme, entries: &[Entry], wanted: &[Wanted], root: Option<&str>) -> Result<Self, Flaw> {
+    fn find(
+        scheme: Scheme,
+        entries: &[Entry],
+        wanted: &[Wanted],
+        root: Option<&str>,
+    ) -> Result<Self, FormatError> {
         let separator = if scheme == Scheme::HuggingFace { '.' } else { '/' };
         let mut relative: HashMap<String, usize> = HashMap::new();
         for (position, weight) in wanted.iter().enumerate() {
@@ -278,7 +283,7 @@ impl Match {
             seen.iter().filter(|(_, found)| found.len() == count).map(|(&root, _)| root).collect();
         // A few accidental matches are no reason to complain: another scheme will fit better.
         if roots.len() > 1 && count * 2 > wanted.len() {
-            return Err(Flaw::new(format!(
+            return Err(FormatError::new(format!(
                 "there are several encoders in the file; say which one with prefix=: {}",
                 roots.join(", ")
             )));
@@ -324,7 +329,7 @@ fn shared_word_table(scheme: Scheme, entries: &[Entry], weight: &Wanted) -> Opti
 
 /// The entries of a SavedModel that are the wanted weights: the only run of consecutive `variables/<k>` with their
 /// shapes.
-fn saved_model_window(entries: &[Entry], wanted: &[Wanted]) -> Result<Option<Vec<usize>>, Flaw> {
+fn saved_model_window(entries: &[Entry], wanted: &[Wanted]) -> Result<Option<Vec<usize>>, FormatError> {
     let mut variables: Vec<(usize, usize)> = entries
         .iter()
         .enumerate()
@@ -343,7 +348,7 @@ fn saved_model_window(entries: &[Entry], wanted: &[Wanted]) -> Result<Option<Vec
     let mut windows = variables.windows(wanted.len()).filter(|window| fits(window));
     let Some(first) = windows.next() else { return Ok(None) };
     if windows.next().is_some() {
-        return Err(Flaw::new("several runs of variables have the shapes of this encoder's weights"));
+        return Err(FormatError::new("several runs of variables have the shapes of this encoder's weights"));
     }
     Ok(Some(first.iter().map(|&(_, index)| index).collect()))
 }

@@ -1,7 +1,7 @@
 //! Reads the few protocol-buffer messages of TensorFlow's checkpoint index, field by field.
 //! Source: <https://protobuf.dev/programming-guides/encoding/>.
 
-use super::entries::Flaw;
+use super::entries::FormatError;
 
 /// The value of one field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,10 +14,10 @@ pub(super) enum Value<'a> {
 }
 
 /// Takes a base-128 number from the front of `bytes`.
-pub(super) fn take_varint(bytes: &mut &[u8]) -> Result<u64, Flaw> {
+pub(super) fn take_varint(bytes: &mut &[u8]) -> Result<u64, FormatError> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
-        let (&byte, rest) = bytes.split_first().ok_or_else(|| Flaw::new("a number is cut short"))?;
+        let (&byte, rest) = bytes.split_first().ok_or_else(|| FormatError::new("a number is cut short"))?;
         *bytes = rest;
         let bits = u64::from(byte & 0x7f);
         if shift == 63 && bits > 1 {
@@ -28,21 +28,21 @@ pub(super) fn take_varint(bytes: &mut &[u8]) -> Result<u64, Flaw> {
             return Ok(value);
         }
     }
-    Err(Flaw::new("a number has more than 64 bits"))
+    Err(FormatError::new("a number has more than 64 bits"))
 }
 
 /// Takes `length` bytes from the front of `bytes`.
-pub(super) fn take<'a>(bytes: &mut &'a [u8], length: u64) -> Result<&'a [u8], Flaw> {
+pub(super) fn take<'a>(bytes: &mut &'a [u8], length: u64) -> Result<&'a [u8], FormatError> {
     let (taken, rest) = usize::try_from(length)
         .ok()
         .and_then(|length| bytes.split_at_checked(length))
-        .ok_or_else(|| Flaw::new("a record is cut short"))?;
+        .ok_or_else(|| FormatError::new("a record is cut short"))?;
     *bytes = rest;
     Ok(taken)
 }
 
 /// The fields of the message in `bytes`, as (number, value) in their order.
-pub(super) fn fields(mut bytes: &[u8]) -> impl Iterator<Item = Result<(u64, Value<'_>), Flaw>> {
+pub(super) fn fields(mut bytes: &[u8]) -> impl Iterator<Item = Result<(u64, Value<'_>), FormatError>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {
             return None;
@@ -55,7 +55,7 @@ pub(super) fn fields(mut bytes: &[u8]) -> impl Iterator<Item = Result<(u64, Valu
     })
 }
 
-fn take_field<'a>(bytes: &mut &'a [u8]) -> Result<(u64, Value<'a>), Flaw> {
+fn take_field<'a>(bytes: &mut &'a [u8]) -> Result<(u64, Value<'a>), FormatError> {
     let key = take_varint(bytes)?;
     let value = match key & 7 {
         0 => Value::Varint(take_varint(bytes)?),
@@ -68,7 +68,7 @@ fn take_field<'a>(bytes: &mut &'a [u8]) -> Result<(u64, Value<'a>), Flaw> {
             Value::Bytes(take(bytes, length)?)
         }
         5 => Value::Fixed32(u32::from_le_bytes(take(bytes, 4)?.try_into().expect("four bytes were taken"))),
-        other => return Err(Flaw::new(format!("a field has the unknown kind {other}"))),
+        other => return Err(FormatError::new(format!("a field has the unknown kind {other}"))),
     };
     Ok((key >> 3, value))
 }

@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::checksum;
-use super::entries::{EntryList, Flaw, Listing, TensorSource};
+use super::entries::{EntryList, FormatError, Listing, TensorSource};
 use super::file_bytes::FileBytes;
 use super::limits::{MAX_SAFETENSORS_HEADER, part};
 use super::open::Format;
@@ -66,18 +66,18 @@ impl Safetensors {
         Self::parse(bytes, path).map_err(|flaw| flaw.in_file(path))
     }
 
-    fn parse(bytes: FileBytes, path: &str) -> Result<Self, Flaw> {
+    fn parse(bytes: FileBytes, path: &str) -> Result<Self, FormatError> {
         let length = part(&bytes, 0, LENGTH_BYTES as u64, "the header length")?;
         let length = u64::from_le_bytes(length.try_into().expect("eight bytes were taken"));
         if length > MAX_SAFETENSORS_HEADER as u64 {
-            return Err(Flaw::new(format!(
+            return Err(FormatError::new(format!(
                 "the header claims {length} bytes, at most {MAX_SAFETENSORS_HEADER} are read"
             )));
         }
         let header = part(&bytes, LENGTH_BYTES as u64, length, "the header")?;
         verify_header_checksum(header)?;
         let (length, parsed) = safetensors::SafeTensors::read_metadata(&bytes)
-            .map_err(|error| Flaw::new(format!("not a valid safetensors file: {error}")))?;
+            .map_err(|error| FormatError::new(format!("not a valid safetensors file: {error}")))?;
         let data_start = LENGTH_BYTES + length;
 
         let mut metadata = BTreeMap::new();
@@ -85,8 +85,9 @@ impl Safetensors {
         for (key, value) in parsed.metadata().iter().flatten() {
             match key.strip_prefix(TENSOR_CHECKSUM_KEY) {
                 Some(tensor) => {
-                    let checksum = u32::from_str_radix(value, 16)
-                        .map_err(|_| Flaw::new(format!("the checksum of '{tensor}' is not a number")))?;
+                    let checksum = u32::from_str_radix(value, 16).map_err(|_| {
+                        FormatError::new(format!("the checksum of '{tensor}' is not a number"))
+                    })?;
                     stored_checksums.insert(tensor.to_owned(), checksum);
                 }
                 None => {
@@ -105,7 +106,7 @@ impl Safetensors {
         let (entries, ranges) = list.finish();
         let checksums = entries.iter().map(|entry| stored_checksums.remove(&entry.name)).collect();
         if let Some((name, _)) = stored_checksums.pop_first() {
-            return Err(Flaw::new(format!("there is a checksum but no tensor called '{name}'")));
+            return Err(FormatError::new(format!("there is a checksum but no tensor called '{name}'")));
         }
         let listing = Listing { metadata, ..Listing::new(Format::Safetensors, path, entries) };
         Ok(Self { listing, bytes, ranges, checksums })
@@ -132,7 +133,7 @@ impl TensorSource for Safetensors {
         let bytes = &self.bytes[self.ranges[index].clone()];
         let tensor = match self.checksums[index] {
             Some(expected) if checksum::crc32c(bytes) != expected => {
-                Err(Flaw::new("the content does not match its checksum; the file is damaged"))
+                Err(FormatError::new("the content does not match its checksum; the file is damaged"))
             }
             _ => Tensor::new(entry.dtype.clone(), entry.shape.clone(), Cow::Borrowed(bytes)),
         };
@@ -153,25 +154,25 @@ pub(super) fn header_checksum(header: &[u8]) -> u32 {
 }
 
 /// Checks the checksum of a header that has one.
-fn verify_header_checksum(header: &[u8]) -> Result<(), Flaw> {
+fn verify_header_checksum(header: &[u8]) -> Result<(), FormatError> {
     let Some(rest) = header.strip_prefix(CHECKSUM_PREFIX.as_bytes()) else {
         return Ok(());
     };
     // Compared as text: a flipped bit can turn a digit into its upper-case form.
     if rest.get(..CHECKSUM_BLANK.len()) != Some(format!("{:08x}", header_checksum(header)).as_bytes()) {
-        return Err(Flaw::new("the header does not match its checksum; the file is damaged"));
+        return Err(FormatError::new("the header does not match its checksum; the file is damaged"));
     }
     Ok(())
 }
 
-fn check_version(metadata: &BTreeMap<String, String>) -> Result<(), Flaw> {
+fn check_version(metadata: &BTreeMap<String, String>) -> Result<(), FormatError> {
     if metadata.get("format").is_none_or(|format| format != OWN_FORMAT) {
         return Ok(());
     }
     let version = metadata.get("format_version").map_or("none", String::as_str);
     match version.parse::<u32>() {
         Ok(1..=FORMAT_VERSION) => Ok(()),
-        _ => Err(Flaw::new(format!(
+        _ => Err(FormatError::new(format!(
             "the file has format version {version}, this library reads versions up to {FORMAT_VERSION}; update it"
         ))),
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::entries::{EntryList, Flaw, Listing, TensorSource};
+use super::entries::{EntryList, FormatError, Listing, TensorSource};
 use super::limits::MAX_SHARDS;
 use super::open::Format;
 use super::safetensors::Safetensors;
@@ -32,7 +32,7 @@ impl ShardedSafetensors {
         let Some(&(_, count)) = files.keys().next() else { return Ok(None) };
         if !files.keys().copied().eq((1..=count).map(|index| (index, count))) {
             let message = format!("there are {} of {count} files model-*-of-*.safetensors", files.len());
-            return Err(Flaw::new(message).in_file(&path));
+            return Err(FormatError::new(message).in_file(&path));
         }
         let mut list = EntryList::new();
         let mut shards = Vec::with_capacity(files.len());

@@ -6,7 +6,7 @@
 //! the first *shared* bytes of the key are those of the key before.
 //! Source: <https://github.com/google/leveldb/blob/main/doc/table_format.md>.
 
-use super::entries::Flaw;
+use super::entries::FormatError;
 use super::limits::{MAX_NAME_BYTES, part};
 use super::protobuf::{take, take_varint};
 
@@ -25,14 +25,14 @@ pub(super) fn masked_crc32c(bytes: &[u8]) -> u32 {
 /// Calls `visit(key, value)` for every entry of the table `file`, in key order.
 pub(super) fn for_each_entry(
     file: &[u8],
-    mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), Flaw>,
-) -> Result<(), Flaw> {
+    mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), FormatError>,
+) -> Result<(), FormatError> {
     let footer = file
         .len()
         .checked_sub(FOOTER_BYTES)
         .map(|start| &file[start..])
         .filter(|footer| footer.ends_with(&MAGIC))
-        .ok_or_else(|| Flaw::new("not a checkpoint index: the mark at its end is missing"))?;
+        .ok_or_else(|| FormatError::new("not a checkpoint index: the mark at its end is missing"))?;
     let mut handles = footer;
     take_handle(&mut handles)?; // meta index, which is empty
     let (offset, size) = take_handle(&mut handles)?;
@@ -41,36 +41,38 @@ pub(super) fn for_each_entry(
     for_each_in_block(block(file, offset, size)?, |_, handle| {
         let (offset, size) = take_handle(&mut &handle[..])?;
         if offset < next_block {
-            return Err(Flaw::new("the index is damaged: its blocks overlap"));
+            return Err(FormatError::new("the index is damaged: its blocks overlap"));
         }
         next_block = offset + size.saturating_add(TRAILER_BYTES).min(u64::MAX - offset);
         for_each_in_block(block(file, offset, size)?, &mut visit)
     })
 }
 
-fn take_handle(bytes: &mut &[u8]) -> Result<(u64, u64), Flaw> {
+fn take_handle(bytes: &mut &[u8]) -> Result<(u64, u64), FormatError> {
     Ok((take_varint(bytes)?, take_varint(bytes)?))
 }
 
 /// The entries and restart points of the block at `offset`, its checksum verified.
-fn block(file: &[u8], offset: u64, size: u64) -> Result<&[u8], Flaw> {
+fn block(file: &[u8], offset: u64, size: u64) -> Result<&[u8], FormatError> {
     let with_trailer = part(file, offset, size.saturating_add(TRAILER_BYTES), "a block of the index")?;
     let (checked, stored) = with_trailer.split_at(with_trailer.len() - 4);
     let stored = u32::from_le_bytes(stored.try_into().expect("the last four bytes"));
     if masked_crc32c(checked) != stored {
-        return Err(Flaw::new("a block of the index does not match its checksum; the file is damaged"));
+        return Err(FormatError::new(
+            "a block of the index does not match its checksum; the file is damaged",
+        ));
     }
     match checked.split_last() {
         Some((0, content)) => Ok(content),
-        _ => Err(Flaw::new("compressed indexes are not read")),
+        _ => Err(FormatError::new("compressed indexes are not read")),
     }
 }
 
 fn for_each_in_block(
     block: &[u8],
-    mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), Flaw>,
-) -> Result<(), Flaw> {
-    let damaged = || Flaw::new("a block of the index is damaged");
+    mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), FormatError>,
+) -> Result<(), FormatError> {
+    let damaged = || FormatError::new("a block of the index is damaged");
     let (rest, count) = block.split_last_chunk::<4>().ok_or_else(damaged)?;
     let restarts = (u32::from_le_bytes(*count) as usize).checked_mul(4).ok_or_else(damaged)?;
     let mut entries = &rest[..rest.len().checked_sub(restarts).ok_or_else(damaged)?];
@@ -84,7 +86,7 @@ fn for_each_in_block(
         key.truncate(shared);
         key.extend_from_slice(take(&mut entries, unshared)?);
         if key.len() > MAX_NAME_BYTES {
-            return Err(Flaw::new(format!("a key of the index has {} bytes", key.len())));
+            return Err(FormatError::new(format!("a key of the index has {} bytes", key.len())));
         }
         let value = take(&mut entries, value_length)?;
         visit(&key, value)?;

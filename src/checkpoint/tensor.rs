@@ -5,7 +5,7 @@ use std::fmt;
 
 use half::{bf16, f16};
 
-use super::entries::Flaw;
+use super::entries::FormatError;
 use super::limits::byte_count;
 use crate::kernels::f32s_of_bytes;
 
@@ -115,13 +115,13 @@ impl<'a> Tensor<'a> {
     ///
     /// # Errors
     /// The type is not read, or `bytes` is not exactly as long as the shape asks for.
-    pub fn new(dtype: Dtype, shape: Vec<usize>, bytes: Cow<'a, [u8]>) -> Result<Self, Flaw> {
+    pub fn new(dtype: Dtype, shape: Vec<usize>, bytes: Cow<'a, [u8]>) -> Result<Self, FormatError> {
         let Some(size) = dtype.size() else {
-            return Err(Flaw::new(format!("elements of type {dtype} are not read")));
+            return Err(FormatError::new(format!("elements of type {dtype} are not read")));
         };
         let expected = byte_count(&shape, size)?;
         if bytes.len() != expected {
-            return Err(Flaw::new(format!(
+            return Err(FormatError::new(format!(
                 "{dtype} of shape {shape:?} takes {expected} bytes, got {}",
                 bytes.len()
             )));
@@ -166,7 +166,7 @@ impl<'a> Tensor<'a> {
     ///
     /// # Panics
     /// `out` does not have exactly [`Tensor::len`] elements.
-    pub fn write_f32(&self, out: &mut [f32]) -> Result<(), Flaw> {
+    pub fn write_f32(&self, out: &mut [f32]) -> Result<(), FormatError> {
         assert_eq!(out.len(), self.len(), "the destination has the tensor's size");
         match self.dtype {
             Dtype::F32 => convert(&self.bytes, out, f32::from_le_bytes),
@@ -174,7 +174,7 @@ impl<'a> Tensor<'a> {
             Dtype::F16 => convert(&self.bytes, out, |b| f16::from_le_bytes(b).to_f32()),
             Dtype::BF16 => convert(&self.bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
             _ => {
-                return Err(Flaw::new(format!(
+                return Err(FormatError::new(format!(
                     "weights must be floating-point numbers, these are {}",
                     self.dtype
                 )));
@@ -187,7 +187,7 @@ impl<'a> Tensor<'a> {
     ///
     /// # Errors
     /// As [`Tensor::write_f32`].
-    pub fn to_f32(&self) -> Result<Vec<f32>, Flaw> {
+    pub fn to_f32(&self) -> Result<Vec<f32>, FormatError> {
         let mut out = vec![0.0; self.len()];
         self.write_f32(&mut out)?;
         Ok(out)
@@ -197,7 +197,7 @@ impl<'a> Tensor<'a> {
     ///
     /// # Errors
     /// As [`Tensor::write_f32`].
-    pub fn into_f32(self) -> Result<Cow<'a, [f32]>, Flaw> {
+    pub fn into_f32(self) -> Result<Cow<'a, [f32]>, FormatError> {
         if let (Dtype::F32, Cow::Borrowed(bytes)) = (&self.dtype, &self.bytes)
             && let Some(values) = f32s_of_bytes(bytes)
         {

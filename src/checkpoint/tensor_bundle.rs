@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use super::entries::{EntryList, Flaw, Listing, TensorSource};
+use super::entries::{EntryList, FormatError, Listing, TensorSource};
 use super::file_bytes::FileBytes;
 use super::limits::{MAX_RANK, MAX_SHARDS, part};
 use super::open::Format;
@@ -35,9 +35,9 @@ struct Place {
 }
 
 impl Place {
-    fn find(self, shards: &[FileBytes]) -> Result<&[u8], Flaw> {
+    fn find(self, shards: &[FileBytes]) -> Result<&[u8], FormatError> {
         let shard = usize::try_from(self.shard).ok().and_then(|shard| shards.get(shard));
-        let shard = shard.ok_or_else(|| Flaw::new(format!("there is no data file {}", self.shard)))?;
+        let shard = shard.ok_or_else(|| FormatError::new(format!("there is no data file {}", self.shard)))?;
         part(shard, self.offset, self.size, "the content")
     }
 }
@@ -66,13 +66,13 @@ impl TensorBundle {
         let index = Index::parse(index).map_err(|flaw| flaw.in_file(path))?;
         if shards.len() != index.shard_count {
             let (expected, got) = (index.shard_count, shards.len());
-            return Err(Flaw::new(format!("expected {expected} data files, got {got}")).in_file(path));
+            return Err(FormatError::new(format!("expected {expected} data files, got {got}")).in_file(path));
         }
         Self::new(index, shards, path).map_err(|flaw| flaw.in_file(path))
     }
 
     /// Checks that every tensor lies inside its data file: a truncated one is noticed at once.
-    fn new(index: Index, shards: Vec<FileBytes>, path: &str) -> Result<Self, Flaw> {
+    fn new(index: Index, shards: Vec<FileBytes>, path: &str) -> Result<Self, FormatError> {
         let (entries, places) = index.entries.finish();
         for (entry, place) in entries.iter().zip(&places).filter(|(_, place)| !place.is_partitioned) {
             place.find(&shards).map_err(|flaw| flaw.at(&entry.name))?;
@@ -80,18 +80,20 @@ impl TensorBundle {
         Ok(Self { listing: Listing::new(Format::TensorBundle, path, entries), shards, places })
     }
 
-    fn read_tensor(&self, index: usize) -> Result<Tensor<'_>, Flaw> {
+    fn read_tensor(&self, index: usize) -> Result<Tensor<'_>, FormatError> {
         let (entry, place) = (&self.listing.entries[index], self.places[index]);
         if place.is_partitioned {
-            return Err(Flaw::new("partitioned variables are not read; save the model without partitioning"));
+            return Err(FormatError::new(
+                "partitioned variables are not read; save the model without partitioning",
+            ));
         }
         if entry.dtype.size().is_none() {
-            return Err(Flaw::new(format!("elements of type {} are not read", entry.dtype)));
+            return Err(FormatError::new(format!("elements of type {} are not read", entry.dtype)));
         }
         let bytes = place.find(&self.shards)?;
         let tensor = Tensor::new(entry.dtype.clone(), entry.shape.clone(), Cow::Borrowed(bytes))?;
         if masked_crc32c(bytes) != place.masked_crc32c {
-            return Err(Flaw::new("the content does not match its checksum; the file is damaged"));
+            return Err(FormatError::new("the content does not match its checksum; the file is damaged"));
         }
         Ok(tensor)
     }
@@ -130,7 +132,7 @@ struct Index {
 }
 
 impl Index {
-    fn parse(file: &[u8]) -> Result<Self, Flaw> {
+    fn parse(file: &[u8]) -> Result<Self, FormatError> {
         let mut shard_count = None;
         let mut entries = EntryList::new();
         for_each_entry(file, |key, value| {
@@ -138,34 +140,35 @@ impl Index {
                 shard_count = Some(read_header(value)?);
                 return Ok(());
             }
-            let name = std::str::from_utf8(key).map_err(|_| Flaw::new("a tensor name is not UTF-8"))?;
+            let name =
+                std::str::from_utf8(key).map_err(|_| FormatError::new("a tensor name is not UTF-8"))?;
             let (dtype, shape, place) = read_entry(value).map_err(|flaw| flaw.at(name))?;
             entries.push(name.to_owned(), dtype, shape, place)
         })?;
-        let shard_count = shard_count.ok_or_else(|| Flaw::new("the index has no header"))?;
+        let shard_count = shard_count.ok_or_else(|| FormatError::new("the index has no header"))?;
         Ok(Self { shard_count, entries })
     }
 }
 
 /// Reads the `BundleHeaderProto`: the number of data files.
-fn read_header(message: &[u8]) -> Result<usize, Flaw> {
+fn read_header(message: &[u8]) -> Result<usize, FormatError> {
     let mut shard_count = 0;
     for field in fields(message) {
         match field? {
             (1, Value::Varint(count)) => shard_count = count,
             (2, Value::Varint(endianness)) if endianness != 0 => {
-                return Err(Flaw::new("big-endian checkpoints are not read"));
+                return Err(FormatError::new("big-endian checkpoints are not read"));
             }
             _ => {}
         }
     }
     usize::try_from(shard_count).ok().filter(|&count| count <= MAX_SHARDS).ok_or_else(|| {
-        Flaw::new(format!("there should be {shard_count} data files, at most {MAX_SHARDS} are read"))
+        FormatError::new(format!("there should be {shard_count} data files, at most {MAX_SHARDS} are read"))
     })
 }
 
 /// Reads a `BundleEntryProto`. Fields that are zero are absent.
-fn read_entry(message: &[u8]) -> Result<(Dtype, Vec<usize>, Place), Flaw> {
+fn read_entry(message: &[u8]) -> Result<(Dtype, Vec<usize>, Place), FormatError> {
     let mut dtype = 0;
     let mut shape = Vec::new();
     let mut place = Place::default();
@@ -203,12 +206,12 @@ fn read_entry(message: &[u8]) -> Result<(Dtype, Vec<usize>, Place), Flaw> {
 }
 
 /// Reads a `TensorShapeProto`: repeated field 2, each with its size in field 1.
-fn read_shape(message: &[u8]) -> Result<Vec<usize>, Flaw> {
+fn read_shape(message: &[u8]) -> Result<Vec<usize>, FormatError> {
     let mut shape = Vec::new();
     for field in fields(message) {
         let (2, Value::Bytes(dimension)) = field? else { continue };
         if shape.len() == MAX_RANK {
-            return Err(Flaw::new(format!("a shape has more than {MAX_RANK} dimensions")));
+            return Err(FormatError::new(format!("a shape has more than {MAX_RANK} dimensions")));
         }
         let mut size = 0;
         for field in fields(dimension) {
@@ -216,7 +219,9 @@ fn read_shape(message: &[u8]) -> Result<Vec<usize>, Flaw> {
                 size = value;
             }
         }
-        shape.push(usize::try_from(size).map_err(|_| Flaw::new(format!("the size {size} is too large")))?);
+        shape.push(
+            usize::try_from(size).map_err(|_| FormatError::new(format!("the size {size} is too large")))?,
+        );
     }
     Ok(shape)
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::entries::Flaw;
+use super::entries::FormatError;
 use super::tensor::Tensor;
 
 /// How a foreign tensor becomes one of ours; a reshape to the wanted shape always follows.
@@ -19,12 +19,12 @@ impl Transform {
     ///
     /// # Errors
     /// The tensor has too few dimensions, or another number of elements than `wanted`.
-    pub fn apply<'a>(self, tensor: Tensor<'a>, wanted: &[usize]) -> Result<Tensor<'a>, Flaw> {
+    pub fn apply<'a>(self, tensor: Tensor<'a>, wanted: &[usize]) -> Result<Tensor<'a>, FormatError> {
         let (dtype, shape, bytes) = tensor.into_parts();
         let bytes = match self {
             Transform::Keep => bytes,
             Transform::SwapLeadingAxes if shape.len() < 2 => {
-                return Err(Flaw::new(format!("expected at least two dimensions, got {shape:?}")));
+                return Err(FormatError::new(format!("expected at least two dimensions, got {shape:?}")));
             }
             Transform::SwapLeadingAxes => {
                 let mut axes: Vec<usize> = (0..shape.len()).collect();

@@ -2,11 +2,11 @@
 
 use std::io::Write;
 
-use super::entries::Flaw;
+use super::entries::FormatError;
 use super::limits::byte_count;
 use super::tensor::Dtype;
 use crate::kernels::bytes_of_f32s;
-use crate::runtime::strike;
+use crate::runtime::inject_fault;
 use crate::{Error, Result};
 
 /// Takes the bytes of a tensor in pieces.
@@ -50,9 +50,12 @@ impl<'a> TensorToWrite<'a> {
     }
 
     /// Bytes of the content.
-    pub(super) fn byte_count(&self) -> Result<usize, Flaw> {
+    pub(super) fn byte_count(&self) -> Result<usize, FormatError> {
         let Some(size) = self.dtype.size() else {
-            return Err(Flaw::new(format!("{}: elements of type {} are not written", self.name, self.dtype)));
+            return Err(FormatError::new(format!(
+                "{}: elements of type {} are not written",
+                self.name, self.dtype
+            )));
         };
         byte_count(&self.shape, size).map_err(|flaw| flaw.at(&self.name))
     }
@@ -67,7 +70,7 @@ impl<'a> TensorToWrite<'a> {
         let expected = self.byte_count().map_err(|flaw| flaw.in_file(path))?;
         let mut written = 0usize;
         (self.content)(&mut |bytes| {
-            strike();
+            inject_fault();
             written += bytes.len();
             observe(bytes);
             out.write_all(bytes).map_err(|source| Error::Io { path: path.to_owned(), source })

@@ -4,7 +4,7 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use super::atomic_file::AtomicFile;
-use super::entries::Flaw;
+use super::entries::FormatError;
 use super::npy::npy_header;
 use super::write::TensorToWrite;
 use super::zip::{
@@ -34,7 +34,7 @@ pub fn write_npz(path: &Path, tensors: Vec<TensorToWrite<'_>>, interrupt: Interr
     let in_file = |source| Error::Io { path: label.clone(), source };
     let mut names = std::collections::HashSet::new();
     if let Some(twice) = tensors.iter().find(|tensor| !names.insert(tensor.name.clone())) {
-        return Err(Flaw::new(format!("two tensors are called '{}'", twice.name)).in_file(&label));
+        return Err(FormatError::new(format!("two tensors are called '{}'", twice.name)).in_file(&label));
     }
 
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, AtomicFile::create(path)?);
@@ -74,9 +74,9 @@ struct Member {
 }
 
 impl Member {
-    fn local_header(&self) -> Result<Vec<u8>, Flaw> {
-        let name_length =
-            u16::try_from(self.name.len()).map_err(|_| Flaw::new("the name is too long").at(&self.name))?;
+    fn local_header(&self) -> Result<Vec<u8>, FormatError> {
+        let name_length = u16::try_from(self.name.len())
+            .map_err(|_| FormatError::new("the name is too long").at(&self.name))?;
         let mut header = LOCAL_HEADER.to_vec();
         header.extend(self.common_fields(name_length, 4 + 16));
         header.extend(self.name.as_bytes());

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use super::atomic_file::AtomicFile;
-use super::entries::Flaw;
+use super::entries::FormatError;
 use super::limits::MAX_SAFETENSORS_HEADER;
 use super::safetensors::{
     CHECKSUM_BLANK, CHECKSUM_PREFIX, FORMAT_VERSION, LENGTH_BYTES, OWN_FORMAT, TENSOR_CHECKSUM_KEY,
@@ -62,7 +62,7 @@ struct Header {
 }
 
 impl Header {
-    fn new(metadata: &BTreeMap<String, String>, tensors: &[TensorToWrite<'_>]) -> Result<Self, Flaw> {
+    fn new(metadata: &BTreeMap<String, String>, tensors: &[TensorToWrite<'_>]) -> Result<Self, FormatError> {
         let mut text = format!("{CHECKSUM_PREFIX}{CHECKSUM_BLANK}\"");
         let mut own = metadata.clone();
         own.insert("format".into(), OWN_FORMAT.into());
@@ -83,11 +83,11 @@ impl Header {
         let mut offset = 0usize;
         for tensor in tensors {
             if !names.insert(&tensor.name) {
-                return Err(Flaw::new(format!("two tensors are called '{}'", tensor.name)));
+                return Err(FormatError::new(format!("two tensors are called '{}'", tensor.name)));
             }
             let end = offset
                 .checked_add(tensor.byte_count()?)
-                .ok_or_else(|| Flaw::new("the tensors are too large"))?;
+                .ok_or_else(|| FormatError::new("the tensors are too large"))?;
             text += &format!(
                 ",{}:{{\"dtype\":\"{}\",\"shape\":{:?},\"data_offsets\":[{offset},{end}]}}",
                 quoted(&tensor.name),
@@ -102,7 +102,7 @@ impl Header {
             text.push(' ');
         }
         if text.len() > MAX_SAFETENSORS_HEADER {
-            return Err(Flaw::new(format!(
+            return Err(FormatError::new(format!(
                 "names and metadata take {} bytes, at most {MAX_SAFETENSORS_HEADER} can be read back",
                 text.len()
             )));
@@ -135,7 +135,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// The format's name for a type.
-fn dtype_name(dtype: &Dtype) -> Result<&'static str, Flaw> {
+fn dtype_name(dtype: &Dtype) -> Result<&'static str, FormatError> {
     Ok(match dtype {
         Dtype::F64 => "F64",
         Dtype::F32 => "F32",
@@ -150,7 +150,9 @@ fn dtype_name(dtype: &Dtype) -> Result<&'static str, Flaw> {
         Dtype::U16 => "U16",
         Dtype::U8 => "U8",
         Dtype::Bool => "BOOL",
-        Dtype::Other(name) => return Err(Flaw::new(format!("elements of type {name} are not written"))),
+        Dtype::Other(name) => {
+            return Err(FormatError::new(format!("elements of type {name} are not written")));
+        }
     })
 }
 

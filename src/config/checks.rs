@@ -84,7 +84,7 @@ impl SparseMixerConfig {
             }
         }
         if let Some(range) = self.output_range
-            && self.rules().output_range
+            && self.semantics().output_range
             && !(1..=self.max_sequence_length).contains(&range)
         {
             return Err(Error::value(
@@ -195,7 +195,7 @@ impl SparseMixerConfig {
 
     /// Whether calls may have shorter sequences: where the rules say so and no weight belongs to a length.
     fn takes_shorter_sequences(&self) -> bool {
-        self.rules().shorter_sequences
+        self.semantics().shorter_sequences
             && (self.mixing_mechanism.is_transform()
                 || (0..self.num_layers).all(|layer| self.is_attention(layer)))
     }

@@ -51,7 +51,7 @@ impl HeadConfig {
 impl<R: Real> Head<R> {
     /// Builds a head with weights from `source`, asked for in the order of [`HeadConfig::specs`].
     pub fn load(config: &HeadConfig, source: Source<'_, R>) -> Result<Self> {
-        let storage = Storage { matrix: WeightDtype::Native, table: TableDtype::Native };
+        let storage = Storage { matrix: WeightDtype::FullPrecision, table: TableDtype::FullPrecision };
         let mut loader = Loader::new(config.specs(), source, storage);
         Ok(match config {
             HeadConfig::Projection(config) => Head::Projection(Projection::load(config, &mut loader)?),

@@ -20,8 +20,8 @@ use super::word_blocks::{BLOCK, Targets, add_table_gradients, hidden_gradients, 
 use crate::config::ActivationConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Init, Panels, Real, WeightDtype, layer_norm_backward, log_sum_exp, matmul, pack_native, prepare_lhs,
-    zeroed,
+    Init, Panels, Real, WeightDtype, layer_norm_backward, log_sum_exp, matmul, pack_full_precision,
+    prepare_lhs, zeroed,
 };
 use crate::layers::{Activation, LayerNorm, Table};
 use crate::params::{Loader, Param, ParamMut, Spec};
@@ -276,10 +276,19 @@ impl<R: Real> MaskedLm<R> {
             let words = BLOCK.min(vocab - first);
             let ([panels, widened], [lhs, _]) = scratch.split([BLOCK * width, BLOCK * width]);
             let values = table_rows(table, first, words, widened);
-            pack_native(isa, values, width, true, width, 0..words, panels);
-            let lhs = prepare_lhs(isa, h, rows, width, width, WeightDtype::Native, lhs);
+            pack_full_precision(isa, values, width, true, width, 0..words, panels);
+            let lhs = prepare_lhs(isa, h, rows, width, width, WeightDtype::FullPrecision, lhs);
             let bias = Init::Bias(&self.output_bias[first..first + words]);
-            matmul(isa, rows, lhs, Panels::from_native(panels, width, words), 0..words, out, words, bias);
+            matmul(
+                isa,
+                rows,
+                lhs,
+                Panels::from_full_precision(panels, width, words),
+                0..words,
+                out,
+                words,
+                bias,
+            );
             visit(block, out, first);
         })
     }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Elementwise, Real, elementwise, elementwise_backward, zeroed};
 use crate::layers::Dropout;
 use crate::params::{Loader, Param, ParamMut, Spec};
-use crate::random::Stream;
+use crate::random::RngStream;
 use crate::runtime::Context;
 
 /// Sizes and rates.
@@ -162,8 +162,9 @@ impl<R: Real> Projection<R> {
 
     /// Dropout before the last layer, and on the features.
     fn dropouts(&self, training: Option<u64>) -> [Option<Dropout>; 2] {
-        let dropout =
-            |rate, site| training.and_then(|seed| Dropout::new(rate, Stream::new(seed, super::SITES + site)));
+        let dropout = |rate, site| {
+            training.and_then(|seed| Dropout::new(rate, RngStream::new(seed, super::SITES + site)))
+        };
         [dropout(self.config.dropout, 0), dropout(self.config.input_dropout, 1)]
     }
 

@@ -30,7 +30,7 @@ fn load<R: Real, T>(specs: Vec<Spec>, build: impl FnOnce(&mut Loader<'_, R>) -> 
         seed += 1;
         Ok(values(seed, spec.len()).iter().map(|&x: &R| x * R::from_f64(0.5)).collect::<Vec<_>>().into())
     };
-    let storage = Storage { matrix: WeightDtype::Native, table: TableDtype::Native };
+    let storage = Storage { matrix: WeightDtype::FullPrecision, table: TableDtype::FullPrecision };
     build(&mut Loader::new(specs, &mut source, storage)).expect("fitting weights")
 }
 
@@ -60,10 +60,10 @@ fn masked_lm_config() -> MaskedLmConfig {
 fn nudge(param: &mut ParamMut<'_, f64>, at: usize, by: f64) {
     match param {
         ParamMut::Vectors(v) => v[0][at] += by,
-        ParamMut::Table(t) => t.native_mut().expect("native")[at] += by,
+        ParamMut::Table(t) => t.full_precision_mut().expect("native")[at] += by,
         ParamMut::Matrices(m) => {
             let (k, n) = (m[0].k(), m[0].n());
-            let packed = m[0].native_mut().expect("native");
+            let packed = m[0].full_precision_mut().expect("native");
             packed[(at % n / 32 * k + at / n) * 32 + at % n % 32] += by;
         }
     }
@@ -189,7 +189,7 @@ impl<R: Real> MaskedLmCase<R> {
         let config = masked_lm_config();
         MaskedLmCase {
             head: load(config.specs(), |loader| MaskedLm::load(&config, loader)),
-            table: Table::new(300, 37, TableDtype::Native, &values(70, 300 * 37)),
+            table: Table::new(300, 37, TableDtype::FullPrecision, &values(70, 300 * 37)),
             sequence: values(71, 4 * 6),
         }
     }
@@ -244,7 +244,8 @@ fn masked_lm_gradients_are_slopes() {
         }
     }
     for at in (0..300 * 37).step_by(611) {
-        let expected = slope(&mut case, |case, by| case.table.native_mut().expect("native")[at] += by, loss);
+        let expected =
+            slope(&mut case, |case, by| case.table.full_precision_mut().expect("native")[at] += by, loss);
         assert_slope(expected, gradients[specs.len()][at], "table");
     }
     for (at, &gradient) in gradients[specs.len() + 1].iter().enumerate().take(24) {
@@ -268,7 +269,7 @@ fn masked_lm_bits_do_not_depend_on_threads() {
 #[test]
 fn a_foreign_table_is_refused() {
     let case = MaskedLmCase::<f32>::new();
-    let table = Table::new(300, 36, TableDtype::Native, &vec![0.0; 300 * 36]);
+    let table = Table::new(300, 36, TableDtype::FullPrecision, &vec![0.0; 300 * 36]);
     with_context(1, |context| {
         let error: Error =
             case.head.logits(context, &table, &case.sequence, &ROWS).expect_err("a wrong width");

@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::kernels::{
-    Elementwise, Init, LhsBuffer, PANEL, Panels, Real, WeightDtype, elementwise, matmul, pack_native,
+    Elementwise, Init, LhsBuffer, PANEL, Panels, Real, WeightDtype, elementwise, matmul, pack_full_precision,
     prepare_lhs, transpose, zeroed,
 };
 use crate::layers::Table;
@@ -36,7 +36,7 @@ pub(super) fn add_table_gradients<R: Real>(
     let Targets { labels, normalisers, factors } = targets;
     let rows = labels.len();
     let width = h.len() / rows;
-    let mut right = context.panels(WeightDtype::Native, 1, rows, width);
+    let mut right = context.panels(WeightDtype::FullPrecision, 1, rows, width);
     context.each(right.chunks_mut(1).into_iter().enumerate(), |(panel, mut chunk), _| {
         let first = panel * PANEL;
         chunk.pack(isa, &h[first..], width, false, rows, PANEL.min(width - first));
@@ -61,9 +61,9 @@ pub(super) fn add_table_gradients<R: Real>(
             }
             d_bias.iter_mut().zip(&*row).for_each(|(sum, &d)| *sum += d);
         }
-        let ([turned], [lhs, _]) = scratch.split([words * rows]);
-        transpose(isa, z, rows, words, words, turned, rows);
-        let lhs = prepare_lhs(isa, turned, words, rows, rows, WeightDtype::Native, lhs);
+        let ([transposed], [lhs, _]) = scratch.split([words * rows]);
+        transpose(isa, z, rows, words, words, transposed, rows);
+        let lhs = prepare_lhs(isa, transposed, words, rows, rows, WeightDtype::FullPrecision, lhs);
         matmul(isa, words, lhs, right.view(0), 0..width, d_table, width, Init::Accumulate);
     })
 }
@@ -89,11 +89,11 @@ pub(super) fn hidden_gradients<R: Real>(
             let first = block * BLOCK;
             let words = BLOCK.min(vocab - first);
             let values = table_rows(table, first, words, widened);
-            pack_native(isa, &values[first_col..], width, false, words, 0..len, right);
+            pack_full_precision(isa, &values[first_col..], width, false, words, 0..len, right);
             let lhs: &mut LhsBuffer = &mut *lhs;
-            let lhs = prepare_lhs(isa, dz, rows, words, words, WeightDtype::Native, lhs);
+            let lhs = prepare_lhs(isa, dz, rows, words, words, WeightDtype::FullPrecision, lhs);
             let init = if block == 0 { Init::Zero } else { Init::Accumulate };
-            matmul(isa, rows, lhs, Panels::from_native(right, words, len), 0..len, out, len, init);
+            matmul(isa, rows, lhs, Panels::from_full_precision(right, words, len), 0..len, out, len, init);
         }
     })?;
     let mut dh = zeroed(rows * width);
@@ -114,7 +114,7 @@ pub(super) fn table_rows<'a, R: Real>(
     widened: &'a mut [R],
 ) -> &'a [R] {
     let width = table.width();
-    match table.native() {
+    match table.full_precision() {
         Some(values) => &values[first * width..][..count * width],
         None => {
             for (i, out) in widened.chunks_exact_mut(width).take(count).enumerate() {

@@ -36,16 +36,17 @@ pub type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// Threads that a caller lends to the filling of large memory.
 #[derive(Clone, Copy)]
-pub struct Helpers<'a> {
+pub struct ParallelFor<'a> {
     /// Number of threads.
     pub count: usize,
     /// Calls the function it is given once with each number below the first argument, in any order, at once if it likes.
     pub run: &'a dyn Fn(usize, &Task<'_>),
 }
 
-impl Helpers<'_> {
+impl ParallelFor<'_> {
     /// The caller's thread alone.
-    pub const NONE: Helpers<'static> = Helpers { count: 1, run: &|count, task| (0..count).for_each(task) };
+    pub const NONE: ParallelFor<'static> =
+        ParallelFor { count: 1, run: &|count, task| (0..count).for_each(task) };
 }
 
 /// A vector of plain numbers aligned to 64 bytes.
@@ -100,7 +101,7 @@ impl<T> AlignedVec<T> {
     pub(super) unsafe fn filled_in_parts(
         len: usize,
         part_len: usize,
-        helpers: Helpers<'_>,
+        helpers: ParallelFor<'_>,
         fill: impl Fn(usize, &mut [MaybeUninit<T>]) + Sync,
     ) -> Self
     where
@@ -219,7 +220,7 @@ impl<T: Clone> Clone for AlignedVec<T> {
 
 impl<T: Copy + Send + Sync> AlignedVec<T> {
     /// A copy of `values`.
-    pub fn copied(values: &[T], helpers: Helpers<'_>) -> Self {
+    pub fn copied(values: &[T], helpers: ParallelFor<'_>) -> Self {
         let part_len = values.len().div_ceil(helpers.count).max(1);
         let fill = |number: usize, out: &mut [MaybeUninit<T>]| {
             for (out, &value) in out.iter_mut().zip(&values[number * part_len..]) {

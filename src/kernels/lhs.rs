@@ -10,7 +10,7 @@ use super::{AlignedVec, Elementwise, Isa, Real, WeightDtype, elementwise};
 #[derive(Clone, Copy, Debug)]
 pub enum Lhs<'a, R> {
     /// For `Native` and `Float16`.
-    Native {
+    FullPrecision {
         /// Rows of `k` values.
         values: &'a [R],
         /// Elements from one row to the next.
@@ -46,7 +46,9 @@ impl<'a, R: Real> Lhs<'a, R> {
     /// The same operand without its first `rows` rows.
     pub fn skip_rows(self, rows: usize) -> Lhs<'a, R> {
         match self {
-            Lhs::Native { values, stride } => Lhs::Native { values: &values[rows * stride..], stride },
+            Lhs::FullPrecision { values, stride } => {
+                Lhs::FullPrecision { values: &values[rows * stride..], stride }
+            }
             Lhs::Bfloat16 { values, stride } => Lhs::Bfloat16 { values: &values[rows * stride..], stride },
             Lhs::Int8 { values, stride, scales } => {
                 Lhs::Int8 { values: &values[rows * stride..], stride, scales: &scales[rows..] }
@@ -65,7 +67,7 @@ pub fn lhs_stride(k: usize, dtype: WeightDtype) -> usize {
 
 /// Elements from one row to the next of a left operand that is made as it is for a product: `k`, or a cache line more
 /// where the rows would otherwise lie a multiple of 4 KiB apart and compete for one set of the L1 cache.
-pub fn native_stride<R: Real>(k: usize) -> usize {
+pub fn full_precision_stride<R: Real>(k: usize) -> usize {
     if (k * size_of::<R>()).is_multiple_of(4096) { k + 64 / size_of::<R>() } else { k }
 }
 
@@ -82,7 +84,7 @@ pub fn prepare_lhs<'a, R: Real>(
     buffer: &'a mut LhsBuffer,
 ) -> Lhs<'a, R> {
     match Conversion::new(rows, k, dtype, buffer) {
-        None => Lhs::Native { values: source, stride },
+        None => Lhs::FullPrecision { values: source, stride },
         Some(mut conversion) => {
             for r in 0..rows {
                 conversion.row(isa, r, &source[r * stride..][..k]);
@@ -105,7 +107,7 @@ pub fn activate_lhs<'a, R: Real>(
     match Conversion::new(source.len() / k.max(1), k, dtype, buffer) {
         None => {
             elementwise(isa, function, source);
-            Lhs::Native { values: source, stride: k }
+            Lhs::FullPrecision { values: source, stride: k }
         }
         Some(mut conversion) => {
             for (r, row) in source.chunks_exact_mut(k.max(1)).enumerate() {
@@ -128,7 +130,7 @@ impl<'a> Conversion<'a> {
     fn new(rows: usize, k: usize, dtype: WeightDtype, buffer: &'a mut LhsBuffer) -> Option<Self> {
         let (padded, stride) = (k.next_multiple_of(dtype.k_multiple()), lhs_stride(k, dtype));
         match dtype {
-            WeightDtype::Native | WeightDtype::Float16 => None,
+            WeightDtype::FullPrecision | WeightDtype::Float16 => None,
             WeightDtype::Bfloat16 => {
                 buffer.bfloat16.ensure_len(rows * stride);
                 Some(Conversion::Bfloat16 { values: &mut buffer.bfloat16, padded, stride })
@@ -179,7 +181,7 @@ mod tests {
     fn activating_and_preparing_in_one_pass_gives_the_same_operand() {
         let (rows, k) = (5, 70);
         for isa in Isa::available() {
-            for dtype in [WeightDtype::Native, WeightDtype::Bfloat16, WeightDtype::Int8] {
+            for dtype in [WeightDtype::FullPrecision, WeightDtype::Bfloat16, WeightDtype::Int8] {
                 let mut apart = noise(rows * k, 1);
                 let mut at_once = apart.clone();
                 elementwise(isa, Elementwise::GeluTanh, &mut apart);
@@ -193,9 +195,9 @@ mod tests {
 
     #[test]
     fn rows_do_not_lie_a_large_power_of_two_apart() {
-        assert_eq!(lhs_stride(512, WeightDtype::Native), 512);
-        assert_eq!((native_stride::<f32>(512), native_stride::<f32>(4096)), (512, 4112));
-        assert_eq!((native_stride::<f64>(513), native_stride::<f64>(512)), (513, 520));
+        assert_eq!(lhs_stride(512, WeightDtype::FullPrecision), 512);
+        assert_eq!((full_precision_stride::<f32>(512), full_precision_stride::<f32>(4096)), (512, 4112));
+        assert_eq!((full_precision_stride::<f64>(513), full_precision_stride::<f64>(512)), (513, 520));
         assert_eq!(lhs_stride(512, WeightDtype::Bfloat16), 544);
         assert_eq!(lhs_stride(64, WeightDtype::Bfloat16), 64);
         assert_eq!(lhs_stride(33, WeightDtype::Bfloat16), 64);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::packed::PanelData;
-use super::{Isa, Lhs, PANEL, Panels, Real, matmul_bf16, matmul_f16, matmul_int8, matmul_native};
+use super::{Isa, Lhs, PANEL, Panels, Real, matmul_bf16, matmul_f16, matmul_full_precision, matmul_int8};
 
 /// What the product is added to.
 #[derive(Clone, Copy, Debug)]
@@ -39,10 +39,10 @@ pub fn matmul<R: Real>(
     }
     let block = Block { rows, k: rhs.k, n: rhs.n, panel_stride: rhs.panel_stride, cols, out_stride, init };
     match (lhs, rhs.data) {
-        (Lhs::Native { values, stride }, PanelData::Native(b)) => {
-            matmul_native::matmul(isa, &block, values, stride, b, out);
+        (Lhs::FullPrecision { values, stride }, PanelData::FullPrecision(b)) => {
+            matmul_full_precision::matmul(isa, &block, values, stride, b, out);
         }
-        (Lhs::Native { values, stride }, PanelData::Float16(b)) => {
+        (Lhs::FullPrecision { values, stride }, PanelData::Float16(b)) => {
             matmul_f16::matmul(isa, &block, values, stride, b, out);
         }
         (Lhs::Bfloat16 { values, stride }, PanelData::Bfloat16(b)) => {

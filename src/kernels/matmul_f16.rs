@@ -6,7 +6,7 @@
 use half::f16;
 
 use super::matmul::{Block, Init};
-use super::{Isa, PANEL, Real, matmul_native};
+use super::{Isa, PANEL, Real, matmul_full_precision};
 
 /// Rows widened at a time: 32 KiB as `f32`.
 const SLICE: usize = 256;
@@ -35,7 +35,7 @@ pub fn matmul<R: Real>(isa: Isa, block: &Block<'_, R>, a: &[R], a_stride: usize,
                 },
             };
             let out = &mut out[panel - block.cols.start..];
-            matmul_native::matmul(isa, &slice, &a[first..], a_stride, widened, out);
+            matmul_full_precision::matmul(isa, &slice, &a[first..], a_stride, widened, out);
         }
     }
 }
@@ -84,7 +84,7 @@ mod tests {
                     continue;
                 }
                 let half = PackedMatrix::pack(k, n, WeightDtype::Float16, &noise(k * n, 2));
-                let wide = PackedMatrix::pack(k, n, WeightDtype::Native, &half.unpack());
+                let wide = PackedMatrix::pack(k, n, WeightDtype::FullPrecision, &half.unpack());
                 let (left, bias) = (noise(rows * k, 1), noise(n, 3));
                 let product = |right: &PackedMatrix<f32>| {
                     let mut out = vec![0f32; rows * n];

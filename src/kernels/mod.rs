@@ -28,8 +28,8 @@ mod map_file;
 mod matmul;
 mod matmul_bf16;
 mod matmul_f16;
+mod matmul_full_precision;
 mod matmul_int8;
-mod matmul_native;
 mod packed;
 mod panel_product;
 mod peak;
@@ -48,24 +48,24 @@ mod widened;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub use aligned::{AlignedVec, Helpers, OutOfMemory, collected, zeroed, zeros};
+pub use aligned::{AlignedVec, OutOfMemory, ParallelFor, collected, zeroed, zeros};
 pub use at_fork::call_at_fork;
 pub use dropout::{dropout, philox, unit};
 pub use elementwise::{Elementwise, elementwise, elementwise_backward};
 pub use float_bytes::{bytes_of_f32s, f32s_of_bytes};
 pub use isa::Isa;
-pub use lhs::{Lhs, LhsBuffer, activate_lhs, lhs_stride, native_stride, prepare_lhs};
+pub use lhs::{Lhs, LhsBuffer, activate_lhs, full_precision_stride, lhs_stride, prepare_lhs};
 pub use map_file::MappedFile;
 pub use matmul::{Init, matmul};
 pub use packed::{
-    INT8_K_BLOCK, PANEL, PackedMatrix, Panels, WeightDtype, pack_bfloat16, pack_native, packed_len,
+    INT8_K_BLOCK, PANEL, PackedMatrix, Panels, WeightDtype, pack_bfloat16, pack_full_precision, packed_len,
 };
 #[doc(hidden)]
 pub use peak::multiply_adds;
 pub use real::Real;
-pub use rounded::Rounded;
+pub use rounded::LowPrecision;
 pub use rows::{
     add_in_place, axpy, layer_norm, layer_norm_backward, log_sum_exp, softmax_backward, softmax_in_place,
     transpose,
 };
-pub use transposed::{transpose_to_bfloat16, transpose_to_native};
+pub use transposed::{transpose_to_bfloat16, transpose_to_full_precision};

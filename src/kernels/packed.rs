@@ -13,7 +13,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::quantize::{pack_bfloat16_panel, pack_bfloat16_panel_transposed};
-use super::{AlignedVec, Helpers, Isa, Real, Rounded, transpose};
+use super::{AlignedVec, Isa, LowPrecision, ParallelFor, Real, transpose};
 
 /// Columns in a panel.
 pub const PANEL: usize = 32;
@@ -24,7 +24,7 @@ const LEAST_PANELS: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightDtype {
     /// The type of the activations (`f32`; `f64` in gradient tests).
-    Native,
+    FullPrecision,
     /// bfloat16 weights and activations, `f32` sums.
     Bfloat16,
     /// float16 weights, widened to `f32` as they are read.
@@ -37,7 +37,7 @@ impl WeightDtype {
     /// Rows are padded to a multiple of this.
     pub fn k_multiple(self) -> usize {
         match self {
-            WeightDtype::Native | WeightDtype::Float16 => 1,
+            WeightDtype::FullPrecision | WeightDtype::Float16 => 1,
             WeightDtype::Bfloat16 => 32,
             WeightDtype::Int8 => 64,
         }
@@ -49,7 +49,7 @@ pub const INT8_K_BLOCK: usize = 256;
 
 #[derive(Clone, Debug)]
 enum Storage<R> {
-    Native(AlignedVec<R>),
+    FullPrecision(AlignedVec<R>),
     Bfloat16(AlignedVec<bf16>),
     Float16(AlignedVec<f16>),
     /// `block_sums[b * padded_n + j]` is the sum of column `j` over the `b`-th block of [`INT8_K_BLOCK`] rows.
@@ -83,7 +83,7 @@ pub struct Panels<'a, R> {
 /// Elements of the first panel's first row in view onwards.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum PanelData<'a, R> {
-    Native(&'a [R]),
+    FullPrecision(&'a [R]),
     Bfloat16(&'a [bf16]),
     Float16(&'a [f16]),
     Int8 { values: &'a [i8], scales: &'a [f32], block_sums: &'a [i32] },
@@ -101,7 +101,7 @@ pub fn packed_len(k: usize, n: usize, dtype: WeightDtype) -> usize {
 /// Offset of element `(i, c)` in a panel.
 pub(super) fn offset_in_panel(i: usize, c: usize, dtype: WeightDtype) -> usize {
     match dtype {
-        WeightDtype::Native | WeightDtype::Float16 => i * PANEL + c,
+        WeightDtype::FullPrecision | WeightDtype::Float16 => i * PANEL + c,
         WeightDtype::Bfloat16 => (i / 2) * 2 * PANEL + 2 * c + i % 2,
         WeightDtype::Int8 => (i / 4) * 4 * PANEL + 4 * c + i % 4,
     }
@@ -110,20 +110,20 @@ pub(super) fn offset_in_panel(i: usize, c: usize, dtype: WeightDtype) -> usize {
 impl<R: Real> PackedMatrix<R> {
     /// Packs row-major `values` (`k x n`), rounding to `dtype`.
     pub fn pack(k: usize, n: usize, dtype: WeightDtype, values: &[R]) -> Self {
-        Self::pack_with(k, n, dtype, values, Helpers::NONE)
+        Self::pack_with(k, n, dtype, values, ParallelFor::NONE)
     }
 
     /// As [`PackedMatrix::pack`], with `helpers` for what is copied as it is.
-    pub fn pack_with(k: usize, n: usize, dtype: WeightDtype, values: &[R], helpers: Helpers<'_>) -> Self {
+    pub fn pack_with(k: usize, n: usize, dtype: WeightDtype, values: &[R], helpers: ParallelFor<'_>) -> Self {
         assert_eq!(values.len(), k * n, "a {k} x {n} matrix has {} values", k * n);
         let len = packed_len(k, n, dtype);
         let storage = match dtype {
-            WeightDtype::Native => {
+            WeightDtype::FullPrecision => {
                 let panels = n.div_ceil(PANEL).div_ceil(helpers.count).max(LEAST_PANELS);
                 let fill = |part: usize, out: &mut [_]| pack_rows(values, k, n, part * panels * PANEL, out);
                 let part_len = (panels * k * PANEL).max(1);
                 // SAFETY: `pack_rows` writes every element.
-                Storage::Native(unsafe { AlignedVec::filled_in_parts(len, part_len, helpers, fill) })
+                Storage::FullPrecision(unsafe { AlignedVec::filled_in_parts(len, part_len, helpers, fill) })
             }
             WeightDtype::Bfloat16 => {
                 let mut out = AlignedVec::zeros(len);
@@ -181,7 +181,7 @@ impl<R: Real> PackedMatrix<R> {
         for (i, row) in (first..).zip(out.chunks_exact_mut(self.n.max(1))) {
             for (p, part) in row.chunks_mut(PANEL).enumerate() {
                 match view.data {
-                    PanelData::Native(v) => {
+                    PanelData::FullPrecision(v) => {
                         part.copy_from_slice(&v[p * view.panel_stride + i * PANEL..][..part.len()]);
                     }
                     _ => part.iter_mut().enumerate().for_each(|(c, x)| *x = view.get(i, p * PANEL + c)),
@@ -208,7 +208,7 @@ impl<R: Real> PackedMatrix<R> {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         match &self.storage {
-            Storage::Native(v) => size_of_val(&v[..]),
+            Storage::FullPrecision(v) => size_of_val(&v[..]),
             Storage::Bfloat16(v) => size_of_val(&v[..]),
             Storage::Float16(v) => size_of_val(&v[..]),
             Storage::Int8 { values, scales, block_sums } => {
@@ -218,36 +218,36 @@ impl<R: Real> PackedMatrix<R> {
     }
 
     /// The packed elements, for updates in place; `None` unless `Native`. Elements of padding columns must stay zero.
-    pub fn native_mut(&mut self) -> Option<&mut [R]> {
+    pub fn full_precision_mut(&mut self) -> Option<&mut [R]> {
         match &mut self.storage {
-            Storage::Native(v) => Some(v),
+            Storage::FullPrecision(v) => Some(v),
             _ => None,
         }
     }
 
     /// The panels, to be written beside masters; `None` unless `Bfloat16` or `Float16`.
-    pub fn rounded_mut(&mut self) -> Option<Vec<Rounded<'_>>> {
+    pub fn low_precision_mut(&mut self) -> Option<Vec<LowPrecision<'_>>> {
         let k = self.k;
         let stride = self.view().panel_stride.max(1);
         match &mut self.storage {
-            Storage::Bfloat16(v) => {
-                Some(v.chunks_exact_mut(stride).map(|values| Rounded::Bfloat16Panel { values, k }).collect())
-            }
-            Storage::Float16(v) => Some(v.chunks_exact_mut(stride).map(Rounded::Float16).collect()),
-            Storage::Native(_) | Storage::Int8 { .. } => None,
+            Storage::Bfloat16(v) => Some(
+                v.chunks_exact_mut(stride).map(|values| LowPrecision::Bfloat16Panel { values, k }).collect(),
+            ),
+            Storage::Float16(v) => Some(v.chunks_exact_mut(stride).map(LowPrecision::Float16).collect()),
+            Storage::FullPrecision(_) | Storage::Int8 { .. } => None,
         }
     }
 
     /// The whole matrix as a right operand.
     pub fn view(&self) -> Panels<'_, R> {
         let dtype = match &self.storage {
-            Storage::Native(_) => WeightDtype::Native,
+            Storage::FullPrecision(_) => WeightDtype::FullPrecision,
             Storage::Bfloat16(_) => WeightDtype::Bfloat16,
             Storage::Float16(_) => WeightDtype::Float16,
             Storage::Int8 { .. } => WeightDtype::Int8,
         };
         let data = match &self.storage {
-            Storage::Native(v) => PanelData::Native(v),
+            Storage::FullPrecision(v) => PanelData::FullPrecision(v),
             Storage::Bfloat16(v) => PanelData::Bfloat16(v),
             Storage::Float16(v) => PanelData::Float16(v),
             Storage::Int8 { values, scales, block_sums } => PanelData::Int8 { values, scales, block_sums },
@@ -260,7 +260,7 @@ impl<'a, R: Real> Panels<'a, R> {
     /// Storage type.
     pub fn dtype(&self) -> WeightDtype {
         match self.data {
-            PanelData::Native(_) => WeightDtype::Native,
+            PanelData::FullPrecision(_) => WeightDtype::FullPrecision,
             PanelData::Bfloat16(_) => WeightDtype::Bfloat16,
             PanelData::Float16(_) => WeightDtype::Float16,
             PanelData::Int8 { .. } => WeightDtype::Int8,
@@ -268,9 +268,9 @@ impl<'a, R: Real> Panels<'a, R> {
     }
 
     /// A `Native` right operand over `panels` (layout in the module's text), `k x n`.
-    pub fn from_native(panels: &'a [R], k: usize, n: usize) -> Self {
-        assert!(panels.len() >= packed_len(k, n, WeightDtype::Native));
-        Panels { k, n, panel_stride: k * PANEL, data: PanelData::Native(panels) }
+    pub fn from_full_precision(panels: &'a [R], k: usize, n: usize) -> Self {
+        assert!(panels.len() >= packed_len(k, n, WeightDtype::FullPrecision));
+        Panels { k, n, panel_stride: k * PANEL, data: PanelData::FullPrecision(panels) }
     }
 
     /// A `Bfloat16` right operand over `panels` as [`pack_bfloat16`] fills them, `k x n`.
@@ -286,7 +286,7 @@ impl<'a, R: Real> Panels<'a, R> {
         assert!(range.start <= range.end && range.end <= self.k, "rows {range:?} of {}", self.k);
         let at = range.start * PANEL;
         let data = match self.data {
-            PanelData::Native(v) => PanelData::Native(&v[at..]),
+            PanelData::FullPrecision(v) => PanelData::FullPrecision(&v[at..]),
             PanelData::Float16(v) => PanelData::Float16(&v[at..]),
             PanelData::Bfloat16(v) => {
                 assert!(range.start.is_multiple_of(32));
@@ -305,7 +305,7 @@ impl<'a, R: Real> Panels<'a, R> {
     pub fn get(&self, i: usize, j: usize) -> R {
         let at = (j / PANEL) * self.panel_stride + offset_in_panel(i, j % PANEL, self.dtype());
         match self.data {
-            PanelData::Native(v) => v[at],
+            PanelData::FullPrecision(v) => v[at],
             PanelData::Bfloat16(v) => R::from_f32(v[at].to_f32()),
             PanelData::Float16(v) => R::from_f32(v[at].to_f32()),
             PanelData::Int8 { values, scales, .. } => R::from_f32(f32::from(values[at]) * scales[j]),
@@ -317,7 +317,7 @@ impl<'a, R: Real> Panels<'a, R> {
 ///
 /// `out` receives the panels of columns `cols` (its start a multiple of [`PANEL`]) of the `k x n` matrix whose element
 /// `(i, j)` is `source[i * stride + j]`, or `source[j * stride + i]` if `transposed`: [`packed_len`] elements.
-pub fn pack_native<R: Real>(
+pub fn pack_full_precision<R: Real>(
     isa: Isa,
     source: &[R],
     stride: usize,
@@ -343,7 +343,7 @@ pub fn pack_native<R: Real>(
     }
 }
 
-/// As [`pack_native`], rounding to `Bfloat16` panels; `k` is padded with zeros.
+/// As [`pack_full_precision`], rounding to `Bfloat16` panels; `k` is padded with zeros.
 pub fn pack_bfloat16<R: Real>(
     isa: Isa,
     source: &[R],
@@ -430,13 +430,13 @@ mod tests {
 
     const SHAPES: [(usize, usize); 6] = [(1, 1), (3, 33), (16, 32), (40, 31), (70, 65), (64, 96)];
     const DTYPES: [WeightDtype; 4] =
-        [WeightDtype::Native, WeightDtype::Bfloat16, WeightDtype::Float16, WeightDtype::Int8];
+        [WeightDtype::FullPrecision, WeightDtype::Bfloat16, WeightDtype::Float16, WeightDtype::Int8];
 
     #[test]
     fn native_matrices_come_back_as_they_were() {
         for (k, n) in SHAPES {
             let values = noise(k * n, 1);
-            assert_eq!(PackedMatrix::pack(k, n, WeightDtype::Native, &values).unpack(), values);
+            assert_eq!(PackedMatrix::pack(k, n, WeightDtype::FullPrecision, &values).unpack(), values);
         }
     }
 
@@ -445,16 +445,17 @@ mod tests {
         // More than one task, the last panel not full.
         let (k, n) = (5, (2 * LEAST_PANELS + 1) * PANEL + 7);
         let values = noise(k * n, 5);
-        let one = PackedMatrix::pack(k, n, WeightDtype::Native, &values);
+        let one = PackedMatrix::pack(k, n, WeightDtype::FullPrecision, &values);
         for step in [1, 2] {
             let backwards = |count: usize, task: &Task<'_>| {
                 assert_eq!(count, 3);
                 (0..count).rev().step_by(step).for_each(task);
             };
-            let helpers = Helpers { count: 40, run: &backwards };
-            let many = PackedMatrix::pack_with(k, n, WeightDtype::Native, &values, helpers);
+            let helpers = ParallelFor { count: 40, run: &backwards };
+            let many = PackedMatrix::pack_with(k, n, WeightDtype::FullPrecision, &values, helpers);
             assert_eq!(many.unpack(), values);
-            let (Storage::Native(one), Storage::Native(many)) = (&one.storage, &many.storage) else {
+            let (Storage::FullPrecision(one), Storage::FullPrecision(many)) = (&one.storage, &many.storage)
+            else {
                 panic!("native matrices")
             };
             assert_eq!(one[..], many[..], "padding included");
@@ -481,8 +482,8 @@ mod tests {
                 let stride = k.max(n) + 3;
                 let source = noise(stride * stride, 4);
                 for transposed in [false, true] {
-                    let mut panels = vec![-1.0; packed_len(k, n, WeightDtype::Native)];
-                    pack_native(isa, &source, stride, transposed, k, 0..n, &mut panels);
+                    let mut panels = vec![-1.0; packed_len(k, n, WeightDtype::FullPrecision)];
+                    pack_full_precision(isa, &source, stride, transposed, k, 0..n, &mut panels);
                     for (at, &x) in panels.iter().enumerate() {
                         let (i, j) = (at / PANEL % k, at / PANEL / k * PANEL + at % PANEL);
                         let from = if transposed { j * stride + i } else { i * stride + j };

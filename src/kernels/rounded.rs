@@ -8,7 +8,7 @@ use super::{Isa, PANEL, Real, WeightDtype, pack_bfloat16};
 
 /// A stretch of rounded weights. Its master has the same elements in the order of the `Native` form, without rounding.
 #[derive(Debug)]
-pub enum Rounded<'a> {
+pub enum LowPrecision<'a> {
     /// One panel of a matrix of `k` rows.
     Bfloat16Panel {
         /// The panel, padding included.
@@ -29,13 +29,13 @@ pub enum Rounded<'a> {
     Float16(&'a mut [f16]),
 }
 
-impl Rounded<'_> {
+impl LowPrecision<'_> {
     /// Elements of the master.
     pub fn len(&self) -> usize {
         match self {
-            Rounded::Bfloat16Panel { k, .. } => k * PANEL,
-            Rounded::Bfloat16Rows { values, width, stride } => values.len() / stride * width,
-            Rounded::Float16(values) => values.len(),
+            LowPrecision::Bfloat16Panel { k, .. } => k * PANEL,
+            LowPrecision::Bfloat16Rows { values, width, stride } => values.len() / stride * width,
+            LowPrecision::Float16(values) => values.len(),
         }
     }
 
@@ -47,17 +47,19 @@ impl Rounded<'_> {
     /// Stores the rounded `master`.
     pub fn store<R: Real>(&mut self, isa: Isa, master: &[R]) {
         match self {
-            Rounded::Bfloat16Panel { values, .. } => round_panel(isa, master, values),
-            Rounded::Bfloat16Rows { values, width, stride } => round_rows(master, *width, *stride, values),
-            Rounded::Float16(values) => round_each(master, values),
+            LowPrecision::Bfloat16Panel { values, .. } => round_panel(isa, master, values),
+            LowPrecision::Bfloat16Rows { values, width, stride } => {
+                round_rows(master, *width, *stride, values)
+            }
+            LowPrecision::Float16(values) => round_each(master, values),
         }
     }
 
     /// Sets those elements of `master` to the stored ones that do not round to them: weights that somebody else has
     /// changed.
-    pub fn adopt<R: Real>(&self, isa: Isa, master: &mut [R]) {
+    pub fn sync_master<R: Real>(&self, isa: Isa, master: &mut [R]) {
         match self {
-            Rounded::Bfloat16Panel { values, .. } => {
+            LowPrecision::Bfloat16Panel { values, .. } => {
                 let mut rounded = vec![bf16::ZERO; values.len()];
                 round_panel(isa, master, &mut rounded);
                 let place = |i: usize| offset_in_panel(i / PANEL, i % PANEL, WeightDtype::Bfloat16);
@@ -65,7 +67,7 @@ impl Rounded<'_> {
                     bf16::from_bits(bits).to_f32()
                 });
             }
-            Rounded::Bfloat16Rows { values, width, stride } => {
+            LowPrecision::Bfloat16Rows { values, width, stride } => {
                 let mut rounded = values.to_vec();
                 round_rows(master, *width, *stride, &mut rounded);
                 let place = |i: usize| i / width * stride + i % width;
@@ -73,7 +75,7 @@ impl Rounded<'_> {
                     bf16::from_bits(bits).to_f32()
                 });
             }
-            Rounded::Float16(values) => {
+            LowPrecision::Float16(values) => {
                 let mut rounded = vec![f16::ZERO; values.len()];
                 round_each(master, &mut rounded);
                 take_changed(
@@ -132,32 +134,32 @@ mod tests {
         let (k, n) = (35, 40);
         for dtype in [WeightDtype::Bfloat16, WeightDtype::Float16] {
             let mut matrix = PackedMatrix::pack(k, n, dtype, &noise(k * n, 1));
-            let mut master = vec![0f32; packed_len(k, n, WeightDtype::Native)];
+            let mut master = vec![0f32; packed_len(k, n, WeightDtype::FullPrecision)];
             let panels = || k * PANEL;
-            let adopt = |matrix: &mut PackedMatrix<f32>, master: &mut [f32]| {
-                let pieces = matrix.rounded_mut().expect("rounded");
+            let sync_master = |matrix: &mut PackedMatrix<f32>, master: &mut [f32]| {
+                let pieces = matrix.low_precision_mut().expect("rounded");
                 for (piece, master) in pieces.into_iter().zip(master.chunks_exact_mut(panels())) {
-                    piece.adopt(Isa::fastest(), master);
+                    piece.sync_master(Isa::fastest(), master);
                 }
             };
             // Zeros become the widened weights, ...
-            adopt(&mut matrix, &mut master);
-            let widened = PackedMatrix::pack(k, n, WeightDtype::Native, &matrix.unpack());
+            sync_master(&mut matrix, &mut master);
+            let widened = PackedMatrix::pack(k, n, WeightDtype::FullPrecision, &matrix.unpack());
             assert_eq!(widened.view().get(34, 39), master[panels() + 34 * PANEL + 7]);
             // ... what lies between two rounded numbers stays, ...
             master.iter_mut().for_each(|x| *x *= 1.0 + 1e-4);
             for (mut piece, master) in
-                matrix.rounded_mut().expect("rounded").into_iter().zip(master.chunks_exact(panels()))
+                matrix.low_precision_mut().expect("rounded").into_iter().zip(master.chunks_exact(panels()))
             {
                 piece.store(Isa::fastest(), master);
             }
             let before = master.clone();
-            adopt(&mut matrix, &mut master);
+            sync_master(&mut matrix, &mut master);
             assert_eq!(before, master, "{dtype:?}");
             // ... and a new weight is taken over.
             let mut values = matrix.unpack();
             values[3 * n + 5] = 4.0;
-            adopt(&mut PackedMatrix::pack(k, n, dtype, &values), &mut master);
+            sync_master(&mut PackedMatrix::pack(k, n, dtype, &values), &mut master);
             let changed: Vec<_> = (0..master.len()).filter(|&i| before[i] != master[i]).collect();
             assert_eq!((changed, master[3 * PANEL + 5]), (vec![3 * PANEL + 5], 4.0), "{dtype:?}");
         }

@@ -12,13 +12,13 @@ use super::{Isa, PANEL, Panels, Real, WeightDtype, transpose};
 const SQUARE: usize = PANEL * PANEL;
 
 /// Fills panel number `panel` of the transpose of `matrix`, `Native`: `matrix.n` rows of [`PANEL`].
-pub fn transpose_to_native<R: Real>(isa: Isa, matrix: &Panels<'_, R>, panel: usize, out: &mut [R]) {
+pub fn transpose_to_full_precision<R: Real>(isa: Isa, matrix: &Panels<'_, R>, panel: usize, out: &mut [R]) {
     let first_row = panel * PANEL;
     let rows = PANEL.min(matrix.k - first_row);
     if rows < PANEL {
         out.fill(R::ZERO);
     }
-    let PanelData::Native(values) = matrix.data else {
+    let PanelData::FullPrecision(values) = matrix.data else {
         for (j, out) in out.chunks_exact_mut(PANEL).enumerate() {
             out[..rows].iter_mut().zip(first_row..).for_each(|(out, i)| *out = matrix.get(i, j));
         }
@@ -66,27 +66,32 @@ mod tests {
 
     #[test]
     fn rows_become_columns() {
-        let dtypes = [WeightDtype::Native, WeightDtype::Bfloat16, WeightDtype::Float16];
+        let dtypes = [WeightDtype::FullPrecision, WeightDtype::Bfloat16, WeightDtype::Float16];
         for (k, n) in [(1, 1), (3, 33), (16, 32), (40, 31), (70, 65), (64, 96)] {
             if cfg!(miri) && k * n > 600 {
                 continue;
             }
             for dtype in dtypes {
                 let packed = PackedMatrix::pack(k, n, dtype, &noise(k * n, 3));
-                let mut native = vec![f32::NAN; packed_len(n, k, WeightDtype::Native)];
+                let mut native = vec![f32::NAN; packed_len(n, k, WeightDtype::FullPrecision)];
                 for (panel, out) in native.chunks_exact_mut(n * PANEL).enumerate() {
-                    transpose_to_native(Isa::fastest(), &packed.view(), panel, out);
+                    transpose_to_full_precision(Isa::fastest(), &packed.view(), panel, out);
                 }
                 let mut rounded = vec![bf16::NAN; packed_len(n, k, WeightDtype::Bfloat16)];
                 let panel_len = padded_k(n, WeightDtype::Bfloat16) * PANEL;
                 for (panel, out) in rounded.chunks_exact_mut(panel_len).enumerate() {
                     transpose_to_bfloat16(&packed.view(), panel, out);
                 }
-                let turned = [Panels::from_native(&native, n, k), Panels::from_bfloat16(&rounded, n, k)];
+                let transposed =
+                    [Panels::from_full_precision(&native, n, k), Panels::from_bfloat16(&rounded, n, k)];
                 for (i, j) in (0..k).flat_map(|i| (0..n).map(move |j| (i, j))) {
                     let x = packed.view().get(i, j);
                     let expected = [x, bf16::from_f32(x).to_f32()];
-                    assert_eq!(turned.map(|turned| turned.get(j, i)), expected, "{dtype:?} {k} x {n}");
+                    assert_eq!(
+                        transposed.map(|transposed| transposed.get(j, i)),
+                        expected,
+                        "{dtype:?} {k} x {n}"
+                    );
                 }
                 assert!(native.iter().all(|x| x.is_finite()) && rounded.iter().all(|x| x.is_finite()));
             }

@@ -9,7 +9,7 @@ use half::bf16;
 use super::matmul::{Block, Init};
 use super::packed::offset_in_panel;
 use super::panel_product::{Kind, PANEL_STEP_BYTES, PanelKernel, PanelProduct, STEP_BYTES};
-use super::{Isa, PANEL, WeightDtype, matmul_native};
+use super::{Isa, PANEL, WeightDtype, matmul_full_precision};
 
 /// Terms of a slice: `255 * 127 * 256 < 2^24`, and whole steps of both kinds.
 const SLICE: usize = 256;
@@ -89,7 +89,7 @@ impl PanelKernel for Widened {
                     init: Init::Accumulate,
                 };
                 let out = sums.as_flattened_mut();
-                matmul_native::matmul(self.isa, &block, &self.left, SLICE, &self.panel, out);
+                matmul_full_precision::matmul(self.isa, &block, &self.left, SLICE, &self.panel, out);
                 for (r, sums) in sums.iter().take(rows).enumerate() {
                     let result = product.result.skip(first_row + r).start;
                     // SAFETY: rows of `initial` and of the result are a panel's width of 4-byte numbers, of the sums'

@@ -2,18 +2,18 @@
 //! network and element index, so backward re-makes it instead of storing it.
 
 use crate::kernels::{Isa, Real, dropout};
-use crate::random::Stream;
+use crate::random::RngStream;
 
 /// Dropout at one place of one call.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
     rate: f32,
-    stream: Stream,
+    stream: RngStream,
 }
 
 impl Dropout {
     /// Dropout at `rate`; `None` if that drops nothing.
-    pub fn new(rate: f64, stream: Stream) -> Option<Self> {
+    pub fn new(rate: f64, stream: RngStream) -> Option<Self> {
         (rate > 0.0).then_some(Dropout { rate: rate as f32, stream })
     }
 

@@ -2,7 +2,9 @@
 //! any number of threads.
 
 use crate::error::Result;
-use crate::kernels::{Init, PANEL, Real, WeightDtype, axpy, matmul, native_stride, prepare_lhs, transpose};
+use crate::kernels::{
+    Init, PANEL, Real, WeightDtype, axpy, full_precision_stride, matmul, prepare_lhs, transpose,
+};
 use crate::runtime::Context;
 
 /// Columns that a task turns, or sums up.
@@ -24,9 +26,9 @@ pub fn kernel_gradient<R: Real>(
     }
     let (isa, k, n) = (context.isa, x.len() / rows, dy.len() / rows);
     // 1. x^T, [k, rows]
-    let stride = native_stride::<R>(rows);
-    let mut turned = context.buffer(k * stride);
-    context.each(turned.chunks_mut(COLUMNS * stride).enumerate(), |(task, out), _| {
+    let stride = full_precision_stride::<R>(rows);
+    let mut transposed = context.buffer(k * stride);
+    context.each(transposed.chunks_mut(COLUMNS * stride).enumerate(), |(task, out), _| {
         transpose(isa, &x[task * COLUMNS..], rows, out.len() / stride, k, out, stride);
     })?;
     // 2. dy in panels
@@ -41,7 +43,7 @@ pub fn kernel_gradient<R: Real>(
     context.each(dw.chunks_mut(COLUMNS * n).enumerate(), |(task, dw), scratch| {
         let (_, [lhs, _]) = scratch.split([]);
         let own = dw.len() / n;
-        let x = &turned[task * COLUMNS * stride..];
+        let x = &transposed[task * COLUMNS * stride..];
         let x = prepare_lhs(isa, x, own, rows, stride, panels.dtype(), lhs);
         matmul(isa, own, x, panels, 0..n, dw, n, Init::Accumulate);
     })

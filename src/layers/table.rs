@@ -2,16 +2,16 @@
 
 use half::{bf16, f16};
 
-use crate::kernels::{AlignedVec, Helpers, Lhs, Real, Rounded, WeightDtype, lhs_stride};
+use crate::kernels::{AlignedVec, Lhs, LowPrecision, ParallelFor, Real, WeightDtype, lhs_stride};
 
-/// Rows of a piece of [`Table::rounded_mut`].
+/// Rows of a piece of [`Table::low_precision_mut`].
 const PIECE_ROWS: usize = 64;
 
 /// Storage type of a [`Table`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableDtype {
     /// The type of the activations.
-    Native,
+    FullPrecision,
     /// bfloat16
     Bfloat16,
     /// float16
@@ -20,7 +20,7 @@ pub enum TableDtype {
 
 #[derive(Clone, Debug)]
 enum Storage<R> {
-    Native(AlignedVec<R>),
+    FullPrecision(AlignedVec<R>),
     Bfloat16(AlignedVec<bf16>),
     Float16(Vec<f16>),
 }
@@ -38,7 +38,7 @@ pub struct Table<R> {
 impl<R: Real> Table<R> {
     /// Stores row-major `values`, rounding to `dtype`.
     pub fn new(rows: usize, width: usize, dtype: TableDtype, values: &[R]) -> Self {
-        Self::new_with(rows, width, dtype, values, Helpers::NONE)
+        Self::new_with(rows, width, dtype, values, ParallelFor::NONE)
     }
 
     /// As [`Table::new`], with `helpers` for what is copied as it is.
@@ -47,11 +47,11 @@ impl<R: Real> Table<R> {
         width: usize,
         dtype: TableDtype,
         values: &[R],
-        helpers: Helpers<'_>,
+        helpers: ParallelFor<'_>,
     ) -> Self {
         let mut stride = width;
         let storage = match dtype {
-            TableDtype::Native => Storage::Native(AlignedVec::copied(values, helpers)),
+            TableDtype::FullPrecision => Storage::FullPrecision(AlignedVec::copied(values, helpers)),
             TableDtype::Bfloat16 => {
                 stride = lhs_stride(width, WeightDtype::Bfloat16);
                 let mut out = AlignedVec::<bf16>::zeros(rows * stride);
@@ -80,7 +80,7 @@ impl<R: Real> Table<R> {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         match &self.storage {
-            Storage::Native(v) => size_of_val(&v[..]),
+            Storage::FullPrecision(v) => size_of_val(&v[..]),
             Storage::Bfloat16(v) => size_of_val(&v[..]),
             Storage::Float16(v) => size_of_val(&v[..]),
         }
@@ -88,7 +88,7 @@ impl<R: Real> Table<R> {
 
     /// Row-major values, widened.
     pub fn to_vec(&self) -> Vec<R> {
-        if let Storage::Native(v) = &self.storage {
+        if let Storage::FullPrecision(v) = &self.storage {
             return v.to_vec();
         }
         let mut out = vec![R::ZERO; self.rows * self.width];
@@ -97,31 +97,31 @@ impl<R: Real> Table<R> {
     }
 
     /// The values, for updates in place; `None` unless in the activations' type.
-    pub fn native_mut(&mut self) -> Option<&mut [R]> {
+    pub fn full_precision_mut(&mut self) -> Option<&mut [R]> {
         match &mut self.storage {
-            Storage::Native(v) => Some(v),
+            Storage::FullPrecision(v) => Some(v),
             _ => None,
         }
     }
 
     /// The values in pieces, to be written beside masters; `None` if in the activations' type.
-    pub fn rounded_mut(&mut self) -> Option<Vec<Rounded<'_>>> {
+    pub fn low_precision_mut(&mut self) -> Option<Vec<LowPrecision<'_>>> {
         let (width, stride) = (self.width, self.stride);
         let piece = (PIECE_ROWS * stride).max(1);
         match &mut self.storage {
-            Storage::Native(_) => None,
+            Storage::FullPrecision(_) => None,
             Storage::Bfloat16(v) => {
                 let pieces = v.chunks_mut(piece);
-                Some(pieces.map(|values| Rounded::Bfloat16Rows { values, width, stride }).collect())
+                Some(pieces.map(|values| LowPrecision::Bfloat16Rows { values, width, stride }).collect())
             }
-            Storage::Float16(v) => Some(v.chunks_mut(piece).map(Rounded::Float16).collect()),
+            Storage::Float16(v) => Some(v.chunks_mut(piece).map(LowPrecision::Float16).collect()),
         }
     }
 
     /// The values; `None` unless in the activations' type.
-    pub fn native(&self) -> Option<&[R]> {
+    pub fn full_precision(&self) -> Option<&[R]> {
         match &self.storage {
-            Storage::Native(v) => Some(v),
+            Storage::FullPrecision(v) => Some(v),
             _ => None,
         }
     }
@@ -130,7 +130,7 @@ impl<R: Real> Table<R> {
     pub fn copy_row(&self, i: usize, out: &mut [R]) {
         let at = i * self.stride;
         match &self.storage {
-            Storage::Native(v) => out.copy_from_slice(&v[at..at + self.width]),
+            Storage::FullPrecision(v) => out.copy_from_slice(&v[at..at + self.width]),
             Storage::Bfloat16(v) => widen(&v[at..at + self.width], out),
             Storage::Float16(v) => widen(&v[at..at + self.width], out),
         }
@@ -139,16 +139,18 @@ impl<R: Real> Table<R> {
     /// Rows `first..first + rows` as a left operand of products with right operands in [`Native`] (or bfloat16 if this
     /// table is); `widened` is memory for `rows * width` values, used when the storage type needs it.
     ///
-    /// [`Native`]: crate::kernels::WeightDtype::Native
+    /// [`Native`]: crate::kernels::WeightDtype::FullPrecision
     pub fn lhs<'a>(&'a self, first: usize, rows: usize, widened: &'a mut [R]) -> Lhs<'a, R> {
         match &self.storage {
-            Storage::Native(v) => Lhs::Native { values: &v[first * self.stride..], stride: self.stride },
+            Storage::FullPrecision(v) => {
+                Lhs::FullPrecision { values: &v[first * self.stride..], stride: self.stride }
+            }
             Storage::Bfloat16(v) => Lhs::Bfloat16 { values: &v[first * self.stride..], stride: self.stride },
             Storage::Float16(_) => {
                 for (i, out) in widened.chunks_exact_mut(self.width).take(rows).enumerate() {
                     self.copy_row(first + i, out);
                 }
-                Lhs::Native { values: widened, stride: self.width }
+                Lhs::FullPrecision { values: widened, stride: self.width }
             }
         }
     }

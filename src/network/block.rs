@@ -18,16 +18,16 @@ use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::{Buffer, TaskScratch};
 
 use super::feed_forward::{FeedForward, Run};
-use super::mix::{Kept, Mix, Mixed};
-use super::moe::{LossScales, Mixture, Moe};
-use super::pass::{Pass, RowBlock, Site, split_rows};
+use super::mixing::{Mix, MixingCache, MixingState};
+use super::moe::mixture::{LossScales, Mixture, Moe};
+use super::pass::{DropoutSite, Pass, RowBlock, split_rows};
 
 /// A block's gradients, divided: of mixing, of the second sublayer, of `LN1`, of `LN2`.
 type GradParts<'g, R> = (&'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>]);
 
 /// The second sublayer.
 #[derive(Clone, Debug)]
-pub enum Feed<R> {
+pub enum FeedForwardKind<R> {
     /// The same weights for every token.
     Dense(FeedForward<R>),
     /// Experts.
@@ -36,9 +36,9 @@ pub enum Feed<R> {
 
 /// What a forward pass leaves behind: the mixture's routing for metrics, and, if the pass keeps it, what backward needs.
 #[derive(Debug)]
-pub struct Record<R: Real> {
+pub struct BlockCache<R: Real> {
     /// What mixing made of all tokens, as far as it is needed again.
-    mixed: Option<Kept<R>>,
+    mixed: Option<MixingCache<R>>,
     /// `x + mix`, `[B*S, H]`
     sum: Option<Buffer<R>>,
     /// What the dense activation is applied to, `[B*S, F]`.
@@ -49,9 +49,9 @@ pub struct Record<R: Real> {
     pub mixture: Option<Mixture<R>>,
 }
 
-impl<R: Real> Default for Record<R> {
+impl<R: Real> Default for BlockCache<R> {
     fn default() -> Self {
-        Record { mixed: None, sum: None, pre: None, fed: None, mixture: None }
+        BlockCache { mixed: None, sum: None, pre: None, fed: None, mixture: None }
     }
 }
 
@@ -61,7 +61,7 @@ pub struct Block<R> {
     /// The first sublayer.
     pub mix: Mix<R>,
     /// The second sublayer.
-    pub feed: Feed<R>,
+    pub feed: FeedForwardKind<R>,
     /// `LN1`
     pub mix_norm: LayerNorm<R>,
     /// `LN2`; a post-norm mixture without residual has none.
@@ -74,10 +74,15 @@ pub struct Block<R> {
 pub fn specs(config: &SparseMixerConfig, layer: usize) -> Vec<Spec> {
     let prefix = format!("transformer/layer_{layer}");
     let hidden = config.hidden_size;
-    let mut specs = super::mix::specs(&prefix, config, layer);
+    let mut specs = super::mixing::specs(&prefix, config, layer);
     let norm = |name: &str| Spec::layer_norm(&format!("{prefix}/{name}_layer_norm"), hidden);
     if config.is_moe(layer) {
-        specs.extend(super::moe::specs(&prefix, hidden, config.expert_inner_dim(), config.num_experts));
+        specs.extend(super::moe::mixture::specs(
+            &prefix,
+            hidden,
+            config.expert_inner_dim(),
+            config.num_experts,
+        ));
         specs.extend(norm("self_attention"));
     } else {
         specs.extend(norm("self_attention"));
@@ -90,7 +95,7 @@ pub fn specs(config: &SparseMixerConfig, layer: usize) -> Vec<Spec> {
 }
 
 fn has_feed_norm(config: &SparseMixerConfig, layer: usize) -> bool {
-    !config.is_moe(layer) || config.norm_first || config.rules().moe_residual
+    !config.is_moe(layer) || config.norm_first || config.semantics().moe_residual
 }
 
 impl<R: Real> Block<R> {
@@ -106,10 +111,10 @@ impl<R: Real> Block<R> {
         let mix = Mix::load(loader, config, layer, other)?;
         let (feed, mix_norm) = if config.is_moe(layer) {
             let moe = Moe::load(loader, config)?;
-            (Feed::Moe(moe), LayerNorm::load(loader, hidden)?)
+            (FeedForwardKind::Moe(moe), LayerNorm::load(loader, hidden)?)
         } else {
             let norm = LayerNorm::load(loader, hidden)?;
-            (Feed::Dense(FeedForward::load(loader, hidden, config.inner_dim)?), norm)
+            (FeedForwardKind::Dense(FeedForward::load(loader, hidden, config.inner_dim)?), norm)
         };
         let feed_norm =
             if has_feed_norm(config, layer) { Some(LayerNorm::load(loader, hidden)?) } else { None };
@@ -120,11 +125,11 @@ impl<R: Real> Block<R> {
     pub fn params(&self) -> Vec<Param<'_, R>> {
         let mut params = self.mix.params();
         match &self.feed {
-            Feed::Dense(dense) => {
+            FeedForwardKind::Dense(dense) => {
                 params.extend(self.mix_norm.params());
                 params.extend(dense.params());
             }
-            Feed::Moe(moe) => {
+            FeedForwardKind::Moe(moe) => {
                 params.extend(moe.params());
                 params.extend(self.mix_norm.params());
             }
@@ -137,11 +142,11 @@ impl<R: Real> Block<R> {
     pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
         let mut params = self.mix.params_mut();
         match &mut self.feed {
-            Feed::Dense(dense) => {
+            FeedForwardKind::Dense(dense) => {
                 params.extend(self.mix_norm.params_mut());
                 params.extend(dense.params_mut());
             }
-            Feed::Moe(moe) => {
+            FeedForwardKind::Moe(moe) => {
                 params.extend(moe.params_mut());
                 params.extend(self.mix_norm.params_mut());
             }
@@ -160,7 +165,7 @@ impl<R: Real> Block<R> {
         x: &[R],
         rows: usize,
         out: &mut [R],
-    ) -> Result<Record<R>> {
+    ) -> Result<BlockCache<R>> {
         let (isa, seq, hidden) = (pass.context.isa, pass.seq, pass.config.hidden_size);
         // 1. what mixing needs of all tokens
         let normal = self.mix_input(pass, x)?;
@@ -168,7 +173,7 @@ impl<R: Real> Block<R> {
         let mixed = self.mix.prepare(pass, q, x)?;
         let blocks = pass.row_blocks(rows);
         match &self.feed {
-            Feed::Dense(dense) if !activation.is_custom() && !pass.keep => {
+            FeedForwardKind::Dense(dense) if !activation.is_custom() && !pass.keep => {
                 pass.each_block(&blocks, out, hidden, |block, out, scratch| {
                     // 2. out = x + mix
                     self.add_mix(pass, &mixed, block, q, x, out, scratch);
@@ -180,9 +185,9 @@ impl<R: Real> Block<R> {
                     dense.forward(isa, activation, h, block.rows, fed, slice, lhs, None);
                     self.finish_dense(pass, block, h, fed, out);
                 })?;
-                Ok(Record::default())
+                Ok(BlockCache::default())
             }
-            Feed::Dense(dense) => {
+            FeedForwardKind::Dense(dense) => {
                 // The same, one sublayer after the other: what they read is kept, or a custom activation runs in between.
                 let all = pass.batch * rows;
                 let mut sum = pass.context.buffer(all * hidden);
@@ -200,9 +205,9 @@ impl<R: Real> Block<R> {
                     self.finish_dense(pass, block, block.of(&h, rows, hidden), fed, out);
                 })?;
                 let fed = (!self.norm_first).then_some(fed);
-                Ok(Record { mixed: self.keep(pass, mixed), sum: Some(sum), pre, fed, mixture: None })
+                Ok(BlockCache { mixed: self.keep(pass, mixed), sum: Some(sum), pre, fed, mixture: None })
             }
-            Feed::Moe(moe) => {
+            FeedForwardKind::Moe(moe) => {
                 // Routing looks at every token of a group, also where few rows are asked for.
                 let mut h = pass.context.buffer(x.len());
                 let mut sum = pass.context.buffer(x.len());
@@ -218,7 +223,12 @@ impl<R: Real> Block<R> {
                         }
                         mixture.add_rows(pass, block, out);
                     })?;
-                    return Ok(Record { mixed, sum: Some(sum), mixture: Some(mixture), ..Record::default() });
+                    return Ok(BlockCache {
+                        mixed,
+                        sum: Some(sum),
+                        mixture: Some(mixture),
+                        ..BlockCache::default()
+                    });
                 };
                 let mut fed = pass.context.buffer(out.len());
                 pass.each_block_of(&blocks, [(out, hidden), (&mut fed, hidden)], |block, [out, fed], _| {
@@ -227,12 +237,12 @@ impl<R: Real> Block<R> {
                     add_in_place(isa, fed, block.of(&h, seq, hidden));
                     norm.forward(isa, fed, out, None);
                 })?;
-                Ok(Record {
+                Ok(BlockCache {
                     mixed,
                     sum: Some(sum),
                     fed: Some(fed),
                     mixture: Some(mixture),
-                    ..Record::default()
+                    ..BlockCache::default()
                 })
             }
         }
@@ -246,7 +256,7 @@ impl<R: Real> Block<R> {
         pass: &Pass<'_, R>,
         activation: &Activation<R>,
         x: &[R],
-        record: &Record<R>,
+        record: &BlockCache<R>,
         dy: &[R],
         scales: LossScales<R>,
         dx: &mut [R],
@@ -274,11 +284,11 @@ impl<R: Real> Block<R> {
         })?;
         let mut dh = context.buffer(all * hidden);
         match (&self.feed, &record.pre, &record.mixture) {
-            (Feed::Dense(dense), Some(pre), _) => {
+            (FeedForwardKind::Dense(dense), Some(pre), _) => {
                 let mut dropped = context.buffer(all * hidden);
                 pass.each_block(&blocks, &mut dropped, hidden, |block, out, _| {
                     out.copy_from_slice(block.of(&dfed, pass.seq, hidden));
-                    self.drop_rows(pass, Site::FeedForward, block, out);
+                    self.drop_rows(pass, DropoutSite::FeedForward, block, out);
                 })?;
                 let [kernel, bias, output_kernel, output_bias] = feed_grads else {
                     return Err(Error::Internal("a feed-forward layer has four gradients".into()));
@@ -286,7 +296,7 @@ impl<R: Real> Block<R> {
                 let grads = [&mut kernel[..], bias, output_kernel, output_bias];
                 dense.backward(pass, activation, all, &h, pre, &dropped, &mut dh, grads)?;
             }
-            (Feed::Moe(moe), _, Some(mixture)) => {
+            (FeedForwardKind::Moe(moe), _, Some(mixture)) => {
                 let layer = self.layer;
                 moe.backward(pass, activation, layer, &h, mixture, &dfed, scales, &mut dh, feed_grads)?;
             }
@@ -310,7 +320,7 @@ impl<R: Real> Block<R> {
         pass.each_block_of(&blocks, [(&mut dmix, hidden), (&mut *dx, hidden)], |block, [dmix, dx], _| {
             dmix.copy_from_slice(block.of(&dsum, pass.seq, hidden));
             dx.copy_from_slice(dmix);
-            self.drop_rows(pass, Site::Mixing, block, dmix);
+            self.drop_rows(pass, DropoutSite::Mixing, block, dmix);
         })?;
         // 1. mixing, and the norm before it
         let normal = self.mix_input(pass, x)?;
@@ -330,12 +340,12 @@ impl<R: Real> Block<R> {
     fn split_grads<'g>(&self, grads: &'g mut [Vec<R>]) -> GradParts<'g, R> {
         let (mix, rest) = grads.split_at_mut(self.mix.params().len());
         match &self.feed {
-            Feed::Dense(dense) => {
+            FeedForwardKind::Dense(dense) => {
                 let (mix_norm, rest) = rest.split_at_mut(2);
                 let (feed, feed_norm) = rest.split_at_mut(dense.params().len());
                 (mix, feed, mix_norm, feed_norm)
             }
-            Feed::Moe(moe) => {
+            FeedForwardKind::Moe(moe) => {
                 let (feed, rest) = rest.split_at_mut(moe.params().len());
                 let (mix_norm, feed_norm) = rest.split_at_mut(2);
                 (mix, feed, mix_norm, feed_norm)
@@ -357,7 +367,7 @@ impl<R: Real> Block<R> {
     }
 
     /// What backward needs of `mixed`, if this pass keeps anything.
-    fn keep(&self, pass: &Pass<'_, R>, mixed: Mixed<'_, R>) -> Option<Kept<R>> {
+    fn keep(&self, pass: &Pass<'_, R>, mixed: MixingState<'_, R>) -> Option<MixingCache<R>> {
         if pass.keep { self.mix.keep(mixed) } else { None }
     }
 
@@ -375,7 +385,7 @@ impl<R: Real> Block<R> {
     fn add_mix(
         &self,
         pass: &Pass<'_, R>,
-        mixed: &Mixed<'_, R>,
+        mixed: &MixingState<'_, R>,
         block: RowBlock,
         q: &[R],
         x: &[R],
@@ -384,7 +394,7 @@ impl<R: Real> Block<R> {
     ) {
         let hidden = pass.config.hidden_size;
         self.mix.rows(pass, mixed, self.layer, block, q, out, scratch);
-        self.drop_rows(pass, Site::Mixing, block, out);
+        self.drop_rows(pass, DropoutSite::Mixing, block, out);
         add_in_place(pass.context.isa, out, block.of(x, pass.seq, hidden));
     }
 
@@ -392,7 +402,7 @@ impl<R: Real> Block<R> {
     fn mix_all(
         &self,
         pass: &Pass<'_, R>,
-        mixed: &Mixed<'_, R>,
+        mixed: &MixingState<'_, R>,
         blocks: &[RowBlock],
         q: &[R],
         x: &[R],
@@ -409,7 +419,7 @@ impl<R: Real> Block<R> {
     /// Puts residual and norm around the feed-forward output `fed`; `out` holds the sum after mixing.
     fn finish_dense(&self, pass: &Pass<'_, R>, block: RowBlock, h: &[R], fed: &mut [R], out: &mut [R]) {
         let isa = pass.context.isa;
-        self.drop_rows(pass, Site::FeedForward, block, fed);
+        self.drop_rows(pass, DropoutSite::FeedForward, block, fed);
         match &self.feed_norm {
             Some(norm) if !self.norm_first => {
                 add_in_place(isa, fed, h);
@@ -420,11 +430,14 @@ impl<R: Real> Block<R> {
     }
 
     /// Dropout of a sublayer's output, where the rules have it.
-    fn drop_rows(&self, pass: &Pass<'_, R>, site: Site, block: RowBlock, out: &mut [R]) {
+    fn drop_rows(&self, pass: &Pass<'_, R>, site: DropoutSite, block: RowBlock, out: &mut [R]) {
         let Some(dropout) = pass.dropout(pass.config.output_dropout, site, self.layer) else { return };
-        let rules = pass.config.rules();
-        let drops =
-            if matches!(site, Site::Mixing) { rules.mixing_dropout } else { rules.feed_forward_dropout };
+        let semantics = pass.config.semantics();
+        let drops = if matches!(site, DropoutSite::Mixing) {
+            semantics.mixing_dropout
+        } else {
+            semantics.feed_forward_dropout
+        };
         if drops {
             dropout.apply(
                 pass.context.isa,

@@ -11,7 +11,7 @@ use crate::layers::{LayerNorm, Table, bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
 
 use super::inputs::{Inputs, Words};
-use super::pass::{Pass, Site, split_rows};
+use super::pass::{DropoutSite, Pass, split_rows};
 
 /// Tables, norm, and the projection if there is one.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ pub struct Embed<R> {
 }
 
 fn has_projection(config: &SparseMixerConfig) -> bool {
-    config.embedding_width != config.hidden_size || config.rules().project_embeddings
+    config.embedding_width != config.hidden_size || config.semantics().project_embeddings
 }
 
 /// The weights.
@@ -63,7 +63,7 @@ impl<R: Real> Embed<R> {
         } else {
             None
         };
-        let drop_projected = config.rules().project_embeddings;
+        let drop_projected = config.semantics().project_embeddings;
         Ok(Embed { word, position, types, norm, projection, drop_projected })
     }
 
@@ -103,7 +103,7 @@ impl<R: Real> Embed<R> {
     ) -> Result<()> {
         let (isa, seq) = (pass.context.isa, pass.seq);
         let (width, hidden) = (self.word.width(), pass.config.hidden_size);
-        let dropout = pass.dropout(pass.config.output_dropout, Site::Embedding, 0);
+        let dropout = pass.dropout(pass.config.output_dropout, DropoutSite::Embedding, 0);
         let (sums, kept) = sums.map_or((&mut [][..], 0), |sums| (sums, width));
         pass.each_block_of(
             &pass.row_blocks(seq),
@@ -178,13 +178,13 @@ impl<R: Real> Embed<R> {
     ) -> Result<()> {
         let (context, isa, seq) = (pass.context, pass.context.isa, pass.seq);
         let (width, hidden, all) = (self.word.width(), pass.config.hidden_size, pass.batch * seq);
-        let dropout = pass.dropout(pass.config.output_dropout, Site::Embedding, 0);
+        let dropout = pass.dropout(pass.config.output_dropout, DropoutSite::Embedding, 0);
         let blocks = Pass::<R>::fixed_blocks(all);
         let mut partials = context.buffer(blocks.len() * 2 * width);
         partials.fill(R::ZERO);
         let partial_rows = partials.chunks_exact_mut(2 * width);
         let projection = self.projection.as_ref();
-        let turned = projection.map(|(kernel, _)| context.transposed(kernel)).transpose()?;
+        let transposed = projection.map(|(kernel, _)| context.transposed(kernel)).transpose()?;
         // 3. dropout, by the other rule
         let mut dprojected = None;
         if let Some(dropout) = dropout.filter(|_| self.drop_projected) {
@@ -216,9 +216,9 @@ impl<R: Real> Embed<R> {
             let n = block.rows * width;
             let ([dnormal, own], [lhs, _]) = scratch.split([n, n + 2 * block.rows]);
             let dy = block.of(dy, all, hidden);
-            if let (Some((kernel, _)), Some(turned)) = (&self.projection, &turned) {
+            if let (Some((kernel, _)), Some(transposed)) = (&self.projection, &transposed) {
                 let dy = prepare_lhs(isa, dy, block.rows, hidden, hidden, kernel.dtype(), lhs);
-                matmul(isa, block.rows, dy, turned.view(0), 0..width, dnormal, width, Init::Zero);
+                matmul(isa, block.rows, dy, transposed.view(0), 0..width, dnormal, width, Init::Zero);
             } else {
                 dnormal.copy_from_slice(dy);
             }

@@ -1,6 +1,8 @@
 //! A bug anywhere in a pass is one error, and what is used again afterwards is as it was.
 
 use super::*;
+use crate::config::SparseMixerConfig;
+use crate::error::{Error, Result};
 use crate::kernels::Isa;
 use crate::params::{Gradients, initial_values};
 use crate::runtime::{ScratchPool, never, run};
@@ -39,11 +41,12 @@ fn inputs() -> OwnedInputs<f32> {
 /// Forward, then forward and backward for training: all results one after the other.
 fn all_passes(network: &SparseMixer<f32>, scratch: &ScratchPool<f32>, threads: usize) -> Result<Vec<f32>> {
     run(Isa::PORTABLE, threads, scratch, &never, |context| {
-        let wanted = Wanted { sequence_output: true, pooled_output: true, ..Wanted::default() };
-        let outputs = network.forward(context, &inputs().view(), None, wanted)?;
+        let requested =
+            RequestedOutputs { sequence_output: true, pooled_output: true, ..RequestedOutputs::default() };
+        let outputs = network.forward(context, &inputs().view(), None, requested)?;
         let mut results = outputs.sequence_output.unwrap_or_default();
         results.extend(outputs.pooled_output.unwrap_or_default());
-        let (_, tape) = network.forward_with_tape(context, inputs(), Some(5), wanted, false)?;
+        let (_, tape) = network.forward_with_tape(context, inputs(), Some(5), requested, false)?;
         let pooled = vec![1.0; 16];
         let cotangents = Cotangents { pooled_output: Some(&pooled), ..Cotangents::default() };
         let mut gradients = Gradients::zeros(&specs(network.config()));

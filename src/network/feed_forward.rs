@@ -164,11 +164,11 @@ impl<R: Real> FeedForward<R> {
         let mut inner = context.buffer(rows * width);
         let mut dpre = context.buffer(rows * width);
         let turned_output = context.transposed(&self.output)?;
-        let turned = context.transposed(&self.intermediate)?;
+        let transposed = context.transposed(&self.intermediate)?;
         let dx_of = |dpre: &[R], stride, rows, cols: Range<usize>, dx: &mut [R], lhs: &mut LhsBuffer| {
             let init = if cols.start == 0 { Init::Zero } else { Init::Accumulate };
             let dpre = prepare_lhs(isa, dpre, rows, cols.len(), stride, dtype, lhs);
-            matmul(isa, rows, dpre, turned.view(0).k_range(cols), 0..hidden, dx, hidden, init);
+            matmul(isa, rows, dpre, transposed.view(0).k_range(cols), 0..hidden, dx, hidden, init);
         };
         let slice = self.slice_len(activation);
         pass.each_block_of(
@@ -225,7 +225,7 @@ fn copy_columns<R: Copy>(
     }
 }
 
-/// Feed-forward layers on segments of rows: `layers[segment.example]` on each segment.
+/// FeedForwardKind-forward layers on segments of rows: `layers[segment.example]` on each segment.
 pub struct Run<'a, R> {
     /// Between the products.
     pub activation: &'a Activation<R>,

@@ -64,7 +64,7 @@ impl<R: Real> Inputs<'_, R> {
             }
         }
         let ids_tell =
-            config.rules().pad_id.is_some() && matches!(self.words, Words::Ids(_)) && dense_len == 0;
+            config.semantics().pad_id.is_some() && matches!(self.words, Words::Ids(_)) && dense_len == 0;
         if self.mask.is_none() && !config.attention_layers.is_empty() && !ids_tell {
             return Err(Error::value("input_mask", "missing; the attention layers need it"));
         }
@@ -75,7 +75,7 @@ impl<R: Real> Inputs<'_, R> {
             Words::Embeddings(rows) => check_finite("input_word_embeddings", rows, self.word_len, width)?,
         }
         check_finite("dense_inputs", self.dense, dense_len, width)?;
-        if config.rules().check_type_ids {
+        if config.semantics().check_type_ids {
             check_ids("input_type_ids", self.type_ids, seq, config.type_vocab_size, "type_vocab_size")?;
         }
         if let Some(mask) = self.mask

@@ -6,11 +6,11 @@ use crate::kernels::{WeightDtype, lhs_stride, packed_len};
 use crate::params::Storage;
 use crate::runtime::product_dtype;
 
-use super::Wanted;
 use super::feed_forward::SLICE;
-use super::moe::MAX_ROWS;
-use super::moe_grouping::Grouping;
-use super::moe_slots::Slot;
+use super::moe::dispatch::Slot;
+use super::moe::grouping::Grouping;
+use super::moe::mixture::MAX_ROWS;
+use super::outputs::RequestedOutputs;
 use super::pass::{BLOCK_STEP, MAX_BLOCK};
 
 /// Bytes of scratch memory, copied inputs and outputs of a forward pass at inference for `batch` examples, in 32 bits,
@@ -24,7 +24,7 @@ use super::pass::{BLOCK_STEP, MAX_BLOCK};
 pub fn forward_bytes(
     config: &SparseMixerConfig,
     batch: usize,
-    wanted: Wanted,
+    requested: RequestedOutputs,
     threads: usize,
 ) -> Result<usize> {
     let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
@@ -36,21 +36,21 @@ pub fn forward_bytes(
     let rows = batch * seq;
     let mut ledger = Ledger::default();
     let mut outputs = 0;
-    let keeps_last = wanted.sequence_output || wanted.encoder_outputs;
-    let range = config.output_range.filter(|_| config.rules().output_range).unwrap_or(seq);
+    let keeps_last = requested.sequence_output || requested.encoder_outputs;
+    let range = config.output_range.filter(|_| config.semantics().output_range).unwrap_or(seq);
     let last_rows = if keeps_last { range } else { 1 };
     let mut x = Some(ledger.take(FLOAT, rows * hidden));
     for layer in 0..config.num_layers {
         let is_last = layer + 1 == config.num_layers;
         let len = batch * if is_last { last_rows } else { seq } * hidden;
-        let keep = if is_last { keeps_last } else { wanted.encoder_outputs };
+        let keep = if is_last { keeps_last } else { requested.encoder_outputs };
         let out = if keep { None } else { Some(ledger.take(FLOAT, len)) };
         outputs += if keep { len } else { 0 };
         block(&mut ledger, config, layer, batch, len)?;
         ledger.give(x);
         x = out;
     }
-    outputs += if wanted.pooled_output { batch * hidden } else { 0 };
+    outputs += if requested.pooled_output { batch * hidden } else { 0 };
     let ids = 2 * size_of::<i64>() + size_of::<f32>();
     let adder = if config.attention_layers.is_empty() { 0 } else { size_of::<f32>() };
     let arrays = ledger.bytes() + outputs * FLOAT + rows * (ids + adder);
@@ -170,7 +170,7 @@ fn block(
         if is_custom {
             held.push(ledger.take(FLOAT, slots * config.inner_dim));
         }
-        if !config.norm_first && config.rules().moe_residual {
+        if !config.norm_first && config.semantics().moe_residual {
             held.push(ledger.take(FLOAT, out));
         }
         // Who goes where, in three orders.
@@ -219,7 +219,7 @@ fn task_bytes(config: &SparseMixerConfig, batch: usize, rows: usize) -> usize {
         lhs[0] = lhs[0].max(seq * hidden);
     }
     if attends {
-        let scores = super::attend::MAX_SCORES.max(seq).min(rows * seq);
+        let scores = super::mixing::attention::MAX_SCORES.max(seq).min(rows * seq);
         sizes[2] = sizes[2].max(scores);
         lhs[1] = lhs[1].max(scores);
     }
@@ -230,7 +230,7 @@ fn task_bytes(config: &SparseMixerConfig, batch: usize, rows: usize) -> usize {
         lhs = [lhs[0].max(rows * hidden), lhs[1].max(rows * slice)];
     }
     let element = match Storage::from(config.dtype).matrix {
-        WeightDtype::Native | WeightDtype::Float16 => 0,
+        WeightDtype::FullPrecision | WeightDtype::Float16 => 0,
         WeightDtype::Bfloat16 => size_of::<u16>(),
         WeightDtype::Int8 => size_of::<u8>(),
     };

@@ -4,10 +4,10 @@ use crate::config::SparseMixerConfig;
 use crate::error::Result;
 use crate::kernels::Real;
 use crate::layers::Dropout;
-use crate::random::Stream;
+use crate::random::RngStream;
 use crate::runtime::{Buffer, Context, TaskScratch};
 
-use super::visibility::Visibility;
+use super::attention_mask::AttentionMask;
 
 /// What every layer of one call has to know.
 pub struct Pass<'a, R> {
@@ -24,12 +24,12 @@ pub struct Pass<'a, R> {
     /// Whether layers keep what backward needs.
     pub keep: bool,
     /// Which keys queries attend to.
-    pub visibility: &'a Visibility<R>,
+    pub attention_mask: &'a AttentionMask<R>,
 }
 
 /// A place where random numbers are used; its number is part of the stream's.
 #[derive(Clone, Copy, Debug)]
-pub enum Site {
+pub enum DropoutSite {
     /// Embeddings, after their norm.
     Embedding,
     /// Attention weights.
@@ -63,13 +63,13 @@ pub(super) const BLOCK_STEP: usize = 32;
 
 impl<'a, R: Real> Pass<'a, R> {
     /// Dropout at `rate` at a place of block `layer` (0 for the embeddings' own), if training.
-    pub fn dropout(&self, rate: f64, site: Site, layer: usize) -> Option<Dropout> {
+    pub fn dropout(&self, rate: f64, site: DropoutSite, layer: usize) -> Option<Dropout> {
         self.training.and_then(|seed| Dropout::new(rate, Self::stream(seed, site, layer)))
     }
 
     /// The random stream of a place.
-    pub fn stream(seed: u64, site: Site, layer: usize) -> Stream {
-        Stream::new(seed, ((layer as u64) << 8) | (site as u64 + 1))
+    pub fn stream(seed: u64, site: DropoutSite, layer: usize) -> RngStream {
+        RngStream::new(seed, ((layer as u64) << 8) | (site as u64 + 1))
     }
 
     /// A buffer for what backward needs, if training.

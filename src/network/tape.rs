@@ -6,11 +6,12 @@ use crate::kernels::{Real, zeroed};
 use crate::params::Gradients;
 use crate::runtime::{Buffer, Context};
 
-use super::block::Record;
+use super::attention_mask::AttentionMask;
+use super::block::BlockCache;
+use super::encoder::SparseMixer;
 use super::inputs::{Inputs, Words};
-use super::moe::LossScales;
-use super::visibility::Visibility;
-use super::{Outputs, SparseMixer, Wanted, check_finite};
+use super::moe::mixture::LossScales;
+use super::outputs::{Outputs, RequestedOutputs, check_finite};
 
 /// [`Inputs`] that live as long as the tape.
 #[derive(Clone, Debug)]
@@ -63,13 +64,13 @@ impl<R: Real> OwnedInputs<R> {
 pub struct Tape<R: Real> {
     inputs: OwnedInputs<R>,
     training: Option<u64>,
-    visibility: Visibility<R>,
+    attention_mask: AttentionMask<R>,
     /// What the embeddings' norm reads, `[B*S, W]`.
     sums: Buffer<R>,
     /// What each block reads, and the last one's result.
     streams: Vec<Buffer<R>>,
     /// Empty if blocks are to be computed again.
-    records: Vec<Record<R>>,
+    records: Vec<BlockCache<R>>,
     pooled: Vec<R>,
 }
 
@@ -92,7 +93,7 @@ impl<R: Real> SparseMixer<R> {
         context: &Context<'_, R>,
         inputs: OwnedInputs<R>,
         training: Option<u64>,
-        wanted: Wanted,
+        requested: RequestedOutputs,
         recompute: bool,
     ) -> Result<(Outputs<R>, Tape<R>)> {
         self.check(&inputs.view(), training)?;
@@ -111,19 +112,19 @@ impl<R: Real> SparseMixer<R> {
         }
         let all = batch * seq;
         let rows = self.output_rows(seq);
-        let visibility = Visibility::new(&self.config, &inputs.view());
-        let pass = self.pass(context, (batch, seq), training, !recompute, &visibility);
+        let attention_mask = AttentionMask::new(&self.config, &inputs.view());
+        let pass = self.pass(context, (batch, seq), training, !recompute, &attention_mask);
         let mut outputs = Outputs::new(seq, rows);
         let mut sums = context.buffer(all * self.config.embedding_width);
         let mut streams = vec![context.buffer(all * hidden)];
         let mut records = Vec::new();
         self.embed.forward(&pass, &inputs.view(), &mut streams[0], Some(&mut sums))?;
-        check_finite(wanted, "the embeddings are", &streams[0])?;
+        check_finite(requested, "the embeddings are", &streams[0])?;
         for (layer, block) in self.blocks.iter().enumerate() {
             let mut out = context.buffer(all * hidden);
             let record = block.forward(&pass, &self.activation, &streams[layer], seq, &mut out)?;
-            outputs.add(&record, wanted);
-            check_finite(wanted, format_args!("block {layer} is"), &out)?;
+            outputs.add(&record, requested);
+            check_finite(requested, format_args!("block {layer} is"), &out)?;
             streams.push(out);
             if !recompute {
                 records.push(record);
@@ -132,16 +133,16 @@ impl<R: Real> SparseMixer<R> {
         let last = self.blocks.len();
         let mut pooled = zeroed(batch * hidden);
         self.pool.forward(&pass, &streams[last], seq, &mut pooled)?;
-        check_finite(wanted, "the pooler is", &pooled)?;
-        if wanted.encoder_outputs {
+        check_finite(requested, "the pooler is", &pooled)?;
+        if requested.encoder_outputs {
             outputs.encoder_outputs = streams[1..last].iter().map(|stream| stream.to_vec()).collect();
         }
-        if wanted.sequence_output || wanted.encoder_outputs {
+        if requested.sequence_output || requested.encoder_outputs {
             let examples = streams[last].chunks_exact(seq * hidden);
             outputs.sequence_output = Some(examples.flat_map(|x| &x[..rows * hidden]).copied().collect());
         }
-        outputs.pooled_output = wanted.pooled_output.then(|| pooled.clone());
-        Ok((outputs, Tape { inputs, training, visibility, sums, streams, records, pooled }))
+        outputs.pooled_output = requested.pooled_output.then(|| pooled.clone());
+        Ok((outputs, Tape { inputs, training, attention_mask, sums, streams, records, pooled }))
     }
 
     /// Adds the gradients of all weights to `grads` and returns those of the word rows (looked up, given or dense),
@@ -160,9 +161,9 @@ impl<R: Real> SparseMixer<R> {
         let (batch, seq, hidden) = (tape.inputs.batch, tape.inputs.seq, self.config.hidden_size);
         let (all, last) = (batch * seq, self.blocks.len());
         self.check_cotangents(tape, cotangents)?;
-        let pass = self.pass(context, (batch, seq), tape.training, true, &tape.visibility);
+        let pass = self.pass(context, (batch, seq), tape.training, true, &tape.attention_mask);
         let scales = LossScales {
-            z_loss: R::from_f64(aux_loss_weight * self.config.rules().router_z_loss_weight),
+            z_loss: R::from_f64(aux_loss_weight * self.config.semantics().router_z_loss_weight),
             load_balancing: R::from_f64(aux_loss_weight * self.config.auxiliary_loss_factor),
         };
         let Gradients { tensors, reached } = grads;

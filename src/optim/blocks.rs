@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::layout::{Gradient, Layout, ParameterSpec, Update, panels_len};
 use crate::kernels::{PANEL, Real};
-use crate::runtime::strike;
+use crate::runtime::inject_fault;
 
 /// Elements of a block: large enough to make scheduling free, small enough (64 KiB of `f32` per array) that a block
 /// read twice comes from cache.
@@ -193,7 +193,7 @@ impl<R: Real, const SLOTS: usize> Block<'_, R, SLOTS> {
 /// behind its back. The results are in the order of the tasks.
 pub(super) fn map_in_order<T: Send, U: Send>(tasks: Vec<T>, work: impl Fn(T) -> U + Send + Sync) -> Vec<U> {
     let work = |task| {
-        strike();
+        inject_fault();
         work(task)
     };
     if rayon::current_thread_index().is_some() {

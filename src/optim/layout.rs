@@ -1,7 +1,7 @@
 //! How a parameter is stored, and what one update of it consists of.
 
 use crate::error::{Error, Result};
-use crate::kernels::{PANEL, Real, Rounded, WeightDtype};
+use crate::kernels::{LowPrecision, PANEL, Real, WeightDtype};
 use crate::params::{Param, ParamMut, Spec};
 
 /// Storage order of a parameter.
@@ -60,7 +60,7 @@ pub struct Update<'a, R> {
     /// The storage, in any number of slices; for [`Layout::Panels`] each holds whole matrices. Empty if rounded.
     pub values: Vec<&'a mut [R]>,
     /// The storage of a weight that is stored rounded, in order; else empty.
-    pub rounded: Vec<Rounded<'a>>,
+    pub rounded: Vec<LowPrecision<'a>>,
     /// The gradient.
     pub gradient: Gradient<'a, R>,
 }
@@ -126,15 +126,17 @@ impl<'a, R: Real> Update<'a, R> {
         let mut update = Update { values: Vec::new(), rounded: Vec::new(), gradient };
         match param {
             ParamMut::Vectors(pieces) => update.values = pieces,
-            ParamMut::Table(table) if table.native().is_some() => update.values.extend(table.native_mut()),
-            ParamMut::Table(table) => update.rounded.extend(table.rounded_mut().into_iter().flatten()),
+            ParamMut::Table(table) if table.full_precision().is_some() => {
+                update.values.extend(table.full_precision_mut())
+            }
+            ParamMut::Table(table) => update.rounded.extend(table.low_precision_mut().into_iter().flatten()),
             ParamMut::Matrices(matrices) => {
                 for matrix in matrices {
                     match matrix.dtype() {
-                        WeightDtype::Native => update.values.extend(matrix.native_mut()),
+                        WeightDtype::FullPrecision => update.values.extend(matrix.full_precision_mut()),
                         WeightDtype::Int8 => return Err(not_trainable()),
                         WeightDtype::Bfloat16 | WeightDtype::Float16 => {
-                            update.rounded.extend(matrix.rounded_mut().into_iter().flatten());
+                            update.rounded.extend(matrix.low_precision_mut().into_iter().flatten());
                         }
                     }
                 }
@@ -169,8 +171,10 @@ impl ParameterSpec {
         };
         let rounded = match param {
             Param::Vectors(_) => false,
-            Param::Table(table) => table.native().is_none(),
-            Param::Matrices(matrices) => matrices.iter().any(|matrix| matrix.dtype() != WeightDtype::Native),
+            Param::Table(table) => table.full_precision().is_none(),
+            Param::Matrices(matrices) => {
+                matrices.iter().any(|matrix| matrix.dtype() != WeightDtype::FullPrecision)
+            }
         };
         ParameterSpec { name: spec.name.clone(), shape: spec.shape.clone(), layout, decay, adapt, rounded }
     }
@@ -201,7 +205,7 @@ impl ParameterSpec {
     /// Checks one update against the spec, before anything is changed.
     pub(super) fn check<R: Real>(&self, update: &Update<'_, R>) -> Result<()> {
         let plain: usize = update.values.iter().map(|v| v.len()).sum();
-        let stored = plain + update.rounded.iter().map(Rounded::len).sum::<usize>();
+        let stored = plain + update.rounded.iter().map(LowPrecision::len).sum::<usize>();
         let expected = self.layout.storage_len(&self.shape);
         let whole = match self.layout {
             Layout::Flat => true,

@@ -10,7 +10,7 @@ use super::lamb::Lamb;
 use super::layout::{Gradient, Layout, ParameterSpec, Update};
 use super::sgd::Sgd;
 use crate::error::{Error, Result};
-use crate::kernels::{Isa, Real, Rounded, zeros};
+use crate::kernels::{Isa, LowPrecision, Real, zeros};
 
 /// An update rule and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -206,9 +206,9 @@ impl<R: Real> Optimizer<R> {
             })
             .collect();
         map_in_order(
-            beside_masters(updates.iter().map(|u| u.rounded.iter()), &mut masters),
+            with_masters(updates.iter().map(|u| u.rounded.iter()), &mut masters),
             |(piece, master)| {
-                piece.adopt(isa, master);
+                piece.sync_master(isa, master);
             },
         );
         masters
@@ -218,7 +218,7 @@ impl<R: Real> Optimizer<R> {
     fn put_back(&mut self, updates: &mut [Update<'_, R>], mut masters: Vec<Option<Vec<R>>>) {
         let isa = Isa::fastest();
         let pieces = updates.iter_mut().map(|u| u.rounded.iter_mut());
-        map_in_order(beside_masters(pieces, &mut masters), |(piece, master)| piece.store(isa, master));
+        map_in_order(with_masters(pieces, &mut masters), |(piece, master)| piece.store(isa, master));
         for (slots, master) in self.slots.iter_mut().zip(masters) {
             slots.extend(master);
         }
@@ -323,7 +323,7 @@ fn on_masters<'a, R: Real>(
 }
 
 /// The pieces of all rounded weights, each with its part of the weight's master.
-fn beside_masters<'a, 'p, R, P: std::ops::Deref<Target = Rounded<'p>>>(
+fn with_masters<'a, 'p, R, P: std::ops::Deref<Target = LowPrecision<'p>>>(
     weights: impl Iterator<Item = impl Iterator<Item = P>>,
     masters: &'a mut [Option<Vec<R>>],
 ) -> Vec<(P, &'a mut [R])> {

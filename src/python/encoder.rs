@@ -13,7 +13,7 @@ use super::activation::PyActivation;
 use super::checkpoint::LoadPlan;
 use super::convert::{expect_floats, floats, to_numpy};
 use super::enter::{callback_error, enter_core, guard, to_py_err};
-use super::inputs::Given;
+use super::inputs::RawInputs;
 use super::outputs;
 use super::weights::{PlanReader, check, drawn, loading_threads, planned, provided, with_weights};
 use crate::config::{Dtype, SparseMixerConfig};
@@ -181,18 +181,25 @@ impl Encoder {
     ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>)> {
         guard(|| {
             let network = self.network(py)?;
-            let given =
-                Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
+            let given = RawInputs {
+                word_ids,
+                mask,
+                type_ids,
+                word_embeddings,
+                dense_inputs,
+                dense_mask,
+                dense_type_ids,
+            };
             let inputs = given.read(network.config())?;
-            let wanted = outputs::wanted(outputs.as_deref(), check_finite)?;
+            let requested = outputs::requested(outputs.as_deref(), check_finite)?;
             let threads = self.threads_for(inputs.batch, inputs.seq)?;
             let results = enter_core(py, |interrupt| {
                 run(self.isa, threads, &SCRATCH, interrupt, |context| {
-                    network.forward(context, &inputs.view(), training.then_some(seed), wanted)
+                    network.forward(context, &inputs.view(), training.then_some(seed), requested)
                 })
             })?;
             let aux = outputs::aux_to_python(py, &results.metrics, network.config())?;
-            Ok((outputs::to_python(py, results, wanted, inputs.batch, network.config())?, aux))
+            Ok((outputs::to_python(py, results, requested, inputs.batch, network.config())?, aux))
         })
     }
 
@@ -318,10 +325,10 @@ impl Encoder {
     #[pyo3(signature = (batch, outputs=None))]
     fn memory_estimate(&self, py: Python<'_>, batch: usize, outputs: Option<Vec<String>>) -> PyResult<usize> {
         guard(|| {
-            let wanted = outputs::wanted(outputs.as_deref(), false)?;
+            let requested = outputs::requested(outputs.as_deref(), false)?;
             let (network, threads) = (self.network(py)?, self.effective_threads()?);
             enter_core(py, |_| {
-                Ok(forward_bytes(&self.config, batch, wanted, threads)?
+                Ok(forward_bytes(&self.config, batch, requested, threads)?
                     .saturating_add(network.weight_bytes()))
             })
         })

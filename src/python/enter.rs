@@ -70,7 +70,7 @@ pub fn enter_core<T: Send>(
 pub fn guard<T>(work: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         #[cfg(feature = "fault-injection")]
-        crate::runtime::ENTRY.strike();
+        crate::runtime::ENTRY.inject_fault();
         work()
     }));
     outcome.unwrap_or_else(|panic| Err(to_py_err(internal(panic.as_ref()))))

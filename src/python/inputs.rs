@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::network::{OwnedInputs, OwnedWords};
 
 /// The arrays of a call, as Python passes them.
-pub struct Given<'a, 'py> {
+pub struct RawInputs<'a, 'py> {
     /// `[B, S']`, or `None` with `word_embeddings`.
     pub word_ids: Option<&'a Bound<'py, PyAny>>,
     /// `[B, S']`
@@ -26,7 +26,7 @@ pub struct Given<'a, 'py> {
     pub dense_type_ids: Option<&'a Bound<'py, PyAny>>,
 }
 
-impl Given<'_, '_> {
+impl RawInputs<'_, '_> {
     /// Copies the arrays, joins the dense part to the words, and checks that their shapes fit together and to `config`. Values are the core's to check.
     pub fn read(&self, config: &SparseMixerConfig) -> PyResult<OwnedInputs<f32>> {
         let width = config.embedding_width;

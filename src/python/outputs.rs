@@ -7,35 +7,35 @@ use super::convert::to_numpy;
 use super::enter::to_py_err;
 use crate::config::SparseMixerConfig;
 use crate::error::Error;
-use crate::network::{LayerMetrics, Outputs, RoutingRecord, Wanted};
+use crate::network::{LayerMetrics, Outputs, RequestedOutputs, RoutingRecord};
 
 /// The named outputs; `None` stands for those of TensorFlow's class.
-pub fn wanted(names: Option<&[String]>, check_finite: bool) -> PyResult<Wanted> {
-    let mut wanted = Wanted { check_finite, ..Wanted::default() };
+pub fn requested(names: Option<&[String]>, check_finite: bool) -> PyResult<RequestedOutputs> {
+    let mut requested = RequestedOutputs { check_finite, ..RequestedOutputs::default() };
     let Some(names) = names else {
         let (sequence_output, pooled_output, encoder_outputs) = (true, true, true);
-        return Ok(Wanted { sequence_output, pooled_output, encoder_outputs, ..wanted });
+        return Ok(RequestedOutputs { sequence_output, pooled_output, encoder_outputs, ..requested });
     };
     for name in names {
         *match name.as_str() {
-            "sequence_output" => &mut wanted.sequence_output,
-            "pooled_output" => &mut wanted.pooled_output,
-            "encoder_outputs" => &mut wanted.encoder_outputs,
-            "routing" => &mut wanted.routing,
+            "sequence_output" => &mut requested.sequence_output,
+            "pooled_output" => &mut requested.pooled_output,
+            "encoder_outputs" => &mut requested.encoder_outputs,
+            "routing" => &mut requested.routing,
             _ => {
                 let known = "'sequence_output', 'pooled_output', 'encoder_outputs' or 'routing'";
                 return Err(to_py_err(Error::value("outputs", format!("got {name:?}, expected {known}"))));
             }
         } = true;
     }
-    Ok(wanted)
+    Ok(requested)
 }
 
-/// The wanted outputs by name.
+/// The requested outputs by name.
 pub fn to_python<'py>(
     py: Python<'py>,
     results: Outputs<f32>,
-    wanted: Wanted,
+    requested: RequestedOutputs,
     batch: usize,
     config: &SparseMixerConfig,
 ) -> PyResult<Bound<'py, PyDict>> {
@@ -45,13 +45,13 @@ pub fn to_python<'py>(
         Some(values) => Some(to_numpy(py, values, &[batch, results.rows, hidden])?),
         None => None,
     };
-    if let (Some(last), true) = (&last, wanted.sequence_output) {
+    if let (Some(last), true) = (&last, requested.sequence_output) {
         dict.set_item("sequence_output", last)?;
     }
     if let Some(values) = results.pooled_output {
         dict.set_item("pooled_output", to_numpy(py, values, &[batch, hidden])?)?;
     }
-    if wanted.encoder_outputs {
+    if requested.encoder_outputs {
         let list = PyList::empty(py);
         for values in results.encoder_outputs {
             list.append(to_numpy(py, values, &[batch, seq, hidden])?)?;
@@ -61,7 +61,7 @@ pub fn to_python<'py>(
         }
         dict.set_item("encoder_outputs", list)?;
     }
-    if wanted.routing {
+    if requested.routing {
         let records = results.routing.into_iter().map(|record| routing(py, record, config.num_experts));
         dict.set_item("routing", records.collect::<PyResult<Vec<_>>>()?)?;
     }

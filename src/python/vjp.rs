@@ -11,7 +11,7 @@ use super::convert::{finite, floats, to_numpy};
 use super::encoder::Encoder;
 use super::enter::{enter_core, guard};
 use super::gradients::Gradients;
-use super::inputs::Given;
+use super::inputs::RawInputs;
 use super::outputs;
 use crate::kernels::Isa;
 use crate::network::{self, Cotangents, SparseMixer};
@@ -54,18 +54,18 @@ pub fn record<'py>(
         let network = encoder.get().network(py)?;
         let (isa, _) = encoder.get().resources()?;
         let given =
-            Given { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
+            RawInputs { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
         let inputs = given.read(network.config())?;
-        let wanted = outputs::wanted(outputs.as_deref(), check_finite)?;
+        let requested = outputs::requested(outputs.as_deref(), check_finite)?;
         let (batch, seq) = (inputs.batch, inputs.seq);
         let threads = encoder.get().threads_for(batch, seq)?;
         let (results, tape) = enter_core(py, |interrupt| {
             run(isa, threads, &SCRATCH, interrupt, |context| {
-                network.forward_with_tape(context, inputs, training.then_some(seed), wanted, recompute)
+                network.forward_with_tape(context, inputs, training.then_some(seed), requested, recompute)
             })
         })?;
         let aux = outputs::aux_to_python(py, &results.metrics, network.config())?;
-        let outputs = outputs::to_python(py, results, wanted, batch, network.config())?;
+        let outputs = outputs::to_python(py, results, requested, batch, network.config())?;
         Ok((outputs, aux, Tape { network, tape, batch, seq, isa, threads }))
     })
 }

@@ -36,7 +36,7 @@ impl Fault {
     }
 
     /// Counts a task.
-    pub fn strike(&self) {
+    pub fn inject_fault(&self) {
         let before =
             self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left >= 0).then(|| left - 1));
         assert!(before != Ok(0), "injected");

@@ -104,9 +104,9 @@ pub fn run<R: Real, T: Send>(
 }
 
 /// Where a build for tests can be made to panic, outside the tasks of computations.
-pub(crate) fn strike() {
+pub(crate) fn inject_fault() {
     #[cfg(feature = "fault-injection")]
-    ELSEWHERE.strike();
+    ELSEWHERE.inject_fault();
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -157,7 +157,7 @@ impl<R: Real> Context<'_, R> {
     ) -> Result<()> {
         let run = |task: T| {
             #[cfg(any(test, feature = "fault-injection"))]
-            self.scratch.pool().fault.strike();
+            self.scratch.pool().fault.inject_fault();
             if !self.poll() {
                 let worker =
                     if self.inline.is_some() { 0 } else { rayon::current_thread_index().unwrap_or(0) };
@@ -188,10 +188,10 @@ impl<R: Real> Context<'_, R> {
     /// # Errors
     /// [`Error::Interrupted`].
     pub fn transposed(&self, matrix: &PackedMatrix<R>) -> Result<ActivationPanels<R>> {
-        let mut turned = self.panels(matrix.dtype(), 1, matrix.n(), matrix.k());
-        self.each(turned.chunks_mut(1).into_iter().enumerate(), |(panel, mut out), _| {
+        let mut transposed = self.panels(matrix.dtype(), 1, matrix.n(), matrix.k());
+        self.each(transposed.chunks_mut(1).into_iter().enumerate(), |(panel, mut out), _| {
             out.transpose(self.isa, &matrix.view(), panel);
         })?;
-        Ok(turned)
+        Ok(transposed)
     }
 }

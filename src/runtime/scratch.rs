@@ -8,8 +8,8 @@ use half::bf16;
 use super::fork::Section;
 use super::lock;
 use crate::kernels::{
-    AlignedVec, Isa, LhsBuffer, PANEL, Panels, Real, WeightDtype, pack_bfloat16, pack_native, packed_len,
-    transpose_to_bfloat16, transpose_to_native,
+    AlignedVec, Isa, LhsBuffer, PANEL, Panels, Real, WeightDtype, pack_bfloat16, pack_full_precision,
+    packed_len, transpose_to_bfloat16, transpose_to_full_precision,
 };
 
 /// Scratch memory that outlives calls: what one gave back serves the next. Never larger than what the calls that ran at
@@ -168,7 +168,7 @@ pub struct ActivationPanels<R: Real> {
 
 #[derive(Debug)]
 enum PanelStorage<R: Real> {
-    Native(Buffer<R>),
+    FullPrecision(Buffer<R>),
     Bfloat16(Buffer<bf16>),
 }
 
@@ -176,8 +176,8 @@ enum PanelStorage<R: Real> {
 #[derive(Debug)]
 pub enum PanelsMut<'a, R> {
     /// In the activations' type.
-    Native(&'a mut [R]),
-    /// Rounded.
+    FullPrecision(&'a mut [R]),
+    /// LowPrecision.
     Bfloat16(&'a mut [bf16]),
 }
 
@@ -195,7 +195,7 @@ impl<R: Real> ActivationPanels<R> {
         let len = packed_len(k, n, dtype);
         let data = match dtype {
             WeightDtype::Bfloat16 => PanelStorage::Bfloat16(Buffer::take(&scratch.bfloat16, count * len)),
-            _ => PanelStorage::Native(scratch.buffer(count * len)),
+            _ => PanelStorage::FullPrecision(scratch.buffer(count * len)),
         };
         ActivationPanels { k, n, len, data }
     }
@@ -204,7 +204,9 @@ impl<R: Real> ActivationPanels<R> {
     pub fn view(&self, index: usize) -> Panels<'_, R> {
         let at = index * self.len;
         match &self.data {
-            PanelStorage::Native(v) => Panels::from_native(&v[at..at + self.len], self.k, self.n),
+            PanelStorage::FullPrecision(v) => {
+                Panels::from_full_precision(&v[at..at + self.len], self.k, self.n)
+            }
             PanelStorage::Bfloat16(v) => Panels::from_bfloat16(&v[at..at + self.len], self.k, self.n),
         }
     }
@@ -213,7 +215,7 @@ impl<R: Real> ActivationPanels<R> {
     pub fn whole_mut(&mut self, index: usize) -> PanelsMut<'_, R> {
         let own = index * self.len..(index + 1) * self.len;
         match &mut self.data {
-            PanelStorage::Native(v) => PanelsMut::Native(&mut v[own]),
+            PanelStorage::FullPrecision(v) => PanelsMut::FullPrecision(&mut v[own]),
             PanelStorage::Bfloat16(v) => PanelsMut::Bfloat16(&mut v[own]),
         }
     }
@@ -223,10 +225,10 @@ impl<R: Real> ActivationPanels<R> {
         let all = self.n.div_ceil(PANEL);
         let chunk = self.len / all * panels.min(all);
         match &mut self.data {
-            PanelStorage::Native(v) => v
+            PanelStorage::FullPrecision(v) => v
                 .chunks_exact_mut(self.len)
                 .flat_map(|m| m.chunks_mut(chunk))
-                .map(PanelsMut::Native)
+                .map(PanelsMut::FullPrecision)
                 .collect(),
             PanelStorage::Bfloat16(v) => v
                 .chunks_exact_mut(self.len)
@@ -240,16 +242,18 @@ impl<R: Real> ActivationPanels<R> {
 /// The type in which two activations are multiplied when the weights around are of `dtype`.
 pub fn product_dtype(dtype: WeightDtype) -> WeightDtype {
     match dtype {
-        WeightDtype::Native | WeightDtype::Float16 => WeightDtype::Native,
+        WeightDtype::FullPrecision | WeightDtype::Float16 => WeightDtype::FullPrecision,
         WeightDtype::Bfloat16 | WeightDtype::Int8 => WeightDtype::Bfloat16,
     }
 }
 
 impl<R: Real> PanelsMut<'_, R> {
-    /// Fills the panels from rows (or columns, if `transposed`) of activations; see [`pack_native`].
+    /// Fills the panels from rows (or columns, if `transposed`) of activations; see [`pack_full_precision`].
     pub fn pack(&mut self, isa: Isa, source: &[R], stride: usize, transposed: bool, k: usize, n: usize) {
         match self {
-            PanelsMut::Native(out) => pack_native(isa, source, stride, transposed, k, 0..n, out),
+            PanelsMut::FullPrecision(out) => {
+                pack_full_precision(isa, source, stride, transposed, k, 0..n, out)
+            }
             PanelsMut::Bfloat16(out) => pack_bfloat16(isa, source, stride, transposed, k, 0..n, out),
         }
     }
@@ -257,7 +261,7 @@ impl<R: Real> PanelsMut<'_, R> {
     /// Fills panel number `panel`, which these must be, of the transpose of `matrix`.
     pub fn transpose(&mut self, isa: Isa, matrix: &Panels<'_, R>, panel: usize) {
         match self {
-            PanelsMut::Native(out) => transpose_to_native(isa, matrix, panel, out),
+            PanelsMut::FullPrecision(out) => transpose_to_full_precision(isa, matrix, panel, out),
             PanelsMut::Bfloat16(out) => transpose_to_bfloat16(matrix, panel, out),
         }
     }

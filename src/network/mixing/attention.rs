@@ -2,7 +2,7 @@
 //! `out = concat_n(softmax(mask((q_n / sqrt D) k_n^T)) v_n) Wo + bo`, `[rows, H]`, heads of size `D`.
 //!
 //! In pre-norm blocks queries come from the normalised stream, keys and values from the stream itself (the reference's
-//! `TransformerScaffold` does so). The mask is `visibility.rs`'s. Scores exist for one block of queries and one head at a
+//! `TransformerScaffold` does so). The mask is `attention_mask.rs`'s. Scores exist for one block of queries and one head at a
 //! time.
 //! Source: `tf_keras.layers.MultiHeadAttention` and `SelfAttentionMask`.
 
@@ -14,7 +14,7 @@ use crate::layers::{bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::{ActivationPanels, TaskScratch, product_dtype};
 
-use super::pass::{Pass, RowBlock, Site};
+use crate::network::pass::{DropoutSite, Pass, RowBlock};
 
 /// A projection with bias.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ pub struct Projection<R> {
 
 /// The four projections.
 #[derive(Clone, Debug)]
-pub struct Attend<R> {
+pub struct Attention<R> {
     /// To queries.
     pub query: Projection<R>,
     /// To keys.
@@ -49,7 +49,7 @@ pub struct KeysValues<R: Real> {
 }
 
 /// Score values that a task holds at once: bounds the block of queries for long sequences.
-pub(super) const MAX_SCORES: usize = 1 << 16;
+pub(in crate::network) const MAX_SCORES: usize = 1 << 16;
 
 /// The weights.
 pub fn specs(prefix: &str, hidden: usize, heads: usize) -> Vec<Spec> {
@@ -86,10 +86,10 @@ impl<R: Real> Projection<R> {
     }
 }
 
-impl<R: Real> Attend<R> {
+impl<R: Real> Attention<R> {
     /// Takes the weights in the order of [`specs`].
     pub fn load(loader: &mut Loader<'_, R>, hidden: usize, heads: usize) -> Result<Self> {
-        Ok(Attend {
+        Ok(Attention {
             query: Projection::load(loader, hidden)?,
             key: Projection::load(loader, hidden)?,
             value: Projection::load(loader, hidden)?,
@@ -129,7 +129,7 @@ impl<R: Real> Attend<R> {
             self.key.forward(pass, x, block.rows, keys, lhs);
             self.value.forward(pass, x, block.rows, values, lhs);
         })?;
-        // 2. panels: keys turned, values as they are
+        // 2. panels: keys transposed, values as they are
         let dtype = self.key.kernel.dtype();
         let mut keys = context.panels(dtype, pass.batch * heads, head, seq);
         let mut values = context.panels(dtype, pass.batch * heads, seq, head);
@@ -169,7 +169,7 @@ impl<R: Real> Attend<R> {
         let hidden = self.query.kernel.n();
         let head = hidden / self.heads;
         let dtype = product_dtype(self.key.kernel.dtype());
-        let dropout = pass.dropout(pass.config.attention_dropout, Site::AttentionWeights, layer);
+        let dropout = pass.dropout(pass.config.attention_dropout, DropoutSite::AttentionWeights, layer);
         let scale = R::from_f64(1.0 / (head as f64).sqrt());
         let step = (MAX_SCORES / seq).clamp(1, block.rows);
         let ([queries, mixed, scores], [lhs, score_lhs]) =
@@ -187,7 +187,7 @@ impl<R: Real> Attend<R> {
                 // 2. scores = q k^T, masked
                 let q = prepare_lhs(isa, &queries[at..], rows, head, hidden, dtype, lhs);
                 matmul(isa, rows, q, keys, 0..seq, scores, seq, Init::Zero);
-                pass.visibility.mask(isa, block.example, block.first + first, scores, seq);
+                pass.attention_mask.mask(isa, block.example, block.first + first, scores, seq);
                 // 3. softmax over keys, dropout
                 softmax_in_place(isa, scores, seq);
                 if let Some(dropout) = &dropout {
@@ -209,7 +209,7 @@ impl<R: Real> Attend<R> {
     /// Undoes the layer: writes `dx` (gradient of what the queries come from), adds to `dkv` (of what keys and values come
     /// from) and to the gradients, in the order of [`specs`]. All arrays are `[B*S, H]`.
     ///
-    /// `state` is what [`Attend::prepare`] made; queries and attention weights are computed again rather than kept.
+    /// `state` is what [`Attention::prepare`] made; queries and attention weights are computed again rather than kept.
     pub fn backward(
         &self,
         pass: &Pass<'_, R>,
@@ -243,14 +243,14 @@ impl<R: Real> Attend<R> {
             place(own, out, 1, hidden);
         })?;
         // Per example and head: [d query, d key, d value, mixed], each [S, D]
-        let dropout = pass.dropout(pass.config.attention_dropout, Site::AttentionWeights, layer);
+        let dropout = pass.dropout(pass.config.attention_dropout, DropoutSite::AttentionWeights, layer);
         let step = (MAX_SCORES / seq).clamp(1, seq);
         let size = seq * head;
         let mut by_head = context.buffer(pass.batch * heads * 4 * size);
         context.each(by_head.chunks_exact_mut(4 * size).enumerate(), |(matrix, out), scratch| {
             let (example, n) = (matrix / heads, matrix % heads);
             let scores = step * seq;
-            let ([own, p, dp, dropped, turned], [lhs, other_lhs]) =
+            let ([own, p, dp, dropped, transposed], [lhs, other_lhs]) =
                 scratch.split([2 * size, scores, scores, scores, scores]);
             for s in 0..seq {
                 let row = &rows[(example * seq + s) * 2 * hidden + n * head..];
@@ -262,8 +262,8 @@ impl<R: Real> Attend<R> {
             let (key_columns, value_rows) = (state.keys.view(matrix), state.values.view(matrix));
             let mut key_rows = context.panels(weights, 1, seq, head);
             let mut value_columns = context.panels(weights, 1, head, seq);
-            for (matrix, turned) in [(key_columns, &mut key_rows), (value_rows, &mut value_columns)] {
-                for (panel, mut out) in turned.chunks_mut(1).into_iter().enumerate() {
+            for (matrix, transposed) in [(key_columns, &mut key_rows), (value_rows, &mut value_columns)] {
+                for (panel, mut out) in transposed.chunks_mut(1).into_iter().enumerate() {
                     out.transpose(isa, &matrix, panel);
                 }
             }
@@ -279,37 +279,37 @@ impl<R: Real> Attend<R> {
                 // 2, 3. attention weights, again
                 let q = prepare_lhs(isa, &queries[at.clone()], count, head, head, dtype, lhs);
                 matmul(isa, count, q, key_columns, 0..seq, p, seq, Init::Zero);
-                pass.visibility.mask(isa, example, first, p, seq);
+                pass.attention_mask.mask(isa, example, first, p, seq);
                 softmax_in_place(isa, p, seq);
                 let at_element = (dropout_matrix(pass, matrix) * seq + first) * seq;
                 // 4. mixed = dropped(p) v: dp = dropped(d mixed v^T), dv += dropped(p)^T d mixed
                 let dm = prepare_lhs(isa, &dmixed[at.clone()], count, head, head, dtype, lhs);
                 matmul(isa, count, dm, value_columns.view(0), 0..seq, dp, seq, Init::Zero);
-                let turned = &mut turned[..seq * count];
+                let transposed = &mut transposed[..seq * count];
                 let dropped = &mut dropped[..count * seq];
                 dropped.copy_from_slice(p);
                 if let Some(dropout) = &dropout {
                     dropout.apply(isa, dp, at_element);
                     dropout.apply(isa, dropped, at_element);
                 }
-                transpose(isa, dropped, count, seq, seq, turned, count);
+                transpose(isa, dropped, count, seq, seq, transposed, count);
                 let w = prepare_lhs(isa, dropped, count, seq, seq, dtype, lhs);
                 let out = &mut mixed[at.clone()];
                 matmul(isa, count, w, value_rows, 0..head, out, head, Init::Zero);
-                let w = prepare_lhs(isa, turned, seq, count, count, dtype, other_lhs);
+                let w = prepare_lhs(isa, transposed, seq, count, count, dtype, other_lhs);
                 let mut own_rows = context.panels(weights, 1, count, head);
                 own_rows.whole_mut(0).pack(isa, &dmixed[at.clone()], head, false, count, head);
                 matmul(isa, seq, w, own_rows.view(0), 0..head, dvalues, head, Init::Accumulate);
                 // 3. softmax
                 softmax_backward(isa, p, dp, seq);
-                pass.visibility.mask_gradient(example, first, dp, seq);
+                pass.attention_mask.mask_gradient(example, first, dp, seq);
                 // 2. scores = q k^T: dq = ds k, dk += ds^T q
                 let ds = prepare_lhs(isa, dp, count, seq, seq, dtype, lhs);
                 let out = &mut dqueries[at.clone()];
                 matmul(isa, count, ds, key_rows.view(0), 0..head, out, head, Init::Zero);
                 out.iter_mut().for_each(|q| *q *= scale);
-                transpose(isa, dp, count, seq, seq, turned, count);
-                let ds = prepare_lhs(isa, turned, seq, count, count, dtype, other_lhs);
+                transpose(isa, dp, count, seq, seq, transposed, count);
+                let ds = prepare_lhs(isa, transposed, seq, count, count, dtype, other_lhs);
                 own_rows.whole_mut(0).pack(isa, &queries[at.clone()], head, false, count, head);
                 matmul(isa, seq, ds, own_rows.view(0), 0..head, dkeys, head, Init::Accumulate);
             }
@@ -334,13 +334,13 @@ impl<R: Real> Attend<R> {
         self.output.add_gradients(pass, mixed, dy, &mut grads[6..8])?;
         let [query, key, value] =
             [&self.query, &self.key, &self.value].map(|p| context.transposed(&p.kernel));
-        let turned = [query?, key?, value?];
+        let transposed = [query?, key?, value?];
         pass.each_block_of(&blocks, [(dx, hidden), (dkv, hidden)], |block, [dx, dkv], scratch| {
             let (_, [lhs, _]) = scratch.split([]);
             let mut back = |part: usize, out: &mut [R], init| {
                 let dy = block.of(&parts[part], all, hidden);
                 let dy = prepare_lhs(isa, dy, block.rows, hidden, hidden, weights, lhs);
-                matmul(isa, block.rows, dy, turned[part].view(0), 0..hidden, out, hidden, init);
+                matmul(isa, block.rows, dy, transposed[part].view(0), 0..hidden, out, hidden, init);
             };
             back(0, dx, Init::Zero);
             back(1, dkv, Init::Accumulate);
@@ -351,7 +351,7 @@ impl<R: Real> Attend<R> {
 
 /// The matrix of dropout numbers that attention weights number `matrix` use.
 fn dropout_matrix<R>(pass: &Pass<'_, R>, matrix: usize) -> usize {
-    if pass.config.rules().shared_attention_dropout { 0 } else { matrix }
+    if pass.config.semantics().shared_attention_dropout { 0 } else { matrix }
 }
 
 /// Copies rows of `width` to part number `part` of rows of `2 * width`.

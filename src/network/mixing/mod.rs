@@ -1,48 +1,54 @@
 //! The first sublayer of a block: tokens exchange information, by mixing or by attention.
 
+pub(super) mod attention;
+mod convolution;
+mod linear;
+mod spectral;
+mod structured;
+
 use crate::config::{MixingMechanism, SparseMixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::Real;
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::{ActivationPanels, TaskScratch};
 
-use super::attend::{self, Attend, KeysValues};
-use super::mix_linear::{self, MixLinear};
-use super::mix_spectral::{MixDft, MixFft, Spectrum};
-use super::mix_structured::{self, MixStructured, MixedStructured};
-use super::pass::{Pass, RowBlock};
+use crate::network::pass::{Pass, RowBlock};
+use attention::{Attention, KeysValues};
+use linear::LinearMixing;
+use spectral::{DftMixing, FftMixing, Spectrum};
+use structured::{StructuredMixing, StructuredMixingState};
 
 /// The first sublayer.
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "one per block, beside weights of megabytes")]
 pub enum Mix<R> {
     /// Learned matrices.
-    Linear(MixLinear<R>),
+    Linear(LinearMixing<R>),
     /// Circulant or Toeplitz matrices from learned vectors.
-    Structured(MixStructured<R>),
+    Structured(StructuredMixing<R>),
     /// Fixed matrices: a discrete Fourier transform.
-    Dft(MixDft<R>),
+    Dft(DftMixing<R>),
     /// A fast Fourier transform.
-    Fft(MixFft<R>),
+    Fft(FftMixing<R>),
     /// Self-attention.
-    Attend(Attend<R>),
+    Attention(Attention<R>),
 }
 
 /// What the first sublayer made of all tokens, for row blocks to finish.
-pub enum Mixed<'m, R: Real> {
+pub enum MixingState<'m, R: Real> {
     /// A product with the hidden kernels.
-    Panels(&'m MixLinear<R>, ActivationPanels<R>),
-    /// See [`MixedStructured`].
-    Structured(MixedStructured<'m, R>),
+    Panels(&'m LinearMixing<R>, ActivationPanels<R>),
+    /// See [`StructuredMixingState`].
+    Structured(StructuredMixingState<'m, R>),
     /// Both transforms.
     Spectrum(Spectrum<R>),
     /// What queries look at.
     KeysValues(KeysValues<R>),
 }
 
-/// The part of [`Mixed`] that backward needs as well.
+/// The part of [`MixingState`] that backward needs as well.
 #[derive(Debug)]
-pub enum Kept<R: Real> {
+pub enum MixingCache<R: Real> {
     /// Of learned matrices.
     Panels(ActivationPanels<R>),
     /// Of attention.
@@ -53,13 +59,11 @@ pub enum Kept<R: Real> {
 pub fn specs(prefix: &str, config: &SparseMixerConfig, layer: usize) -> Vec<Spec> {
     let hidden = config.hidden_size;
     if config.is_attention(layer) {
-        return attend::specs(prefix, hidden, config.num_attention_heads);
+        return attention::specs(prefix, hidden, config.num_attention_heads);
     }
     match config.mixing_mechanism {
-        MixingMechanism::Linear => mix_linear::specs(prefix, hidden, config.max_sequence_length).into(),
-        MixingMechanism::Circulant | MixingMechanism::Toeplitz => {
-            mix_structured::specs(prefix, config).into()
-        }
+        MixingMechanism::Linear => linear::specs(prefix, hidden, config.max_sequence_length).into(),
+        MixingMechanism::Circulant | MixingMechanism::Toeplitz => structured::specs(prefix, config).into(),
         MixingMechanism::Fourier | MixingMechanism::Hartley => Vec::new(),
     }
 }
@@ -75,17 +79,17 @@ impl<R: Real> Mix<R> {
     ) -> Result<Self> {
         let (hidden, seq) = (config.hidden_size, config.max_sequence_length);
         if config.is_attention(layer) {
-            return Ok(Mix::Attend(Attend::load(loader, hidden, config.num_attention_heads)?));
+            return Ok(Mix::Attention(Attention::load(loader, hidden, config.num_attention_heads)?));
         }
         Ok(match config.mixing_mechanism {
-            MixingMechanism::Linear => Mix::Linear(MixLinear::load(loader, hidden, seq)?),
+            MixingMechanism::Linear => Mix::Linear(LinearMixing::load(loader, hidden, seq)?),
             MixingMechanism::Circulant | MixingMechanism::Toeplitz => {
-                Mix::Structured(MixStructured::load(loader, config)?)
+                Mix::Structured(StructuredMixing::load(loader, config)?)
             }
-            mechanism if config.use_fft => Mix::Fft(MixFft::new(mechanism, seq, hidden)?),
+            mechanism if config.use_fft => Mix::Fft(FftMixing::new(mechanism, seq, hidden)?),
             mechanism => Mix::Dft(match other {
                 Some(Mix::Dft(mix)) => mix.clone(),
-                _ => MixDft::new(mechanism, seq, hidden, loader.storage.matrix),
+                _ => DftMixing::new(mechanism, seq, hidden, loader.storage.matrix),
             }),
         })
     }
@@ -96,7 +100,7 @@ impl<R: Real> Mix<R> {
             Mix::Linear(mix) => mix.params().into(),
             Mix::Structured(mix) => mix.params().into(),
             Mix::Dft(_) | Mix::Fft(_) => Vec::new(),
-            Mix::Attend(attend) => attend.params(),
+            Mix::Attention(attend) => attend.params(),
         }
     }
 
@@ -106,7 +110,7 @@ impl<R: Real> Mix<R> {
             Mix::Linear(mix) => mix.params_mut().into(),
             Mix::Structured(mix) => mix.params_mut().into(),
             Mix::Dft(_) | Mix::Fft(_) => Vec::new(),
-            Mix::Attend(attend) => attend.params_mut(),
+            Mix::Attention(attend) => attend.params_mut(),
         }
     }
 
@@ -119,16 +123,16 @@ impl<R: Real> Mix<R> {
     }
 
     /// The part that needs all tokens: `q` is what queries and mixing read, `kv` what keys and values read.
-    pub fn prepare(&self, pass: &Pass<'_, R>, q: &[R], kv: &[R]) -> Result<Mixed<'_, R>> {
+    pub fn prepare(&self, pass: &Pass<'_, R>, q: &[R], kv: &[R]) -> Result<MixingState<'_, R>> {
         Ok(match self {
-            Mix::Linear(mix) => Mixed::Panels(mix, mix.prepare(pass, q)?),
-            Mix::Structured(mix) => Mixed::Structured(mix.prepare(pass, q)?),
+            Mix::Linear(mix) => MixingState::Panels(mix, mix.prepare(pass, q)?),
+            Mix::Structured(mix) => MixingState::Structured(mix.prepare(pass, q)?),
             Mix::Dft(mix) => match mix.for_shorter(pass)? {
-                Some(mix) => Mixed::Spectrum(mix.prepare(pass, q)?),
-                None => Mixed::Panels(&mix.matrices, mix.matrices.prepare(pass, q)?),
+                Some(mix) => MixingState::Spectrum(mix.prepare(pass, q)?),
+                None => MixingState::Panels(&mix.matrices, mix.matrices.prepare(pass, q)?),
             },
-            Mix::Fft(mix) => Mixed::Spectrum(mix.prepare(pass, q)?),
-            Mix::Attend(attend) => Mixed::KeysValues(attend.prepare(pass, kv)?),
+            Mix::Fft(mix) => MixingState::Spectrum(mix.prepare(pass, q)?),
+            Mix::Attention(attend) => MixingState::KeysValues(attend.prepare(pass, kv)?),
         })
     }
 
@@ -136,7 +140,7 @@ impl<R: Real> Mix<R> {
     pub fn rows(
         &self,
         pass: &Pass<'_, R>,
-        mixed: &Mixed<'_, R>,
+        mixed: &MixingState<'_, R>,
         layer: usize,
         block: RowBlock,
         q: &[R],
@@ -144,10 +148,10 @@ impl<R: Real> Mix<R> {
         scratch: &mut TaskScratch<R>,
     ) {
         match (self, mixed) {
-            (_, Mixed::Panels(mix, panels)) => mix.rows(pass, panels, block, out, scratch),
-            (_, Mixed::Structured(mixed)) => mixed.rows(pass, block, out, scratch),
-            (_, Mixed::Spectrum(spectrum)) => spectrum.rows(block, out),
-            (Mix::Attend(attend), Mixed::KeysValues(state)) => {
+            (_, MixingState::Panels(mix, panels)) => mix.rows(pass, panels, block, out, scratch),
+            (_, MixingState::Structured(mixed)) => mixed.rows(pass, block, out, scratch),
+            (_, MixingState::Spectrum(spectrum)) => spectrum.rows(block, out),
+            (Mix::Attention(attend), MixingState::KeysValues(state)) => {
                 let q = block.of(q, pass.seq, pass.config.hidden_size);
                 attend.rows(pass, state, layer, block, q, out, scratch);
             }
@@ -156,10 +160,10 @@ impl<R: Real> Mix<R> {
     }
 
     /// What is to be kept of `mixed` for backward.
-    pub fn keep(&self, mixed: Mixed<'_, R>) -> Option<Kept<R>> {
+    pub fn keep(&self, mixed: MixingState<'_, R>) -> Option<MixingCache<R>> {
         match (self, mixed) {
-            (Mix::Linear(_), Mixed::Panels(_, panels)) => Some(Kept::Panels(panels)),
-            (_, Mixed::KeysValues(state)) => Some(Kept::KeysValues(state)),
+            (Mix::Linear(_), MixingState::Panels(_, panels)) => Some(MixingCache::Panels(panels)),
+            (_, MixingState::KeysValues(state)) => Some(MixingCache::KeysValues(state)),
             _ => None,
         }
     }
@@ -171,7 +175,7 @@ impl<R: Real> Mix<R> {
         layer: usize,
         q: &[R],
         kv: &[R],
-        kept: Option<&Kept<R>>,
+        kept: Option<&MixingCache<R>>,
         dy: &[R],
         dq: &mut [R],
         dkv: &mut [R],
@@ -182,7 +186,7 @@ impl<R: Real> Mix<R> {
                 let [hidden, seq] = grads else {
                     return Err(Error::Internal("linear mixing has two gradients".into()));
                 };
-                let mixed = if let Some(Kept::Panels(panels)) = kept { Some(panels) } else { None };
+                let mixed = if let Some(MixingCache::Panels(panels)) = kept { Some(panels) } else { None };
                 mix.backward(pass, q, mixed, dy, dq, Some([hidden, seq]))
             }
             Mix::Structured(mix) => {
@@ -196,8 +200,8 @@ impl<R: Real> Mix<R> {
                 None => mix.matrices.backward(pass, q, None, dy, dq, None),
             },
             Mix::Fft(mix) => mix.backward(pass, dy, dq),
-            Mix::Attend(attend) => {
-                let Some(Kept::KeysValues(state)) = kept else {
+            Mix::Attention(attend) => {
+                let Some(MixingCache::KeysValues(state)) = kept else {
                     return Err(Error::Internal("attention without its training record".into()));
                 };
                 attend.backward(pass, state, layer, q, kv, dy, dq, dkv, grads)

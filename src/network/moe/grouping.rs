@@ -21,8 +21,8 @@ impl Grouping {
     ///
     /// Doubles, left to right, half to even, as Python computes them; the traps are listed in the tests.
     pub fn new(config: &SparseMixerConfig, batch: usize, seq: usize, training: bool) -> Result<Self> {
-        let rules = config.rules();
-        let (groups, tokens) = match rules.max_group_size {
+        let semantics = config.semantics();
+        let (groups, tokens) = match semantics.max_group_size {
             Some(size) => by_size(batch * seq, size),
             None => by_examples(batch, seq, config.examples_per_group)?,
         };
@@ -32,7 +32,7 @@ impl Grouping {
             (config.eval_capacity_factor, "eval_capacity_factor")
         };
         let share = (factor * tokens as f64 / config.num_experts as f64).round_ties_even();
-        let least = rules.min_expert_capacity;
+        let least = semantics.min_expert_capacity;
         let capacity = share.max(least as f64);
         // Tokens that choose leave slots empty; experts that choose must find as many.
         if capacity > tokens as f64 && config.router == RouterKind::ExpertsChoose {

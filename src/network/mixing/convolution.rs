@@ -15,7 +15,7 @@ use rustfft::FftNum;
 use crate::error::{Error, Result};
 use crate::kernels::Real;
 
-use super::mix_spectral::complex;
+use super::spectral::complex;
 
 /// Multiplies vectors by one matrix.
 pub trait Convolution<R>: Send + Sync + fmt::Debug {

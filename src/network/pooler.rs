@@ -9,7 +9,7 @@ use super::pass::{Pass, split_rows};
 
 /// Kernel `[H, H]` and bias `[H]`.
 #[derive(Clone, Debug)]
-pub struct Pool<R> {
+pub struct Pooler<R> {
     /// `W`
     pub kernel: PackedMatrix<R>,
     /// `b`
@@ -27,10 +27,10 @@ pub fn specs(hidden: usize) -> [Spec; 2] {
 /// Examples per task.
 const EXAMPLES: usize = 32;
 
-impl<R: Real> Pool<R> {
+impl<R: Real> Pooler<R> {
     /// Takes the weights in the order of [`specs`].
     pub fn load(loader: &mut Loader<'_, R>, hidden: usize) -> Result<Self> {
-        Ok(Pool { kernel: loader.matrix(hidden, hidden)?, bias: loader.vector(hidden)? })
+        Ok(Pooler { kernel: loader.matrix(hidden, hidden)?, bias: loader.vector(hidden)? })
     }
 
     /// The weights in the order of [`specs`].
@@ -85,13 +85,22 @@ impl<R: Real> Pool<R> {
         }
         kernel_gradient(pass.context, self.kernel.dtype(), batch, &first, &dpre, &mut grads[0])?;
         bias_gradient(pass.context, &dpre, &mut grads[1])?;
-        let turned = pass.context.transposed(&self.kernel)?;
+        let transposed = pass.context.transposed(&self.kernel)?;
         pass.context.each(
             dx.chunks_exact_mut(per_example).zip(dpre.chunks_exact(hidden)),
             |(dx, dpre), scratch| {
                 let (_, [lhs, _]) = scratch.split([]);
                 let dpre = prepare_lhs(isa, dpre, 1, hidden, hidden, self.kernel.dtype(), lhs);
-                matmul(isa, 1, dpre, turned.view(0), 0..hidden, &mut dx[..hidden], hidden, Init::Accumulate);
+                matmul(
+                    isa,
+                    1,
+                    dpre,
+                    transposed.view(0),
+                    0..hidden,
+                    &mut dx[..hidden],
+                    hidden,
+                    Init::Accumulate,
+                );
             },
         )
     }

@@ -18,19 +18,19 @@ use crate::layers::Table;
 use crate::params::{Loader, Param, ParamMut, Spec, Storage};
 use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
 
-use super::mix_convolution::{Convolution, convolution};
-use super::mix_linear::MixLinear;
-use super::pass::{Pass, RowBlock, split_rows};
+use super::convolution::{Convolution, convolution};
+use super::linear::LinearMixing;
+use crate::network::pass::{Pass, RowBlock, split_rows};
 
 /// Both vectors, and what is made of them.
 #[derive(Clone, Debug)]
-pub struct MixStructured<R> {
+pub struct StructuredMixing<R> {
     structure: Structure,
     hidden: Vector<R>,
     seq: Vector<R>,
     storage: Storage,
     use_fft: bool,
-    /// `None` after a change of the vectors, until [`MixStructured::refresh`].
+    /// `None` after a change of the vectors, until [`StructuredMixing::refresh`].
     prepared: Option<Prepared<R>>,
 }
 
@@ -50,15 +50,15 @@ enum Structure {
 /// The form in which the vectors are used.
 #[derive(Clone, Debug)]
 enum Prepared<R> {
-    Matrices(MixLinear<R>),
+    Matrices(LinearMixing<R>),
     /// Along the hidden dimension, along the sequence.
     Convolutions([Arc<dyn Convolution<R>>; 2]),
 }
 
 /// What mixing made of all tokens.
-pub enum MixedStructured<'m, R: Real> {
-    /// See [`MixLinear::prepare`].
-    Panels(Cow<'m, MixLinear<R>>, ActivationPanels<R>),
+pub enum StructuredMixingState<'m, R: Real> {
+    /// See [`LinearMixing::prepare`].
+    Panels(Cow<'m, LinearMixing<R>>, ActivationPanels<R>),
     /// The result, `[B, H, S]`.
     Columns(Buffer<R>),
 }
@@ -100,7 +100,7 @@ pub fn specs(prefix: &str, config: &SparseMixerConfig) -> [Spec; 2] {
     [spec("hidden_kernel", config.hidden_size), spec("seq_kernel", config.max_sequence_length)]
 }
 
-impl<R: Real> MixStructured<R> {
+impl<R: Real> StructuredMixing<R> {
     /// Takes the weights in the order of [`specs`].
     pub fn load(loader: &mut Loader<'_, R>, config: &SparseMixerConfig) -> Result<Self> {
         let structure = Structure::of(config.mixing_mechanism);
@@ -108,7 +108,7 @@ impl<R: Real> MixStructured<R> {
             |size| -> Result<_> { Ok(Vector { size, values: loader.vector(structure.len(size))? }) };
         let (hidden, seq) = (vector(config.hidden_size)?, vector(config.max_sequence_length)?);
         let (storage, use_fft) = (loader.storage, config.use_fft);
-        let mut mix = MixStructured { structure, hidden, seq, storage, use_fft, prepared: None };
+        let mut mix = StructuredMixing { structure, hidden, seq, storage, use_fft, prepared: None };
         mix.refresh()?;
         Ok(mix)
     }
@@ -118,7 +118,7 @@ impl<R: Real> MixStructured<R> {
         [Param::vector(&self.hidden.values), Param::vector(&self.seq.values)]
     }
 
-    /// The same, to be changed; [`MixStructured::refresh`] afterwards saves later calls work.
+    /// The same, to be changed; [`StructuredMixing::refresh`] afterwards saves later calls work.
     pub fn params_mut(&mut self) -> [ParamMut<'_, R>; 2] {
         self.prepared = None;
         [ParamMut::vector(&mut self.hidden.values), ParamMut::vector(&mut self.seq.values)]
@@ -140,13 +140,13 @@ impl<R: Real> MixStructured<R> {
         Ok(Prepared::Convolutions([convolution(&self.hidden)?, convolution(&self.seq)?]))
     }
 
-    /// `M` as linear mixing has it: turned on the hidden side.
-    fn matrices(&self) -> MixLinear<R> {
+    /// `M` as linear mixing has it: transposed on the hidden side.
+    fn matrices(&self) -> LinearMixing<R> {
         let (h, s) = (self.hidden.size, self.seq.size);
         let at = |vector: &Vector<R>, p, q| vector.values[self.structure.index(vector.size, p, q)];
         let hidden: Vec<R> = (0..h * h).map(|i| at(&self.hidden, i % h, i / h)).collect();
         let seq: Vec<R> = (0..s * s).map(|i| at(&self.seq, i / s, i % s)).collect();
-        MixLinear {
+        LinearMixing {
             hidden: vec![PackedMatrix::pack(h, h, self.storage.matrix, &hidden)],
             seq: Table::new(s, s, self.storage.table, &seq),
         }
@@ -170,18 +170,18 @@ impl<R: Real> MixStructured<R> {
     }
 
     /// The part that needs all tokens of `x` (`[B*S, H]`).
-    pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<MixedStructured<'_, R>> {
+    pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<StructuredMixingState<'_, R>> {
         let prepared = match &self.prepared {
             Some(prepared) => Cow::Borrowed(prepared),
             None => Cow::Owned(self.prepare_vectors()?),
         };
         let (along_hidden, along_seq) = match prepared {
             Cow::Borrowed(Prepared::Matrices(mix)) => {
-                return Ok(MixedStructured::Panels(Cow::Borrowed(mix), mix.prepare(pass, x)?));
+                return Ok(StructuredMixingState::Panels(Cow::Borrowed(mix), mix.prepare(pass, x)?));
             }
             Cow::Owned(Prepared::Matrices(mix)) => {
                 let panels = mix.prepare(pass, x)?;
-                return Ok(MixedStructured::Panels(Cow::Owned(mix), panels));
+                return Ok(StructuredMixingState::Panels(Cow::Owned(mix), panels));
             }
             Cow::Borrowed(Prepared::Convolutions([hidden, seq])) => (hidden.clone(), seq.clone()),
             Cow::Owned(Prepared::Convolutions([hidden, seq])) => (hidden, seq),
@@ -212,7 +212,7 @@ impl<R: Real> MixStructured<R> {
             }
             out.chunks_exact_mut(seq).for_each(|column| along_seq.apply(column, own));
         })?;
-        Ok(MixedStructured::Columns(columns))
+        Ok(StructuredMixingState::Columns(columns))
     }
 
     /// Undoes the layer: writes `dx`, adds to the gradients of both vectors.
@@ -246,12 +246,12 @@ impl<R: Real> MixStructured<R> {
     }
 }
 
-impl<R: Real> MixedStructured<'_, R> {
+impl<R: Real> StructuredMixingState<'_, R> {
     /// `out` = mixed rows of `block`.
     pub fn rows(&self, pass: &Pass<'_, R>, block: RowBlock, out: &mut [R], scratch: &mut TaskScratch<R>) {
         match self {
-            MixedStructured::Panels(mix, panels) => mix.rows(pass, panels, block, out, scratch),
-            MixedStructured::Columns(columns) => {
+            StructuredMixingState::Panels(mix, panels) => mix.rows(pass, panels, block, out, scratch),
+            StructuredMixingState::Columns(columns) => {
                 let (seq, hidden) = (pass.seq, pass.config.hidden_size);
                 let columns = &columns[block.example * seq * hidden..][..seq * hidden];
                 for (s, row) in (block.first..).zip(out.chunks_exact_mut(hidden)) {

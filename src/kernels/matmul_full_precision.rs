@@ -289,8 +289,8 @@ mod tests {
                     }
                     let what = format!("{} {m} x {k} x {n}", isa.name());
                     let (a, b, bias) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 3));
-                    let packed = PackedMatrix::pack(k, n, WeightDtype::Native, &b);
-                    let lhs = Lhs::Native { values: &a, stride: k };
+                    let packed = PackedMatrix::pack(k, n, WeightDtype::FullPrecision, &b);
+                    let lhs = Lhs::FullPrecision { values: &a, stride: k };
                     let mut out = numbers(m * n, 4);
                     let before = out.clone();
                     matmul(isa, m, lhs, packed.view(), 0..n, &mut out, n, Init::Accumulate);
@@ -309,9 +309,9 @@ mod tests {
         let (m, k, n) = if cfg!(miri) { (4, 20, 33) } else { (37, 530, 70) };
         for isa in Isa::available() {
             let (a, b) = (numbers::<f32>(m * k, 5), numbers(k * n, 6));
-            let packed = PackedMatrix::pack(k, n, WeightDtype::Native, &b);
+            let packed = PackedMatrix::pack(k, n, WeightDtype::FullPrecision, &b);
             let mut whole = vec![0.0; m * n];
-            let lhs = Lhs::Native { values: &a, stride: k };
+            let lhs = Lhs::FullPrecision { values: &a, stride: k };
             matmul(isa, m, lhs, packed.view(), 0..n, &mut whole, n, Init::Zero);
             for rows in 1..=m {
                 let mut part = vec![0.0; rows * n];
@@ -326,10 +326,10 @@ mod tests {
     fn fused_instruction_sets_agree_to_the_bit() {
         let (m, k, n) = (13, 300, 45);
         let (a, b) = (numbers::<f32>(m * k, 7), numbers(k * n, 8));
-        let packed = PackedMatrix::pack(k, n, WeightDtype::Native, &b);
+        let packed = PackedMatrix::pack(k, n, WeightDtype::FullPrecision, &b);
         let product = |isa| {
             let mut out = vec![0.0; m * n];
-            let lhs = Lhs::Native { values: &a, stride: k };
+            let lhs = Lhs::FullPrecision { values: &a, stride: k };
             matmul(isa, m, lhs, packed.view(), 0..n, &mut out, n, Init::Zero);
             out
         };
@@ -344,7 +344,7 @@ mod tests {
     fn agrees_with_the_gemm_crate() {
         let (m, k, n) = (50, 200, 90);
         let (a, b) = (numbers::<f32>(m * k, 9), numbers::<f32>(k * n, 10));
-        let packed = PackedMatrix::pack(k, n, WeightDtype::Native, &b);
+        let packed = PackedMatrix::pack(k, n, WeightDtype::FullPrecision, &b);
         let mut expected = vec![0f32; m * n];
         // SAFETY: the pointers and strides describe the three row-major matrices.
         unsafe {
@@ -373,7 +373,7 @@ mod tests {
         let expected: Vec<_> = expected.into_iter().map(f64::from).collect();
         for isa in Isa::available() {
             let mut out = vec![0.0; m * n];
-            let lhs = Lhs::Native { values: &a, stride: k };
+            let lhs = Lhs::FullPrecision { values: &a, stride: k };
             matmul(isa, m, lhs, packed.view(), 0..n, &mut out, n, Init::Zero);
             assert_close(&out, &expected, isa.name());
         }
@@ -392,15 +392,15 @@ mod tests {
             let first = (panel * PANEL).min((n - 1) / PANEL * PANEL);
             let a = numbers::<f32>(m * (k + gap), 11);
             let b = numbers::<f32>(k * n, 12);
-            let packed = PackedMatrix::pack(k, n, WeightDtype::Native, &b);
-            let lhs = Lhs::Native { values: &a, stride: k + gap };
+            let packed = PackedMatrix::pack(k, n, WeightDtype::FullPrecision, &b);
+            let lhs = Lhs::FullPrecision { values: &a, stride: k + gap };
             for isa in Isa::available() {
                 let mut whole = vec![0.0; m * n];
                 matmul(isa, m, lhs, packed.view(), 0..n, &mut whole, n, Init::Zero);
                 let stride = n - first + gap;
                 let mut out = vec![-7.0; m * stride];
                 matmul(isa, m, lhs, packed.view().k_range(0..cut), first..n, &mut out, stride, Init::Zero);
-                let rest = Lhs::Native { values: &a[cut..], stride: k + gap };
+                let rest = Lhs::FullPrecision { values: &a[cut..], stride: k + gap };
                 matmul(isa, m, rest, packed.view().k_range(cut..k), first..n, &mut out, stride, Init::Accumulate);
                 for r in 0..m {
                     let (row, beyond) = out[r * stride..][..stride].split_at(n - first);
@@ -415,9 +415,9 @@ mod tests {
     fn doubles_have_their_own_sums() {
         let (m, k, n) = (5, 40, 37);
         let (a, b) = (numbers::<f64>(m * k, 13), numbers::<f64>(k * n, 14));
-        let packed = PackedMatrix::pack(k, n, WeightDtype::Native, &b);
+        let packed = PackedMatrix::pack(k, n, WeightDtype::FullPrecision, &b);
         let mut out = vec![0.0; m * n];
-        let lhs = Lhs::Native { values: &a, stride: k };
+        let lhs = Lhs::FullPrecision { values: &a, stride: k };
         matmul(Isa::PORTABLE, m, lhs, packed.view(), 0..n, &mut out, n, Init::Zero);
         for (at, got) in out.into_iter().enumerate() {
             let expected: f64 = (0..k).map(|i| a[at / n * k + i] * b[i * n + at % n]).sum();

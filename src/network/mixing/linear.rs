@@ -10,11 +10,11 @@ use crate::layers::{Table, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::{ActivationPanels, TaskScratch, product_dtype};
 
-use super::pass::{Pass, RowBlock};
+use crate::network::pass::{Pass, RowBlock};
 
 /// The matrices of `t` terms.
 #[derive(Clone, Debug)]
-pub struct MixLinear<R> {
+pub struct LinearMixing<R> {
     /// `Wh` of each term, `[H, H]`.
     pub hidden: Vec<PackedMatrix<R>>,
     /// `Ws` of all terms side by side, `[S, t S]`.
@@ -29,10 +29,10 @@ pub fn specs(prefix: &str, hidden: usize, seq: usize) -> [Spec; 2] {
     ]
 }
 
-impl<R: Real> MixLinear<R> {
+impl<R: Real> LinearMixing<R> {
     /// Takes the weights in the order of [`specs`].
     pub fn load(loader: &mut Loader<'_, R>, hidden: usize, seq: usize) -> Result<Self> {
-        Ok(MixLinear { hidden: vec![loader.matrix(hidden, hidden)?], seq: loader.table(seq, seq)? })
+        Ok(LinearMixing { hidden: vec![loader.matrix(hidden, hidden)?], seq: loader.table(seq, seq)? })
     }
 
     /// The weights in the order of [`specs`].
@@ -104,7 +104,7 @@ impl<R: Real> MixLinear<R> {
         let (seq, hidden, terms) = (pass.seq, self.hidden[0].k(), self.hidden.len());
         let dtype = self.hidden[0].dtype();
         let all = pass.batch * seq;
-        let turned =
+        let transposed =
             self.hidden.iter().map(|kernel| context.transposed(kernel)).collect::<Result<Vec<_>>>()?;
         let by_example = pass.row_blocks(seq);
         // y[b] = sum of Ws mixed[b], mixed = x Wh: d mixed[b] = Ws^T dy[b], terms side by side
@@ -128,11 +128,11 @@ impl<R: Real> MixLinear<R> {
         // dx = sum of d mixed Wh^T
         pass.each_block(&by_example, dx, hidden, |block, out, scratch| {
             let (_, [lhs, _]) = scratch.split([]);
-            for (term, turned) in turned.iter().enumerate() {
+            for (term, transposed) in transposed.iter().enumerate() {
                 let rows = block.of(&dmixed[term * all * hidden..], seq, hidden);
                 let rows = prepare_lhs(isa, rows, block.rows, hidden, hidden, dtype, lhs);
                 let init = if term == 0 { Init::Zero } else { Init::Accumulate };
-                matmul(isa, block.rows, rows, turned.view(0), 0..hidden, out, hidden, init);
+                matmul(isa, block.rows, rows, transposed.view(0), 0..hidden, out, hidden, init);
             }
         })?;
         let Some([dhidden, dseq]) = grads else { return Ok(()) };

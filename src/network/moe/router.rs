@@ -20,9 +20,9 @@ use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::random::unit;
 use crate::runtime::Buffer;
 
-use super::moe_assign::{EMPTY, experts_choose, tokens_choose};
-use super::moe_grouping::Grouping;
-use super::pass::{Pass, RowBlock, Site, split_rows};
+use super::assignment::{EMPTY, experts_choose, tokens_choose};
+use super::grouping::Grouping;
+use crate::network::pass::{DropoutSite, Pass, RowBlock, split_rows};
 
 /// Router weights.
 #[derive(Clone, Debug)]
@@ -68,7 +68,7 @@ impl<R: Real> Router<R> {
     pub fn load(loader: &mut Loader<'_, R>, hidden: usize, experts: usize) -> Result<Self> {
         // Kept in full precision: a rounded router changes which tokens are picked.
         Ok(Router {
-            kernel: loader.matrix_as(hidden, experts, WeightDtype::Native)?,
+            kernel: loader.matrix_as(hidden, experts, WeightDtype::FullPrecision)?,
             bias: loader.vector(experts)?,
         })
     }
@@ -99,7 +99,7 @@ impl<R: Real> Router<R> {
         pass.each_block_of(&blocks, outs, |block, [logits, lse], scratch| {
             let ([changed], [lhs, _]) = scratch.split([block.rows * hidden]);
             let h = self.used_input(pass, layer, block, h, changed);
-            let h = prepare_lhs(isa, h, block.rows, hidden, hidden, WeightDtype::Native, lhs);
+            let h = prepare_lhs(isa, h, block.rows, hidden, hidden, WeightDtype::FullPrecision, lhs);
             match config.router_dtype {
                 RouterDtype::Float32 => {
                     let bias = Init::Bias(&self.bias);
@@ -157,7 +157,7 @@ impl<R: Real> Router<R> {
                 let mut values = self.kernel.unpack();
                 values.iter_mut().for_each(|value| *value = rounded(*value));
                 let (k, n) = (self.kernel.k(), self.kernel.n());
-                Cow::Owned(PackedMatrix::pack(k, n, WeightDtype::Native, &values))
+                Cow::Owned(PackedMatrix::pack(k, n, WeightDtype::FullPrecision, &values))
             }
         }
     }
@@ -191,9 +191,13 @@ impl<R: Real> Router<R> {
     fn multiply_by_noise(&self, pass: &Pass<'_, R>, seed: u64, layer: usize, block: RowBlock, x: &mut [R]) {
         let noise = pass.config.jitter_noise as f32;
         let first = (block.example * pass.seq + block.first) * self.kernel.k();
-        Pass::<R>::stream(seed, Site::Jitter, layer).for_each_word(first as u64, x.len(), |i, word| {
-            x[i] *= R::from_f32(1.0 - noise + 2.0 * noise * unit(word));
-        });
+        Pass::<R>::stream(seed, DropoutSite::Jitter, layer).for_each_word(
+            first as u64,
+            x.len(),
+            |i, word| {
+                x[i] *= R::from_f32(1.0 - noise + 2.0 * noise * unit(word));
+            },
+        );
     }
 
     /// Undoes the probabilities and the z-loss of [`Router::route`]: writes `dh`, adds to the gradients of kernel and
@@ -216,7 +220,7 @@ impl<R: Real> Router<R> {
         let (hidden, experts, all) = (self.kernel.k(), self.kernel.n(), pass.batch * pass.seq);
         let z_scale = z_loss_scale * R::from_f64(2.0 / all as f64);
         let mut seen = context.buffer(all * hidden);
-        let turned = context.transposed(&self.used_kernel(pass.config.router_dtype))?;
+        let transposed = context.transposed(&self.used_kernel(pass.config.router_dtype))?;
         let blocks = pass.row_blocks(pass.seq);
         let outs = [(&mut *dp, experts), (&mut seen[..], hidden), (dh, hidden)];
         pass.each_block_of(&blocks, outs, |block, [dp, seen, dh], scratch| {
@@ -228,8 +232,8 @@ impl<R: Real> Router<R> {
             for ((dp, p), &lse) in dp.chunks_exact_mut(experts).zip(p.chunks_exact(experts)).zip(lse) {
                 axpy(isa, dp, z_scale * lse, p);
             }
-            let dlogits = prepare_lhs(isa, dp, block.rows, experts, experts, WeightDtype::Native, lhs);
-            matmul(isa, block.rows, dlogits, turned.view(0), 0..hidden, dh, hidden, Init::Zero);
+            let dlogits = prepare_lhs(isa, dp, block.rows, experts, experts, WeightDtype::FullPrecision, lhs);
+            matmul(isa, block.rows, dlogits, transposed.view(0), 0..hidden, dh, hidden, Init::Zero);
             if let Some(seed) = pass.training.filter(|_| pass.config.jitter_noise > 0.0) {
                 self.multiply_by_noise(pass, seed, layer, block, dh);
             }
@@ -237,7 +241,7 @@ impl<R: Real> Router<R> {
         let [kernel, bias, ..] = grads else {
             return Err(Error::Internal("a router has two gradients".into()));
         };
-        kernel_gradient(context, WeightDtype::Native, all, &seen, dp, kernel)?;
+        kernel_gradient(context, WeightDtype::FullPrecision, all, &seen, dp, kernel)?;
         bias_gradient(context, dp, bias)
     }
 }

@@ -1,10 +1,10 @@
 //! What `semantics` stands for, as one choice per question: layers ask these, never the name.
 
-use crate::config::{InitializerConfig, Semantics, SparseMixerConfig};
+use crate::config::{InitializerConfig, SemanticsPreset, SparseMixerConfig};
 
 /// The choices of one encoder; where an argument makes a choice, it is the argument's.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rules {
+pub struct Semantics {
     /// Dropout after mixing or attention.
     pub mixing_dropout: bool,
     /// Dropout after the dense feed-forward.
@@ -38,12 +38,12 @@ const PAPER_STDDEV: f64 = 0.02;
 
 impl SparseMixerConfig {
     /// The choices that `semantics` and the arguments stand for.
-    pub fn rules(&self) -> Rules {
-        let strict = self.semantics == Semantics::KerasStrict;
-        let paper = self.semantics == Semantics::Paper;
+    pub fn semantics(&self) -> Semantics {
+        let strict = self.semantics == SemanticsPreset::KerasStrict;
+        let paper = self.semantics == SemanticsPreset::Paper;
         let paper_initializer = InitializerConfig::Normal { mean: 0.0, stddev: PAPER_STDDEV };
         let paper_group = (paper && self.examples_per_group == 1.0).then_some(4096);
-        Rules {
+        Semantics {
             mixing_dropout: !strict && !paper,
             feed_forward_dropout: !strict,
             shared_attention_dropout: paper,

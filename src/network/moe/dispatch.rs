@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::kernels::Real;
 
-use super::moe_router::Routing;
+use super::router::Routing;
 
 /// A token on its way to an expert.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +19,7 @@ pub struct Slot<R> {
 
 /// The filled slots of one mixture and call. A *row* is a slot's place in the experts' inputs and outputs.
 #[derive(Debug)]
-pub struct Slots<R> {
+pub struct Dispatch<R> {
     /// By expert whose parameters are used, then by group.
     rows: Vec<Slot<R>>,
     /// Rows of expert `e` are `first_row[e]..first_row[e + 1]`.
@@ -29,7 +29,7 @@ pub struct Slots<R> {
     of_token: Vec<u32>,
 }
 
-impl<R: Real> Slots<R> {
+impl<R: Real> Dispatch<R> {
     /// The slots that `routing` filled.
     ///
     /// With `mixup`, slots of group `g` and expert `e` are worked on by expert number `(g * E + e) / G`: the JAX code
@@ -53,13 +53,13 @@ impl<R: Real> Slots<R> {
         Self::of_rows(rows, first_row, groups * routing.grouping.tokens)
     }
 
-    /// Only the slots of the tokens that `wanted` names.
-    pub fn retain(&self, wanted: impl Fn(usize) -> bool) -> Self {
+    /// Only the slots of the tokens that `requested` names.
+    pub fn retain(&self, requested: impl Fn(usize) -> bool) -> Self {
         let mut rows = Vec::with_capacity(self.rows.len());
         let mut first_row = vec![0];
         for expert in 0..self.first_row.len() - 1 {
             let own = self.rows[self.of_expert(expert)].iter();
-            rows.extend(own.filter(|slot| wanted(slot.token as usize)));
+            rows.extend(own.filter(|slot| requested(slot.token as usize)));
             first_row.push(rows.len());
         }
         Self::of_rows(rows, first_row, self.first_of_token.len() - 1)
@@ -80,7 +80,7 @@ impl<R: Real> Slots<R> {
             of_token[*place as usize] = row as u32;
             *place += 1;
         }
-        Slots { rows, first_row, first_of_token, of_token }
+        Dispatch { rows, first_row, first_of_token, of_token }
     }
 
     /// All slots, in the order of rows.
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn what_is_retained_keeps_its_order_and_its_experts() {
         let rows = [(0, 0), (3, 0), (1, 1), (3, 1), (2, 2)].map(|(token, expert)| slot(token, expert));
-        let slots = Slots::of_rows(rows.to_vec(), vec![0, 2, 4, 5], 5);
+        let slots = Dispatch::of_rows(rows.to_vec(), vec![0, 2, 4, 5], 5);
         assert_eq!(slots.of_token(3), [1, 3]);
         let some = slots.retain(|token| token == 3 || token == 2);
         let tokens: Vec<_> = some.rows().iter().map(|slot| (slot.token, slot.expert)).collect();

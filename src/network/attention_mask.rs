@@ -7,44 +7,46 @@ use super::inputs::{Inputs, Words};
 
 /// What becomes of attention scores before the softmax.
 #[derive(Debug)]
-pub enum Visibility<R> {
+pub enum AttentionMask<R> {
     /// There is no attention.
     Unused,
     /// Added to the scores of every query of an example, `[B, S]`: `(1 - mask) * -1e9`, rounded as 32-bit arithmetic
     /// rounds it. A fully masked example attends evenly. Source: `SelfAttentionMask`.
-    Added(Vec<R>),
+    Additive(Vec<R>),
     /// Whether a token is real, `[B, S]`. Real queries see real keys; padding attends evenly to all positions, padding
     /// included. Source: `layers.AttentionLayer` of the JAX code, whose mask replaces scores by the smallest number.
-    Pairs(Vec<bool>),
+    Pairwise(Vec<bool>),
 }
 
-impl<R: Real> Visibility<R> {
+impl<R: Real> AttentionMask<R> {
     /// That of a call with `inputs`, which have been checked.
     pub fn new(config: &SparseMixerConfig, inputs: &Inputs<'_, R>) -> Self {
         if config.attention_layers.is_empty() {
-            return Visibility::Unused;
+            return AttentionMask::Unused;
         }
-        match (config.rules().pad_id, inputs.mask, inputs.words) {
+        match (config.semantics().pad_id, inputs.mask, inputs.words) {
             (None, Some(mask), _) => {
-                Visibility::Added(collected(mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9))))
+                AttentionMask::Additive(collected(mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9))))
             }
-            (Some(_), Some(mask), _) => Visibility::Pairs(collected(mask.iter().map(|&m| m != R::ZERO))),
+            (Some(_), Some(mask), _) => {
+                AttentionMask::Pairwise(collected(mask.iter().map(|&m| m != R::ZERO)))
+            }
             (Some(pad_id), None, Words::Ids(ids)) => {
-                Visibility::Pairs(collected(ids.iter().map(|&id| id != pad_id)))
+                AttentionMask::Pairwise(collected(ids.iter().map(|&id| id != pad_id)))
             }
-            _ => Visibility::Unused,
+            _ => AttentionMask::Unused,
         }
     }
 
     /// Masks `scores`, rows of `seq` keys, of the queries `first..` of `example`.
     pub fn mask(&self, isa: Isa, example: usize, first: usize, scores: &mut [R], seq: usize) {
         match self {
-            Visibility::Unused => {}
-            Visibility::Added(adder) => {
+            AttentionMask::Unused => {}
+            AttentionMask::Additive(adder) => {
                 let adder = &adder[example * seq..][..seq];
                 scores.chunks_exact_mut(seq).for_each(|row| add_in_place(isa, row, adder));
             }
-            Visibility::Pairs(real) => {
+            AttentionMask::Pairwise(real) => {
                 let keys = &real[example * seq..][..seq];
                 for (row, &query) in scores.chunks_exact_mut(seq).zip(&keys[first..]) {
                     for (score, &key) in row.iter_mut().zip(keys) {
@@ -57,9 +59,9 @@ impl<R: Real> Visibility<R> {
         }
     }
 
-    /// Makes the gradients of the scores that [`Visibility::mask`] replaced zero.
+    /// Makes the gradients of the scores that [`AttentionMask::mask`] replaced zero.
     pub fn mask_gradient(&self, example: usize, first: usize, dscores: &mut [R], seq: usize) {
-        if let Visibility::Pairs(real) = self {
+        if let AttentionMask::Pairwise(real) = self {
             let queries = &real[example * seq + first..(example + 1) * seq];
             for (row, _) in dscores.chunks_exact_mut(seq).zip(queries).filter(|(_, real)| !**real) {
                 // Of a real query's row, the softmax has left nothing where keys were replaced.

@@ -26,31 +26,31 @@ use crate::kernels::{PackedMatrix, Real, WeightDtype};
 use crate::layers::{Table, TableDtype};
 use crate::runtime::{Buffer, product_dtype};
 
-use super::mix_linear::MixLinear;
-use super::pass::{Pass, RowBlock, split_rows};
+use super::linear::LinearMixing;
+use crate::network::pass::{Pass, RowBlock, split_rows};
 
 /// Mixing by products with transform matrices.
 #[derive(Clone, Debug)]
-pub struct MixDft<R> {
+pub struct DftMixing<R> {
     /// For sequences of full length; all blocks share them.
-    pub matrices: Arc<MixLinear<R>>,
+    pub matrices: Arc<LinearMixing<R>>,
     mechanism: MixingMechanism,
 }
 
-impl<R: Real> MixDft<R> {
+impl<R: Real> DftMixing<R> {
     /// Makes the matrices.
     pub fn new(mechanism: MixingMechanism, seq: usize, hidden: usize, dtype: WeightDtype) -> Self {
-        MixDft { matrices: Arc::new(dft_matrices(mechanism, seq, hidden, dtype)), mechanism }
+        DftMixing { matrices: Arc::new(dft_matrices(mechanism, seq, hidden, dtype)), mechanism }
     }
 
     /// What to use instead for the shorter sequences of a call: the matrices belong to a length, fast transforms are
     /// quickly planned for any.
-    pub fn for_shorter(&self, pass: &Pass<'_, R>) -> Result<Option<MixFft<R>>> {
+    pub fn for_shorter(&self, pass: &Pass<'_, R>) -> Result<Option<FftMixing<R>>> {
         let (seq, hidden) = (pass.seq, pass.config.hidden_size);
         if seq == self.matrices.seq.rows() {
             return Ok(None);
         }
-        MixFft::new(self.mechanism, seq, hidden).map(Some)
+        FftMixing::new(self.mechanism, seq, hidden).map(Some)
     }
 }
 
@@ -60,9 +60,10 @@ fn dft_matrices<R: Real>(
     seq: usize,
     hidden: usize,
     dtype: WeightDtype,
-) -> MixLinear<R> {
+) -> LinearMixing<R> {
     let dtype = product_dtype(dtype);
-    let table = if dtype == WeightDtype::Native { TableDtype::Native } else { TableDtype::Bfloat16 };
+    let table =
+        if dtype == WeightDtype::FullPrecision { TableDtype::FullPrecision } else { TableDtype::Bfloat16 };
     let wave = |n: usize| {
         move |p: usize, q: usize| {
             // Reduced in whole numbers: the angle of a large product would lose its digits.
@@ -90,12 +91,12 @@ fn dft_matrices<R: Real>(
             }));
         }
     }
-    MixLinear { hidden: hidden_kernels, seq: Table::new(seq, 2 * seq, table, &rows) }
+    LinearMixing { hidden: hidden_kernels, seq: Table::new(seq, 2 * seq, table, &rows) }
 }
 
 /// Mixing by fast transforms.
 #[derive(Clone, Debug)]
-pub struct MixFft<R> {
+pub struct FftMixing<R> {
     transform: Arc<dyn Transform<R>>,
     hartley: bool,
     seq: usize,
@@ -174,11 +175,11 @@ pub struct Spectrum<R: Real> {
     hidden: usize,
 }
 
-impl<R: Real> MixFft<R> {
+impl<R: Real> FftMixing<R> {
     /// Plans the transforms.
     pub fn new(mechanism: MixingMechanism, seq: usize, hidden: usize) -> Result<Self> {
         let hartley = mechanism == MixingMechanism::Hartley;
-        Ok(MixFft { transform: plan(seq, hidden)?, hartley, seq, hidden })
+        Ok(FftMixing { transform: plan(seq, hidden)?, hartley, seq, hidden })
     }
 
     /// Both transforms of all of `x` (`[B*S, H]`).

@@ -1,6 +1,9 @@
 //! What an encoder is: every argument of the reference class, and our own. `rules.rs` has what follows from `semantics`.
 
 mod checks;
+mod semantics;
+
+pub use semantics::Semantics;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +12,7 @@ use crate::error::{Error, Result};
 /// Which encoder's conventions to follow where they differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Semantics {
+pub enum SemanticsPreset {
     /// TensorFlow's numbers; documented arguments that TensorFlow's code drops are honoured.
     Keras,
     /// TensorFlow's code to the letter, silent drops included.
@@ -217,7 +220,7 @@ pub struct SparseMixerConfig {
     /// Router inputs are multiplied by uniform noise from `[1 - jitter_noise, 1 + jitter_noise)` when training.
     pub jitter_noise: f64,
     /// Whose conventions to follow.
-    pub semantics: Semantics,
+    pub semantics: SemanticsPreset,
     /// The word id of padding. Given, real tokens attend to real tokens and padding evenly to everything, and padding is
     /// where the word ids have this value unless a mask says otherwise; `None` as `semantics` has it.
     pub pad_id: Option<i64>,
@@ -285,7 +288,7 @@ impl Default for SparseMixerConfig {
             norm_first: false,
             router_z_loss_weight: None,
             jitter_noise: 0.0,
-            semantics: Semantics::Keras,
+            semantics: SemanticsPreset::Keras,
             pad_id: None,
             moe_residual: None,
             project_embeddings: None,

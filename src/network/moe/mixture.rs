@@ -13,11 +13,11 @@ use crate::layers::Activation;
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::Buffer;
 
-use super::feed_forward::{FeedForward, Run};
-use super::moe_grouping::Grouping;
-use super::moe_router::{Router, Routing};
-use super::moe_slots::Slots;
-use super::pass::{Pass, RowBlock, Site};
+use super::dispatch::Dispatch;
+use super::grouping::Grouping;
+use super::router::{Router, Routing};
+use crate::network::feed_forward::{FeedForward, Run};
+use crate::network::pass::{DropoutSite, Pass, RowBlock};
 
 /// Experts and router.
 #[derive(Clone, Debug)]
@@ -35,8 +35,8 @@ pub struct Mixture<R: Real> {
     pub routing: Routing<R>,
     /// Of all tokens.
     pub metrics: LayerMetrics<R>,
-    /// Where the tokens are whose answers are wanted.
-    slots: Slots<R>,
+    /// Where the tokens are whose answers are requested.
+    slots: Dispatch<R>,
     /// `[rows, H]`, after dropout
     expert_out: Buffer<R>,
     /// `[rows, F]`: what the experts' activation is applied to, kept for backward.
@@ -80,12 +80,12 @@ pub fn specs(prefix: &str, hidden: usize, inner: usize, experts: usize) -> Vec<S
         Spec::kernel(format!("{base}/output/kernel"), &[experts, inner, hidden]),
         Spec::bias(format!("{base}/output/bias"), &[experts, 1, hidden]),
     ];
-    specs.extend(super::moe_router::specs(prefix, hidden, experts));
+    specs.extend(super::router::specs(prefix, hidden, experts));
     specs
 }
 
 /// Rows of one expert that a task takes at the most.
-pub(super) const MAX_ROWS: usize = 256;
+pub(in crate::network) const MAX_ROWS: usize = 256;
 
 impl<R: Real> Moe<R> {
     /// Takes the weights in the order of [`specs`].
@@ -137,7 +137,7 @@ impl<R: Real> Moe<R> {
         params
     }
 
-    /// Routes all tokens of `h` (`[B*S, H]`) in block `layer` and runs the experts for the first `wanted` of every
+    /// Routes all tokens of `h` (`[B*S, H]`) in block `layer` and runs the experts for the first `requested` of every
     /// example.
     pub fn forward(
         &self,
@@ -145,16 +145,16 @@ impl<R: Real> Moe<R> {
         activation: &Activation<R>,
         layer: usize,
         h: &[R],
-        wanted: usize,
+        requested: usize,
     ) -> Result<Mixture<R>> {
         // 1. who goes where
         let routing = self.router.route(pass, layer, h)?;
-        let mut slots = Slots::new(&routing, pass.config.group_mixup);
+        let mut slots = Dispatch::new(&routing, pass.config.group_mixup);
         let metrics = LayerMetrics::new(pass.config, &routing, &slots);
         // 2. experts on their tokens, gathered; dropout counts the rows of all tokens
-        let dropout = pass.dropout(pass.config.expert_dropout(), Site::Expert, layer);
-        if wanted < pass.seq && dropout.is_none() {
-            slots = slots.retain(|token| token % pass.seq < wanted);
+        let dropout = pass.dropout(pass.config.expert_dropout(), DropoutSite::Expert, layer);
+        if requested < pass.seq && dropout.is_none() {
+            slots = slots.retain(|token| token % pass.seq < requested);
         }
         let (hidden, rows) = (pass.config.hidden_size, slots.rows().len());
         let mut expert_out = pass.context.buffer(rows * hidden);
@@ -177,7 +177,7 @@ impl<R: Real> Moe<R> {
     }
 
     /// Runs of rows of one expert (the block's `example`), in order.
-    fn segments(&self, pass: &Pass<'_, R>, slots: &Slots<R>) -> Vec<RowBlock> {
+    fn segments(&self, pass: &Pass<'_, R>, slots: &Dispatch<R>) -> Vec<RowBlock> {
         let all = slots.rows().len();
         let size = all.div_ceil(pass.context.threads()).next_multiple_of(32).clamp(1, MAX_ROWS);
         (0..self.experts.len())
@@ -194,7 +194,7 @@ impl<R: Real> Moe<R> {
 }
 
 /// The rows of a run of rows of one expert.
-fn rows_of<R: Real>(slots: &Slots<R>, task: RowBlock) -> Range<usize> {
+fn rows_of<R: Real>(slots: &Dispatch<R>, task: RowBlock) -> Range<usize> {
     let first = slots.of_expert(task.example).start + task.first;
     first..first + task.rows
 }
@@ -222,7 +222,7 @@ impl<R: Real> Moe<R> {
         let (routing, slots) = (&mixture.routing, &mixture.slots);
         let (experts, rows) = (self.experts.len(), slots.rows().len());
         // 3. y[t] = sum of p * expert_out: gradients of the experts' results, and of p (one more column)
-        let dropout = pass.dropout(pass.config.expert_dropout(), Site::Expert, layer);
+        let dropout = pass.dropout(pass.config.expert_dropout(), DropoutSite::Expert, layer);
         let mut dout = pass.context.buffer(rows * hidden);
         let mut dp = pass.context.buffer(rows);
         let segments = self.segments(pass, slots);
@@ -324,7 +324,7 @@ impl<R: Real> Mixture<R> {
 
 impl<R: Real> LayerMetrics<R> {
     /// The metrics of what `routing` did; `slots` are all that it filled.
-    fn new(config: &SparseMixerConfig, routing: &Routing<R>, slots: &Slots<R>) -> Self {
+    fn new(config: &SparseMixerConfig, routing: &Routing<R>, slots: &Dispatch<R>) -> Self {
         let Grouping { groups, tokens, capacity } = routing.grouping;
         let all = groups * tokens;
         let reached = (0..all).filter(|&token| !slots.of_token(token).is_empty()).count();
@@ -341,7 +341,7 @@ impl<R: Real> LayerMetrics<R> {
         let experts_choose = config.router == RouterKind::ExpertsChoose;
         LayerMetrics {
             unscaled_router_z_loss: routing.z_loss,
-            router_z_loss: routing.z_loss * R::from_f64(config.rules().router_z_loss_weight),
+            router_z_loss: routing.z_loss * R::from_f64(config.semantics().router_z_loss_weight),
             load_balancing_loss: routing.load_balancing_loss,
             fraction_tokens_left_behind: R::from_f64(if capacity == 0 && experts_choose {
                 f64::INFINITY

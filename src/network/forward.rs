@@ -1,0 +1,139 @@
+//! Inference, and what training shares with it.
+
+use std::ops::{Deref, DerefMut};
+
+use crate::error::{Error, Result};
+use crate::kernels::{Real, zeroed};
+use crate::runtime::{Buffer, Context};
+
+use super::attention_mask::AttentionMask;
+use super::encoder::SparseMixer;
+use super::inputs::Inputs;
+use super::outputs::{Outputs, RequestedOutputs, check_finite};
+use super::pass::Pass;
+
+/// The stream between blocks: scratch memory, or an array that the caller gets.
+enum Residual<R: Real> {
+    Scratch(Buffer<R>),
+    Kept(Vec<R>),
+}
+
+impl<R: Real> Deref for Residual<R> {
+    type Target = [R];
+    fn deref(&self) -> &[R] {
+        match self {
+            Residual::Scratch(buffer) => buffer,
+            Residual::Kept(values) => values,
+        }
+    }
+}
+
+impl<R: Real> DerefMut for Residual<R> {
+    fn deref_mut(&mut self) -> &mut [R] {
+        match self {
+            Residual::Scratch(buffer) => buffer,
+            Residual::Kept(values) => values,
+        }
+    }
+}
+
+impl<R: Real> SparseMixer<R> {
+    /// Runs the encoder. `training` holds the seed of dropout and jitter, or `None` for inference.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming the input that cannot be; [`Error::Interrupted`].
+    pub fn forward(
+        &self,
+        context: &Context<'_, R>,
+        inputs: &Inputs<'_, R>,
+        training: Option<u64>,
+        requested: RequestedOutputs,
+    ) -> Result<Outputs<R>> {
+        self.check(inputs, training)?;
+        let (batch, seq, hidden) = (inputs.batch, inputs.seq, self.config.hidden_size);
+        let keeps_last = requested.sequence_output || requested.encoder_outputs;
+        let last_rows = if keeps_last { self.output_rows(seq) } else { 1 };
+        let mut outputs = Outputs::new(seq, last_rows);
+        if batch == 0 {
+            return Ok(self.empty(outputs, requested));
+        }
+        let attention_mask = AttentionMask::new(&self.config, inputs);
+        let pass = self.pass(context, (batch, seq), training, false, &attention_mask);
+        let mut x = Residual::Scratch(context.buffer(batch * seq * hidden));
+        self.embed.forward(&pass, inputs, &mut x, None)?;
+        check_finite(requested, "the embeddings are", &x)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let is_last = layer + 1 == self.blocks.len();
+            let rows = if is_last { last_rows } else { seq };
+            let keep = if is_last { keeps_last } else { requested.encoder_outputs };
+            let len = batch * rows * hidden;
+            let mut out =
+                if keep { Residual::Kept(zeroed(len)) } else { Residual::Scratch(context.buffer(len)) };
+            let record = block.forward(&pass, &self.activation, &x, rows, &mut out)?;
+            outputs.add(&record, requested);
+            check_finite(requested, format_args!("block {layer} is"), &out)?;
+            let previous = std::mem::replace(&mut x, out);
+            if let (Residual::Kept(values), true) = (previous, requested.encoder_outputs) {
+                outputs.encoder_outputs.push(values);
+            }
+        }
+        if requested.pooled_output {
+            let mut pooled = zeroed(batch * hidden);
+            self.pool.forward(&pass, &x, last_rows, &mut pooled)?;
+            check_finite(requested, "the pooler is", &pooled)?;
+            outputs.pooled_output = Some(pooled);
+        }
+        if let Residual::Kept(values) = x {
+            outputs.sequence_output = Some(values);
+        }
+        Ok(outputs)
+    }
+
+    pub(super) fn check(&self, inputs: &Inputs<'_, R>, training: Option<u64>) -> Result<()> {
+        inputs.check(&self.config)?;
+        if training.is_some() { self.check_dropout() } else { Ok(()) }
+    }
+
+    pub(super) fn pass<'a>(
+        &'a self,
+        context: &'a Context<'a, R>,
+        (batch, seq): (usize, usize),
+        training: Option<u64>,
+        keep: bool,
+        attention_mask: &'a AttentionMask<R>,
+    ) -> Pass<'a, R> {
+        Pass { context, config: &self.config, batch, seq, training, keep, attention_mask }
+    }
+
+    /// Rows per example of the last block's output.
+    pub(super) fn output_rows(&self, seq: usize) -> usize {
+        let range = self.config.output_range.filter(|_| self.config.semantics().output_range);
+        range.map_or(seq, |range| range.min(seq))
+    }
+
+    /// A rate of exactly 1 is allowed at inference only: there would be nothing left to scale.
+    fn check_dropout(&self) -> Result<()> {
+        let attends = !self.config.attention_layers.is_empty();
+        let rates = [
+            ("output_dropout", self.config.output_dropout, true),
+            ("attention_dropout", self.config.attention_dropout, attends),
+            ("expert_dropout", self.config.expert_dropout(), !self.config.moe_layers.is_empty()),
+        ];
+        match rates.into_iter().find(|&(_, rate, used)| used && rate >= 1.0) {
+            None => Ok(()),
+            Some((name, rate, _)) => {
+                Err(Error::value(name, format!("got {rate}, expected a rate below 1 for training")))
+            }
+        }
+    }
+
+    /// Outputs of an empty batch.
+    fn empty(&self, mut outputs: Outputs<R>, requested: RequestedOutputs) -> Outputs<R> {
+        outputs.sequence_output = (requested.sequence_output || requested.encoder_outputs).then(Vec::new);
+        outputs.pooled_output = requested.pooled_output.then(Vec::new);
+        if requested.encoder_outputs {
+            outputs.encoder_outputs = vec![Vec::new(); self.blocks.len() - 1];
+        }
+        outputs
+    }
+}
