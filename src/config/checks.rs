@@ -6,7 +6,9 @@ use crate::layers::Activation;
 
 /// Far above any encoder; files from strangers must not make us list the weights of more.
 const MAX_LAYERS: usize = 4096;
-const MAX_WEIGHTS: usize = 1 << 42;
+const MAX_WEIGHTS: u128 = 1 << 42;
+/// Elements of one weight.
+const MAX_ELEMENTS: u128 = 1 << 40;
 
 impl SparseMixerConfig {
     /// Resolves defaults that depend on other arguments and checks every argument.
@@ -151,25 +153,27 @@ impl SparseMixerConfig {
 
     /// Refuses sizes whose products do not fit the address space, before anything is allocated.
     fn check_sizes(&self) -> Result<()> {
-        let (h, w) = (self.hidden_size, self.embedding_width);
+        // 128 bits, so that no product overflows, on 32-bit processors either.
+        let size = |value: usize| value as u128;
+        let (h, w, s) = (size(self.hidden_size), size(self.embedding_width), size(self.max_sequence_length));
+        let experts = size(self.expert_inner_dim()) * size(self.num_experts.max(1));
         let largest = [
-            ("vocab_size", self.vocab_size, w, 1),
-            ("max_sequence_length", self.max_sequence_length, self.max_sequence_length.max(w), 1),
-            ("hidden_size", h, h.max(w), 1),
-            ("inner_dim", h, self.inner_dim, 1),
-            ("expert_inner_dim", h, self.expert_inner_dim(), self.num_experts.max(1)),
-            ("type_vocab_size", self.type_vocab_size, w, 1),
+            ("vocab_size", size(self.vocab_size) * w),
+            ("max_sequence_length", s * s.max(w)),
+            ("hidden_size", h * h.max(w)),
+            ("inner_dim", h * size(self.inner_dim)),
+            ("expert_inner_dim", h * experts),
+            ("type_vocab_size", size(self.type_vocab_size) * w),
         ];
-        for (name, a, b, c) in largest {
-            let fits = a.checked_mul(b).and_then(|ab| ab.checked_mul(c)).is_some_and(|size| size <= 1 << 40);
-            if !fits {
+        for (name, elements) in largest {
+            if elements > MAX_ELEMENTS.min(isize::MAX as u128 / 8) {
                 return Err(Error::value(name, "too large: a weight would have more than 2^40 elements"));
             }
         }
-        // Each of these is at most 2^40, and their sum fits.
-        let (mixing, dense) = (4 * h * h + self.max_sequence_length.pow(2), 2 * h * self.inner_dim);
-        let experts = 2 * h * self.expert_inner_dim() * self.num_experts.max(1);
-        let all = self.num_layers * (mixing + dense) + self.moe_layers.len().min(self.num_layers) * experts;
+        let embeddings = (size(self.vocab_size) + s + size(self.type_vocab_size) + h) * w;
+        let (mixing, dense) = (4 * h * h + s * s, 2 * h * size(self.inner_dim));
+        let mixtures = size(self.moe_layers.len().min(self.num_layers)) * 2 * h * experts;
+        let all = embeddings + size(self.num_layers) * (mixing + dense) + mixtures + h * h;
         if all > MAX_WEIGHTS {
             return Err(Error::value(
                 "num_layers",
@@ -198,5 +202,37 @@ impl SparseMixerConfig {
         self.semantics().shorter_sequences
             && (self.mixing_mechanism.is_transform()
                 || (0..self.num_layers).all(|layer| self.is_attention(layer)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file from a stranger can name sizes that each pass alone.
+    #[test]
+    fn all_weights_count_towards_the_bound() {
+        let toy = SparseMixerConfig { hidden_size: 8, num_layers: 1, inner_dim: 8, ..Default::default() };
+        let toy = SparseMixerConfig { moe_layers: vec![], attention_layers: vec![0], ..toy };
+        let large = [
+            SparseMixerConfig { vocab_size: 1 << 30, embedding_width: 1 << 12, ..toy.clone() },
+            SparseMixerConfig { type_vocab_size: 1 << 30, embedding_width: 1 << 11, ..toy.clone() },
+            SparseMixerConfig { num_layers: 4096, hidden_size: 1 << 15, inner_dim: 1 << 15, ..toy.clone() },
+            SparseMixerConfig { hidden_size: usize::MAX & !7, ..toy.clone() },
+            // Each table is within the bound of one weight, all of them together are not.
+            SparseMixerConfig {
+                vocab_size: 1 << 30,
+                type_vocab_size: 1 << 30,
+                embedding_width: 1 << 10,
+                hidden_size: 1 << 20,
+                inner_dim: 1 << 20,
+                ..toy.clone()
+            },
+        ];
+        for config in large {
+            let error = config.clone().validated().unwrap_err().to_string();
+            assert!(error.contains("too large") || error.contains("too many"), "{config:?}: {error}");
+        }
+        assert!(SparseMixerConfig { vocab_size: 1 << 20, ..toy }.validated().is_ok());
     }
 }

@@ -64,7 +64,7 @@ impl ProjectionConfig {
                 return Err(Error::value(argument, "got 0, expected at least 1"));
             }
             let fits = size.checked_mul(self.input_width.max(self.inner_width));
-            if fits.is_none_or(|size| size > 1 << 40) {
+            if fits.is_none_or(|size| size as u64 > 1 << 40) {
                 let message = "too large: a weight would have more than 2^40 elements";
                 return Err(Error::value(argument, message));
             }

@@ -43,7 +43,15 @@ impl Grouping {
                 Error::value("min_expert_capacity", format!("got {least}: {message}"))
             });
         }
-        Ok(Grouping { groups, tokens, capacity: capacity as usize })
+        let grouping = Grouping { groups, tokens, capacity: capacity as usize };
+        let rows = (groups as u128) * (config.num_experts * grouping.slots()) as u128;
+        if rows.max(batch as u128 * seq as u128) >= u128::from(u32::MAX) {
+            // Tokens, and rows of experts, are numbered in 32 bits.
+            let message =
+                format!("got {batch}: mixtures take fewer than 2^32 tokens or rows of experts in one call");
+            return Err(Error::value("batch", message));
+        }
+        Ok(grouping)
     }
 
     /// Tokens that an expert can have of a group at the most: slots beyond them stay empty.
@@ -78,4 +86,21 @@ fn by_examples(batch: usize, seq: usize, per_group: f64) -> Result<(usize, usize
         ));
     }
     Ok((all / tokens, tokens))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_numbered_in_32_bits() {
+        let config = SparseMixerConfig::default();
+        assert!(Grouping::new(&config, 1 << 20, 512, false).is_ok());
+        // 2^32 tokens; then 2^31 tokens of which every expert takes all.
+        let error = Grouping::new(&config, 1 << 23, 512, false).unwrap_err().to_string();
+        assert!(error.starts_with("batch: got 8388608"), "{error}");
+        let all = SparseMixerConfig { eval_capacity_factor: 16.0, ..config };
+        assert!(Grouping::new(&all, 1 << 22, 512, false).is_err());
+        assert!(Grouping::new(&all, 1 << 18, 512, false).is_ok());
+    }
 }
