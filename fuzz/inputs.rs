@@ -2,11 +2,12 @@
 #![allow(dead_code, reason = "each target uses one function")]
 
 use sparse_mixer::checkpoint::{
-    FileBytes, Flax, LoadPlan, Npz, Safetensors, TensorBundle, TensorSource, Wanted, open_bytes,
+    FileBytes, Flax, LoadPlan, Npz, Safetensors, TargetWeight, TensorBundle, TensorSource, open_bytes,
 };
 use sparse_mixer::config::SparseMixerConfig;
 use sparse_mixer::heads::HeadConfig;
 use sparse_mixer::optim::Schedule;
+use sparse_mixer::runtime::never;
 use sparse_mixer::{Error, Result};
 
 const LABEL: &str = "input";
@@ -42,7 +43,7 @@ pub fn config(data: &[u8]) {
     }
 }
 
-/// A file of a format that is to be recognised.
+/// A file of a format whose format is told by its content.
 pub fn open(data: &[u8]) {
     match open_bytes(FileBytes::from(data.to_vec()), LABEL) {
         Ok(source) => read_source(&*source),
@@ -98,21 +99,21 @@ fn read_all<T: TensorSource>(source: Result<T>) {
 }
 
 fn read_source(source: &dyn TensorSource) {
-    let wanted: Vec<Wanted> = source
+    let targets: Vec<TargetWeight> = source
         .entries()
         .iter()
         .take(100)
-        .map(|entry| Wanted { name: entry.name.clone(), shape: entry.shape.clone() })
+        .map(|entry| TargetWeight { name: entry.name.clone(), shape: entry.shape.clone() })
         .collect();
-    let plan = LoadPlan::new(source.entries(), &wanted, None);
+    let plan = LoadPlan::new(source.entries(), &targets, None);
     for read in plan.iter().flat_map(|plan| &plan.reads) {
-        match read.read(source, &wanted[read.wanted]) {
-            Ok(tensor) => assert_eq!(tensor.shape(), wanted[read.wanted].shape),
+        match read.read(source, &targets[read.target], &never) {
+            Ok(tensor) => assert_eq!(tensor.shape(), targets[read.target].shape),
             Err(error) => check(&error),
         }
     }
     for index in 0..source.entries().len() {
-        match source.read(index) {
+        match source.read(index, &never) {
             Ok(tensor) => {
                 let _ = tensor.to_f32();
             }

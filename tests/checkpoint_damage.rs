@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 use sparse_mixer::checkpoint::{
-    FileBytes, Flax, LoadPlan, Npz, Safetensors, TensorBundle, TensorSource, Wanted,
+    Dtype, FileBytes, Flax, LoadPlan, Npz, Safetensors, TargetWeight, TensorBundle, TensorSource,
+    TensorToWrite, send_f32, write_safetensors,
 };
+use sparse_mixer::runtime::never;
 use sparse_mixer::{Error, Result};
 
 const LABEL: &str = "the-file";
@@ -76,18 +78,23 @@ fn cases() -> Vec<Case> {
 
 /// The weights of `checkpoints/weights.npz` in our own format.
 fn safetensors_file() -> Vec<u8> {
-    use sparse_mixer::checkpoint::{TensorToWrite, write_safetensors};
     let npz = Npz::from_bytes(FileBytes::from(golden("checkpoints/weights.npz")), LABEL).unwrap();
-    let values: Vec<_> = (0..npz.entries().len()).map(|i| npz.read(i).unwrap().to_f32().unwrap()).collect();
+    let values: Vec<_> =
+        (0..npz.entries().len()).map(|i| npz.read(i, &never).unwrap().to_f32().unwrap()).collect();
     let tensors = npz
         .entries()
         .iter()
         .zip(&values)
-        .map(|(entry, values)| TensorToWrite::from_f32(&entry.name, &entry.shape, values))
+        .map(|(entry, values)| TensorToWrite {
+            name: entry.name.clone(),
+            dtype: Dtype::F32,
+            shape: entry.shape.clone(),
+            content: Box::new(|sink| send_f32(values, sink)),
+        })
         .collect();
     let name = format!("sparse-mixer-damage-{}-{:?}", std::process::id(), std::thread::current().id());
     let path = std::env::temp_dir().join(name);
-    write_safetensors(&path, &Default::default(), tensors, &sparse_mixer::runtime::never).unwrap();
+    write_safetensors(&path, &Default::default(), tensors, &never).unwrap();
     let bytes = std::fs::read(&path).unwrap();
     std::fs::remove_file(path).unwrap();
     bytes
@@ -96,16 +103,16 @@ fn safetensors_file() -> Vec<u8> {
 /// Opens the files, lists, matches and reads everything. The only failures allowed are errors that name the file.
 fn exercise(case: &Case, files: Vec<Vec<u8>>) -> Result<Vec<(String, Vec<u8>)>> {
     let outcome = (case.open)(files).and_then(|source| {
-        let wanted: Vec<_> = source
+        let targets: Vec<_> = source
             .entries()
             .iter()
-            .map(|entry| Wanted { name: entry.name.clone(), shape: entry.shape.clone() })
+            .map(|entry| TargetWeight { name: entry.name.clone(), shape: entry.shape.clone() })
             .collect();
         // Any answer will do, as long as there is one.
-        drop(LoadPlan::new(source.entries(), &wanted, None));
+        drop(LoadPlan::new(source.entries(), &targets, None));
         let mut contents = Vec::new();
         for (index, entry) in source.entries().iter().enumerate() {
-            match source.read(index) {
+            match source.read(index, &never) {
                 Ok(tensor) => {
                     assert_eq!(tensor.shape(), entry.shape);
                     contents.push((entry.name.clone(), tensor.bytes().to_vec()));

@@ -371,8 +371,8 @@ class Checkpoint:
     def read(self, index: int) -> bytes:
         """Content of the tensor at `index`: little-endian, row-major; its checksum is verified where there is one."""
 
-    def plan(self, wanted: Sequence[tuple[str, Sequence[int]]], prefix: str | None = None) -> LoadPlan:
-        """Find the weights `wanted` (names and shapes in Keras order), below `prefix` if the file has several encoders.
+    def plan(self, targets: Sequence[tuple[str, Sequence[int]]], prefix: str | None = None) -> LoadPlan:
+        """Find the weights `targets` (names and shapes in Keras order), below `prefix` if there are several encoders.
 
         Raises:
             CheckpointError: Several encoders, and no `prefix`.
@@ -416,7 +416,7 @@ class LoadPlan:
 
 def plan_load(
     entries: Sequence[tuple[str, str, Sequence[int]]],
-    wanted: Sequence[tuple[str, Sequence[int]]],
+    targets: Sequence[tuple[str, Sequence[int]]],
     prefix: str | None = None,
     *,
     path: str,

@@ -1,11 +1,11 @@
 //! Weight files: bytes in, named tensors out, and the way back.
 //!
 //! Every reader turns one format into the same list of entries ([`TensorSource`]): names, element types and shapes as
-//! the file has them, read one tensor at a time. [`names`] knows how each framework spells the weights of a Sparse
-//! Mixer encoder, [`LoadPlan`] matches a list of wanted weights with what a file offers and reports the difference.
+//! the file has them, read one tensor at a time. [`matching::names`] knows how each framework spells the weights of a Sparse
+//! Mixer encoder, [`LoadPlan`] matches a list of target weights with what a file offers and reports the difference.
 //! Nothing in here knows the network or Python, and no file content is ever executed.
 //!
-//! Files come from strangers: every size is checked before it is used (see [`limits`]), a damaged file is an error that
+//! Files come from strangers: every size is checked before it is used (see [`io::limits`]), a damaged file is an error that
 //! names the file, and reading one takes at most 64 MiB more memory than the file is long.
 //!
 //! | format | reader | writer |
@@ -15,43 +15,28 @@
 //! | TensorFlow tensor bundle (checkpoint, SavedModel) | [`TensorBundle`] | |
 //! | NumPy `.npz` | [`Npz`] | [`write_npz`] |
 
-mod atomic_file;
-mod checksum;
-mod entries;
-mod file_bytes;
-mod flax;
-mod flax_document;
-mod flax_step;
-pub mod limits;
-mod msgpack;
-pub mod names;
-mod npy;
-mod npz;
+mod error;
+mod formats;
+pub mod io;
+pub mod matching;
 mod open;
-mod plan;
-mod protobuf;
-mod safetensors;
-mod sharded_safetensors;
-mod sorted_table;
+mod permute;
+mod source;
 mod tensor;
-mod tensor_bundle;
-mod transform;
-mod write;
-mod write_npz;
-mod write_safetensors;
-mod zip;
+mod tensor_to_write;
 
-pub use atomic_file::AtomicFile;
-pub use entries::{Entry, FormatError, Listing, TensorSource};
-pub use file_bytes::FileBytes;
-pub use flax::Flax;
-pub use npz::Npz;
-pub use open::{Format, open, open_bytes};
-pub use plan::{LoadPlan, Mismatch, PlannedRead, Wanted};
-pub use safetensors::{FORMAT_VERSION, Safetensors};
-pub use tensor::{Dtype, Tensor};
-pub use tensor_bundle::TensorBundle;
-pub use transform::Transform;
-pub use write::{ChunkSink, Content, TensorToWrite, send_f32};
-pub use write_npz::write_npz;
-pub use write_safetensors::write_safetensors;
+pub use error::FormatError;
+pub use formats::flax::reader::Flax;
+pub use formats::npz::reader::Npz;
+pub use formats::npz::writer::write_npz;
+pub use formats::safetensors::reader::{FORMAT_VERSION, Safetensors};
+pub use formats::safetensors::writer::write_safetensors;
+pub use formats::tensor_bundle::reader::TensorBundle;
+pub use io::atomic_file::AtomicFile;
+pub use io::file_bytes::FileBytes;
+pub use matching::plan::{LoadPlan, Mismatch, PlannedRead, TargetWeight};
+pub use matching::transform::Transform;
+pub use open::{open, open_bytes};
+pub use source::{Listing, TensorSource};
+pub use tensor::{Dtype, Entry, Format, Tensor};
+pub use tensor_to_write::{ChunkSink, Content, TensorToWrite, send_f32};

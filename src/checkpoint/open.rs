@@ -1,45 +1,22 @@
 //! Recognises a weight file by what it contains and opens it with the right reader.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::entries::{FormatError, TensorSource};
-use super::file_bytes::FileBytes;
-use super::flax::Flax;
-use super::flax_step::is_step_file;
-use super::npz::Npz;
-use super::safetensors::Safetensors;
-use super::sharded_safetensors::ShardedSafetensors;
-use super::tensor_bundle::TensorBundle;
-use super::{sorted_table, zip};
+use super::error::FormatError;
+use super::formats::detect::detect_format;
+use super::formats::flax::reader::Flax;
+use super::formats::flax::step_files::is_step_file;
+use super::formats::npz::reader::Npz;
+use super::formats::safetensors::reader::Safetensors;
+use super::formats::safetensors::sharded::ShardedSafetensors;
+use super::formats::tensor_bundle::reader::TensorBundle;
+use super::io::file_bytes::FileBytes;
+use super::source::TensorSource;
+use super::tensor::Format;
 use crate::Result;
 
 /// Longest `checkpoint` file, which names the latest checkpoint of a folder.
 const MAX_STATE_FILE: usize = 64 << 10;
-
-/// A file format that is read here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// safetensors.
-    Safetensors,
-    /// Flax msgpack.
-    Flax,
-    /// TensorFlow checkpoint or SavedModel.
-    TensorBundle,
-    /// NumPy archive.
-    Npz,
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Format::Safetensors => "safetensors",
-            Format::Flax => "flax",
-            Format::TensorBundle => "tensor_bundle",
-            Format::Npz => "npz",
-        })
-    }
-}
 
 /// Opens the checkpoint at `path`: a safetensors, Flax or `.npz` file, a TensorFlow checkpoint (its prefix, its
 /// `.index` file, or its folder), a SavedModel folder, the folder of a Flax training step, or a folder with a
@@ -65,7 +42,7 @@ pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
 /// # Errors
 /// The format is not read here, is one of several files, or the content is damaged.
 pub fn open_bytes(bytes: FileBytes, label: &str) -> Result<Box<dyn TensorSource>> {
-    match recognise(&bytes).map_err(|flaw| flaw.in_file(label))? {
+    match detect_format(&bytes).map_err(|error| error.in_file(label))? {
         Format::Safetensors => Ok(Box::new(Safetensors::from_bytes(bytes, label)?)),
         Format::Flax => Ok(Box::new(Flax::from_bytes(vec![bytes], label)?)),
         Format::Npz => Ok(Box::new(Npz::from_bytes(bytes, label)?)),
@@ -73,40 +50,6 @@ pub fn open_bytes(bytes: FileBytes, label: &str) -> Result<Box<dyn TensorSource>
             Err(FormatError::new("a TensorFlow checkpoint index must be called <prefix>.index")
                 .in_file(label))
         }
-    }
-}
-
-/// Tells the format of a file from its content.
-///
-/// # Errors
-/// The content looks like none of the formats read here; where it is recognised as another one, the error says what to
-/// do.
-pub(super) fn recognise(bytes: &[u8]) -> Result<Format, FormatError> {
-    if bytes.ends_with(&sorted_table::MAGIC) {
-        return Ok(Format::TensorBundle);
-    }
-    // An empty archive consists of its end record.
-    if bytes.starts_with(&zip::LOCAL_HEADER) || bytes.starts_with(&zip::DIRECTORY_END) {
-        return Ok(Format::Npz);
-    }
-    // A safetensors header is JSON behind its length, whose upper half is zero.
-    if bytes.get(4..9) == Some(b"\0\0\0\0{") {
-        return Ok(Format::Safetensors);
-    }
-    if bytes.starts_with(b"\x89HDF\r\n\x1a\n") {
-        return Err(FormatError::new("HDF5 files are read by the Python package (extra 'h5')"));
-    }
-    match bytes.first() {
-        // PROTO opcode, protocols 2 to 5.
-        Some(0x80) if matches!(bytes.get(1), Some(2..=5)) => Err(FormatError::new(
-            "this is a Python pickle, which can run any code when it is opened and is therefore not read; convert it \
-             to safetensors with the program that made it",
-        )),
-        Some(0x80..=0x8f | 0xde | 0xdf) => Ok(Format::Flax),
-        None => Err(FormatError::new("the file is empty")),
-        _ => Err(FormatError::new(
-            "the format is not recognised; safetensors, Flax msgpack, TensorFlow checkpoints, .npz and HDF5 are read",
-        )),
     }
 }
 
@@ -125,7 +68,7 @@ fn open_folder(folder: &Path) -> Result<Box<dyn TensorSource>> {
     }
     let state = folder.join("checkpoint");
     if state.is_file() {
-        let prefix = latest_checkpoint(&state).map_err(|flaw| flaw.in_file(&label))?;
+        let prefix = latest_checkpoint(&state).map_err(|error| error.in_file(&label))?;
         return Ok(Box::new(TensorBundle::open(&folder.join(prefix))?));
     }
     Ok(Box::new(Flax::open(folder)?))

@@ -1,13 +1,37 @@
-//! One tensor's bytes and their meaning.
+//! Tensors of files: which formats and element types there are, how a file lists a tensor, and what its bytes mean.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use half::{bf16, f16};
 
-use super::entries::FormatError;
-use super::limits::byte_count;
+use super::error::FormatError;
+use super::io::limits::byte_count;
 use crate::kernels::f32s_of_bytes;
+
+/// A file format that is read here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// safetensors.
+    Safetensors,
+    /// Flax msgpack.
+    Flax,
+    /// TensorFlow checkpoint or SavedModel.
+    TensorBundle,
+    /// NumPy archive.
+    Npz,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Format::Safetensors => "safetensors",
+            Format::Flax => "flax",
+            Format::TensorBundle => "tensor_bundle",
+            Format::Npz => "npz",
+        })
+    }
+}
 
 /// Element type of a stored tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +126,17 @@ impl fmt::Display for Dtype {
     }
 }
 
+/// One tensor of a file as the file describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Name as in the file; unique there.
+    pub name: String,
+    /// Element type as stored.
+    pub dtype: Dtype,
+    /// Sizes of the dimensions, outermost first.
+    pub shape: Vec<usize>,
+}
+
 /// The content of one entry: little-endian, row-major, without gaps.
 #[derive(Debug, Clone)]
 pub struct Tensor<'a> {
@@ -150,13 +185,8 @@ impl<'a> Tensor<'a> {
     }
 
     /// Number of elements.
-    pub fn len(&self) -> usize {
+    pub fn element_count(&self) -> usize {
         self.shape.iter().product()
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Writes the elements as 32-bit floats into `out`; 64-bit ones are rounded to nearest.
@@ -165,9 +195,9 @@ impl<'a> Tensor<'a> {
     /// The elements are not floating-point numbers.
     ///
     /// # Panics
-    /// `out` does not have exactly [`Tensor::len`] elements.
+    /// `out` does not have exactly [`Tensor::element_count`] elements.
     pub fn write_f32(&self, out: &mut [f32]) -> Result<(), FormatError> {
-        assert_eq!(out.len(), self.len(), "the destination has the tensor's size");
+        assert_eq!(out.len(), self.element_count(), "the destination has the tensor's size");
         match self.dtype {
             Dtype::F32 => convert(&self.bytes, out, f32::from_le_bytes),
             Dtype::F64 => convert(&self.bytes, out, |b| f64::from_le_bytes(b) as f32),
@@ -188,7 +218,7 @@ impl<'a> Tensor<'a> {
     /// # Errors
     /// As [`Tensor::write_f32`].
     pub fn to_f32(&self) -> Result<Vec<f32>, FormatError> {
-        let mut out = vec![0.0; self.len()];
+        let mut out = vec![0.0; self.element_count()];
         self.write_f32(&mut out)?;
         Ok(out)
     }

@@ -12,10 +12,10 @@ use pyo3::types::PyBytes;
 
 use super::enter::{enter_core, guard, to_py_err};
 use super::part::{Owner, Snapshot};
-use crate::checkpoint::names::{self, Scheme};
+use crate::checkpoint::matching::names::{self, Scheme};
 use crate::checkpoint::{
-    self, Dtype, Entry, Mismatch, PlannedRead, TensorSource, TensorToWrite, Transform, Wanted, send_f32,
-    write_npz, write_safetensors,
+    self, Dtype, Entry, Mismatch, PlannedRead, TargetWeight, TensorSource, TensorToWrite, Transform,
+    send_f32, write_npz, write_safetensors,
 };
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
@@ -76,37 +76,37 @@ impl Checkpoint {
     fn read<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyBytes>> {
         guard(|| {
             self.entry(index)?;
-            let tensor = enter_core(py, |interrupt| self.source.read_unless(index, interrupt))?;
+            let tensor = enter_core(py, |interrupt| self.source.read(index, interrupt))?;
             let bytes = PyBytes::new(py, tensor.bytes());
             self.source.release(index);
             Ok(bytes)
         })
     }
 
-    #[pyo3(signature = (wanted, prefix=None))]
+    #[pyo3(signature = (targets, prefix=None))]
     fn plan(
         &self,
         py: Python<'_>,
-        wanted: Vec<(String, Vec<usize>)>,
+        targets: Vec<(String, Vec<usize>)>,
         prefix: Option<String>,
     ) -> PyResult<LoadPlan> {
         guard(|| {
-            let wanted = to_wanted(wanted);
+            let targets = to_targets(targets);
             let plan = enter_core(py, |_| {
-                checkpoint::LoadPlan::new(self.source.entries(), &wanted, prefix.as_deref())
-                    .map_err(|flaw| flaw.in_file(self.source.path()))
+                checkpoint::LoadPlan::new(self.source.entries(), &targets, prefix.as_deref())
+                    .map_err(|error| error.in_file(self.source.path()))
             })?;
             let file_names = file_names(&plan, self.source.entries());
-            Ok(LoadPlan { plan, wanted, file_names, source: Some(self.source.clone()) })
+            Ok(LoadPlan { plan, targets, file_names, source: Some(self.source.clone()) })
         })
     }
 }
 
-/// What a file offers of the wanted weights. Made by [`Checkpoint::plan`] it can also read them.
+/// What a file offers of the target weights. Made by [`Checkpoint::plan`] it can also read them.
 #[pyclass(frozen, module = "sparse_mixer._native")]
 pub struct LoadPlan {
     plan: checkpoint::LoadPlan,
-    wanted: Vec<Wanted>,
+    targets: Vec<TargetWeight>,
     /// The file's name of each read.
     file_names: Vec<String>,
     source: Option<Arc<dyn TensorSource>>,
@@ -133,7 +133,7 @@ impl LoadPlan {
         spec: &Spec,
         interrupt: Interrupt<'_>,
     ) -> Result<Option<Cow<'_, [f32]>>> {
-        if self.wanted.get(index).is_none_or(|wanted| wanted.name != spec.name || wanted.shape != spec.shape)
+        if self.targets.get(index).is_none_or(|target| target.name != spec.name || target.shape != spec.shape)
         {
             return Err(Error::value(
                 "plan",
@@ -141,13 +141,13 @@ impl LoadPlan {
             ));
         }
         let Some((source, read)) = self.find(index) else { return Ok(None) };
-        let values = read.read_unless(source, &self.wanted[index], interrupt)?.into_f32();
-        values.map(Some).map_err(|flaw| flaw.at(&spec.name).in_file(source.path()))
+        let values = read.read(source, &self.targets[index], interrupt)?.into_f32();
+        values.map(Some).map_err(|error| error.at(&spec.name).in_file(source.path()))
     }
 
-    /// Whether every wanted weight is read.
+    /// Whether every target weight is read.
     pub fn is_complete(&self) -> bool {
-        self.plan.reads.len() == self.wanted.len()
+        self.plan.reads.len() == self.targets.len()
     }
 
     /// Says that the weight at `index` will not be read again soon, so that mapped pages can go.
@@ -159,8 +159,8 @@ impl LoadPlan {
 
     /// Where the weight at `index` comes from.
     fn find(&self, index: usize) -> Option<(&dyn TensorSource, &PlannedRead)> {
-        // Reads are sorted by the wanted weight.
-        let position = self.plan.reads.binary_search_by_key(&index, |read| read.wanted).ok()?;
+        // Reads are sorted by the target weight.
+        let position = self.plan.reads.binary_search_by_key(&index, |read| read.target).ok()?;
         Some((self.source.as_deref()?, &self.plan.reads[position]))
     }
 }
@@ -180,12 +180,12 @@ impl LoadPlan {
     #[getter]
     fn reads(&self) -> Vec<(usize, usize, bool)> {
         let swaps = |transform| transform == Transform::SwapLeadingAxes;
-        self.plan.reads.iter().map(|read| (read.wanted, read.entry, swaps(read.transform))).collect()
+        self.plan.reads.iter().map(|read| (read.target, read.entry, swaps(read.transform))).collect()
     }
 
     #[getter]
     fn loaded(&self) -> Vec<(&str, &str)> {
-        let names = self.plan.reads.iter().map(|read| self.wanted[read.wanted].name.as_str());
+        let names = self.plan.reads.iter().map(|read| self.targets[read.target].name.as_str());
         names.zip(self.file_names.iter().map(String::as_str)).collect()
     }
 
@@ -218,16 +218,16 @@ fn file_names(plan: &checkpoint::LoadPlan, entries: &[Entry]) -> Vec<String> {
     plan.reads.iter().map(|read| entries[read.entry].name.clone()).collect()
 }
 
-fn to_wanted(wanted: Vec<(String, Vec<usize>)>) -> Vec<Wanted> {
-    wanted.into_iter().map(|(name, shape)| Wanted { name, shape }).collect()
+fn to_targets(weights: Vec<(String, Vec<usize>)>) -> Vec<TargetWeight> {
+    weights.into_iter().map(|(name, shape)| TargetWeight { name, shape }).collect()
 }
 
 /// The plan for tensors that Python reads itself: `(name, numpy type name, shape)` each.
 #[pyfunction]
-#[pyo3(signature = (entries, wanted, prefix=None, *, path))]
+#[pyo3(signature = (entries, targets, prefix=None, *, path))]
 pub fn plan_load(
     entries: Vec<(String, String, Vec<usize>)>,
-    wanted: Vec<(String, Vec<usize>)>,
+    targets: Vec<(String, Vec<usize>)>,
     prefix: Option<&str>,
     path: &str,
 ) -> PyResult<LoadPlan> {
@@ -236,11 +236,11 @@ pub fn plan_load(
             .into_iter()
             .map(|(name, dtype, shape)| Entry { name, dtype: Dtype::from_numpy_name(&dtype), shape })
             .collect();
-        let wanted = to_wanted(wanted);
-        let plan = checkpoint::LoadPlan::new(&entries, &wanted, prefix)
-            .map_err(|flaw| to_py_err(flaw.in_file(path)))?;
+        let targets = to_targets(targets);
+        let plan = checkpoint::LoadPlan::new(&entries, &targets, prefix)
+            .map_err(|error| to_py_err(error.in_file(path)))?;
         let file_names = file_names(&plan, &entries);
-        Ok(LoadPlan { plan, wanted, file_names, source: None })
+        Ok(LoadPlan { plan, targets, file_names, source: None })
     })
 }
 

@@ -1,7 +1,7 @@
 //! Reads the few protocol-buffer messages of TensorFlow's checkpoint index, field by field.
 //! Source: <https://protobuf.dev/programming-guides/encoding/>.
 
-use super::entries::FormatError;
+use crate::checkpoint::error::FormatError;
 
 /// The value of one field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

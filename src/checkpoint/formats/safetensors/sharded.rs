@@ -4,17 +4,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::entries::{EntryList, FormatError, Listing, TensorSource};
-use super::limits::MAX_SHARDS;
-use super::open::Format;
-use super::safetensors::Safetensors;
-use super::tensor::Tensor;
+use super::reader::Safetensors;
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::io::limits::MAX_SHARDS;
+use crate::checkpoint::source::{EntryList, Listing, TensorSource};
+use crate::checkpoint::tensor::Format;
+use crate::checkpoint::tensor::Tensor;
 use crate::runtime::Interrupt;
 use crate::{Error, Result};
 
 /// The safetensors files of one model, put together.
 #[derive(Debug)]
-pub(super) struct ShardedSafetensors {
+pub(crate) struct ShardedSafetensors {
     listing: Listing,
     shards: Vec<Safetensors>,
     /// Shard, and place in it, of each entry.
@@ -26,7 +27,7 @@ impl ShardedSafetensors {
     ///
     /// # Errors
     /// Shards are missing, cannot be read, are damaged, or have a tensor in common.
-    pub(super) fn open(folder: &Path) -> Result<Option<Self>> {
+    pub(crate) fn open(folder: &Path) -> Result<Option<Self>> {
         let path = folder.display().to_string();
         let files = shard_files(folder)?;
         let Some(&(_, count)) = files.keys().next() else { return Ok(None) };
@@ -41,7 +42,7 @@ impl ShardedSafetensors {
             for (index, entry) in shard.entries().iter().enumerate() {
                 let place = (shards.len(), index);
                 list.push(entry.name.clone(), entry.dtype.clone(), entry.shape.clone(), place)
-                    .map_err(|flaw| flaw.in_file(shard.path()))?;
+                    .map_err(|error| error.in_file(shard.path()))?;
             }
             shards.push(shard);
         }
@@ -56,9 +57,9 @@ impl TensorSource for ShardedSafetensors {
         &self.listing
     }
 
-    fn read_unless(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>> {
+    fn read(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>> {
         let (shard, place) = self.origins[index];
-        self.shards[shard].read_unless(place, interrupt)
+        self.shards[shard].read(place, interrupt)
     }
 
     fn release(&self, index: usize) {
@@ -107,7 +108,7 @@ mod tests {
         write("model-00001-of-00002.safetensors", "a", &[1.0]);
         let model = ShardedSafetensors::open(&folder).unwrap().unwrap();
         assert_eq!(model.entries().iter().map(|entry| &entry.name[..]).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(model.read(1).unwrap().to_f32().unwrap(), [2.0, 3.0]);
+        assert_eq!(model.read(1, &never).unwrap().to_f32().unwrap(), [2.0, 3.0]);
         model.release(1);
         write("model-00001-of-00002.safetensors", "b", &[1.0]);
         assert!(ShardedSafetensors::open(&folder).unwrap_err().to_string().contains("twice"));

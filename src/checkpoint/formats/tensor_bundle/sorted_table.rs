@@ -6,13 +6,13 @@
 //! the first *shared* bytes of the key are those of the key before.
 //! Source: <https://github.com/google/leveldb/blob/main/doc/table_format.md>.
 
-use super::entries::FormatError;
-use super::limits::{MAX_NAME_BYTES, part};
 use super::protobuf::{take, take_varint};
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::io::limits::{MAX_NAME_BYTES, part};
 
 const FOOTER_BYTES: usize = 48;
 /// The last eight bytes of every table.
-pub(super) const MAGIC: [u8; 8] = [0x57, 0xfb, 0x80, 0x8b, 0x24, 0x75, 0x47, 0xdb];
+pub(crate) const MAGIC: [u8; 8] = [0x57, 0xfb, 0x80, 0x8b, 0x24, 0x75, 0x47, 0xdb];
 const TRAILER_BYTES: u64 = 5;
 /// LevelDB stores `rotate(crc) + MASK_DELTA`, since checksums of data that contains checksums are weak.
 const MASK_DELTA: u32 = 0xa282_ead8;

@@ -2,17 +2,17 @@
 //! read.
 
 use std::borrow::Cow;
-use std::path::Path;
 
-use super::entries::{EntryList, FormatError, Listing, TensorSource};
-use super::file_bytes::FileBytes;
-use super::limits::{MAX_NPY_HEADER, byte_count};
 use super::npy::NpyHeader;
-use super::open::Format;
-use super::tensor::Tensor;
-use super::transform::permute_axes;
 use super::zip::{Member, members};
 use crate::Result;
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::io::file_bytes::FileBytes;
+use crate::checkpoint::io::limits::{MAX_NPY_HEADER, byte_count};
+use crate::checkpoint::permute::permute_axes;
+use crate::checkpoint::source::{EntryList, Listing, TensorSource};
+use crate::checkpoint::tensor::Format;
+use crate::checkpoint::tensor::Tensor;
 use crate::runtime::Interrupt;
 
 /// An `.npz` archive.
@@ -31,20 +31,12 @@ struct Array {
 }
 
 impl Npz {
-    /// Opens the file at `path`.
-    ///
-    /// # Errors
-    /// The file cannot be read or is not a valid archive of arrays.
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::from_bytes(FileBytes::open(path)?, &path.display().to_string())
-    }
-
     /// Reads a file's content; `path` is its name in messages.
     ///
     /// # Errors
     /// The content is not a valid archive of arrays.
     pub fn from_bytes(bytes: FileBytes, path: &str) -> Result<Self> {
-        Self::parse(bytes, path).map_err(|flaw| flaw.in_file(path))
+        Self::parse(bytes, path).map_err(|error| error.in_file(path))
     }
 
     fn parse(bytes: FileBytes, path: &str) -> Result<Self, FormatError> {
@@ -59,8 +51,8 @@ impl Npz {
                 )));
             };
             let name = name.to_owned();
-            let head = member.peek(&bytes, 16 + MAX_NPY_HEADER).map_err(|flaw| flaw.at(&name))?;
-            let header = NpyHeader::parse(&head).map_err(|flaw| flaw.at(&name))?;
+            let head = member.peek(&bytes, 16 + MAX_NPY_HEADER).map_err(|error| error.at(&name))?;
+            let header = NpyHeader::parse(&head).map_err(|error| error.at(&name))?;
             if let Some(item_size) = header.dtype.size() {
                 let expected = byte_count(&header.shape, item_size)?;
                 if member.size.checked_sub(header.data_start) != Some(expected) {
@@ -106,9 +98,9 @@ impl TensorSource for Npz {
         &self.listing
     }
 
-    fn read_unless(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>> {
+    fn read(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>> {
         self.read_array(index, interrupt)
-            .map_err(|flaw| flaw.at(&self.listing.entries[index].name).in_file(&self.listing.path))
+            .map_err(|error| error.at(&self.listing.entries[index].name).in_file(&self.listing.path))
     }
 
     fn release(&self, index: usize) {

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 const PIECE: usize = 1 << 20;
 
 /// CRC-32C of `bytes`, computed on the rayon pool that the caller is in, without one on the caller's thread.
-pub(super) fn crc32c(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     if bytes.len() <= PIECE || rayon::current_thread_index().is_none() {
         return crc32c::crc32c(bytes);
     }

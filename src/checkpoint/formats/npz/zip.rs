@@ -6,13 +6,13 @@ use std::borrow::Cow;
 use std::io::Read;
 use std::ops::Range;
 
-use super::entries::FormatError;
-use super::limits::{MAX_INFLATED_BEYOND_FILE, MAX_NAME_BYTES, MAX_TENSORS, part};
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::io::limits::{MAX_INFLATED_BEYOND_FILE, MAX_NAME_BYTES, MAX_TENSORS, part};
 use crate::runtime::Interrupt;
 
-pub(super) const LOCAL_HEADER: [u8; 4] = *b"PK\x03\x04";
+pub(crate) const LOCAL_HEADER: [u8; 4] = *b"PK\x03\x04";
 pub(super) const DIRECTORY_ENTRY: [u8; 4] = *b"PK\x01\x02";
-pub(super) const DIRECTORY_END: [u8; 4] = *b"PK\x05\x06";
+pub(crate) const DIRECTORY_END: [u8; 4] = *b"PK\x05\x06";
 pub(super) const DIRECTORY_END_64: [u8; 4] = *b"PK\x06\x06";
 pub(super) const DIRECTORY_LOCATOR_64: [u8; 4] = *b"PK\x06\x07";
 /// Identifier of the extra field with 64-bit sizes.
@@ -216,8 +216,8 @@ fn read_directory_entry(archive: &[u8], fields: &mut Fields<'_>) -> Result<Membe
     if !deflated && size != stored_size {
         return Err(FormatError::new("two different sizes of uncompressed content").at(&name));
     }
-    let start = content_start(archive, header_offset, &name).map_err(|flaw| flaw.at(&name))?;
-    part(archive, start, stored_size, "the content").map_err(|flaw| flaw.at(&name))?;
+    let start = content_start(archive, header_offset, &name).map_err(|error| error.at(&name))?;
+    part(archive, start, stored_size, "the content").map_err(|error| error.at(&name))?;
     let size = usize::try_from(size).map_err(|_| FormatError::new("too large for this machine").at(&name))?;
     Ok(Member { name, deflated, crc32, range: start as usize..(start + stored_size) as usize, size })
 }

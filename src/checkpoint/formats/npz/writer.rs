@@ -3,13 +3,13 @@
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use super::atomic_file::AtomicFile;
-use super::entries::FormatError;
 use super::npy::npy_header;
-use super::write::TensorToWrite;
 use super::zip::{
     DIRECTORY_END, DIRECTORY_END_64, DIRECTORY_ENTRY, DIRECTORY_LOCATOR_64, EXTRA_64, LOCAL_HEADER,
 };
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::io::atomic_file::AtomicFile;
+use crate::checkpoint::tensor_to_write::TensorToWrite;
 use crate::runtime::Interrupt;
 use crate::{Error, Result};
 
@@ -43,17 +43,17 @@ pub fn write_npz(path: &Path, tensors: Vec<TensorToWrite<'_>>, interrupt: Interr
     for tensor in tensors {
         let name = format!("{}.npy", tensor.name);
         let header =
-            npy_header(&tensor.dtype, &tensor.shape).map_err(|flaw| flaw.at(&name).in_file(&label))?;
-        let content = tensor.byte_count().map_err(|flaw| flaw.in_file(&label))?;
+            npy_header(&tensor.dtype, &tensor.shape).map_err(|error| error.at(&name).in_file(&label))?;
+        let content = tensor.byte_count().map_err(|error| error.in_file(&label))?;
         let mut member = Member { name, crc32: 0, size: (header.len() + content) as u64, offset };
         // The checksum is known only after the content: leave room, come back.
-        out.write_all(&member.local_header().map_err(|flaw| flaw.in_file(&label))?).map_err(in_file)?;
+        out.write_all(&member.local_header().map_err(|error| error.in_file(&label))?).map_err(in_file)?;
         out.write_all(&header).map_err(in_file)?;
         let mut crc32 = crc32fast::Hasher::new();
         crc32.update(&header);
         tensor.write_to(&mut out, &label, |bytes| crc32.update(bytes))?;
         member.crc32 = crc32.finalize();
-        let local_header = member.local_header().map_err(|flaw| flaw.in_file(&label))?;
+        let local_header = member.local_header().map_err(|error| error.in_file(&label))?;
         out.seek(SeekFrom::Start(offset)).map_err(in_file)?;
         out.write_all(&local_header).map_err(in_file)?;
         offset += local_header.len() as u64 + member.size;
@@ -150,6 +150,7 @@ fn write_directory(out: &mut impl Write, members: &[Member], start: u64) -> std:
 mod tests {
     use super::*;
     use crate::checkpoint::{FileBytes, Npz, TensorSource};
+    use crate::runtime::never;
 
     #[test]
     fn what_is_written_is_read() {
@@ -159,21 +160,21 @@ mod tests {
             TensorToWrite::from_f32("scalar", &[], &[0.5]),
             TensorToWrite::from_f32("empty", &[0], &[]),
         ];
-        write_npz(&path, tensors, &crate::runtime::never).unwrap();
+        write_npz(&path, tensors, &never).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let file = Npz::from_bytes(FileBytes::from(bytes.clone()), "memory").unwrap();
         assert_eq!(file.entries()[0].name, "layer/kernel");
         assert_eq!(file.entries()[0].shape, [2, 2]);
-        assert_eq!(file.read(0).unwrap().to_f32().unwrap(), [1.0, 2.0, 3.0, 4.0]);
-        assert_eq!(file.read(1).unwrap().to_f32().unwrap(), [0.5]);
-        assert!(file.read(2).unwrap().is_empty());
+        assert_eq!(file.read(0, &never).unwrap().to_f32().unwrap(), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(file.read(1, &never).unwrap().to_f32().unwrap(), [0.5]);
+        assert!(file.read(2, &never).unwrap().bytes().is_empty());
 
         // Content is covered by the archive's checksums.
         let place = bytes.windows(4).position(|window| window == 3f32.to_le_bytes()).unwrap();
         let mut damaged = bytes;
         damaged[place] ^= 1;
         let file = Npz::from_bytes(FileBytes::from(damaged), "memory").unwrap();
-        assert!(file.read(0).unwrap_err().to_string().contains("checksum"));
+        assert!(file.read(0, &never).unwrap_err().to_string().contains("checksum"));
     }
 }

@@ -12,14 +12,15 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::entries::{EntryList, FormatError, Listing, TensorSource};
-use super::file_bytes::FileBytes;
-use super::flax_document::Document;
-use super::flax_step::files_of_step;
-use super::open::Format;
-use super::tensor::{Dtype, Tensor};
-use super::transform::permute_axes;
+use super::document::Document;
+use super::step_files::files_of_step;
 use crate::Result;
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::io::file_bytes::FileBytes;
+use crate::checkpoint::permute::permute_axes;
+use crate::checkpoint::source::{EntryList, Listing, TensorSource};
+use crate::checkpoint::tensor::Format;
+use crate::checkpoint::tensor::{Dtype, Tensor};
 use crate::runtime::Interrupt;
 
 /// Leaves whose path contains this are split over the shard files.
@@ -53,10 +54,10 @@ impl Flax {
             .iter()
             .map(|file| {
                 let label = file.display().to_string();
-                Document::parse(FileBytes::open(file)?).map_err(|flaw| flaw.in_file(&label))
+                Document::parse(FileBytes::open(file)?).map_err(|error| error.in_file(&label))
             })
             .collect::<Result<Vec<_>>>()?;
-        Self::assemble(documents, &label).map_err(|flaw| flaw.in_file(&label))
+        Self::assemble(documents, &label).map_err(|error| error.in_file(&label))
     }
 
     /// Puts together the contents of a replicated (or only) file and of the shard files in order; `path` is their name
@@ -66,7 +67,7 @@ impl Flax {
     /// The contents are damaged or do not fit together.
     pub fn from_bytes(files: Vec<FileBytes>, path: &str) -> Result<Self> {
         let documents: Result<Vec<_>, FormatError> = files.into_iter().map(Document::parse).collect();
-        documents.and_then(|documents| Self::assemble(documents, path)).map_err(|flaw| flaw.in_file(path))
+        documents.and_then(|documents| Self::assemble(documents, path)).map_err(|error| error.in_file(path))
     }
 
     fn assemble(files: Vec<Document>, path: &str) -> Result<Self, FormatError> {
@@ -93,7 +94,7 @@ impl Flax {
                 )));
             }
             let (dtype, shape, parts) =
-                merged_leaf(&entry.name, shards, &by_name).map_err(|flaw| flaw.at(&entry.name))?;
+                merged_leaf(&entry.name, shards, &by_name).map_err(|error| error.at(&entry.name))?;
             check_against_router(&entry.name, shape[1], &sizes)?;
             list.push(entry.name.clone(), dtype, shape, Origin::Sharded(parts))?;
         }
@@ -133,9 +134,9 @@ impl TensorSource for Flax {
         &self.listing
     }
 
-    fn read_unless(&self, index: usize, _: Interrupt<'_>) -> Result<Tensor<'_>> {
+    fn read(&self, index: usize, _: Interrupt<'_>) -> Result<Tensor<'_>> {
         self.read_leaf(index)
-            .map_err(|flaw| flaw.at(&self.listing.entries[index].name).in_file(&self.listing.path))
+            .map_err(|error| error.at(&self.listing.entries[index].name).in_file(&self.listing.path))
     }
 
     fn release(&self, index: usize) {
@@ -203,6 +204,7 @@ fn check_against_router(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::never;
 
     /// A document `{"params": {name: f32 array}}`; the payloads are below 256 bytes.
     fn document(leaves: &[(&str, &[u8], &[f32])]) -> FileBytes {
@@ -240,8 +242,8 @@ mod tests {
         assert_eq!(flax.entries()[0].name, "params/expert_1/k");
         assert_eq!(flax.entries()[0].shape, [2, 4]);
         let expected = [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0];
-        assert_eq!(flax.read(0).unwrap().to_f32().unwrap(), expected);
-        assert_eq!(flax.read(1).unwrap().to_f32().unwrap(), [7.0]);
+        assert_eq!(flax.read(0, &never).unwrap().to_f32().unwrap(), expected);
+        assert_eq!(flax.read(1, &never).unwrap().to_f32().unwrap(), [7.0]);
     }
 
     #[test]

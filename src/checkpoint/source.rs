@@ -2,67 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::limits::{MAX_NAME_BYTES, MAX_NAMES_BYTES, MAX_TENSORS, element_count};
-use super::open::Format;
-use super::tensor::{Dtype, Tensor};
-use crate::runtime::{Interrupt, never};
-use crate::{Error, Result};
-
-/// What is wrong with some bytes, before it is known which file they come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FormatError {
-    message: String,
-    /// Nothing is wrong; the caller wanted no more.
-    stopped: bool,
-}
-
-impl FormatError {
-    /// A flaw described by `message`, a clause that can stand after the file's name and a colon.
-    pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), stopped: false }
-    }
-
-    /// That reading stopped because the caller's interrupt came.
-    pub(super) fn stopped() -> Self {
-        Self { message: "interrupted".into(), stopped: true }
-    }
-
-    /// The error for this flaw in the file called `path`.
-    pub fn in_file(self, path: &str) -> Error {
-        match self.stopped {
-            true => Error::Interrupted,
-            false => Error::Checkpoint { path: path.to_owned(), message: self.message },
-        }
-    }
-
-    /// The same flaw, said to be in `place`.
-    pub fn at(self, place: &str) -> Self {
-        Self { message: format!("{place}: {}", self.message), ..self }
-    }
-}
-
-/// One tensor of a file as the file describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Name as in the file; unique there.
-    pub name: String,
-    /// Element type as stored.
-    pub dtype: Dtype,
-    /// Sizes of the dimensions, outermost first.
-    pub shape: Vec<usize>,
-}
-
-impl Entry {
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
+use super::error::FormatError;
+use super::io::limits::{MAX_NAME_BYTES, MAX_NAMES_BYTES, MAX_TENSORS, element_count};
+use super::tensor::{Dtype, Entry, Format, Tensor};
+use crate::Result;
+use crate::runtime::Interrupt;
 
 /// What a file says of itself, whatever its format.
 #[derive(Debug)]
@@ -109,22 +53,15 @@ pub trait TensorSource: Send + Sync {
         &self.listing().metadata
     }
 
-    /// Reads the entry at `index`, verifying its checksum where the format has one.
+    /// Reads the entry at `index`, verifying its checksum where the format has one; asks the interrupt where it takes
+    /// long.
     ///
     /// # Errors
-    /// The content is damaged, or of a kind that is listed but not read (text, pickled objects).
+    /// The content is damaged, or of a kind that is listed but not read (text, pickled objects); [`crate::Error::Interrupted`].
     ///
     /// # Panics
     /// `index` is not below `entries().len()`.
-    fn read(&self, index: usize) -> Result<Tensor<'_>> {
-        self.read_unless(index, &never)
-    }
-
-    /// As [`TensorSource::read`], asking the interrupt where it takes long.
-    ///
-    /// # Errors
-    /// Those of [`TensorSource::read`]; [`Error::Interrupted`].
-    fn read_unless(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>>;
+    fn read(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>>;
 
     /// Says that the entry at `index` will not be read again soon, so that mapped pages can go.
     fn release(&self, index: usize);
@@ -166,7 +103,7 @@ impl<L> EntryList<L> {
         if self.entries.len() == MAX_TENSORS {
             return Err(FormatError::new(format!("there are more than {MAX_TENSORS} tensors")));
         }
-        element_count(&shape).map_err(|flaw| flaw.at(&name))?;
+        element_count(&shape).map_err(|error| error.at(&name))?;
         if !self.seen.insert(name.clone()) {
             return Err(FormatError::new(format!("the name '{name}' occurs twice")));
         }

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::entries::FormatError;
+use crate::checkpoint::error::FormatError;
 
 /// The next thing in a document. Maps and arrays give their length; their content follows as tokens.
 #[derive(Debug, Clone, PartialEq)]

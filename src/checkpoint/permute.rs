@@ -1,41 +1,4 @@
-//! Changes of layout between frameworks. Two suffice: keep, or swap the two leading axes; then reshape.
-
-use std::borrow::Cow;
-
-use super::entries::FormatError;
-use super::tensor::Tensor;
-
-/// How a foreign tensor becomes one of ours; a reshape to the wanted shape always follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transform {
-    /// Same order of elements.
-    Keep,
-    /// `out[j, i, ...] = in[i, j, ...]`: the transpose of PyTorch's matrices, the expert axis of Flax.
-    SwapLeadingAxes,
-}
-
-impl Transform {
-    /// Applies the change to `tensor` and gives the result the shape `wanted`.
-    ///
-    /// # Errors
-    /// The tensor has too few dimensions, or another number of elements than `wanted`.
-    pub fn apply<'a>(self, tensor: Tensor<'a>, wanted: &[usize]) -> Result<Tensor<'a>, FormatError> {
-        let (dtype, shape, bytes) = tensor.into_parts();
-        let bytes = match self {
-            Transform::Keep => bytes,
-            Transform::SwapLeadingAxes if shape.len() < 2 => {
-                return Err(FormatError::new(format!("expected at least two dimensions, got {shape:?}")));
-            }
-            Transform::SwapLeadingAxes => {
-                let mut axes: Vec<usize> = (0..shape.len()).collect();
-                axes.swap(0, 1);
-                let item_size = dtype.size().expect("a tensor with bytes has a known type");
-                Cow::Owned(permute_axes(&bytes, item_size, &shape, &axes))
-            }
-        };
-        Tensor::new(dtype, wanted.to_vec(), bytes)
-    }
-}
+//! Arrays with their axes in another order.
 
 /// The row-major array `bytes` of `shape` with its axes reordered: axis `i` of the result is axis `axes[i]` of the
 /// source. `axes` is a permutation; trailing axes that stay in place are copied as a block.
@@ -85,7 +48,6 @@ pub(super) fn permute_axes(bytes: &[u8], item_size: usize, shape: &[usize], axes
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::Dtype;
 
     #[test]
     fn axes_move_as_the_index_formula_says() {
@@ -106,16 +68,5 @@ mod tests {
             }
         }
         assert!(permute_axes(&[], 4, &[0, 3], &[1, 0]).is_empty());
-    }
-
-    #[test]
-    fn swapping_transposes_and_reshapes() {
-        let tensor = Tensor::new(Dtype::U8, vec![2, 3], Cow::Owned(vec![1, 2, 3, 4, 5, 6])).unwrap();
-        let swapped = Transform::SwapLeadingAxes.apply(tensor.clone(), &[3, 1, 2]).unwrap();
-        assert_eq!(swapped.shape(), [3, 1, 2]);
-        assert_eq!(swapped.bytes(), [1, 4, 2, 5, 3, 6]);
-        assert!(Transform::Keep.apply(tensor, &[5]).is_err());
-        let vector = Tensor::new(Dtype::U8, vec![2], Cow::Owned(vec![1, 2])).unwrap();
-        assert!(Transform::SwapLeadingAxes.apply(vector, &[2]).is_err());
     }
 }

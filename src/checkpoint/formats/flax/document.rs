@@ -6,11 +6,13 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::entries::{Entry, EntryList, FormatError};
-use super::file_bytes::FileBytes;
-use super::limits::{MAX_DEPTH, MAX_RANK, byte_count};
 use super::msgpack::{Decoder, Token};
-use super::tensor::{Dtype, Tensor};
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::io::file_bytes::FileBytes;
+use crate::checkpoint::io::limits::{MAX_DEPTH, MAX_RANK, byte_count};
+use crate::checkpoint::source::EntryList;
+use crate::checkpoint::tensor::Entry;
+use crate::checkpoint::tensor::{Dtype, Tensor};
 
 const EXTENSION_ARRAY: i8 = 1;
 const EXTENSION_SCALAR: i8 = 3;
@@ -111,7 +113,7 @@ impl<'a> Tree<'a> {
         match decoder.next()? {
             Token::Map(length) => self.walk_map(decoder, length, depth),
             Token::Extension(EXTENSION_ARRAY | EXTENSION_SCALAR, payload) => {
-                let leaf = read_array(self.bytes, payload).map_err(|flaw| flaw.at(&self.path))?;
+                let leaf = read_array(self.bytes, payload).map_err(|error| error.at(&self.path))?;
                 self.leaves.push(self.path.clone(), leaf.dtype, leaf.shape, vec![leaf.data])
             }
             // State dictionaries turn lists into maps, so an array is not a tree of weights: step over it.
@@ -160,7 +162,7 @@ impl<'a> Tree<'a> {
                         let Token::Extension(EXTENSION_ARRAY, payload) = decoder.next()? else {
                             return Err(FormatError::new("a chunk is not an array").at(&self.path));
                         };
-                        let chunk = read_array(self.bytes, payload).map_err(|flaw| flaw.at(&self.path))?;
+                        let chunk = read_array(self.bytes, payload).map_err(|error| error.at(&self.path))?;
                         if dtype.get_or_insert_with(|| chunk.dtype.clone()) != &chunk.dtype {
                             return Err(
                                 FormatError::new("the chunks of an array differ in type").at(&self.path)

@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use super::entries::FormatError;
-use super::limits::byte_count;
+use super::error::FormatError;
+use super::io::limits::byte_count;
 use super::tensor::Dtype;
 use crate::kernels::bytes_of_f32s;
 use crate::runtime::inject_fault;
@@ -40,6 +40,7 @@ impl std::fmt::Debug for TensorToWrite<'_> {
 
 impl<'a> TensorToWrite<'a> {
     /// A tensor of 32-bit floats.
+    #[cfg(test)]
     pub fn from_f32(name: impl Into<String>, shape: &[usize], values: &'a [f32]) -> Self {
         Self {
             name: name.into(),
@@ -57,7 +58,7 @@ impl<'a> TensorToWrite<'a> {
                 self.name, self.dtype
             )));
         };
-        byte_count(&self.shape, size).map_err(|flaw| flaw.at(&self.name))
+        byte_count(&self.shape, size).map_err(|error| error.at(&self.name))
     }
 
     /// Writes the content to `out` and shows every piece to `observe`, for checksums.
@@ -67,7 +68,7 @@ impl<'a> TensorToWrite<'a> {
         path: &str,
         mut observe: impl FnMut(&[u8]),
     ) -> Result<()> {
-        let expected = self.byte_count().map_err(|flaw| flaw.in_file(path))?;
+        let expected = self.byte_count().map_err(|error| error.in_file(path))?;
         let mut written = 0usize;
         (self.content)(&mut |bytes| {
             inject_fault();

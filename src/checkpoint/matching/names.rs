@@ -3,7 +3,7 @@
 //! Our own names are those of the reference's Keras variables without the layer's own name, such as
 //! `transformer/layer_3/moe/experts/output/kernel`. Every scheme is a column of one table, a row per sublayer; the last
 //! component (kernel, bias, ...) is spelled alike for all sublayers of a scheme. Foreign names are relative to the
-//! *root* of the encoder in its file (`encoder/`, `bert.`, ...), which [`super::LoadPlan`] finds.
+//! *root* of the encoder in its file (`encoder/`, `bert.`, ...), which [`super::plan::LoadPlan`] finds.
 
 use super::transform::Transform;
 
@@ -20,7 +20,7 @@ pub enum Scheme {
     Flax,
     /// Hugging Face's BERT and FNet in PyTorch form.
     HuggingFace,
-    /// `variables/<k>` in a SavedModel: the position in Keras' order. Only [`super::LoadPlan`] resolves it.
+    /// `variables/<k>` in a SavedModel: the position in Keras' order. Only [`super::plan::LoadPlan`] resolves it.
     SavedModel,
 }
 
@@ -322,9 +322,9 @@ fn hugging_face_names(parts: &Parts<'_>, shape: &[usize]) -> Vec<ForeignName> {
         .collect()
 }
 
-/// Whether a file's tensor called `name` is state of a training run (optimiser moments, counters, metrics) or another
-/// companion of the weights, rather than a weight.
-pub fn is_companion(name: &str) -> bool {
+/// Whether a file's tensor called `name` is no weight: state of a training run (optimiser moments, counters, metrics)
+/// or another auxiliary tensor.
+pub fn is_auxiliary(name: &str) -> bool {
     name.starts_with("opt_state/")
         || name.starts_with("optimizer/")
         || name.contains("/.OPTIMIZER_SLOT/")

@@ -1,13 +1,14 @@
-//! Matching the weights an encoder wants with the tensors a file offers.
+//! Matching the weights of an encoder with the tensors a file offers.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::entries::{Entry, FormatError, TensorSource};
-use super::names::{ForeignName, Scheme, TF_SUFFIX, foreign_names, is_companion};
-use super::tensor::Tensor;
+use super::names::{ForeignName, Scheme, TF_SUFFIX, foreign_names, is_auxiliary};
 use super::transform::Transform;
-use crate::runtime::{Interrupt, never};
-use crate::{Error, Result};
+use crate::Result;
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::source::TensorSource;
+use crate::checkpoint::tensor::{Entry, Tensor};
+use crate::runtime::Interrupt;
 
 /// Deepest path at which an encoder is looked for.
 const MAX_ROOT_DEPTH: usize = 32;
@@ -17,7 +18,7 @@ const WORD_TABLE: &str = "word_embeddings/embeddings";
 
 /// A weight to be loaded, under our name for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub struct TargetWeight {
     /// Keras name without the layer's own name.
     pub name: String,
     /// Shape of ours.
@@ -27,8 +28,8 @@ pub struct Wanted {
 /// One read that a plan has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedRead {
-    /// Index of the wanted weight.
-    pub wanted: usize,
+    /// Index of the target weight.
+    pub target: usize,
     /// Index of the file's entry.
     pub entry: usize,
     /// What turns it into ours, before a reshape.
@@ -55,11 +56,11 @@ pub struct LoadPlan {
     pub scheme: Scheme,
     /// Where in the file the encoder is: what stands before its weights' names, without the separator.
     pub root: String,
-    /// The weights that can be loaded, in the order of the wanted ones.
+    /// The weights that can be loaded, in the order of the targets.
     pub reads: Vec<PlannedRead>,
-    /// Wanted weights that the file does not have.
+    /// Target weights that the file does not have.
     pub missing: Vec<String>,
-    /// Tensors below the root that nothing wants. Heads and optimiser state beside the encoder are not among them.
+    /// Tensors below the root that are no target. Heads and optimiser state beside the encoder are not among them.
     pub unexpected: Vec<String>,
     /// Tensors of another shape.
     pub shape_mismatches: Vec<Mismatch>,
@@ -68,35 +69,35 @@ pub struct LoadPlan {
 }
 
 impl LoadPlan {
-    /// Finds the `wanted` weights, given in Keras order, among a file's `entries`. The naming scheme is the one that
+    /// Finds the `targets`, given in Keras order, among a file's `entries`. The naming scheme is the one that
     /// fits best; `root` says where the encoder is if the file has several.
     ///
     /// # Errors
     /// Two places in the file fit equally well and `root` does not say which.
-    pub fn new(entries: &[Entry], wanted: &[Wanted], root: Option<&str>) -> Result<Self, FormatError> {
+    pub fn new(entries: &[Entry], targets: &[TargetWeight], root: Option<&str>) -> Result<Self, FormatError> {
         let root = root.map(|root| root.trim_end_matches(['/', '.']));
         let mut best: Option<Match> = None;
         for scheme in Scheme::NAMED {
-            let found = Match::find(scheme, entries, wanted, root)?;
+            let found = Match::find(scheme, entries, targets, root)?;
             if best.as_ref().is_none_or(|best| found.count > best.count) {
                 best = Some(found);
             }
         }
         let best = best.expect("there is at least one scheme");
         if best.count == 0
-            && let Some(first) = saved_model_window(entries, wanted)?
+            && let Some(first) = saved_model_window(entries, targets)?
         {
-            return Ok(Self::from_window(entries, wanted, first));
+            return Ok(Self::from_window(entries, targets, first));
         }
-        Ok(Self::from_match(entries, wanted, &best))
+        Ok(Self::from_match(entries, targets, &best))
     }
 
-    fn from_match(entries: &[Entry], wanted: &[Wanted], best: &Match) -> Self {
+    fn from_match(entries: &[Entry], targets: &[TargetWeight], best: &Match) -> Self {
         let mut plan = Self::empty(best.scheme, best.root.clone());
         let index: HashMap<&str, usize> =
             entries.iter().enumerate().map(|(index, entry)| (entry.name.as_str(), index)).collect();
         let mut used = HashSet::new();
-        for (position, weight) in wanted.iter().enumerate() {
+        for (position, weight) in targets.iter().enumerate() {
             let names = foreign_names(best.scheme, &weight.name, &weight.shape);
             let found = names.into_iter().find_map(|name| {
                 let entry = *index.get(best.full_name(&name.path).as_str())?;
@@ -114,7 +115,7 @@ impl LoadPlan {
             .iter()
             .enumerate()
             .filter(|(index, entry)| {
-                !used.contains(index) && best.is_below_root(&entry.name) && !is_companion(&entry.name)
+                !used.contains(index) && best.is_below_root(&entry.name) && !is_auxiliary(&entry.name)
             })
             .map(|(_, entry)| entry.name.clone())
             .collect();
@@ -122,9 +123,9 @@ impl LoadPlan {
     }
 
     /// The plan for a SavedModel whose variables from `window[0]` on are the encoder's.
-    fn from_window(entries: &[Entry], wanted: &[Wanted], window: Vec<usize>) -> Self {
+    fn from_window(entries: &[Entry], targets: &[TargetWeight], window: Vec<usize>) -> Self {
         let mut plan = Self::empty(Scheme::SavedModel, String::new());
-        for (position, (weight, &entry)) in wanted.iter().zip(&window).enumerate() {
+        for (position, (weight, &entry)) in targets.iter().zip(&window).enumerate() {
             let name = ForeignName {
                 path: entries[entry].name.clone(),
                 shape: weight.shape.clone(),
@@ -147,7 +148,7 @@ impl LoadPlan {
         }
     }
 
-    fn add(&mut self, wanted: usize, weight: &Wanted, name: &ForeignName, index: usize, entry: &Entry) {
+    fn add(&mut self, target: usize, weight: &TargetWeight, name: &ForeignName, index: usize, entry: &Entry) {
         let mismatch = |expected: String, found: String| Mismatch {
             name: weight.name.clone(),
             file_name: entry.name.clone(),
@@ -159,83 +160,27 @@ impl LoadPlan {
         } else if !entry.dtype.is_float() {
             self.dtype_mismatches.push(mismatch("a floating-point type".to_owned(), entry.dtype.to_string()));
         } else {
-            self.reads.push(PlannedRead { wanted, entry: index, transform: name.transform });
+            self.reads.push(PlannedRead { target, entry: index, transform: name.transform });
         }
-    }
-
-    /// Whether every wanted weight is found and nothing below the encoder's root is left over.
-    pub fn is_complete(&self) -> bool {
-        self.missing.is_empty()
-            && self.unexpected.is_empty()
-            && self.shape_mismatches.is_empty()
-            && self.dtype_mismatches.is_empty()
-    }
-
-    /// What does not fit, for an error message; at most a few names of each kind.
-    pub fn summary(&self) -> String {
-        const SHOWN: usize = 5;
-        let mut parts = Vec::new();
-        let mut list = |what: &str, names: Vec<String>| {
-            if names.is_empty() {
-                return;
-            }
-            let more = names.len().saturating_sub(SHOWN);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let shown: Vec<_> = names.into_iter().take(SHOWN).collect();
-            parts.push(format!("{what}: {}{more}", shown.join(", ")));
-        };
-        let describe = |mismatches: &[Mismatch]| {
-            mismatches
-                .iter()
-                .map(|m| format!("{} (expected {}, '{}' has {})", m.name, m.expected, m.file_name, m.found))
-                .collect()
-        };
-        list("missing", self.missing.clone());
-        list("unexpected", self.unexpected.clone());
-        list("of another shape", describe(&self.shape_mismatches));
-        list("of another type", describe(&self.dtype_mismatches));
-        parts.join("; ")
-    }
-
-    /// Fails unless [`LoadPlan::is_complete`]; `path` is the file's name.
-    ///
-    /// # Errors
-    /// [`Error::Checkpoint`] with the [`LoadPlan::summary`].
-    pub fn require_complete(&self, path: &str) -> Result<()> {
-        if self.is_complete() {
-            return Ok(());
-        }
-        Err(Error::Checkpoint {
-            path: path.to_owned(),
-            message: format!("the weights do not fit this encoder; {}", self.summary()),
-        })
     }
 }
 
 impl PlannedRead {
-    /// Reads the tensor from the source that the plan was made for, in our layout and with the shape of `wanted`; its
+    /// Reads the tensor from the source that the plan was made for, in our layout and with the shape of `target`; its
     /// element type stays the file's.
     ///
     /// # Errors
     /// As [`TensorSource::read`].
-    pub fn read<'a>(&self, source: &'a dyn TensorSource, wanted: &Wanted) -> Result<Tensor<'a>> {
-        self.read_unless(source, wanted, &never)
-    }
-
-    /// As [`PlannedRead::read`], asking the interrupt where it takes long.
-    ///
-    /// # Errors
-    /// As [`TensorSource::read_unless`].
-    pub fn read_unless<'a>(
+    pub fn read<'a>(
         &self,
         source: &'a dyn TensorSource,
-        wanted: &Wanted,
+        target: &TargetWeight,
         interrupt: Interrupt<'_>,
     ) -> Result<Tensor<'a>> {
-        let tensor = source.read_unless(self.entry, interrupt)?;
+        let tensor = source.read(self.entry, interrupt)?;
         self.transform
-            .apply(tensor, &wanted.shape)
-            .map_err(|flaw| flaw.at(&wanted.name).in_file(source.path()))
+            .apply(tensor, &target.shape)
+            .map_err(|error| error.at(&target.name).in_file(source.path()))
     }
 }
 
@@ -245,28 +190,28 @@ struct Match {
     root: String,
     /// The character between root and name; none if the root is empty.
     separator: Option<char>,
-    /// Number of wanted weights found by name.
+    /// Number of target weights found by name.
     count: usize,
 }
 
 impl Match {
-    /// The root at which `scheme` finds most of the `wanted` weights.
+    /// The root at which `scheme` finds most of the `targets`.
     fn find(
         scheme: Scheme,
         entries: &[Entry],
-        wanted: &[Wanted],
+        targets: &[TargetWeight],
         root: Option<&str>,
     ) -> Result<Self, FormatError> {
         let separator = if scheme == Scheme::HuggingFace { '.' } else { '/' };
         let mut relative: HashMap<String, usize> = HashMap::new();
-        for (position, weight) in wanted.iter().enumerate() {
+        for (position, weight) in targets.iter().enumerate() {
             for name in foreign_names(scheme, &weight.name, &weight.shape) {
                 relative.insert(name.path, position);
             }
         }
-        // Per root, the wanted weights seen there: two spellings of one weight count once.
+        // Per root, the target weights seen there: two spellings of one weight count once.
         let mut seen: BTreeMap<&str, HashSet<usize>> = BTreeMap::new();
-        for entry in entries.iter().filter(|entry| !is_companion(&entry.name)) {
+        for entry in entries.iter().filter(|entry| !is_auxiliary(&entry.name)) {
             let name = entry.name.as_str();
             let starts = std::iter::once(0).chain(name.match_indices(separator).map(|(at, _)| at + 1));
             for start in starts.take(MAX_ROOT_DEPTH) {
@@ -282,7 +227,7 @@ impl Match {
         let roots: Vec<&str> =
             seen.iter().filter(|(_, found)| found.len() == count).map(|(&root, _)| root).collect();
         // A few accidental matches are no reason to complain: another scheme will fit better.
-        if roots.len() > 1 && count * 2 > wanted.len() {
+        if roots.len() > 1 && count * 2 > targets.len() {
             return Err(FormatError::new(format!(
                 "there are several encoders in the file; say which one with prefix=: {}",
                 roots.join(", ")
@@ -309,7 +254,11 @@ impl Match {
 }
 
 /// The table of a language-model head, where TensorFlow's pre-training checkpoints keep the shared word table.
-fn shared_word_table(scheme: Scheme, entries: &[Entry], weight: &Wanted) -> Option<(ForeignName, usize)> {
+fn shared_word_table(
+    scheme: Scheme,
+    entries: &[Entry],
+    weight: &TargetWeight,
+) -> Option<(ForeignName, usize)> {
     if scheme != Scheme::TfCheckpoint || weight.name != WORD_TABLE {
         return None;
     }
@@ -318,7 +267,7 @@ fn shared_word_table(scheme: Scheme, entries: &[Entry], weight: &Wanted) -> Opti
         .iter()
         .enumerate()
         .filter(|(_, entry)| {
-            entry.name.ends_with(&ending) && entry.shape == weight.shape && !is_companion(&entry.name)
+            entry.name.ends_with(&ending) && entry.shape == weight.shape && !is_auxiliary(&entry.name)
         })
         .min_by_key(|(_, entry)| entry.name.len())
         .map(|(index, entry)| {
@@ -327,9 +276,12 @@ fn shared_word_table(scheme: Scheme, entries: &[Entry], weight: &Wanted) -> Opti
         })
 }
 
-/// The entries of a SavedModel that are the wanted weights: the only run of consecutive `variables/<k>` with their
+/// The entries of a SavedModel that are the target weights: the only run of consecutive `variables/<k>` with their
 /// shapes.
-fn saved_model_window(entries: &[Entry], wanted: &[Wanted]) -> Result<Option<Vec<usize>>, FormatError> {
+fn saved_model_window(
+    entries: &[Entry],
+    targets: &[TargetWeight],
+) -> Result<Option<Vec<usize>>, FormatError> {
     let mut variables: Vec<(usize, usize)> = entries
         .iter()
         .enumerate()
@@ -339,13 +291,13 @@ fn saved_model_window(entries: &[Entry], wanted: &[Wanted]) -> Result<Option<Vec
         })
         .collect();
     variables.sort_unstable();
-    if wanted.is_empty() || variables.len() < wanted.len() {
+    if targets.is_empty() || variables.len() < targets.len() {
         return Ok(None);
     }
     let fits = |window: &[(usize, usize)]| {
-        window.iter().zip(wanted).all(|(&(_, index), weight)| entries[index].shape == weight.shape)
+        window.iter().zip(targets).all(|(&(_, index), weight)| entries[index].shape == weight.shape)
     };
-    let mut windows = variables.windows(wanted.len()).filter(|window| fits(window));
+    let mut windows = variables.windows(targets.len()).filter(|window| fits(window));
     let Some(first) = windows.next() else { return Ok(None) };
     if windows.next().is_some() {
         return Err(FormatError::new("several runs of variables have the shapes of this encoder's weights"));

@@ -15,13 +15,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use super::checksum;
-use super::entries::{EntryList, FormatError, Listing, TensorSource};
-use super::file_bytes::FileBytes;
-use super::limits::{MAX_SAFETENSORS_HEADER, part};
-use super::open::Format;
-use super::tensor::{Dtype, Tensor};
 use crate::Result;
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::io::checksum;
+use crate::checkpoint::io::file_bytes::FileBytes;
+use crate::checkpoint::io::limits::{MAX_SAFETENSORS_HEADER, part};
+use crate::checkpoint::source::{EntryList, Listing, TensorSource};
+use crate::checkpoint::tensor::Format;
+use crate::checkpoint::tensor::{Dtype, Tensor};
 use crate::runtime::Interrupt;
 
 /// Newest version of our own format that this library writes and reads.
@@ -63,7 +64,7 @@ impl Safetensors {
     /// # Errors
     /// The content is not a valid safetensors file.
     pub fn from_bytes(bytes: FileBytes, path: &str) -> Result<Self> {
-        Self::parse(bytes, path).map_err(|flaw| flaw.in_file(path))
+        Self::parse(bytes, path).map_err(|error| error.in_file(path))
     }
 
     fn parse(bytes: FileBytes, path: &str) -> Result<Self, FormatError> {
@@ -111,16 +112,6 @@ impl Safetensors {
         let listing = Listing { metadata, ..Listing::new(Format::Safetensors, path, entries) };
         Ok(Self { listing, bytes, ranges, checksums })
     }
-
-    /// Where in the file the entry at `index` lies.
-    pub fn byte_range(&self, index: usize) -> Range<usize> {
-        self.ranges[index].clone()
-    }
-
-    /// Whether the file is of our own format, written with checksums.
-    pub fn is_own_format(&self) -> bool {
-        self.listing.metadata.get("format").is_some_and(|format| format == OWN_FORMAT)
-    }
 }
 
 impl TensorSource for Safetensors {
@@ -128,7 +119,7 @@ impl TensorSource for Safetensors {
         &self.listing
     }
 
-    fn read_unless(&self, index: usize, _: Interrupt<'_>) -> Result<Tensor<'_>> {
+    fn read(&self, index: usize, _: Interrupt<'_>) -> Result<Tensor<'_>> {
         let entry = &self.listing.entries[index];
         let bytes = &self.bytes[self.ranges[index].clone()];
         let tensor = match self.checksums[index] {
@@ -137,7 +128,7 @@ impl TensorSource for Safetensors {
             }
             _ => Tensor::new(entry.dtype.clone(), entry.shape.clone(), Cow::Borrowed(bytes)),
         };
-        tensor.map_err(|flaw| flaw.at(&entry.name).in_file(&self.listing.path))
+        tensor.map_err(|error| error.at(&entry.name).in_file(&self.listing.path))
     }
 
     fn release(&self, index: usize) {

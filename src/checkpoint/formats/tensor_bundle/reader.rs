@@ -6,14 +6,15 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use super::entries::{EntryList, FormatError, Listing, TensorSource};
-use super::file_bytes::FileBytes;
-use super::limits::{MAX_RANK, MAX_SHARDS, part};
-use super::open::Format;
 use super::protobuf::{Value, fields};
 use super::sorted_table::{for_each_entry, masked_crc32c};
-use super::tensor::{Dtype, Tensor};
 use crate::Result;
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::io::file_bytes::FileBytes;
+use crate::checkpoint::io::limits::{MAX_RANK, MAX_SHARDS, part};
+use crate::checkpoint::source::{EntryList, Listing, TensorSource};
+use crate::checkpoint::tensor::Format;
+use crate::checkpoint::tensor::{Dtype, Tensor};
 use crate::runtime::Interrupt;
 
 /// A TensorFlow checkpoint.
@@ -50,12 +51,12 @@ impl TensorBundle {
     pub fn open(prefix: &Path) -> Result<Self> {
         let label = prefix.display().to_string();
         let index = FileBytes::open(&with_suffix(prefix, ".index"))?;
-        let index = Index::parse(&index).map_err(|flaw| flaw.in_file(&format!("{label}.index")))?;
+        let index = Index::parse(&index).map_err(|error| error.in_file(&format!("{label}.index")))?;
         let count = index.shard_count;
         let shards = (0..count)
             .map(|shard| FileBytes::open(&with_suffix(prefix, &format!(".data-{shard:05}-of-{count:05}"))))
             .collect::<Result<Vec<_>>>()?;
-        Self::new(index, shards, &label).map_err(|flaw| flaw.in_file(&label))
+        Self::new(index, shards, &label).map_err(|error| error.in_file(&label))
     }
 
     /// Reads an index and the contents of its data files; `path` is their name in messages.
@@ -63,19 +64,19 @@ impl TensorBundle {
     /// # Errors
     /// The index is damaged or knows another number of data files.
     pub fn from_bytes(index: &[u8], shards: Vec<FileBytes>, path: &str) -> Result<Self> {
-        let index = Index::parse(index).map_err(|flaw| flaw.in_file(path))?;
+        let index = Index::parse(index).map_err(|error| error.in_file(path))?;
         if shards.len() != index.shard_count {
             let (expected, got) = (index.shard_count, shards.len());
             return Err(FormatError::new(format!("expected {expected} data files, got {got}")).in_file(path));
         }
-        Self::new(index, shards, path).map_err(|flaw| flaw.in_file(path))
+        Self::new(index, shards, path).map_err(|error| error.in_file(path))
     }
 
     /// Checks that every tensor lies inside its data file: a truncated one is noticed at once.
     fn new(index: Index, shards: Vec<FileBytes>, path: &str) -> Result<Self, FormatError> {
         let (entries, places) = index.entries.finish();
         for (entry, place) in entries.iter().zip(&places).filter(|(_, place)| !place.is_partitioned) {
-            place.find(&shards).map_err(|flaw| flaw.at(&entry.name))?;
+            place.find(&shards).map_err(|error| error.at(&entry.name))?;
         }
         Ok(Self { listing: Listing::new(Format::TensorBundle, path, entries), shards, places })
     }
@@ -104,9 +105,9 @@ impl TensorSource for TensorBundle {
         &self.listing
     }
 
-    fn read_unless(&self, index: usize, _: Interrupt<'_>) -> Result<Tensor<'_>> {
+    fn read(&self, index: usize, _: Interrupt<'_>) -> Result<Tensor<'_>> {
         self.read_tensor(index)
-            .map_err(|flaw| flaw.at(&self.listing.entries[index].name).in_file(&self.listing.path))
+            .map_err(|error| error.at(&self.listing.entries[index].name).in_file(&self.listing.path))
     }
 
     fn release(&self, index: usize) {
@@ -142,7 +143,7 @@ impl Index {
             }
             let name =
                 std::str::from_utf8(key).map_err(|_| FormatError::new("a tensor name is not UTF-8"))?;
-            let (dtype, shape, place) = read_entry(value).map_err(|flaw| flaw.at(name))?;
+            let (dtype, shape, place) = read_entry(value).map_err(|error| error.at(name))?;
             entries.push(name.to_owned(), dtype, shape, place)
         })?;
         let shard_count = shard_count.ok_or_else(|| FormatError::new("the index has no header"))?;

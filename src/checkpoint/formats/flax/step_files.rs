@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::entries::FormatError;
-use super::limits::MAX_SHARDS;
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::io::limits::MAX_SHARDS;
 use crate::{Error, Result};
 
 /// The files to read for `path`, replicated (or only) file first, shards after it in order. A folder stands for its
@@ -42,7 +42,7 @@ pub(super) fn files_of_step(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Whether `name` is that of a file of a split step.
-pub(super) fn is_step_file(name: &str) -> bool {
+pub(crate) fn is_step_file(name: &str) -> bool {
     StepFile::parse(name).is_some()
 }
 

@@ -1,18 +1,18 @@
-//! Writes our own format; its layout is described in the reader, [`super::safetensors`].
+//! Writes our own format; its layout is described in the reader, [`super::reader`].
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use super::atomic_file::AtomicFile;
-use super::entries::FormatError;
-use super::limits::MAX_SAFETENSORS_HEADER;
-use super::safetensors::{
+use super::reader::{
     CHECKSUM_BLANK, CHECKSUM_PREFIX, FORMAT_VERSION, LENGTH_BYTES, OWN_FORMAT, TENSOR_CHECKSUM_KEY,
     header_checksum,
 };
-use super::tensor::Dtype;
-use super::write::TensorToWrite;
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::io::atomic_file::AtomicFile;
+use crate::checkpoint::io::limits::MAX_SAFETENSORS_HEADER;
+use crate::checkpoint::tensor::Dtype;
+use crate::checkpoint::tensor_to_write::TensorToWrite;
 use crate::runtime::Interrupt;
 use crate::{Error, Result};
 
@@ -37,7 +37,7 @@ pub fn write_safetensors(
 ) -> Result<()> {
     let label = path.display().to_string();
     let in_file = |source| Error::Io { path: label.clone(), source };
-    let mut header = Header::new(metadata, &tensors).map_err(|flaw| flaw.in_file(&label))?;
+    let mut header = Header::new(metadata, &tensors).map_err(|error| error.in_file(&label))?;
 
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, AtomicFile::create(path)?);
     // The checksums are known only after the content: the header is written blank and again, complete, at the end.
@@ -160,6 +160,7 @@ fn dtype_name(dtype: &Dtype) -> Result<&'static str, FormatError> {
 mod tests {
     use super::*;
     use crate::checkpoint::{FileBytes, Safetensors, TensorSource};
+    use crate::runtime::never;
 
     fn written(tensors: Vec<TensorToWrite<'_>>) -> Result<Vec<u8>> {
         let path = std::env::temp_dir().join(format!(
@@ -168,7 +169,7 @@ mod tests {
             std::thread::current().id()
         ));
         let metadata = BTreeMap::from([("config".to_owned(), "{\"a\": \"ü\"}".to_owned())]);
-        write_safetensors(&path, &metadata, tensors, &crate::runtime::never)?;
+        write_safetensors(&path, &metadata, tensors, &never)?;
         let bytes = std::fs::read(&path).unwrap();
         std::fs::remove_file(path).unwrap();
         Ok(bytes)
@@ -186,17 +187,18 @@ mod tests {
     fn read_all(bytes: Vec<u8>) -> Result<Vec<Vec<f32>>> {
         let file = Safetensors::from_bytes(FileBytes::from(bytes), "memory")?;
         (0..file.entries().len())
-            .map(|index| file.read(index)?.to_f32().map_err(|flaw| flaw.in_file("memory")))
+            .map(|index| file.read(index, &never)?.to_f32().map_err(|error| error.in_file("memory")))
             .collect()
     }
 
     #[test]
     fn what_is_written_is_read() {
         let file = Safetensors::from_bytes(FileBytes::from(sample()), "memory").unwrap();
-        assert!(file.is_own_format());
+        assert_eq!(file.metadata()["format"], OWN_FORMAT);
         assert_eq!(file.metadata()["config"], "{\"a\": \"ü\"}");
         assert_eq!(file.entries()[1].shape, [0, 7]);
-        assert_eq!(file.byte_range(0).start % DATA_ALIGNMENT, 0);
+        let header_bytes = u64::from_le_bytes(*sample().first_chunk().unwrap()) as usize;
+        assert_eq!((LENGTH_BYTES + header_bytes) % DATA_ALIGNMENT, 0);
         assert_eq!(read_all(sample()).unwrap(), [vec![1.0, 2.0, 3.0, 4.0, 5.0, -0.5], vec![], vec![2.5]]);
     }
 

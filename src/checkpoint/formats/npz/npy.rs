@@ -1,9 +1,9 @@
 //! Headers of NumPy's `.npy` arrays: magic, version, length, and a Python dictionary literal such as
 //! `{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }`. Source: `numpy/lib/format.py`.
 
-use super::entries::FormatError;
-use super::limits::{MAX_NPY_HEADER, MAX_RANK};
-use super::tensor::Dtype;
+use crate::checkpoint::error::FormatError;
+use crate::checkpoint::io::limits::{MAX_NPY_HEADER, MAX_RANK};
+use crate::checkpoint::tensor::Dtype;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 /// NumPy pads headers to a multiple of this.
@@ -93,7 +93,7 @@ impl<'a> Literal<'a> {
                 "descr" => dtype = Some(self.descr()?),
                 "fortran_order" => fortran_order = Some(self.boolean()?),
                 "shape" => shape = Some(self.shape()?),
-                _ => return Err(Self::flaw()),
+                _ => return Err(Self::error()),
             }
             if !self.accept(',') {
                 self.expect('}')?;
@@ -101,17 +101,17 @@ impl<'a> Literal<'a> {
             }
         }
         if !self.0.trim().is_empty() {
-            return Err(Self::flaw());
+            return Err(Self::error());
         }
         match (dtype, fortran_order, shape) {
             (Some(dtype), Some(fortran_order), Some(shape)) => {
                 Ok(NpyHeader { dtype, fortran_order, shape, data_start })
             }
-            _ => Err(Self::flaw()),
+            _ => Err(Self::error()),
         }
     }
 
-    fn flaw() -> FormatError {
+    fn error() -> FormatError {
         FormatError::new("the array header is damaged")
     }
 
@@ -126,7 +126,7 @@ impl<'a> Literal<'a> {
     }
 
     fn expect(&mut self, wanted: char) -> Result<(), FormatError> {
-        if self.accept(wanted) { Ok(()) } else { Err(Self::flaw()) }
+        if self.accept(wanted) { Ok(()) } else { Err(Self::error()) }
     }
 
     fn text(&mut self) -> Result<&'a str, FormatError> {
@@ -136,7 +136,7 @@ impl<'a> Literal<'a> {
             self.expect('"')?;
             '"'
         };
-        let (text, rest) = self.0.split_once(quote).ok_or_else(Self::flaw)?;
+        let (text, rest) = self.0.split_once(quote).ok_or_else(Self::error)?;
         self.0 = rest;
         Ok(text)
     }
@@ -173,7 +173,7 @@ impl<'a> Literal<'a> {
                 return Ok(value);
             }
         }
-        Err(Self::flaw())
+        Err(Self::error())
     }
 
     fn shape(&mut self) -> Result<Vec<usize>, FormatError> {
@@ -182,7 +182,7 @@ impl<'a> Literal<'a> {
         while !self.accept(')') {
             let text = self.0.trim_start();
             let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-            let size = text[..digits].parse().map_err(|_| Self::flaw())?;
+            let size = text[..digits].parse().map_err(|_| Self::error())?;
             // Python 2 wrote long integers with an L.
             self.0 = text[digits..].strip_prefix('L').unwrap_or(&text[digits..]);
             shape.push(size);

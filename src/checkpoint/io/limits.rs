@@ -1,7 +1,7 @@
 //! Bounds on what a file may ask for. They are far above any real model and low enough that no file, however hostile,
 //! makes a reader take more than 64 MiB beyond the file's own size.
 
-use super::entries::FormatError;
+use crate::checkpoint::error::FormatError;
 
 /// Most tensors in one file.
 pub const MAX_TENSORS: usize = 100_000;

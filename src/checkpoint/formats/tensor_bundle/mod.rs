@@ -1,0 +1,5 @@
+//! TensorFlow's tensor bundle: checkpoints and SavedModels.
+
+mod protobuf;
+pub(in crate::checkpoint) mod reader;
+pub(in crate::checkpoint) mod sorted_table;
