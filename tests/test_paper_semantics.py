@@ -354,9 +354,16 @@ def test_storage_types(dtype: str) -> None:
     inputs = ids_and_types()
     for mechanism in ("linear", "circulant"):
         encoder = paper_encoder(mixing_mechanism=mechanism)
+        converted = encoder.astype(dtype)
+        got = converted(inputs)["sequence_output"]
+        # Against the same encoder in 32 bits with the weights as they were rounded: what is left is the rounding of
+        # activations, which float16 does not do.
+        encoder.set_weights(converted.get_weights())
         exact = encoder(inputs)["sequence_output"]
-        close = encoder.astype(dtype)(inputs)["sequence_output"]
-        assert np.abs(close - exact).mean() < 0.05
+        if dtype == "float16":
+            np.testing.assert_allclose(got, exact, atol=2e-5)
+        cosines = (got * exact).sum(-1) / np.linalg.norm(got, axis=-1) / np.linalg.norm(exact, axis=-1)
+        assert cosines.min() > {"float16": 0.999999, "bfloat16": 0.99999, "int8": 0.9999}[dtype]
 
 
 def test_training_lowers_the_loss() -> None:

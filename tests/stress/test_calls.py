@@ -240,15 +240,33 @@ def test_surface(name: str, value: Any) -> None:
     assert ENCODER(small_inputs())["sequence_output"].tobytes() == EXPECTED
 
 
+# What Python's own unpickler raises at bytes that make no sense, and what ours does.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    OverflowError,
+    MemoryError,
+)
+
+
 @pytest.mark.parametrize("place", range(0, 2000, 40))
 def test_damaged_pickles(place: int) -> None:
-    """Bytes of a pickle changed: an exception, or an encoder; pickles are trusted, but not fragile."""
+    """Bytes of a pickle changed: a known exception, or a whole encoder; pickles are trusted, but not fragile."""
     data = bytearray(pickle.dumps(small_encoder(hidden_size=4, num_attention_heads=1, inner_dim=4)))
     data[place % len(data)] ^= 0x15
-    outcome: Any = None
     try:
         loaded = pickle.load(io.BytesIO(bytes(data)))
-        loaded(small_inputs())
-    except Exception as error:
-        outcome = error
-    assert not isinstance(outcome, sparse_mixer.InternalError)
+        if not isinstance(loaded, sparse_mixer.SparseMixer):
+            return  # the damage made a tuple or a number of it
+        again = sparse_mixer.SparseMixer.from_config(loaded.get_config())
+        again.set_weights(loaded.get_weights())
+        inputs = small_inputs()
+        expected = again(inputs)["sequence_output"]
+    except UNREADABLE:
+        return
+    np.testing.assert_array_equal(loaded(inputs)["sequence_output"], expected)

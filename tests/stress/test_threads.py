@@ -100,7 +100,6 @@ def test_gradients_and_updates_of_many_threads_add_up() -> None:
 def test_a_change_never_shows_half(scaled: Any) -> None:
     """Updates happen in place; a reader sees the weights before or after one, and calls use one set throughout."""
     encoder = small_encoder(num_threads=2)
-    key = "pooler_transform/bias"
     gradients = {v.key: np.ones(v.shape, np.float32) for v in encoder.weights}
     optimizer = optimizers.SGD(1.0)
     before = [weight.copy() for weight in encoder.get_weights()]
@@ -115,20 +114,26 @@ def test_a_change_never_shows_half(scaled: Any) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         watching = [pool.submit(watch) for _ in range(4)]
-        for _ in range(scaled(50, 500)):
+        updates = scaled(50, 500)
+        for _ in range(updates):
             optimizer.apply_gradients(encoder, gradients)
         done.set()
         for watcher in watching:
             watcher.result()
     assert len(set(seen)) > 2
-    assert key in gradients
+    assert set(seen) <= set(range(updates + 1))
+    for was, now in zip(before, encoder.get_weights(), strict=True):
+        np.testing.assert_allclose(now, was - updates, rtol=1e-5)
 
 
 def test_inputs_that_another_thread_changes(scaled: Any) -> None:
-    """The result is that of one moment's inputs, row by row: they are copied, and ids are checked in the copy."""
+    """The result is that of one moment's inputs: they are copied, and ids are checked in the copy."""
     encoder = small_encoder(num_threads=1, attention_layers=())
     inputs = small_inputs(1)
     ids = inputs["input_word_ids"]
+    # A copy made between two values has an id that is refused, so these are the only results there can be.
+    possible = [encoder(inputs)["sequence_output"].tobytes()]
+    possible += [encoder(inputs | {"input_word_ids": np.full_like(ids, 3)})["sequence_output"].tobytes()]
     done = threading.Event()
 
     def change() -> None:
@@ -137,19 +142,20 @@ def test_inputs_that_another_thread_changes(scaled: Any) -> None:
             ids[:] = 2**30
             ids[:] = 3
 
-    complaints = set()
+    complaints, results = set(), set()
     with ThreadPoolExecutor(1) as pool:
         changing = pool.submit(change)
         end = time.monotonic() + scaled(0.5, 10)
         while time.monotonic() < end:
             try:
-                assert np.isfinite(encoder(inputs)["sequence_output"]).all()
+                results.add(encoder(inputs)["sequence_output"].tobytes())
             except ValueError as error:
                 complaints.add(str(error)[:22])
         done.set()
         changing.result()
     ids[:] = 3
     assert_same_outputs(encoder(inputs), small_encoder(attention_layers=())(inputs))
+    assert results <= set(possible)
     assert complaints <= {"input_word_ids: got id"}
 
 
