@@ -139,10 +139,12 @@ def measure_saved(folder: pathlib.Path, examples: int) -> list[Quality]:
     import tokenizers
     from sparse_mixer import text
 
+    from examples.corpus import stdlib_passages
+
     (file,) = folder.glob("*.safetensors")
     exact = sparse_mixer.SparseMixer.load(file, dtype="float32")
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    passages = [passage.text for passage in text.stdlib_passages(450)]
+    passages = [passage.text for passage in stdlib_passages(450)]
     inputs = text.encode(tokenizer, passages[:: len(passages) // examples], exact.arguments.max_sequence_length)
     variant = f"{exact.arguments.num_layers} layers of {exact.arguments.hidden_size}, examples/{folder.name}.py"
     return compare(exact, list(text.batches(inputs, 1)), variant, "trained")

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import sparse_mixer
 import tokenizers
+from corpus import Passage, stdlib_passages
 from sparse_mixer import models, optimizers, schedules, text
 
 LENGTH = 128
@@ -42,7 +43,7 @@ def arguments() -> argparse.Namespace:
 
 def load_data(classes: int) -> tuple[Data, Data, list[str], tokenizers.Tokenizer]:
     """Return training data, validation data, the classes' names, and the tokenizer."""
-    passages = list(text.stdlib_passages(characters=400))
+    passages = list(stdlib_passages(characters=400))
     names = [name for name, _ in Counter(p.package for p in passages).most_common(classes)]
     passages = [p for p in passages if p.package in names]
     order = np.random.default_rng(0).permutation(len(passages))
@@ -51,7 +52,7 @@ def load_data(classes: int) -> tuple[Data, Data, list[str], tokenizers.Tokenizer
     training = [passages[i] for i in order[split:]]
     tokenizer = text.train_tokenizer((p.text for p in training), vocab_size=4096)
 
-    def prepared(chosen: list[text.Passage]) -> Data:
+    def prepared(chosen: list[Passage]) -> Data:
         labels = np.array([names.index(p.package) for p in chosen], np.int32)
         return text.encode(tokenizer, [p.text for p in chosen], LENGTH), labels
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import sparse_mixer
+from corpus import stdlib_passages
 from sparse_mixer import masking, models, optimizers, schedules, text
 
 LENGTH = 128
@@ -51,7 +52,7 @@ def main() -> None:
     """Train, report and save."""
     given = arguments()
     given.output.mkdir(parents=True, exist_ok=True)
-    passages = [passage.text for passage in text.stdlib_passages(450, given.passages)]
+    passages = [passage.text for passage in stdlib_passages(450, given.passages)]
     order = np.random.default_rng(0).permutation(len(passages))
     held_out, used = np.split(order, [len(order) // HELD_OUT])
     tokenizer = text.train_tokenizer((passages[i] for i in used), vocab_size=4096)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import sparse_mixer
+from corpus import stdlib_passages
 from sparse_mixer import plots, text
 from tqdm.auto import tqdm
 
@@ -54,7 +55,7 @@ def tokenizer_for(given: argparse.Namespace) -> Any:
         from tokenizers import Tokenizer
 
         return Tokenizer.from_file(str(given.tokenizer))
-    corpus = tqdm(text.stdlib_passages(), desc="reading the standard library's docstrings", unit=" passages")
+    corpus = tqdm(stdlib_passages(), desc="reading the standard library's docstrings", unit=" passages")
     return text.train_tokenizer(passage.text for passage in corpus)
 
 
@@ -97,7 +98,7 @@ def main() -> None:
     tokenizer = tokenizer_for(given)
     encoder = encoder_for(given, tokenizer.get_vocab_size())
     print(encoder)
-    passages = list(text.stdlib_passages(limit=given.sequences))
+    passages = list(stdlib_passages(limit=given.sequences))
     inputs = text.encode(tokenizer, [p.text for p in passages], encoder.get_config()["max_sequence_length"])
     print(f"{len(passages)} passages, {text.padding_share(inputs):.0%} padding")
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 from sparse_mixer import CheckpointError, SparseMixer
-from sparse_mixer._weight_files import open_weights
+from sparse_mixer.checkpoints.opening import open_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 MOST_BEYOND_FILE = 64 << 20

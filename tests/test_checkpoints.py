@@ -20,8 +20,9 @@ import pytest
 import safetensors.numpy
 import sparse_mixer
 from encoders import ARGUMENTS, assert_same_outputs, small_encoder, small_inputs
-from sparse_mixer import CheckpointError, SparseMixer, _train_state
-from sparse_mixer._arguments import Arguments
+from sparse_mixer import CheckpointError, SparseMixer
+from sparse_mixer._core.arguments import Arguments
+from sparse_mixer.training import state as train_state
 
 GOLDEN = Path(__file__).parent / "golden"
 WRITTEN_BY_TENSORFLOW = [
@@ -406,7 +407,7 @@ def test_bad_targets(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [".safetensors", ".npz", ".weights.h5", ".state"])
 def test_saving_keeps_permissions_and_links_and_removes_leftovers(tmp_path: Path, ending: str) -> None:
     def save(path: Path) -> None:
-        _train_state.save(path, {}, {}) if ending == ".state" else small_encoder().save(path)
+        train_state.save(path, {}, {}) if ending == ".state" else small_encoder().save(path)
 
     real, link = tmp_path / f"real{ending}", tmp_path / f"link{ending}"
     real.write_bytes(b"old")
@@ -454,7 +455,7 @@ _SAVED = {
 }
 _SAVER = f"""
 import sys, pathlib, sparse_mixer
-from sparse_mixer import _train_state
+from sparse_mixer.training import state as train_state
 path = sys.argv[1]
 encoders = [
     sparse_mixer.SparseMixer(**{_SAVED}, initializer={{"class_name": "Constant", "config": {{"value": value}}}})
@@ -464,7 +465,7 @@ print("ready", flush=True)
 while True:
     for encoder in encoders:
         if path.endswith(".state"):
-            _train_state.save(pathlib.Path(path), {{}}, {{w.key: w.numpy() for w in encoder.weights}})
+            train_state.save(pathlib.Path(path), {{}}, {{w.key: w.numpy() for w in encoder.weights}})
         else:
             encoder.save(path)
 """
@@ -473,7 +474,7 @@ while True:
 def saved_weights(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """The weights in a file of `_SAVER`."""
     if path.suffix == ".state":
-        return _train_state.load(path)[1]
+        return train_state.load(path)[1]
     config = None if path.suffix == ".safetensors" else _SAVED
     return {weight.key: weight.numpy() for weight in SparseMixer.load(path, config=config).weights}
 
@@ -494,7 +495,7 @@ def test_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path, ending: str) -> 
         values = {float(array.flat[0]) for key, array in saved_weights(path).items() if key.endswith("kernel")}
         assert values in ({1.0}, {2.0})
     if ending == ".state":
-        _train_state.save(path, {}, {})
+        train_state.save(path, {}, {})
     else:
         small_encoder().save(path)
     assert os.listdir(tmp_path) == [path.name], "the next save removes what killed ones left behind"

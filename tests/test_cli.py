@@ -164,7 +164,7 @@ def test_failures_of_the_library_are_told_in_one_line(
     def fail(*_: Any, **__: Any) -> None:
         raise error("a bug") if error is InternalError else error
 
-    monkeypatch.setattr(cli, "open_weights", fail)
+    monkeypatch.setattr(cli.command, "open_weights", fail)
     assert cli.main(["inspect", str(saved)]) == cli.EXIT_USAGE
     assert capsys.readouterr().err == f"sparse-mixer: {message}\n"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax_cases import assert_close, jax_case, jax_names
 from sparse_mixer import CheckpointError, SparseMixer, checkpoints, models, optimizers
-from sparse_mixer._weight_files import open_weights
+from sparse_mixer.checkpoints.opening import open_weights
 
 GOLDEN = Path(__file__).parent / "golden" / "jax"
 CHECKPOINTS = ["ckpt_bert_replicated_only", "ckpt_linear_2_devices"]

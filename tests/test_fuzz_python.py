@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damaged_files import damaged
-from sparse_mixer import CheckpointError, _train_state
-from sparse_mixer._huggingface import read_hugging_face
+from sparse_mixer import CheckpointError
+from sparse_mixer.checkpoints.hugging_face import read_hugging_face
+from sparse_mixer.training import state as train_state
 
 INPUTS = int(os.environ.get("SPARSE_MIXER_FUZZ_INPUTS", "500"))
 CONFIG = {
@@ -55,12 +56,12 @@ def test_damaged_configurations(tmp_path: Path) -> None:
 
 def test_damaged_training_states(tmp_path: Path) -> None:
     path, chance = tmp_path / "state", random.Random(2)
-    _train_state.save(path, {"step": 3}, {"a/b": np.arange(12.0).reshape(3, 4), "c": np.ones(2, np.int64)})
+    train_state.save(path, {"step": 3}, {"a/b": np.arange(12.0).reshape(3, 4), "c": np.ones(2, np.int64)})
     good = path.read_bytes()
     for _ in range(INPUTS):
         path.write_bytes(damaged(good, chance))
         with warnings.catch_warnings(), contextlib.suppress(ValueError, OSError):
             warnings.simplefilter("ignore")  # zipfile's, of odd archives
-            meta, arrays = _train_state.load(path)
+            meta, arrays = train_state.load(path)
             assert isinstance(meta, dict)
             assert all(isinstance(array, np.ndarray) for array in arrays.values())

@@ -23,7 +23,7 @@ MOST_BEYOND_FILE = 64 << 20
 _EXERCISE = """
 import resource, sys, time
 from sparse_mixer import SparseMixer
-from sparse_mixer._weight_files import open_weights
+from sparse_mixer.checkpoints.opening import open_weights
 def peak():
     # Unlike getrusage, this counts this program alone and not what it was forked from.
     with open("/proc/self/status") as status:
@@ -235,7 +235,7 @@ def test_memory_and_time_are_bounded(tmp_path: Path, kind: str) -> None:
 
 def test_a_compressed_table_of_zeros_is_no_bomb(tmp_path: Path) -> None:
     """The largest table of the Base model compresses to nothing when it is constant; it must be readable."""
-    from sparse_mixer._weight_files import open_weights
+    from sparse_mixer.checkpoints.opening import open_weights
 
     np.savez_compressed(tmp_path / "zeros.npz", table=np.zeros((30522, 512), np.float32))
     assert (tmp_path / "zeros.npz").stat().st_size < 100_000

@@ -11,6 +11,7 @@ import pytest
 import sparse_mixer
 from encoders import WIDTH, small_encoder, small_inputs
 from sparse_mixer import checkpoints, models
+from sparse_mixer.checkpoints import encoder_files
 
 
 def every_model() -> list[models.Model]:
@@ -70,7 +71,7 @@ def test_models_come_back_from_files(number: int, tmp_path: Path) -> None:
 def test_weights_are_read_into_models(name: str, tmp_path: Path) -> None:
     for model in every_model():
         model.save(tmp_path / name)
-        other = type(model)._from_config(small_encoder(**model.encoder.get_config() | {"seed": 1}), model.get_config())
+        other = type(model).from_config(small_encoder(**model.encoder.get_config() | {"seed": 1}), model.get_config())
         other.load_weights(tmp_path / name)
         assert_same(outputs_of(other), outputs_of(model))
         other.set_weights([weight + 1 for weight in model.get_weights()])
@@ -117,7 +118,7 @@ def test_files_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
 )
 def test_damaged_configurations_are_refused(about: str, tmp_path: Path) -> None:
     model, path = models.BertClassifier(small_encoder(), 3), tmp_path / "model.safetensors"
-    metadata = checkpoints._metadata(model.encoder) | {"model": about}
+    metadata = encoder_files.metadata(model.encoder) | {"model": about}
     sparse_mixer._native.save(
         [("encoder/", model.encoder._native), ("", model._head._native)], path, "safetensors", metadata
     )

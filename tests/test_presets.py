@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import sparse_mixer
-from sparse_mixer import SparseMixer, _native, _presets, _summary
-from sparse_mixer._arguments import Arguments
-from sparse_mixer._stored_config import _arguments
+from sparse_mixer import SparseMixer, _native
+from sparse_mixer._core import summary
+from sparse_mixer._core.arguments import Arguments
+from sparse_mixer.checkpoints import presets
+from sparse_mixer.checkpoints.stored_config import _arguments
 
 # Parameters of the encoders, without heads, at 32,000 words: section 13 of the paper's checkpoints less the heads
 # (transform 512 x 512 + 512, its norm 1024, 32,000 biases, next sentence 2 x 512 + 2; with 768 for BERT).
@@ -25,7 +27,7 @@ PUBLISHED = {
 
 
 def arguments(name: str) -> Arguments:
-    return _arguments(SparseMixer, _presets.preset(name))
+    return _arguments(SparseMixer, presets.preset(name))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -61,7 +63,7 @@ TINY: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", _presets.PRESETS)
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_presets_with_and_without_weights(name: str, tmp_path: Path) -> None:
     encoder = SparseMixer.from_preset(name, **TINY, seed=1)
     inputs = {"input_word_ids": np.arange(16).reshape(2, 8) % 40, "input_type_ids": np.zeros((2, 8), np.int32)}
@@ -88,7 +90,7 @@ def test_operations_are_those_of_the_slots_that_are_filled() -> None:
         for router_only in (False, True):
             width = {"expert_inner_dim": 1 if router_only else 9}
             encoder = SparseMixer.from_preset("sparse_mixer_small", **TINY, **changes, **width)
-            rows[router_only] = sum(row.flops for row in _summary.rows(encoder))
+            rows[router_only] = sum(row.flops for row in summary.rows(encoder))
         layers, hidden = 4, TINY["hidden_size"]
         return (rows[False] - rows[True]) // (layers * 8 * 4 * hidden)
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from sparse_mixer import text
 
+from examples.corpus import stdlib_passages
+
 tokenizers = pytest.importorskip("tokenizers")
 
 
 @pytest.fixture(scope="module")
 def passages():
-    return list(text.stdlib_passages(limit=40))
+    return list(stdlib_passages(limit=40))
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +25,13 @@ def tokenizer(passages):
 
 def test_passages_are_real_text_in_a_fixed_order(passages):
     assert len(passages) == 40
-    assert passages == list(text.stdlib_passages(limit=40))
+    assert passages == list(stdlib_passages(limit=40))
     assert all(p.text.strip() for p in passages)
     assert len({p.package for p in passages} & set(sys.stdlib_module_names)) > 5
 
 
 def test_passages_of_one_file_reach_the_wanted_size_but_the_last():
-    sized = list(text.stdlib_passages(characters=300, limit=200))
+    sized = list(stdlib_passages(characters=300, limit=200))
     assert np.mean([len(p.text) >= 300 for p in sized]) > 0.5
 
 

@@ -16,9 +16,10 @@ import pytest
 from encoders import LENGTH, VOCAB_SIZE, WIDTH, small_encoder, small_inputs
 from hypothesis import given
 from hypothesis import strategies as st
-from sparse_mixer import callbacks, models, optimizers, schedules, training
+from sparse_mixer import models, optimizers, schedules, training
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.masking import mask_tokens
+from sparse_mixer.training import callbacks
 
 RULES = {
     "adamw": lambda: optimizers.AdamW(1e-3, global_clipnorm=1.0),

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from encoders import VOCAB_SIZE, WIDTH, small_encoder, small_inputs
-from sparse_mixer import callbacks, models, optimizers, training
+from sparse_mixer import models, optimizers, training
 from sparse_mixer.masking import mask_tokens
+from sparse_mixer.training import callbacks
 
 
 def data(examples: int = 24) -> tuple[dict[str, Any], Any]:

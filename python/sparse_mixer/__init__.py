@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Imported on first use: nothing of them is needed to encode.
 _LAZY = frozenset(
-    {"callbacks", "gradients", "layouts", "masking", "models", "optimizers", "plots", "schedules", "text", "training"}
+    {"gradients", "layouts", "losses", "masking", "models", "optimizers", "plots", "schedules", "text", "training"}
 )
 
 __all__ = [

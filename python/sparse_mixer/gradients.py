@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
-from sparse_mixer._variables import as_float32
+from sparse_mixer._core.variables import as_float32
 from sparse_mixer.layers import Layer
 
 Array = npt.NDArray[np.float32]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._variables import Variable, assign_all, read_all
+from sparse_mixer._core.variables import Variable, assign_all, read_all
 
 
 class MixingMechanism(enum.Enum):

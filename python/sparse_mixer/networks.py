@@ -11,18 +11,19 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer import _inputs, _native, activations, checkpoints, initializers
-from sparse_mixer._arguments import (
+from sparse_mixer import _native, activations, checkpoints, initializers
+from sparse_mixer._core import inputs as model_inputs
+from sparse_mixer._core.arguments import (
     DEFAULT_ATTENTION_LAYERS,
     DEFAULT_MOE_LAYERS,
     Arguments,
     as_bool,
     as_seed,
 )
-from sparse_mixer._construction import SEED_RANGE, make_native, provider, weight_seed
-from sparse_mixer._encoder import Encoder
-from sparse_mixer._metrics import Mean
-from sparse_mixer._vjp import VJP
+from sparse_mixer._core.construction import SEED_RANGE, make_native, provider, weight_seed
+from sparse_mixer._core.encoder import Encoder
+from sparse_mixer._core.router_metrics import Mean
+from sparse_mixer._core.vjp import VJP
 from sparse_mixer.activations import Activation
 from sparse_mixer.initializers import Initializer
 from sparse_mixer.layers import MixingMechanism
@@ -282,8 +283,8 @@ class SparseMixer(Encoder):
         self._remember(aux)
         return results, VJP(self, tape, arrays)
 
-    def _read(self, inputs: Mapping[str, Any]) -> _inputs.Inputs:
-        return _inputs.read(
+    def _read(self, inputs: Mapping[str, Any]) -> model_inputs.Inputs:
+        return model_inputs.read(
             inputs,
             needs_mask=self._needs_mask,
             embedding_layer=self.arguments.embedding_layer,
@@ -318,10 +319,10 @@ class SparseMixer(Encoder):
         return (self._seed + next(self._training_calls) * _SEED_STRIDE) % SEED_RANGE
 
     @property
-    def inputs(self) -> dict[str, _inputs.InputSpec]:
+    def inputs(self) -> dict[str, model_inputs.InputSpec]:
         """Name, shape and type of each input; three entries, or six with `with_dense_inputs`."""
         a = self.arguments
-        return _inputs.specs(a.max_sequence_length, a.width(), a.with_dense_inputs)
+        return model_inputs.specs(a.max_sequence_length, a.width(), a.with_dense_inputs)
 
     @property
     def aux_losses(self) -> dict[str, Any]:

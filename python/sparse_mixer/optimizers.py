@@ -30,9 +30,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer import _interrupts, _native
+from sparse_mixer import _native
 from sparse_mixer import schedules as schedules
-from sparse_mixer._arguments import as_step
+from sparse_mixer._core import interrupts
+from sparse_mixer._core.arguments import as_step
 from sparse_mixer.gradients import INPUTS, Gradients, parts_of
 
 Array = npt.NDArray[np.float32]
@@ -129,7 +130,7 @@ class Optimizer:
             for trainable in [{variable.key for variable in part.trainable_weights if hasattr(variable, "key")}]
         ]
         rate = self.current_learning_rate()
-        return self._native.apply(updates, rate, self.global_clipnorm, float(scale), _interrupts.is_waiting)
+        return self._native.apply(updates, rate, self.global_clipnorm, float(scale), interrupts.is_waiting)
 
     def _build(self, parts: Sequence[Any], state: tuple[int, list[tuple[str, Array]]] | None) -> None:
         specs = [

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._extras import require
+from sparse_mixer._core.extras import require
 
 
 def combine_weights(

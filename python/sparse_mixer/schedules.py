@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from sparse_mixer import _native
-from sparse_mixer._arguments import as_int, as_step
+from sparse_mixer._core.arguments import as_int, as_step
 
 
 class LearningRateSchedule:

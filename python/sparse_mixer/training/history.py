@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_mixer._extras import require
+from sparse_mixer._core.extras import require
 
 
 @dataclass

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
-from sparse_mixer._arguments import Arguments, as_int
-from sparse_mixer._variables import as_float32
+from sparse_mixer._core.arguments import Arguments, as_int
+from sparse_mixer._core.variables import as_float32
 from sparse_mixer.activations import Activation
 from sparse_mixer.initializers import Initializer
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._durable import replacing
+from sparse_mixer._core.atomic_file import replacing
 
 _FORMAT = "sparse_mixer training state, version 2"
 _META = "meta.json"

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from sparse_mixer import layouts
-from sparse_mixer._arguments import as_int
+from sparse_mixer._core.arguments import as_int
 from sparse_mixer._native import CheckpointError
-from sparse_mixer._weight_files import Array, ArrayMapping, Floats, Wanted, WeightFile
+from sparse_mixer.checkpoints.weight_files import Array, ArrayMapping, Floats, Wanted, WeightFile
 
 # Adam's state is the first of a chain; clipping of gradients stands before it and adds a level.
 _ADAM_STATE = re.compile(r"(opt_state/(?:\d+/){1,2})mu/")

@@ -7,34 +7,33 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from sparse_mixer import _flax, _model_files, checkpoints
-from sparse_mixer._batches import unpack
-from sparse_mixer._heads import Array, Head
-from sparse_mixer._metrics import METRIC_NAMES
-from sparse_mixer._variables import assign_all
+from sparse_mixer import checkpoints, training
+from sparse_mixer._core.router_metrics import METRIC_NAMES
+from sparse_mixer._core.variables import assign_all
+from sparse_mixer.checkpoints import flax, model_files
 from sparse_mixer.gradients import Gradients
-from sparse_mixer.layers import Layer
+from sparse_mixer.models.heads import Array, Head
+from sparse_mixer.networks import SparseMixer
+from sparse_mixer.training.batches import unpack
+from sparse_mixer.training.metrics import Metrics
+from sparse_mixer.training.trainable import Trainable
+
+AnyModel = TypeVar("AnyModel", bound="Model")
+
+_STORED: dict[str, type[Model]] = {}
 
 
-class Metrics(dict[str, tuple[float, float]]):
-    """Sums and weights by name, of one batch or of many: ``metrics[name] = (sum, weight)``."""
-
-    def add(self, other: Mapping[str, tuple[float, float]]) -> None:
-        """Count another batch."""
-        for name, (total, weight) in other.items():
-            mine = self.get(name, (0.0, 0.0))
-            self[name] = (mine[0] + total, mine[1] + weight)
-
-    def means(self) -> dict[str, float]:
-        """Sum by weight of every metric; NaN where the weight is 0."""
-        return {name: total / weight if weight else float("nan") for name, (total, weight) in self.items()}
+def stored(cls: type[AnyModel]) -> type[AnyModel]:
+    """Class decorator: files may hold models of this class."""
+    _STORED[cls.__name__] = cls
+    return cls
 
 
-class Model(Layer):
+class Model(Trainable):
     """Base of the models: an encoder, heads, a loss.
 
     Attributes:
@@ -109,7 +108,7 @@ class Model(Layer):
         """
         variables = [variable for head in self.heads.values() for variable in head._variables]
         with contextlib.closing(checkpoints.open_flax(params)) as file:
-            arrays = _flax.read_heads(file, [variable.key for variable in variables])
+            arrays = flax.read_heads(file, [variable.key for variable in variables])
         assign_all(variables, arrays)
 
     def get_config(self) -> dict[str, Any]:
@@ -117,7 +116,7 @@ class Model(Layer):
         return dict(self._config)
 
     @classmethod
-    def _from_config(cls, encoder: Any, config: Mapping[str, Any]) -> Self:
+    def from_config(cls, encoder: Any, config: Mapping[str, Any]) -> Self:
         """A model from what `get_config` returned."""
         return cls(encoder, **config)
 
@@ -136,7 +135,7 @@ class Model(Layer):
             OSError: The file cannot be written; the old one is untouched.
             KeyboardInterrupt: Interrupted; the old file is untouched.
         """
-        _model_files.save(self, path, file_format=file_format)
+        model_files.save(self, path, file_format=file_format)
 
     @classmethod
     def load(
@@ -161,7 +160,8 @@ class Model(Layer):
             ValueError: It holds another model, or none.
             OSError: It cannot be read.
         """
-        return _model_files.load(cls, path, num_threads=num_threads, isa=isa, **changes)
+        model: Self = model_files.load(cls, _STORED, SparseMixer, path, num_threads=num_threads, isa=isa, **changes)
+        return model
 
     def load_weights(self, source: str | os.PathLike[str] | Mapping[str, Any]) -> None:
         """Replace the weights of encoder and heads: all at once, or on failure none.
@@ -174,18 +174,14 @@ class Model(Layer):
             CheckpointError: The file is damaged or does not fit; nothing has changed.
             OSError: It cannot be read.
         """
-        _model_files.load_weights(self, source)
+        model_files.load_weights(self, source)
 
     def fit(self, data: Any, **arguments: Any) -> Any:
         """Train; see `sparse_mixer.training.fit` for the arguments and what is returned."""
-        from sparse_mixer import training
-
         return training.fit(self, data, **arguments)
 
     def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Means of all metrics over `data`; see `sparse_mixer.training.evaluate`."""
-        from sparse_mixer import training
-
         return training.evaluate(self, data, batch_size=batch_size)
 
     def _loss(

@@ -1,8 +1,4 @@
-"""Training loops: `fit`, `evaluate`, and the `Trainer` behind them, which can be stopped and taken up again.
-
-Everything random in a run (order of the examples, dropout, jitter, masking) is a function of its seed and of the number
-of batches done. So a run that was stopped and resumed gives the same weights, bit for bit, as one that was not.
-"""
+"""One run of training, and the functions that users call for it."""
 
 from __future__ import annotations
 
@@ -15,28 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from sparse_mixer import _interrupts, _train_state
-from sparse_mixer._arguments import as_int, as_positive
-from sparse_mixer._batches import Batches, are_arrays, as_batches, derived_seed, token_count
-from sparse_mixer._history import History
-from sparse_mixer._variables import Variable, assign_all
-from sparse_mixer.callbacks import Callback, CSVLogger, EarlyStopping, JSONLLogger, ProgressBar
+from sparse_mixer._core import interrupts
+from sparse_mixer._core.arguments import as_int, as_positive
+from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer.gradients import Gradients
-from sparse_mixer.models import Metrics, Model
 from sparse_mixer.optimizers import Optimizer
-
-__all__ = [
-    "CSVLogger",
-    "Callback",
-    "EarlyStopping",
-    "History",
-    "JSONLLogger",
-    "ProgressBar",
-    "Trainer",
-    "evaluate",
-    "fit",
-]
-
+from sparse_mixer.training import state as state_files
+from sparse_mixer.training.batches import Batches, are_arrays, as_batches, derived_seed, token_count
+from sparse_mixer.training.callbacks import Callback, ProgressBar
+from sparse_mixer.training.history import History
+from sparse_mixer.training.metrics import Metrics
+from sparse_mixer.training.trainable import Trainable
 
 _REMEDY = "pass resume=False to begin anew, or another state_path"
 
@@ -59,7 +44,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Model,
+        model: Trainable,
         data: Any,
         *,
         optimizer: Optimizer,
@@ -78,7 +63,7 @@ class Trainer:
         save_every: int | None = None,
     ) -> None:
         """See `fit` for the arguments."""
-        self.model: Model = _expect("model", model, Model)
+        self.model: Trainable = _expect("model", model, Trainable)
         self.optimizer: Optimizer = _expect("optimizer", optimizer, Optimizer)
         self._callbacks = [_expect("callbacks", callback, Callback) for callback in callbacks]
         self._seed = as_int("seed", seed)
@@ -184,7 +169,7 @@ class Trainer:
         if self._validation is not None:
             results = _evaluate(self.model, self._validation)
             logs |= {f"val_{name}": value for name, value in results.items()}
-        with _interrupts.deferred():
+        with interrupts.deferred():
             self.history.epochs.append(logs)
             for callback in self._callbacks:
                 callback.on_epoch_end(self, logs)
@@ -211,7 +196,7 @@ class Trainer:
             metrics.add(new)
         logs = metrics.means()
         logs["learning_rate"] = self.optimizer.current_learning_rate()
-        with _interrupts.deferred():
+        with interrupts.deferred():
             # If Ctrl-C comes, this does not wait for the end of an update that has begun, which counts as made.
             norm = self.optimizer.apply_gradients(self.model, self._gradients, scale=1.0 / len(chunk))
             self.batch += len(chunk)
@@ -247,7 +232,7 @@ class Trainer:
         for name, callback in self._named_callbacks().items():
             arrays |= {f"callbacks/{name}/{key}": values for key, values in callback.get_arrays().items()}
         steps = np.array(self.history.steps, np.float64).reshape(-1, 2)
-        _train_state.save(Path(path), meta, {**arrays, "history/steps": steps})
+        state_files.save(Path(path), meta, {**arrays, "history/steps": steps})
 
     def restore(self, path: str | Path) -> None:
         """Go on from what `save` wrote, for the same model, data, optimiser and callbacks.
@@ -258,7 +243,7 @@ class Trainer:
             OSError: The file cannot be read.
             ValueError: It is damaged or of another run; nothing has changed then.
         """
-        meta, arrays = _train_state.load(Path(path))
+        meta, arrays = state_files.load(Path(path))
         weights, moments, of_callbacks = (_below(f"{kind}/", arrays) for kind in ("weights", "moments", "callbacks"))
         variables, callbacks = self._own_variables(), self._named_callbacks()
         self._check_same_run(path, meta, weights, moments)
@@ -333,7 +318,7 @@ def _below(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fit(
-    model: Model,
+    model: Trainable,
     data: Any,
     *,
     optimizer: Optimizer,
@@ -372,7 +357,7 @@ def fit(
         accumulation_steps: Batches per update; their gradients are averaged.
         recompute: Compute blocks again in the backward pass: less memory, more time, the same bits.
         validation_data: What `evaluate` is given after each epoch.
-        callbacks: See `sparse_mixer.callbacks`.
+        callbacks: See `sparse_mixer.training.callbacks`.
         state_path: Where the state is saved: after every epoch, every `save_every` updates, and on Ctrl-C. If it is
             that of a finished run, that run's result is returned.
         save_every: Updates between saves, besides those.
@@ -417,7 +402,7 @@ def fit(
     return trainer.run()
 
 
-def evaluate(model: Model, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
+def evaluate(model: Trainable, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
     """Means of all metrics of `model` over `data`, as at inference.
 
     Args:
@@ -428,7 +413,7 @@ def evaluate(model: Model, data: Any, *, batch_size: int | None = None) -> dict[
     return _evaluate(model, as_batches(data, batch_size, shuffle=False if are_arrays(data) else None))
 
 
-def _evaluate(model: Model, batches: Batches) -> dict[str, float]:
+def _evaluate(model: Trainable, batches: Batches) -> dict[str, float]:
     metrics = Metrics()
     for batch in batches.epoch(0, 0):
         metrics.add(model.test_step(batch))

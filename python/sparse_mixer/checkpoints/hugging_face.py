@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from sparse_mixer._arguments import as_count, as_float
+from sparse_mixer._core.arguments import as_count, as_float
 from sparse_mixer._native import CheckpointError
 
 _MAX_CONFIG_BYTES = 1 << 20

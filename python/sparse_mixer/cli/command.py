@@ -17,11 +17,12 @@ import numpy as np
 
 import sparse_mixer
 from sparse_mixer import InternalError, SparseMixer
-from sparse_mixer._presets import PRESETS
-from sparse_mixer._stored_config import stored_config
-from sparse_mixer._tree import tree
-from sparse_mixer._weight_files import WeightFile, open_weights
 from sparse_mixer.checkpoints import CheckpointError
+from sparse_mixer.checkpoints.opening import open_weights
+from sparse_mixer.checkpoints.presets import PRESETS
+from sparse_mixer.checkpoints.stored_config import stored_config
+from sparse_mixer.checkpoints.weight_files import WeightFile
+from sparse_mixer.cli.tree import tree
 
 EXIT_OK = 0
 EXIT_PROBLEM = 1
@@ -385,7 +386,3 @@ def _readable(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.2f} GB"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

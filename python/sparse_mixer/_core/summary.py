@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from sparse_mixer._encoder import Encoder
+    from sparse_mixer._core.encoder import Encoder
 
 
 class Row(NamedTuple):

@@ -7,17 +7,16 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol
 
-from sparse_mixer import _native, checkpoints
+from sparse_mixer import _native
+from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer._native import CheckpointError
-from sparse_mixer._variables import Variable, assign_all
-from sparse_mixer._weight_files import Array, WeightFile, open_weights
+from sparse_mixer.checkpoints import encoder_files
+from sparse_mixer.checkpoints.opening import open_weights
+from sparse_mixer.checkpoints.stored_config import stored_config
+from sparse_mixer.checkpoints.weight_files import Array, WeightFile
 
-if TYPE_CHECKING:
-    from sparse_mixer._model import Model
-
-AnyModel = TypeVar("AnyModel", bound="Model")
 PathLike = str | os.PathLike[str]
 
 _MODEL_KEY = "model"
@@ -25,31 +24,55 @@ ENCODER = "encoder"
 """Where in a model's file the encoder is."""
 
 
-def save(model: Model, path: PathLike, *, file_format: str | None = None) -> None:
+class StoredModel(Protocol):
+    """What this module needs of a model."""
+
+    encoder: Any
+    heads: dict[str, Any]
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments besides the encoder, JSON-able."""
+
+
+def save(model: StoredModel, path: PathLike, *, file_format: str | None = None) -> None:
     """`Model.save`."""
     target = os.fspath(path)
-    kind = checkpoints._format_of(target) if file_format is None else file_format
+    kind = encoder_files.format_of(target) if file_format is None else file_format
     if kind not in ("safetensors", "npz"):
         raise ValueError(f"file_format: models are written as 'safetensors' or 'npz', got {kind!r}")
     metadata = {}
     if kind == "safetensors":
         about = {"class": type(model).__name__, "config": model.get_config()}
-        metadata = checkpoints._metadata(model.encoder) | {_MODEL_KEY: json.dumps(about)}
+        metadata = encoder_files.metadata(model.encoder) | {_MODEL_KEY: json.dumps(about)}
     parts = [(f"{ENCODER}/", model.encoder._native), *(("", head._native) for head in model.heads.values())]
     _native.save(parts, target, kind, metadata)
 
 
 def load(
-    cls: type[AnyModel], path: PathLike, *, num_threads: int | None = None, isa: str | None = None, **changes: Any
-) -> AnyModel:
-    """`Model.load`."""
-    from sparse_mixer import models
-    from sparse_mixer.networks import SparseMixer
+    cls: type,
+    kinds: Mapping[str, type],
+    encoder_class: Any,
+    path: PathLike,
+    *,
+    num_threads: int | None = None,
+    isa: str | None = None,
+    **changes: Any,
+) -> Any:
+    """`Model.load`.
 
+    Args:
+        cls: What the file must hold.
+        kinds: The models that a file may hold, by name.
+        encoder_class: The class of the encoder.
+        path: The file.
+        num_threads: As in the encoder's constructor.
+        isa: As in the encoder's constructor.
+        **changes: Arguments of the encoder's constructor that replace those of the file.
+    """
     name = os.fspath(path)
     with contextlib.closing(open_weights(path)) as file:
         text = file.metadata.get(_MODEL_KEY)
-        config = checkpoints.stored_config(file, name)
+        config = stored_config(file, name)
         if text is None or config is None:
             raise ValueError(
                 f"path: {name} does not say which model it holds; build the model and call load_weights, or load the "
@@ -57,7 +80,7 @@ def load(
             )
         try:
             about = json.loads(text)
-            kind: Any = {known.__name__: known for known in models.KINDS}[about["class"]]
+            kind: Any = kinds[about["class"]]
             arguments = dict(about["config"])
         except (ValueError, RecursionError, KeyError, TypeError):
             raise CheckpointError(f"{name}: the model's configuration is damaged") from None
@@ -65,9 +88,11 @@ def load(
             raise ValueError(f"path: {name} holds a {kind.__name__}, not a {cls.__name__}")
         if _largest(arguments) > sum(math.prod(shape) for _, _, shape in file.entries()):
             raise CheckpointError(f"{name}: the model's configuration asks for more than the file holds")
-        encoder = checkpoints._build(SparseMixer, file, config, ENCODER, num_threads, isa, changes=changes, stored=True)
+        encoder = encoder_files.build(
+            encoder_class, file, config, ENCODER, num_threads, isa, changes=changes, stored=True
+        )
         try:
-            model: AnyModel = kind._from_config(encoder, arguments)
+            model = kind.from_config(encoder, arguments)
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{name}: the model's configuration is damaged: {error}") from None
         variables = _of_heads(model)
@@ -84,18 +109,18 @@ def _largest(config: Any) -> float:
     return abs(config) if isinstance(config, (int, float)) else 0
 
 
-def load_weights(model: Model, source: PathLike | Mapping[str, Any]) -> None:
+def load_weights(model: StoredModel, source: PathLike | Mapping[str, Any]) -> None:
     """`Model.load_weights`."""
     with contextlib.closing(open_weights(source)) as file:
         variables = _of_heads(model)
         arrays = _read(file, variables)
         plan = file.plan(model.encoder._native.weight_specs(), ENCODER)
-        checkpoints._report(file, plan, checkpoints._optional(model.encoder)).require_complete()
+        encoder_files.make_report(file, plan, encoder_files.optional_weights(model.encoder)).require_complete()
         file.load_into(model.encoder._native, plan)
         assign_all(variables, arrays)
 
 
-def _of_heads(model: Model) -> list[Variable]:
+def _of_heads(model: StoredModel) -> list[Variable]:
     return [variable for head in model.heads.values() for variable in head._variables]
 
 

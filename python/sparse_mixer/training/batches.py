@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sparse_mixer._arguments import as_positive
+from sparse_mixer._core.arguments import as_positive
 
 
 class Batches(Protocol):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._variables import as_float32
+from sparse_mixer._core.variables import as_float32
 
 KEYS = (
     "input_word_ids",

@@ -11,9 +11,9 @@ from typing import Any, TextIO
 
 import numpy.typing as npt
 
-from sparse_mixer._arguments import as_positive
-from sparse_mixer._durable import replacing
-from sparse_mixer._extras import require
+from sparse_mixer._core.arguments import as_positive
+from sparse_mixer._core.atomic_file import replacing
+from sparse_mixer._core.extras import require
 
 
 class Callback:

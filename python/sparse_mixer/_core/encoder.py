@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from sparse_mixer import _native, _summary
-from sparse_mixer._arguments import Arguments, as_dtype, as_int
-from sparse_mixer._construction import make_native
-from sparse_mixer._metrics import RouterMetrics
-from sparse_mixer._variables import Variable
+from sparse_mixer import _native
+from sparse_mixer._core import summary
+from sparse_mixer._core.arguments import Arguments, as_dtype, as_int
+from sparse_mixer._core.construction import make_native
+from sparse_mixer._core.router_metrics import RouterMetrics
+from sparse_mixer._core.variables import Variable
 from sparse_mixer.layers import Layer, TransformerLayer, group_into_layers
 
 
@@ -140,13 +141,13 @@ class Encoder(Layer):
         Args:
             print_fn: Receives the text.
         """
-        print_fn(_summary.text(self))
+        print_fn(summary.text(self))
 
     def __repr__(self) -> str:
-        return _summary.one_line(self)
+        return summary.one_line(self)
 
     def _repr_html_(self) -> str:
-        return _summary.as_html(self)
+        return summary.as_html(self)
 
     def _copy_trainable(self, other: Encoder) -> None:
         self._trainable = other._trainable

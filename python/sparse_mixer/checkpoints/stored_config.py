@@ -8,11 +8,11 @@ from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
 from sparse_mixer import _native
-from sparse_mixer._arguments import Arguments
-from sparse_mixer._construction import weight_seed
-from sparse_mixer._huggingface import read_hugging_face
+from sparse_mixer._core.arguments import Arguments
+from sparse_mixer._core.construction import weight_seed
 from sparse_mixer._native import CheckpointError
-from sparse_mixer._weight_files import Wanted, WeightFile
+from sparse_mixer.checkpoints.hugging_face import read_hugging_face
+from sparse_mixer.checkpoints.weight_files import Wanted, WeightFile
 
 if TYPE_CHECKING:
     from sparse_mixer.networks import SparseMixer

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native, activations, initializers
-from sparse_mixer._variables import Variable
+from sparse_mixer._core.variables import Variable
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.initializers import Initializer
 from sparse_mixer.layers import Layer
+from sparse_mixer.losses import Sums
 
 Array = npt.NDArray[np.float32]
-
-
-class Sums(NamedTuple):
-    """Sums over predictions: weighted cross entropies, weights, and weights of the right ones."""
-
-    loss: float
-    weight: float
-    hits: float
 
 
 class Head(Layer):
@@ -150,20 +143,6 @@ class MaskedLMHead(Head):
             buffers,
         )
         return Sums(*sums), d_sequence
-
-
-def cross_entropy(
-    encoder: Any, logits: Array, labels: npt.NDArray[Any], weights: Array, scale: float
-) -> tuple[Sums, Array]:
-    """Sums over the rows of `logits` ``[rows, classes]``, and the gradient of `scale` times the loss sum."""
-    sums, d_logits = _native.cross_entropy(
-        encoder._native,
-        np.ascontiguousarray(logits),
-        np.ascontiguousarray(labels, np.int64),
-        np.ascontiguousarray(weights, np.float32),
-        scale,
-    )
-    return Sums(*sums), d_logits
 
 
 def _rows(sequence_output: Array, positions: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sparse_mixer import _native
-from sparse_mixer._inputs import Inputs
-from sparse_mixer._variables import as_float32
+from sparse_mixer._core.inputs import Inputs
+from sparse_mixer._core.variables import as_float32
 from sparse_mixer.gradients import Gradients
 
 _OUTPUTS = ("sequence_output", "pooled_output", "encoder_outputs")

@@ -1,0 +1,85 @@
+"""Keras's ``.weights.h5``, as TensorFlow's class would write it. Needs h5py (extra ``h5``)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_mixer import _native
+from sparse_mixer._core.atomic_file import replacing
+from sparse_mixer._core.extras import require
+
+if TYPE_CHECKING:
+    from sparse_mixer.networks import SparseMixer
+
+# Bytes: some milliseconds' worth.
+_H5_PIECE = 4 << 20
+
+
+def save_weights_h5(encoder: SparseMixer, path: str) -> None:
+    """Write what ``tf_keras.Model(net.inputs, net(net.inputs)).save_weights`` writes for TensorFlow's class."""
+    h5py = require("h5py", "h5")
+    names = _weights_h5_names(encoder)
+    # The weights of this moment, without copies of all of them.
+    snapshot = encoder._native.astype(encoder.dtype)
+    # The temporary file is locked as it is.
+    with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file, _dropped_on_failure(temporary):
+        # Keras asks for this group although the model itself has no variables.
+        file.create_group("vars")
+        for index, name in enumerate(names):
+            _write_h5(file, f"layers/sparse_mixer/{name}", snapshot.get_weight(index))
+        for number in range(len(encoder.metrics)):
+            mean = "mean" if number == 0 else f"mean_{number}"
+            for variable in "01":
+                file[f"metrics/{mean}/vars/{variable}"] = 0.0
+
+
+@contextlib.contextmanager
+def _dropped_on_failure(path: str) -> Iterator[None]:
+    """If the block fails, what it wrote need not go to the disk, which closing the file makes some systems do."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.truncate(path, 0)
+        raise
+
+
+def _write_h5(file: Any, name: str, array: npt.NDArray[np.float32]) -> None:
+    """Write one array piece by piece: a disk that is slow with a large one would keep Ctrl-C waiting."""
+    dataset = file.create_dataset(name, array.shape, array.dtype)
+    if array.nbytes <= _H5_PIECE:
+        dataset[...] = array
+        return
+    rows = max(1, _H5_PIECE * len(array) // array.nbytes)
+    for start in range(0, len(array), rows):
+        dataset[start : start + rows] = array[start : start + rows]
+
+
+def _weights_h5_names(encoder: SparseMixer) -> list[str]:
+    """The names of all weights in ``.weights.h5``; refuses weights that TensorFlow's class would not have."""
+    arguments, seed = encoder.arguments, encoder._seed
+    keras: dict[str, Any] = {
+        "semantics": "keras",
+        "moe_residual": None,
+        "project_embeddings": None,
+        "expert_inner_dim": None,
+    }
+    specs = _native.weight_specs(dataclasses.replace(arguments, **keras).native_config(seed))
+    theirs = {(name, tuple(shape)) for name, shape in specs}
+    names = []
+    for name, shape in encoder._native.weight_specs():
+        keys = _native.foreign_names("weights_h5", name, shape)
+        if not keys or (name, tuple(shape)) not in theirs:
+            raise ValueError(
+                f"file_format: TensorFlow's encoder has no {name} of shape {list(shape)} (it computes other functions: "
+                "see docs/paper-semantics.md); save as .safetensors or .npz instead"
+            )
+        names.append(keys[0])
+    return names

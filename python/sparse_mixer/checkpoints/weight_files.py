@@ -1,0 +1,150 @@
+"""Weight files of every format behind one interface: list, match, read.
+
+safetensors, Flax, TensorFlow and ``.npz`` files are read by the core, HDF5 files by `keras_h5`, mappings of arrays as
+they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_mixer import _native
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Entry = tuple[str, str, Sequence[int]]
+Wanted = Sequence[tuple[str, Sequence[int]]]
+
+
+class WeightFile(Protocol):
+    """A file's tensors: listed at once, read one at a time."""
+
+    path: str
+    format: str
+    metadata: Mapping[str, str]
+
+    def entries(self) -> Sequence[Entry]:
+        """Name, numpy type name and shape of every tensor."""
+
+    def read(self, index: int) -> Array:
+        """The tensor at `index`; bfloat16 is widened to float32."""
+
+    def plan(self, wanted: Wanted, prefix: str | None) -> _native.LoadPlan:
+        """Match the `wanted` weights, names and shapes in Keras order, with the file's tensors."""
+
+    def provider(self, plan: _native.LoadPlan) -> Any:
+        """What `_native.Encoder` takes to get its weights from this file."""
+
+    def load_into(self, native: _native.Encoder, plan: _native.LoadPlan) -> None:
+        """Replace the weights of `native` that `plan` has found, all or none."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class NativeFile:
+    """A file that the core reads."""
+
+    def __init__(self, path: str) -> None:
+        self._checkpoint = _native.Checkpoint(path)
+        self.path = path
+        self.format = self._checkpoint.format
+        self.metadata: Mapping[str, str] = self._checkpoint.metadata
+        self._entries = self._checkpoint.entries()
+
+    def entries(self) -> Sequence[Entry]:
+        """Name, numpy type name and shape of every tensor."""
+        return self._entries
+
+    def read(self, index: int) -> Array:
+        """The tensor at `index`; bfloat16 is widened to float32."""
+        _, dtype, shape = self._entries[index]
+        content = self._checkpoint.read(index)
+        if dtype == "bfloat16":
+            halves = np.frombuffer(content, "<u2").astype(np.uint32)
+            return (halves << 16).view(np.float32).reshape(shape)
+        return np.frombuffer(content, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+
+    def plan(self, wanted: Wanted, prefix: str | None) -> _native.LoadPlan:
+        """Match the `wanted` weights with the file's tensors."""
+        return self._checkpoint.plan(wanted, prefix)
+
+    def provider(self, plan: _native.LoadPlan) -> Any:
+        """The plan itself: the core reads without a detour through Python."""
+        return plan
+
+    def load_into(self, native: _native.Encoder, plan: _native.LoadPlan) -> None:
+        """Replace the weights of `native` that `plan` has found, all or none."""
+        native.load_planned(plan)
+
+    def close(self) -> None:
+        """Nothing to do: the file is let go of together with this object and its plans."""
+
+
+class PythonFile:
+    """Base of the files that Python reads."""
+
+    path: str
+
+    def entries(self) -> Sequence[Entry]:
+        """See `WeightFile`."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> Array:
+        """See `WeightFile`."""
+        raise NotImplementedError
+
+    def plan(self, wanted: Wanted, prefix: str | None) -> _native.LoadPlan:
+        """Match the `wanted` weights with the file's tensors."""
+        return _native.plan_load(self.entries(), wanted, prefix, path=self.path)
+
+    def provider(self, plan: _native.LoadPlan) -> Callable[[str, tuple[int, ...]], Floats]:
+        """A function from name and shape of each weight, in Keras order, to its values."""
+        reads = {index: (entry, swap) for index, entry, swap in plan.reads}
+        order = iter(range(len(reads) + len(plan.missing)))
+
+        def provide(name: str, shape: tuple[int, ...]) -> Floats:
+            entry, swap = reads[next(order)]
+            return self.weight(entry, swap, shape)
+
+        return provide
+
+    def load_into(self, native: _native.Encoder, plan: _native.LoadPlan) -> None:
+        """Replace the weights of `native` that `plan` has found, all or none."""
+        specs = native.weight_specs()
+        weights = [self.weight(entry, swap, specs[index][1]) for index, entry, swap in plan.reads]
+        native.assign([index for index, _, _ in plan.reads], weights)
+
+    def close(self) -> None:
+        """Nothing to do for arrays."""
+
+    def weight(self, entry: int, swap: bool, shape: Sequence[int]) -> Floats:
+        """The array at `entry` as a weight of ours of `shape`, its two leading axes swapped if `swap`."""
+        array = self.read(entry)
+        if swap:
+            array = np.swapaxes(array, 0, 1)
+        return np.require(array.reshape(shape), np.float32, ["C", "A", "E"])
+
+
+class ArrayMapping(PythonFile):
+    """A mapping of names to arrays."""
+
+    format = "mapping"
+    path = "the mapping of weights"
+
+    def __init__(self, arrays: Mapping[str, Any]) -> None:
+        self.metadata: Mapping[str, str] = {}
+        self._names = [str(name) for name in arrays]
+        self._arrays = [np.asarray(array) for array in arrays.values()]
+
+    def entries(self) -> Sequence[Entry]:
+        """Name, numpy type name and shape of every array."""
+        return [(name, a.dtype.name, a.shape) for name, a in zip(self._names, self._arrays, strict=True)]
+
+    def read(self, index: int) -> Array:
+        """The array at `index`."""
+        return self._arrays[index]

@@ -1,0 +1,80 @@
+"""One label per position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparse_mixer._core.arguments import as_int
+from sparse_mixer.gradients import Gradients
+from sparse_mixer.losses import mean_cross_entropy, task_metrics
+from sparse_mixer.models.base import Model, stored
+from sparse_mixer.models.batch_parts import as_rows, check_encoder, read_labels, read_weights
+from sparse_mixer.models.heads import Array, ProjectionHead
+from sparse_mixer.networks import SparseMixer
+from sparse_mixer.training.metrics import Metrics
+
+
+@stored
+class BertTokenClassifier(Model):
+    """One label per position. ``model(inputs)`` gives ``{"logits": [B, S, num_classes]}``.
+
+    Labels are class indices ``[B, S]``; negative ones count for nothing.
+    """
+
+    def __init__(
+        self,
+        network: SparseMixer,
+        num_classes: int,
+        initializer: Any = "glorot_uniform",
+        dropout_rate: float = 0.1,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Put a classifier on every position of an encoder's output.
+
+        Args:
+            network: The encoder.
+            num_classes: Number of classes.
+            initializer: Of the head's kernel.
+            dropout_rate: Dropout on the encoder's output.
+            seed: Source of the head's initial weights.
+        """
+        check_encoder("network", network)
+        self._config = {"num_classes": as_int("num_classes", num_classes), "dropout_rate": float(dropout_rate)}
+        self._head = ProjectionHead(
+            "predictions",
+            network,
+            as_int("num_classes", num_classes),
+            dropout=dropout_rate,
+            output_name="predictions/transform/logits",
+            initializer=initializer,
+            seed=seed,
+        )
+        super().__init__("bert_token_classifier", network, [self._head])
+
+    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int = 0) -> dict[str, Array]:
+        """``{"logits": [B, S, num_classes]}``."""
+        sequence = self.encoder(inputs, training=training, seed=seed, outputs=self._outputs)["sequence_output"]
+        logits = self._head.logits(as_rows(sequence), seed if training else None)
+        return {"logits": logits.reshape(*sequence.shape[:2], -1)}
+
+    def _loss(
+        self,
+        outputs: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        labels: Any,
+        weights: Any,
+        seed: int | None,
+        into: Gradients | None,
+    ) -> tuple[Metrics, dict[str, Array]]:
+        sequence = outputs["sequence_output"]
+        features = as_rows(sequence)
+        classes = read_labels(labels, sequence.shape[:2])
+        counted = read_weights(weights, sequence.shape[:2]) * (classes >= 0)
+        logits = self._head.logits(features, seed)
+        sums, d_logits = mean_cross_entropy(self.encoder, logits, classes.ravel(), counted.ravel())
+        if into is None:
+            return task_metrics(sums), {}
+        d_features = self._head.backward(features, d_logits, seed, into)
+        return task_metrics(sums), {"sequence_output": d_features.reshape(sequence.shape)}

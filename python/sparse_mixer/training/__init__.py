@@ -1,0 +1,25 @@
+"""Training models: `fit`, `evaluate`, and the `Trainer` behind them, which can be stopped and taken up again.
+
+Everything random in a run (order of the examples, dropout, jitter, masking) is a function of its seed and of the number
+of batches done. So a run that was stopped and resumed gives the same weights, bit for bit, as one that was not.
+"""
+
+from sparse_mixer.training.callbacks import Callback, CSVLogger, EarlyStopping, JSONLLogger, ProgressBar
+from sparse_mixer.training.history import History
+from sparse_mixer.training.metrics import Metrics
+from sparse_mixer.training.trainable import Trainable
+from sparse_mixer.training.trainer import Trainer, evaluate, fit
+
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "EarlyStopping",
+    "History",
+    "JSONLLogger",
+    "Metrics",
+    "ProgressBar",
+    "Trainable",
+    "Trainer",
+    "evaluate",
+    "fit",
+]
