@@ -119,8 +119,6 @@ def test_files_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
 def test_damaged_configurations_are_refused(about: str, tmp_path: Path) -> None:
     model, path = models.BertClassifier(small_encoder(), 3), tmp_path / "model.safetensors"
     metadata = encoder_files.metadata(model.encoder) | {"model": about}
-    sparse_mixer._native.save(
-        [("encoder/", model.encoder._native), ("", model._head._native)], path, "safetensors", metadata
-    )
+    sparse_mixer._native.save([("encoder/", model.encoder.core), ("", model._head.core)], path, "safetensors", metadata)
     with pytest.raises(checkpoints.CheckpointError, match=r"model\.safetensors: "):
         models.Model.load(path)

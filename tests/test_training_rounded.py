@@ -16,7 +16,7 @@ DTYPES = ["bfloat16", "float16"]
 
 
 def ones(encoder: Any, *keys: str) -> dict[str, Any]:
-    shapes = dict(encoder._native.weight_specs())
+    shapes = dict(encoder.core.weight_specs())
     return {key: np.ones(shapes[key], np.float32) for key in keys}
 
 

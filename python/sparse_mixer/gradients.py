@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
+from sparse_mixer._core.part import Part
 from sparse_mixer._core.variables import as_float32
-from sparse_mixer.layers import Layer
 
 Array = npt.NDArray[np.float32]
 
@@ -34,12 +34,12 @@ class Gradients(Mapping[str, Array]):
     def __init__(self, target: Any, buffers: Sequence[_native.Gradients] | None = None) -> None:
         """Zeros for the weights of `target`, an encoder or a model, or given `buffers` of such."""
         self.parts = parts_of(target)
-        self.buffers = [_native.Gradients(part._native) for part in self.parts] if buffers is None else list(buffers)
+        self.buffers = [_native.Gradients(part.core) for part in self.parts] if buffers is None else list(buffers)
         self.inputs: dict[str, Array] = {}
         self._places = {
             key: (buffer, index)
             for part, buffer in zip(self.parts, self.buffers, strict=True)
-            for index, (key, _) in enumerate(part._native.weight_specs())
+            for index, key in enumerate(part.weight_keys)
         }
 
     def __getitem__(self, key: str) -> Array:
@@ -93,6 +93,6 @@ class Gradients(Mapping[str, Array]):
 def parts_of(target: Any) -> list[Any]:
     """The layers with storage of their own: a model's encoder and heads, or just the encoder."""
     parts = list(getattr(target, "parts", [target]))
-    if not all(isinstance(part, Layer) and hasattr(part, "_native") for part in parts):
+    if not all(isinstance(part, Part) for part in parts):
         raise TypeError(f"expected a SparseMixer or a model around one, got {type(target).__name__}")
     return parts

@@ -93,6 +93,11 @@ class Layer:
                 variable.trainable = self._trainable
 
     @property
+    def all_variables(self) -> list[Any]:
+        """All variables in Keras order, whether trainable or not."""
+        return list(self._variables)
+
+    @property
     def trainable_weights(self) -> list[Any]:
         """Variables that optimisers may change, in Keras order."""
         return [variable for variable in self._variables if getattr(variable, "trainable", True)]

@@ -27,7 +27,7 @@ def cross_entropy(
 ) -> tuple[Sums, Array]:
     """Sums over the rows of `logits` ``[rows, classes]``, and the gradient of `scale` times the loss sum."""
     sums, d_logits = _native.cross_entropy(
-        encoder._native,
+        encoder.core,
         np.ascontiguousarray(logits),
         np.ascontiguousarray(labels, np.int64),
         np.ascontiguousarray(weights, np.float32),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sparse_mixer import _native, activations, checkpoints, initializers
 from sparse_mixer._core import inputs as model_inputs
+from sparse_mixer._core import summary
 from sparse_mixer._core.arguments import (
     DEFAULT_ATTENTION_LAYERS,
     DEFAULT_MOE_LAYERS,
@@ -20,9 +21,8 @@ from sparse_mixer._core.arguments import (
     as_bool,
     as_seed,
 )
-from sparse_mixer._core.construction import SEED_RANGE, make_native, provider, weight_seed
+from sparse_mixer._core.construction import SEED_RANGE, make_core, provider, weight_seed
 from sparse_mixer._core.encoder import Encoder
-from sparse_mixer._core.router_metrics import Mean
 from sparse_mixer._core.vjp import VJP
 from sparse_mixer.activations import Activation
 from sparse_mixer.initializers import Initializer
@@ -182,9 +182,9 @@ class SparseMixer(Encoder):
         given = locals()
         arguments = Arguments.check({field: given[field] for field in Arguments.__dataclass_fields__})
         drawn = weight_seed(arguments)
-        native = make_native(arguments, drawn, provider(arguments, drawn), num_threads, isa)
+        core = make_core(arguments, drawn, provider(arguments, drawn), num_threads, isa)
         arguments.warn_about_ignored_layers(stacklevel=2)
-        self._assemble(arguments, native, drawn, _default_name() if name is None else str(name))
+        self._assemble(arguments, core, drawn, _default_name() if name is None else str(name))
         self.trainable = as_bool("trainable", trainable)
 
     # Calling ------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class SparseMixer(Encoder):
         """
         arrays = self._read(inputs)
         options = self._call_options(training, seed, outputs, check_finite)
-        results, aux = self._native.forward(**arrays._asdict(), **options)
+        results, aux = self.core.forward(**arrays._asdict(), **options)
         self._remember(aux)
         return results
 
@@ -279,7 +279,7 @@ class SparseMixer(Encoder):
         arrays = self._read(inputs)
         options = self._call_options(training, seed, outputs, check_finite)
         options["recompute"] = as_bool("recompute", recompute)
-        results, aux, tape = _native.record(self._native, **arrays._asdict(), **options)
+        results, aux, tape = _native.record(self.core, **arrays._asdict(), **options)
         self._remember(aux)
         return results, VJP(self, tape, arrays)
 
@@ -316,7 +316,7 @@ class SparseMixer(Encoder):
             return as_seed("seed", seed)
         if not training:
             return 0
-        return (self._seed + next(self._training_calls) * _SEED_STRIDE) % SEED_RANGE
+        return (self.weight_seed + next(self._training_calls) * _SEED_STRIDE) % SEED_RANGE
 
     @property
     def inputs(self) -> dict[str, model_inputs.InputSpec]:
@@ -345,11 +345,6 @@ class SparseMixer(Encoder):
             aux["router_z_loss"] + np.float32(self.arguments.auxiliary_loss_factor) * aux["load_balancing_loss"]
         )
 
-    @property
-    def metrics(self) -> list[Mean]:
-        """Six running means per MoE layer, over all calls since their `reset_state`; none without `export_metrics`."""
-        return list(self._metrics.means)
-
     # Configuration ------------------------------------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
@@ -368,6 +363,20 @@ class SparseMixer(Encoder):
             config: What `get_config` returned, here or in TensorFlow, possibly after a trip through JSON.
         """
         return cls(**config)
+
+    def summary(self, print_fn: Callable[[str], Any] = print) -> None:
+        """Print a table of the layers with their parameters and operations, and the memory needed.
+
+        Args:
+            print_fn: Receives the text.
+        """
+        print_fn(summary.text(self))
+
+    def __repr__(self) -> str:
+        return summary.one_line(self)
+
+    def _repr_html_(self) -> str:
+        return summary.as_html(self)
 
     # Files --------------------------------------------------------------------------------------------------------
 

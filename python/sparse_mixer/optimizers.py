@@ -66,16 +66,16 @@ class Optimizer:
         self._no_decay = _patterns("exclude_from_weight_decay", exclude_from_weight_decay)
         self._no_adaptation = _patterns("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
         self._keys: list[str] = []
-        self._native: _native.Optimizer | None = None
+        self._core: _native.Optimizer | None = None
         self._restored: tuple[int, list[tuple[str, Array]]] | None = None
         _native.Optimizer(json.dumps(self._rule), [])  # refuses settings that cannot work
 
     @property
     def iterations(self) -> int:
         """Number of updates done."""
-        if self._native is None:
+        if self._core is None:
             return 0 if self._restored is None else self._restored[0]
-        return self._native.step
+        return self._core.step
 
     @property
     def name(self) -> str:
@@ -93,7 +93,7 @@ class Optimizer:
         Raises:
             RuntimeError: The first update has been made.
         """
-        if self._native is not None:
+        if self._core is not None:
             raise RuntimeError("exclude_from_weight_decay: call it before the first update")
         self._no_decay = _patterns("var_names", var_names)
 
@@ -118,40 +118,40 @@ class Optimizer:
                 finite; weights that are not stored as float32.
         """
         parts = parts_of(target)
-        if self._native is None:
+        if self._core is None:
             self._build(parts, self._restored)
-        elif [key for part in parts for key, _ in part._native.weight_specs()] != self._keys:
+        elif [key for part in parts for key in part.weight_keys] != self._keys:
             raise ValueError("target: the optimizer was built for other weights")
-        assert self._native is not None
+        assert self._core is not None
         given, known = _as_buffers(target, gradients)
         updates = [
-            (part._native, buffer, [key in known and key in trainable for key, _ in part._native.weight_specs()])
+            (part.core, buffer, [key in known and key in trainable for key in part.weight_keys])
             for part, buffer in zip(parts, given.buffers, strict=True)
             for trainable in [{variable.key for variable in part.trainable_weights if hasattr(variable, "key")}]
         ]
         rate = self.current_learning_rate()
-        return self._native.apply(updates, rate, self.global_clipnorm, float(scale), interrupts.is_waiting)
+        return self._core.apply(updates, rate, self.global_clipnorm, float(scale), interrupts.is_waiting)
 
     def _build(self, parts: Sequence[Any], state: tuple[int, list[tuple[str, Array]]] | None) -> None:
         specs = [
-            (part._native, [not _matches(self._no_decay, key) for key in keys], [self._adapts(key) for key in keys])
+            (part.core, [not _matches(self._no_decay, key) for key in keys], [self._adapts(key) for key in keys])
             for part in parts
-            for keys in [[key for key, _ in part._native.weight_specs()]]
+            for keys in [part.weight_keys]
         ]
         native = _native.Optimizer(json.dumps(self._rule), specs)
         if state is not None:
             native.restore(*state)
-        self._keys = [key for part in parts for key, _ in part._native.weight_specs()]
-        self._native, self._restored = native, None
+        self._keys = [key for part in parts for key in part.weight_keys]
+        self._core, self._restored = native, None
 
     def _adapts(self, key: str) -> bool:
         return not _matches(self._no_adaptation or self._no_decay, key)
 
     def get_state(self) -> tuple[int, dict[str, Array]]:
         """Number of updates, and copies of all moments by name (``"<weight key>/<moment>"``)."""
-        if self._native is None:
+        if self._core is None:
             return (0, {}) if self._restored is None else (self._restored[0], dict(self._restored[1]))
-        return self._native.step, dict(self._native.state())
+        return self._core.step, dict(self._core.state())
 
     def set_state(self, iterations: int, moments: Mapping[str, npt.ArrayLike], target: Any = None) -> None:
         """Take over a state from `get_state`.
@@ -169,8 +169,8 @@ class Optimizer:
         if not isinstance(moments, Mapping):
             raise TypeError(f"moments: expected a mapping, got {type(moments).__name__}")
         arrays = [(name, np.asarray(array, np.float32)) for name, array in moments.items()]
-        if self._native is not None:
-            self._native.restore(count, arrays)
+        if self._core is not None:
+            self._core.restore(count, arrays)
         elif target is not None:
             self._build(parts_of(target), (count, arrays))
         else:

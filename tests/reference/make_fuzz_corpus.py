@@ -87,7 +87,7 @@ def main() -> None:
         save(file, **arrays, transposed=np.asfortranarray(np.ones((2, 3), np.float32)), text=np.array("x"))
         write("npz", name, file.getvalue())
     flax_seeds()
-    write("config", "small", encoder._native.config.encode())
+    write("config", "small", encoder.core.config.encode())
 
 
 if __name__ == "__main__":

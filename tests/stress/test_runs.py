@@ -95,8 +95,8 @@ RUNS: dict[str, Callable[[Any, Path], Any]] = {
     "native config": lambda x, _: _native.Encoder(x),
     "native names": lambda x, _: _native.foreign_names("flax", x, [3]),
     "native schedule": lambda x, _: _native.learning_rate("{}", x),
-    "native weights": lambda x, _: ENCODER._native.assign([0], [x]),
-    "native index": lambda x, _: ENCODER._native.get_weight(x),
+    "native weights": lambda x, _: ENCODER.core.assign([0], [x]),
+    "native index": lambda x, _: ENCODER.core.get_weight(x),
 }
 _FILES = ("state_path", "restore", "save", "load", "load_weights", "from_flax", "adam", "weights")
 ALSO: dict[str, tuple[type[Exception], ...]] = {

@@ -20,7 +20,7 @@ Array = npt.NDArray[np.float32]
 SEED_RANGE = 2**64
 
 
-def make_native(
+def make_core(
     arguments: Arguments,
     seed: int,
     provider: Callable[[str, tuple[int, ...]], Array] | None,

@@ -5,49 +5,62 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 from sparse_mixer import _native
-from sparse_mixer._core import summary
 from sparse_mixer._core.arguments import Arguments, as_dtype, as_int
-from sparse_mixer._core.construction import make_native
-from sparse_mixer._core.router_metrics import RouterMetrics
-from sparse_mixer._core.variables import Variable
+from sparse_mixer._core.construction import make_core
+from sparse_mixer._core.part import Part, variables_of
+from sparse_mixer._core.router_metrics import Mean, RouterMetrics
 from sparse_mixer.layers import Layer, TransformerLayer, group_into_layers
 
 
-class Encoder(Layer):
+class Encoder(Part):
     """Base of `SparseMixer`: checked arguments around the core's encoder.
 
     Attributes:
         arguments: What the constructor was given, checked.
+        weight_seed: Where initial weights and the sequence of dropout seeds come from.
+        note: A line that the summary ends with, or None.
         ignored_config_keys: Keys of a configuration of the JAX code that had no part in the encoder, after
             `SparseMixer.from_flax`; else empty.
     """
 
-    def _assemble(self, arguments: Arguments, native: _native.Encoder, seed: int, name: str) -> None:
-        """Set all attributes. Layers and variables refer to `native`, never to `self`: no reference cycle."""
-        variables = [
-            Variable(native, index, key, tuple(shape), name) for index, (key, shape) in enumerate(native.weight_specs())
-        ]
+    core: _native.Encoder
+
+    @classmethod
+    def around(cls, arguments: Arguments, core: _native.Encoder, seed: int, name: str) -> Self:
+        """An encoder whose weights exist already.
+
+        Args:
+            arguments: What it is.
+            core: The core's encoder.
+            seed: Its `weight_seed`.
+            name: Its name.
+        """
+        encoder = object.__new__(cls)
+        encoder._assemble(arguments, core, seed, name)
+        return encoder
+
+    def _assemble(self, arguments: Arguments, core: _native.Encoder, seed: int, name: str) -> None:
+        """Set all attributes. Layers and variables refer to `core`, never to `self`: no reference cycle."""
+        variables = variables_of(core, name)
         attention, moe = arguments.layers_within("attention_layers"), arguments.layers_within("moe_layers")
         foreign: Sequence[Any] = ()
         if arguments.embedding_layer is not None:
             del variables[0]
             foreign = getattr(arguments.embedding_layer, "weights", ())
         layers = group_into_layers(variables, attention, moe, arguments.mixing_mechanism)
-        super().__init__(name, [*foreign, *variables], layers)
+        super().__init__(name, core, [*foreign, *variables], layers)
         self.arguments = arguments
-        self._native = native
-        self._seed = seed
+        self.weight_seed = seed
+        self.note: str | None = None
+        self.ignored_config_keys: tuple[str, ...] = ()
         self._training_calls = itertools.count(1)
         self._last = threading.local()
         self._metrics = RouterMetrics(moe if arguments.export_metrics else [])
         self._needs_mask = bool(attention)
-        # A line that the summary ends with.
-        self._note: str | None = None
-        self.ignored_config_keys: tuple[str, ...] = ()
 
     @property
     def transformer_layers(self) -> list[TransformerLayer]:
@@ -69,28 +82,33 @@ class Encoder(Layer):
         return self.get_embedding_layer().embeddings
 
     @property
+    def metrics(self) -> list[Mean]:
+        """Six running means per MoE layer, over all calls since their `reset_state`; none without `export_metrics`."""
+        return list(self._metrics.means)
+
+    @property
     def dtype(self) -> str:
         """Storage type of the weights."""
-        return self._native.dtype
+        return self.core.dtype
 
     @property
     def isa(self) -> str:
         """Instruction set that the kernels use."""
-        return self._native.isa
+        return self.core.isa
 
     @property
     def num_threads(self) -> int:
         """Most threads a call uses; set None to follow `sparse_mixer.set_num_threads`."""
-        return self._native.num_threads
+        return self.core.num_threads
 
     @num_threads.setter
     def num_threads(self, value: int | None) -> None:
-        self._native.set_num_threads(None if value is None else as_int("num_threads", value))
+        self.core.set_num_threads(None if value is None else as_int("num_threads", value))
 
     @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take."""
-        return self._native.weight_bytes
+        return self.core.weight_bytes
 
     def memory_estimate(
         self, batch: int, *, outputs: Sequence[str] = ("sequence_output", "pooled_output", "encoder_outputs")
@@ -112,7 +130,7 @@ class Encoder(Layer):
         count = as_int("batch", batch)
         if not 0 <= count < 2**40:
             raise ValueError(f"batch: got {count}, expected at least 0 and less than 2**40")
-        return self._native.memory_estimate(count, list(outputs))
+        return self.core.memory_estimate(count, list(outputs))
 
     def astype(self, dtype: Any) -> Self:
         """A new encoder with the weights converted to `dtype`; this one is unchanged.
@@ -121,11 +139,10 @@ class Encoder(Layer):
             dtype: As in the constructor.
         """
         target = as_dtype("dtype", dtype)
-        converted = object.__new__(type(self))
         arguments = dataclasses.replace(self.arguments, dtype=target)
-        converted._assemble(arguments, self._native.astype(target), self._seed, self.name)
+        converted = self.around(arguments, self.core.astype(target), self.weight_seed, self.name)
         converted._copy_trainable(self)
-        converted._note = self._note
+        converted.note = self.note
         converted.ignored_config_keys = self.ignored_config_keys
         return converted
 
@@ -133,21 +150,7 @@ class Encoder(Layer):
         """`astype` under the name that quantisation goes by elsewhere."""
         return self.astype(dtype)
 
-    # Showing, copying, pickling -----------------------------------------------------------------------------------
-
-    def summary(self, print_fn: Callable[[str], Any] = print) -> None:
-        """Print a table of the layers with their parameters and operations, and the memory needed.
-
-        Args:
-            print_fn: Receives the text.
-        """
-        print_fn(summary.text(self))
-
-    def __repr__(self) -> str:
-        return summary.one_line(self)
-
-    def _repr_html_(self) -> str:
-        return summary.as_html(self)
+    # Copying, pickling --------------------------------------------------------------------------------------------
 
     def _copy_trainable(self, other: Encoder) -> None:
         self._trainable = other._trainable
@@ -161,16 +164,16 @@ class Encoder(Layer):
         return {
             "arguments": self.arguments,
             "name": self.name,
-            "seed": self._seed,
+            "seed": self.weight_seed,
             "trainable": (self._trainable, [layer.trainable for layer in self.layers]),
-            "weights": self._native.get_weights(),
+            "weights": self.core.get_weights(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         arguments, seed = state["arguments"], state["seed"]
         stored = iter(state["weights"])
-        native = make_native(arguments, seed, lambda _name, _shape: next(stored), None, None)
-        self._assemble(arguments, native, seed, state["name"])
+        core = make_core(arguments, seed, lambda _name, _shape: next(stored), None, None)
+        self._assemble(arguments, core, seed, state["name"])
         self._trainable, flags = state["trainable"]
         for layer, flag in zip(self.layers, flags, strict=True):
             layer.trainable = flag

@@ -5,10 +5,9 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from sparse_mixer._core.encoder import Encoder
+from sparse_mixer._core.encoder import Encoder
 
 
 class Row(NamedTuple):
@@ -108,7 +107,7 @@ def _feed_forward_flops(encoder: Encoder, is_moe: bool) -> int:
         return 4 * tokens * a.hidden_size * a.inner_dim
     router = 2 * tokens * a.hidden_size * a.num_experts
     batch = _smallest_batch(encoder)
-    groups, group_tokens, capacity = encoder._native.grouping(batch)
+    groups, group_tokens, capacity = encoder.core.grouping(batch)
     rows = a.num_experts * capacity
     if a.router == "tokens_choose":
         # Slots that nobody asks for are not computed.
@@ -124,7 +123,7 @@ def _totals(encoder: Encoder, parts: Sequence[Row]) -> list[str]:
         f"Inference: {sum(row.flops for row in parts) / 1e9:.2f} GFLOP per sequence",
         f"Memory: {encoder.weight_bytes / 2**20:.1f} MiB of weights, about "
         f"{encoder.memory_estimate(batch) / 2**20:.1f} MiB with a batch of {batch}",
-        *([] if encoder._note is None else [encoder._note]),
+        *([] if encoder.note is None else [encoder.note]),
     ]
 
 

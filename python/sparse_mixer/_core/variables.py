@@ -20,20 +20,20 @@ class Variable:
     Attributes:
         index: Position in the core's own order, which freezing does not change.
         key: Name without the encoder's, for example ``"transformer/layer_0/intermediate/kernel"``.
-        name: Keras's full name, ``"<encoder name>/<key>:0"``.
+        name: Keras's full name, ``"<encoder name>/<key>:0"``; keys of heads have the head's name already.
         shape: Sizes of the axes.
         trainable: Whether optimisers may change it.
     """
 
-    __slots__ = ("_native", "index", "key", "name", "shape", "trainable")
+    __slots__ = ("_core", "index", "key", "name", "shape", "trainable")
 
     def __init__(
-        self, native: _native.Encoder | _native.Head, index: int, key: str, shape: tuple[int, ...], encoder_name: str
+        self, core: _native.Encoder | _native.Head, index: int, key: str, shape: tuple[int, ...], owner: str
     ) -> None:
-        self._native = native
+        self._core = core
         self.index = index
         self.key = key
-        self.name = f"{encoder_name}/{key}:0"
+        self.name = f"{owner}/{key}:0" if owner else f"{key}:0"
         self.shape = shape
         self.trainable = True
 
@@ -57,7 +57,7 @@ class Variable:
 
     def numpy(self) -> npt.NDArray[np.float32]:
         """A copy of the current values, float32 of shape `shape`."""
-        return self._native.get_weight(self.index)
+        return self._core.get_weight(self.index)
 
     def assign(self, value: npt.ArrayLike) -> None:
         """Replace all values.
@@ -91,14 +91,14 @@ def read_all(variables: Sequence[Any]) -> list[npt.NDArray[np.float32]]:
     by_owner: dict[_native.Encoder | _native.Head, list[int]] = {}
     for variable in variables:
         if isinstance(variable, Variable):
-            by_owner.setdefault(variable._native, []).append(variable.index)
+            by_owner.setdefault(variable._core, []).append(variable.index)
     copies = {
-        (native, index): array
-        for native, indices in by_owner.items()
-        for index, array in zip(indices, native.get_weights(indices), strict=True)
+        (core, index): array
+        for core, indices in by_owner.items()
+        for index, array in zip(indices, core.get_weights(indices), strict=True)
     }
     return [
-        copies[variable._native, variable.index]
+        copies[variable._core, variable.index]
         if isinstance(variable, Variable)
         else np.array(variable.numpy(), dtype=np.float32)
         for variable in variables
@@ -131,11 +131,11 @@ def assign_all(variables: Sequence[Any], values: Sequence[npt.ArrayLike]) -> Non
     by_owner: dict[_native.Encoder | _native.Head, dict[int, npt.NDArray[np.float32]]] = {}
     for variable, array in zip(variables, arrays, strict=True):
         if isinstance(variable, Variable):
-            by_owner.setdefault(variable._native, {})[variable.index] = array
+            by_owner.setdefault(variable._core, {})[variable.index] = array
         else:
             variable.assign(array)
-    for native, assigned in by_owner.items():
-        native.assign(list(assigned), list(assigned.values()))
+    for core, assigned in by_owner.items():
+        core.assign(list(assigned), list(assigned.values()))
 
 
 def as_float32(argument: str, value: Any) -> npt.NDArray[np.float32]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
-from sparse_mixer._core.construction import make_native
+from sparse_mixer._core.construction import make_core
+from sparse_mixer._core.encoder import Encoder
 from sparse_mixer._native import CheckpointError as CheckpointError
 from sparse_mixer.checkpoints import flax
 from sparse_mixer.checkpoints.keras_h5_writer import save_weights_h5
@@ -24,10 +25,7 @@ from sparse_mixer.checkpoints.stored_config import resolve
 from sparse_mixer.checkpoints.stored_config import stored_config as stored_config
 from sparse_mixer.checkpoints.weight_files import WeightFile
 
-if TYPE_CHECKING:
-    from sparse_mixer.networks import SparseMixer
-
-Encoder = TypeVar("Encoder", bound="SparseMixer")
+AnyEncoder = TypeVar("AnyEncoder", bound=Encoder)
 PathLike = str | os.PathLike[str]
 
 _NAME_KEY = "name"
@@ -37,14 +35,14 @@ _WORD_TABLE = "word_embeddings/embeddings"
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
-def save(encoder: SparseMixer, path: PathLike, *, file_format: str | None = None) -> None:
+def save(encoder: Encoder, path: PathLike, *, file_format: str | None = None) -> None:
     """`SparseMixer.save`."""
     target = os.fspath(path)
     kind = format_of(target) if file_format is None else file_format
     if kind == "safetensors":
-        _native.save([("", encoder._native)], target, kind, metadata(encoder))
+        _native.save([("", encoder.core)], target, kind, metadata(encoder))
     elif kind == "npz":
-        _native.save([("", encoder._native)], target, kind, {})
+        _native.save([("", encoder.core)], target, kind, {})
     elif kind == "weights_h5":
         save_weights_h5(encoder, target)
     else:
@@ -64,10 +62,10 @@ def format_of(path: str) -> str:
     return "safetensors"
 
 
-def metadata(encoder: SparseMixer) -> dict[str, str]:
+def metadata(encoder: Encoder) -> dict[str, str]:
     """What the header of our own format says of the encoder."""
     try:
-        return {_CONFIG_KEY: json.dumps(encoder.get_config()), _NAME_KEY: encoder.name}
+        return {_CONFIG_KEY: json.dumps(encoder.arguments.keras_config()), _NAME_KEY: encoder.name}
     except TypeError as error:
         raise ValueError(
             f"an encoder with a Python callable among its arguments cannot be saved with its configuration ({error}); "
@@ -79,7 +77,7 @@ def metadata(encoder: SparseMixer) -> dict[str, str]:
 
 
 def load(
-    cls: type[Encoder],
+    cls: type[AnyEncoder],
     path: PathLike,
     *,
     config: Mapping[str, Any] | None = None,
@@ -87,7 +85,7 @@ def load(
     num_threads: int | None = None,
     isa: str | None = None,
     **changes: Any,
-) -> Encoder:
+) -> AnyEncoder:
     """`SparseMixer.load`."""
     with contextlib.closing(open_weights(path)) as file:
         stored = stored_config(file, os.fspath(path)) if config is None else None
@@ -101,7 +99,7 @@ def load(
 
 
 def from_flax(
-    cls: type[Encoder],
+    cls: type[AnyEncoder],
     params: PathLike | Mapping[str, Any],
     config: Mapping[str, Any],
     *,
@@ -109,7 +107,7 @@ def from_flax(
     num_threads: int | None = None,
     isa: str | None = None,
     **changes: Any,
-) -> Encoder:
+) -> AnyEncoder:
     """`SparseMixer.from_flax`."""
     with contextlib.closing(open_flax(params)) as file:
         arguments, ignored = flax.read_flax_config(config, _vocab_size(file))
@@ -124,7 +122,7 @@ def from_flax(
 
 
 def from_preset(
-    cls: type[Encoder],
+    cls: type[AnyEncoder],
     name: str,
     weights: PathLike | Mapping[str, Any] | None = None,
     *,
@@ -132,14 +130,15 @@ def from_preset(
     num_threads: int | None = None,
     isa: str | None = None,
     **changes: Any,
-) -> Encoder:
+) -> AnyEncoder:
     """`SparseMixer.from_preset`."""
     config = dict(preset(name))
     if weights is None:
         if prefix is not None:
             raise ValueError("prefix: says where in a file the encoder is, but there are no weights to read")
-        encoder = cls(**{**config, **changes}, num_threads=num_threads, isa=isa)
-        encoder._note = note(name)
+        constructor: Callable[..., AnyEncoder] = cls
+        encoder = constructor(**{**config, **changes}, num_threads=num_threads, isa=isa)
+        encoder.note = note(name)
         return encoder
     with contextlib.closing(open_weights(weights)) as file:
         if "vocab_size" not in changes:
@@ -148,7 +147,7 @@ def from_preset(
 
 
 def build(
-    cls: type[Encoder],
+    cls: type[AnyEncoder],
     file: WeightFile,
     config: Mapping[str, Any],
     prefix: str | None,
@@ -157,20 +156,19 @@ def build(
     *,
     changes: Mapping[str, Any] | None = None,
     stored: bool = False,
-) -> Encoder:
+) -> AnyEncoder:
     """An encoder with the constructor's arguments `config` and `changes`, and the weights of `file`; none are drawn."""
     arguments, seed, specs = resolve(cls, file, config, changes or {}, stored=stored)
     plan = file.plan(specs, prefix)
     make_report(file, plan, optional=()).require_complete()
-    native = make_native(arguments, seed, file.provider(plan), num_threads, isa)
-    encoder = object.__new__(cls)
-    encoder._assemble(arguments, native, seed, file.metadata.get(_NAME_KEY, "sparse_mixer"))
+    core = make_core(arguments, seed, file.provider(plan), num_threads, isa)
+    encoder = cls.around(arguments, core, seed, file.metadata.get(_NAME_KEY, "sparse_mixer"))
     encoder.trainable = True
     return encoder
 
 
 def read_adam_state(
-    encoder: SparseMixer, source: PathLike | Mapping[str, Any]
+    encoder: Encoder, source: PathLike | Mapping[str, Any]
 ) -> tuple[int, dict[str, npt.NDArray[np.float32]]]:
     """Read the state of the Adam optimiser in a checkpoint of the paper's JAX code.
 
@@ -187,7 +185,7 @@ def read_adam_state(
         OSError: It cannot be read.
     """
     with contextlib.closing(open_flax(source)) as file:
-        return flax.read_adam_state(file, encoder._native.weight_specs())
+        return flax.read_adam_state(file, encoder.core.weight_specs())
 
 
 def open_flax(params: PathLike | Mapping[str, Any]) -> WeightFile:
@@ -219,14 +217,14 @@ def _vocab_size(file: WeightFile) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def load_report(encoder: SparseMixer, source: PathLike | Mapping[str, Any], *, prefix: str | None = None) -> LoadReport:
+def load_report(encoder: Encoder, source: PathLike | Mapping[str, Any], *, prefix: str | None = None) -> LoadReport:
     """`SparseMixer.load_report`."""
     with contextlib.closing(open_weights(source)) as file:
-        return make_report(file, file.plan(encoder._native.weight_specs(), prefix), optional_weights(encoder))
+        return make_report(file, file.plan(encoder.core.weight_specs(), prefix), optional_weights(encoder))
 
 
 def load_weights(
-    encoder: SparseMixer,
+    encoder: Encoder,
     source: PathLike | Mapping[str, Any],
     *,
     strict: bool = True,
@@ -234,17 +232,17 @@ def load_weights(
 ) -> LoadReport:
     """`SparseMixer.load_weights`."""
     with contextlib.closing(open_weights(source)) as file:
-        plan = file.plan(encoder._native.weight_specs(), prefix)
+        plan = file.plan(encoder.core.weight_specs(), prefix)
         report = make_report(file, plan, optional_weights(encoder))
         if strict:
             report.require_complete()
         elif not report.loaded:
             raise CheckpointError(f"{report.path}: none of the encoder's weights is in the file; {report.summary()}")
-        file.load_into(encoder._native, plan)
+        file.load_into(encoder.core, plan)
     return report
 
 
-def optional_weights(encoder: SparseMixer) -> tuple[str, ...]:
+def optional_weights(encoder: Encoder) -> tuple[str, ...]:
     """Weights that no call uses: the word table beside an own embedding layer."""
     return () if encoder.arguments.embedding_layer is None else (_WORD_TABLE,)
 

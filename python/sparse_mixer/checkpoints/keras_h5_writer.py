@@ -6,28 +6,26 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
 from sparse_mixer._core.atomic_file import replacing
+from sparse_mixer._core.encoder import Encoder
 from sparse_mixer._core.extras import require
-
-if TYPE_CHECKING:
-    from sparse_mixer.networks import SparseMixer
 
 # Bytes: some milliseconds' worth.
 _H5_PIECE = 4 << 20
 
 
-def save_weights_h5(encoder: SparseMixer, path: str) -> None:
+def save_weights_h5(encoder: Encoder, path: str) -> None:
     """Write what ``tf_keras.Model(net.inputs, net(net.inputs)).save_weights`` writes for TensorFlow's class."""
     h5py = require("h5py", "h5")
     names = _weights_h5_names(encoder)
     # The weights of this moment, without copies of all of them.
-    snapshot = encoder._native.astype(encoder.dtype)
+    snapshot = encoder.core.astype(encoder.dtype)
     # The temporary file is locked as it is.
     with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file, _dropped_on_failure(temporary):
         # Keras asks for this group although the model itself has no variables.
@@ -62,9 +60,9 @@ def _write_h5(file: Any, name: str, array: npt.NDArray[np.float32]) -> None:
         dataset[start : start + rows] = array[start : start + rows]
 
 
-def _weights_h5_names(encoder: SparseMixer) -> list[str]:
+def _weights_h5_names(encoder: Encoder) -> list[str]:
     """The names of all weights in ``.weights.h5``; refuses weights that TensorFlow's class would not have."""
-    arguments, seed = encoder.arguments, encoder._seed
+    arguments, seed = encoder.arguments, encoder.weight_seed
     keras: dict[str, Any] = {
         "semantics": "keras",
         "moe_residual": None,
@@ -74,7 +72,7 @@ def _weights_h5_names(encoder: SparseMixer) -> list[str]:
     specs = _native.weight_specs(dataclasses.replace(arguments, **keras).native_config(seed))
     theirs = {(name, tuple(shape)) for name, shape in specs}
     names = []
-    for name, shape in encoder._native.weight_specs():
+    for name, shape in encoder.core.weight_specs():
         keys = _native.foreign_names("weights_h5", name, shape)
         if not keys or (name, tuple(shape)) not in theirs:
             raise ValueError(

@@ -44,7 +44,7 @@ def save(model: StoredModel, path: PathLike, *, file_format: str | None = None) 
     if kind == "safetensors":
         about = {"class": type(model).__name__, "config": model.get_config()}
         metadata = encoder_files.metadata(model.encoder) | {_MODEL_KEY: json.dumps(about)}
-    parts = [(f"{ENCODER}/", model.encoder._native), *(("", head._native) for head in model.heads.values())]
+    parts = [(f"{ENCODER}/", model.encoder.core), *(("", head.core) for head in model.heads.values())]
     _native.save(parts, target, kind, metadata)
 
 
@@ -114,14 +114,14 @@ def load_weights(model: StoredModel, source: PathLike | Mapping[str, Any]) -> No
     with contextlib.closing(open_weights(source)) as file:
         variables = _of_heads(model)
         arrays = _read(file, variables)
-        plan = file.plan(model.encoder._native.weight_specs(), ENCODER)
+        plan = file.plan(model.encoder.core.weight_specs(), ENCODER)
         encoder_files.make_report(file, plan, encoder_files.optional_weights(model.encoder)).require_complete()
-        file.load_into(model.encoder._native, plan)
+        file.load_into(model.encoder.core, plan)
         assign_all(variables, arrays)
 
 
 def _of_heads(model: StoredModel) -> list[Variable]:
-    return [variable for head in model.heads.values() for variable in head._variables]
+    return [variable for head in model.heads.values() for variable in head.all_variables]
 
 
 def _read(file: WeightFile, variables: Sequence[Variable]) -> list[Array]:

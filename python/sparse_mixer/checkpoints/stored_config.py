@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sparse_mixer import _native
 from sparse_mixer._core.arguments import Arguments
 from sparse_mixer._core.construction import weight_seed
+from sparse_mixer._core.encoder import Encoder
 from sparse_mixer._native import CheckpointError
 from sparse_mixer.checkpoints.hugging_face import read_hugging_face
 from sparse_mixer.checkpoints.weight_files import Wanted, WeightFile
-
-if TYPE_CHECKING:
-    from sparse_mixer.networks import SparseMixer
 
 CONFIG_KEY = "config"
 # A layer of any kind has at least two layer norms, or one and a router, and two dense layers.
@@ -41,7 +39,7 @@ def stored_config(file: WeightFile, path: str) -> Mapping[str, Any] | None:
 
 
 def resolve(
-    cls: type[SparseMixer], file: WeightFile, config: Mapping[str, Any], changes: Mapping[str, Any], *, stored: bool
+    cls: type[Encoder], file: WeightFile, config: Mapping[str, Any], changes: Mapping[str, Any], *, stored: bool
 ) -> tuple[Arguments, int, Wanted]:
     """What an encoder that `file` has the weights of would be: arguments, seed, and names and shapes of its weights.
 
@@ -68,7 +66,7 @@ def resolve(
         raise
 
 
-def _resolve(cls: type[SparseMixer], config: Mapping[str, Any]) -> tuple[Arguments, int, Wanted]:
+def _resolve(cls: type[Encoder], config: Mapping[str, Any]) -> tuple[Arguments, int, Wanted]:
     arguments = _arguments(cls, config)
     seed = weight_seed(arguments)
     return arguments, seed, _native.weight_specs(arguments.native_config(seed))
@@ -86,7 +84,7 @@ def _require_room(file: WeightFile, num_layers: Any) -> None:
         )
 
 
-def _arguments(cls: type[SparseMixer], config: Mapping[str, Any]) -> Arguments:
+def _arguments(cls: type[Encoder], config: Mapping[str, Any]) -> Arguments:
     """Checked arguments from `config`, the constructor's defaults filled in."""
     parameters = signature(cls.__init__).parameters
     given = {}

@@ -53,7 +53,7 @@ class Model(Trainable):
         self.parts: list[Any] = [encoder, *heads]
         if len(self.heads) != len(heads):
             raise ValueError("classification_heads: expected heads of different names")
-        variables = [variable for part in self.parts for variable in part._variables]
+        variables = [variable for part in self.parts for variable in part.all_variables]
         super().__init__(name, variables, self.parts)
 
     def loss_and_gradients(
@@ -106,7 +106,7 @@ class Model(Trainable):
             ValueError: A weight has another shape.
             OSError: The file cannot be read.
         """
-        variables = [variable for head in self.heads.values() for variable in head._variables]
+        variables = [variable for head in self.heads.values() for variable in head.all_variables]
         with contextlib.closing(checkpoints.open_flax(params)) as file:
             arrays = flax.read_heads(file, [variable.key for variable in variables])
         assign_all(variables, arrays)

@@ -10,30 +10,26 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native, activations, initializers
-from sparse_mixer._core.variables import Variable
+from sparse_mixer._core.part import Part, variables_of
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.initializers import Initializer
-from sparse_mixer.layers import Layer
 from sparse_mixer.losses import Sums
 
 Array = npt.NDArray[np.float32]
 
 
-class Head(Layer):
+class Head(Part):
     """A head: weights in the core, which computes with the threads and instruction set of the encoder."""
+
+    core: _native.Head
 
     def __init__(self, name: str, encoder: Any, config: Mapping[str, Any], initializer: Any, seed: int) -> None:
         resolved = initializers.resolve(initializer)
         spec = resolved.spec() if isinstance(resolved, Initializer) else None
         drawn = spec or {"name": "constant", "value": 0.0}
-        native = _native.Head(json.dumps(config), json.dumps(drawn), seed)
-        variables = [
-            Variable(native, index, key, tuple(shape), name) for index, (key, shape) in enumerate(native.weight_specs())
-        ]
-        for variable in variables:
-            variable.name = f"{variable.key}:0"  # the keys have the head's name
-        super().__init__(name, variables)
-        self._native = native
+        core = _native.Head(json.dumps(config), json.dumps(drawn), seed)
+        variables = variables_of(core, "")  # the keys have the head's name
+        super().__init__(name, core, variables)
         self._encoder = encoder
         if spec is None:
             for variable in variables:
@@ -77,12 +73,12 @@ class ProjectionHead(Head):
 
     def logits(self, features: Array, seed: int | None) -> Array:
         """Logits; `seed` switches dropout on."""
-        return self._native.project(self._encoder._native, features, seed)
+        return self.core.project(self._encoder.core, features, seed)
 
     def backward(self, features: Array, d_logits: Array, seed: int | None, into: Gradients) -> Array:
         """Add the weights' gradients to `into`; returns the features'."""
         buffer = into.buffer_of(self)
-        return self._native.project_backward(self._encoder._native, features, d_logits, seed, buffer)
+        return self.core.project_backward(self._encoder.core, features, d_logits, seed, buffer)
 
 
 class MaskedLMHead(Head):
@@ -107,9 +103,7 @@ class MaskedLMHead(Head):
 
     def logits(self, sequence_output: Array, positions: npt.NDArray[Any]) -> Array:
         """Logits ``[B, P, vocab_size]`` at `positions` ``[B, P]``."""
-        logits = self._native.masked_lm_logits(
-            self._encoder._native, sequence_output, _rows(sequence_output, positions)
-        )
+        logits = self.core.masked_lm_logits(self._encoder.core, sequence_output, _rows(sequence_output, positions))
         return logits.reshape(*positions.shape, -1)
 
     def loss(
@@ -133,8 +127,8 @@ class MaskedLMHead(Head):
             into: Where the gradients of the head and of the word table are added.
         """
         buffers = None if into is None else (into.buffer_of(self), into.buffer_of(self._encoder))
-        sums, d_sequence = self._native.masked_lm_loss(
-            self._encoder._native,
+        sums, d_sequence = self.core.masked_lm_loss(
+            self._encoder.core,
             sequence_output,
             _rows(sequence_output, positions),
             np.ascontiguousarray(labels, np.int64).ravel(),
