@@ -10,9 +10,10 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use sparse_mixer::kernels::{
-    AlignedVec, Elementwise, Init, Isa, LhsBuffer, PackedMatrix, WeightDtype, dropout, elementwise,
-    layer_norm, matmul, multiply_adds, prepare_lhs, softmax_in_place,
+    Dtype, Elementwise, Init, Isa, LhsBuffer, PackedMatrix, dropout, elementwise, layer_norm, matmul,
+    multiply_adds, prepare_lhs, softmax_in_place,
 };
+use sparse_mixer::sys::AlignedVec;
 
 /// `(rows, k, n)`: experts at batch 1, token blocks of the dense layers, attention.
 const SHAPES: [(usize, usize, usize); 11] = [
@@ -28,11 +29,11 @@ const SHAPES: [(usize, usize, usize); 11] = [
     (512, 512, 64),
     (4096, 512, 512),
 ];
-const DTYPES: [(&str, WeightDtype); 4] = [
-    ("float32", WeightDtype::FullPrecision),
-    ("float16", WeightDtype::Float16),
-    ("bfloat16", WeightDtype::Bfloat16),
-    ("int8", WeightDtype::Int8),
+const DTYPES: [(&str, Dtype); 4] = [
+    ("float32", Dtype::Float32),
+    ("float16", Dtype::Float16),
+    ("bfloat16", Dtype::Bfloat16),
+    ("int8", Dtype::Int8),
 ];
 const ROUNDS: usize = 15;
 /// A measurement repeats its work for at least so long.
@@ -69,7 +70,7 @@ struct Product {
 }
 
 impl Product {
-    fn new(shape: (usize, usize, usize), dtype: WeightDtype) -> Self {
+    fn new(shape: (usize, usize, usize), dtype: Dtype) -> Self {
         let (m, k, n) = shape;
         let b = PackedMatrix::pack(k, n, dtype, &numbers(k * n));
         Product { shape, a: numbers(m * k), b, bias: numbers(n), out: AlignedVec::zeros(m * n) }
@@ -140,7 +141,7 @@ fn other_work(isa: Isa) -> Vec<(&'static str, f64)> {
             black_box(&y);
         }),
     ));
-    for (name, dtype) in [("to bfloat16", WeightDtype::Bfloat16), ("to int8", WeightDtype::Int8)] {
+    for (name, dtype) in [("to bfloat16", Dtype::Bfloat16), ("to int8", Dtype::Int8)] {
         let mut buffer = LhsBuffer::default();
         measured.push((
             name,
@@ -152,7 +153,7 @@ fn other_work(isa: Isa) -> Vec<(&'static str, f64)> {
     measured
 }
 
-fn report_products(isa: Isa, name: &str, dtype: WeightDtype, json: bool) {
+fn report_products(isa: Isa, name: &str, dtype: Dtype, json: bool) {
     let mut products: Vec<_> = SHAPES.iter().map(|&shape| Product::new(shape, dtype)).collect();
     let mut peaks = Vec::new();
     let mut rates = vec![Vec::new(); products.len()];

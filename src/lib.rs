@@ -18,5 +18,6 @@ pub mod params;
 mod python;
 pub mod random;
 pub mod runtime;
+pub mod sys;
 
 pub use error::{Error, Result};

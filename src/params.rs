@@ -4,12 +4,13 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 
-use crate::config::{Dtype, InitializerConfig, SparseMixerConfig};
+use crate::config::{InitializerConfig, SparseMixerConfig};
 use crate::error::{Error, Result};
-use crate::kernels::{PackedMatrix, ParallelFor, Real, WeightDtype, zeros};
-use crate::layers::{Table, TableDtype};
+use crate::kernels::{Dtype, PackedMatrix, Real};
+use crate::layers::Table;
 use crate::random::{RngStream, normal_quantile, open_unit};
 use crate::runtime::inject_fault;
+use crate::sys::{ParallelFor, alloc_zeroed_huge};
 
 /// What a weight is initialised with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,28 +64,6 @@ impl Spec {
     }
 }
 
-/// How weights are stored for an encoder's `dtype`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Storage {
-    /// Right operands of products.
-    pub matrix: WeightDtype,
-    /// Embedding tables and the matrices that mix along the sequence.
-    pub table: TableDtype,
-}
-
-impl From<Dtype> for Storage {
-    fn from(dtype: Dtype) -> Self {
-        let (matrix, table) = match dtype {
-            Dtype::Float32 => (WeightDtype::FullPrecision, TableDtype::FullPrecision),
-            Dtype::Bfloat16 => (WeightDtype::Bfloat16, TableDtype::Bfloat16),
-            Dtype::Float16 => (WeightDtype::Float16, TableDtype::Float16),
-            // Rows looked up and the sequence matrices have no per-token scale to hide 8-bit rounding in.
-            Dtype::Int8 => (WeightDtype::Int8, TableDtype::Bfloat16),
-        };
-        Storage { matrix, table }
-    }
-}
-
 /// Gives the row-major values of one weight after the other, in the order of [`crate::network::specs`]; borrowed where
 /// they need not be made, such as those of a mapped file.
 pub type Source<'a, R> = &'a mut dyn FnMut(&Spec) -> Result<Cow<'a, [R]>>;
@@ -95,13 +74,13 @@ pub struct Loader<'a, R: Real> {
     specs: std::vec::IntoIter<Spec>,
     source: Source<'a, R>,
     /// How matrices and tables are to be stored.
-    pub storage: Storage,
+    pub dtype: Dtype,
 }
 
 impl<'a, R: Real> Loader<'a, R> {
     /// A loader of the weights `specs` from `source`.
-    pub fn new(specs: Vec<Spec>, source: Source<'a, R>, storage: Storage) -> Self {
-        Loader { specs: specs.into_iter(), source, storage }
+    pub fn new(specs: Vec<Spec>, source: Source<'a, R>, dtype: Dtype) -> Self {
+        Loader { specs: specs.into_iter(), source, dtype }
     }
 
     /// The values of the next weight.
@@ -130,18 +109,18 @@ impl<'a, R: Real> Loader<'a, R> {
 
     /// A `k x n` right operand.
     pub fn matrix(&mut self, k: usize, n: usize) -> Result<PackedMatrix<R>> {
-        self.matrix_as(k, n, self.storage.matrix)
+        self.matrix_as(k, n, self.dtype)
     }
 
     /// A `k x n` right operand of type `dtype` whatever the encoder's.
-    pub fn matrix_as(&mut self, k: usize, n: usize, dtype: WeightDtype) -> Result<PackedMatrix<R>> {
-        Ok(PackedMatrix::pack_with(k, n, dtype, &self.next(k * n)?, helpers()))
+    pub fn matrix_as(&mut self, k: usize, n: usize, dtype: Dtype) -> Result<PackedMatrix<R>> {
+        Ok(PackedMatrix::pack_with(k, n, dtype, &self.next(k * n)?, parallel_here()))
     }
 
     /// `count` right operands of `k x n`, one weight `[count, k, n]`.
     pub fn matrices(&mut self, count: usize, k: usize, n: usize) -> Result<Vec<PackedMatrix<R>>> {
         let values = self.next(count * k * n)?;
-        let pack = |i: usize| PackedMatrix::pack(k, n, self.storage.matrix, &values[i * k * n..][..k * n]);
+        let pack = |i: usize| PackedMatrix::pack(k, n, self.dtype, &values[i * k * n..][..k * n]);
         Ok(if rayon::current_thread_index().is_some() {
             (0..count).into_par_iter().map(pack).collect()
         } else {
@@ -152,12 +131,12 @@ impl<'a, R: Real> Loader<'a, R> {
     /// A table of `rows` rows of `width`.
     pub fn table(&mut self, rows: usize, width: usize) -> Result<Table<R>> {
         let values = self.next(rows * width)?;
-        Ok(Table::new_with(rows, width, self.storage.table, &values, helpers()))
+        Ok(Table::new_with(rows, width, self.dtype, &values, parallel_here()))
     }
 }
 
 /// The rayon pool that the caller is in, without one the caller's thread.
-fn helpers() -> ParallelFor<'static> {
+fn parallel_here() -> ParallelFor<'static> {
     match rayon::current_thread_index() {
         Some(_) => ParallelFor {
             count: rayon::current_num_threads(),
@@ -401,7 +380,7 @@ impl<R: Real> Gradients<R> {
     /// Zeros for weights `specs`.
     pub fn zeros(specs: &[Spec]) -> Self {
         Gradients {
-            tensors: specs.iter().map(|spec| zeros(spec.len())).collect(),
+            tensors: specs.iter().map(|spec| alloc_zeroed_huge(spec.len())).collect(),
             reached: vec![false; specs.len()],
         }
     }

@@ -1,7 +1,7 @@
 //! A warm call allocates what it returns and a few lists: all large memory is kept from call to call.
 
-use sparse_mixer::config::{Dtype, MixingMechanism, SparseMixerConfig};
-use sparse_mixer::kernels::Isa;
+use sparse_mixer::config::{MixingMechanism, SparseMixerConfig};
+use sparse_mixer::kernels::{Dtype, Isa};
 use sparse_mixer::network::{Inputs, RequestedOutputs, SparseMixer, Words};
 use sparse_mixer::params::Spec;
 use sparse_mixer::runtime::{ScratchPool, never, run};

@@ -52,6 +52,7 @@ TOKEN = re.compile(
     r"|b?'(?:\\[^\n]{1,9}?|[^\\'\n])'",
     re.S,
 )
+VISIBILITY = re.compile(r"\bpub\(in [^)]*\)")
 TEST_MODULE = re.compile(r"#\[cfg\((?:test|all\(test[^\]]*)\)\]\s*(?:#\[[^\]]*\]\s*)*mod\s+\w+\s*(;|\{)")
 INLINE_MODULE = re.compile(r"\bmod\s+(\w+)\s*\{")
 CHILD = re.compile(r"\bmod\s+(\w+)\s*;")
@@ -71,7 +72,7 @@ def end_of_block(text: str, start: int) -> int:
 
 def rust_code(path: Path) -> str:
     """The file without comments, texts and tests."""
-    text = TOKEN.sub(" ", path.read_text(encoding="utf-8"))
+    text = VISIBILITY.sub(" ", TOKEN.sub(" ", path.read_text(encoding="utf-8")))
     while found := TEST_MODULE.search(text):
         end = found.end() if found.group(1) == ";" else end_of_block(text, found.end() - 1)
         text = text[: found.start()] + text[end:]

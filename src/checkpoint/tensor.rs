@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::error::FormatError;
 use super::io::limits::byte_count;
-use crate::kernels::f32s_of_bytes;
+use crate::sys::f32s_of_bytes;
 
 /// A file format that is read here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::io::Write;
 use super::error::FormatError;
 use super::io::limits::byte_count;
 use super::tensor::Dtype;
-use crate::kernels::bytes_of_f32s;
 use crate::runtime::inject_fault;
+use crate::sys::bytes_of_f32s;
 use crate::{Error, Result};
 
 /// Takes the bytes of a tensor in pieces.

@@ -2,6 +2,7 @@
 
 use super::{RouterKind, SparseMixerConfig};
 use crate::error::{Error, Result};
+use crate::kernels::Dtype;
 use crate::layers::Activation;
 
 /// Far above any encoder; files from strangers must not make us list the weights of more.
@@ -102,6 +103,12 @@ impl SparseMixerConfig {
                     format!("got layer {layer}, expected layers below num_layers ({})", self.num_layers),
                 ));
             }
+        }
+        if !matches!(self.router_dtype, Dtype::Float32 | Dtype::Bfloat16) {
+            return Err(Error::value(
+                "router_dtype",
+                format!("got {:?}, expected 'float32' or 'bfloat16'", self.router_dtype.name()),
+            ));
         }
         if self.router == RouterKind::ExpertsChoose && self.num_selected_experts != 1 {
             return Err(Error::value(

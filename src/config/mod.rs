@@ -8,6 +8,7 @@ pub use semantics::Semantics;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::kernels::Dtype;
 
 /// Which encoder's conventions to follow where they differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,56 +53,6 @@ pub enum RouterKind {
     ExpertsChoose,
     /// Every token goes to its most probable experts, while these have room.
     TokensChoose,
-}
-
-/// Arithmetic of the router, from its input to the probabilities.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RouterDtype {
-    /// 32-bit floats.
-    Float32,
-    /// Every intermediate result rounded to bfloat16, as the JAX code executes it.
-    Bfloat16,
-}
-
-/// Storage type of the weights and arithmetic of the matrix products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// 32-bit floats.
-    Float32,
-    /// bfloat16 weights and products, 32-bit sums.
-    Bfloat16,
-    /// float16 weights, 32-bit products and sums.
-    Float16,
-    /// 8-bit weights and activations, 32-bit sums; inference only.
-    Int8,
-}
-
-impl Dtype {
-    /// The type called `name`; Keras policy names are understood.
-    pub fn parse(name: &str) -> Result<Dtype> {
-        match name {
-            "float32" => Ok(Dtype::Float32),
-            "bfloat16" | "mixed_bfloat16" => Ok(Dtype::Bfloat16),
-            "float16" | "mixed_float16" => Ok(Dtype::Float16),
-            "int8" => Ok(Dtype::Int8),
-            _ => Err(Error::value(
-                "dtype",
-                format!("got {name:?}, expected 'float32', 'bfloat16', 'float16' or 'int8'"),
-            )),
-        }
-    }
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Dtype::Float32 => "float32",
-            Dtype::Bfloat16 => "bfloat16",
-            Dtype::Float16 => "float16",
-            Dtype::Int8 => "int8",
-        }
-    }
 }
 
 /// The activation between the two products of a feed-forward layer, by name with its numbers.
@@ -243,8 +194,9 @@ pub struct SparseMixerConfig {
     pub batch_prioritized_routing: bool,
     /// Weight of the load-balancing loss in training, where tokens choose.
     pub auxiliary_loss_factor: f64,
-    /// Arithmetic of the router.
-    pub router_dtype: RouterDtype,
+    /// Arithmetic of the router, from its input to the probabilities: 32-bit floats, or every intermediate result rounded
+    /// to bfloat16, as the JAX code executes it. No other type.
+    pub router_dtype: Dtype,
     /// With several groups, use the expert parameters that the JAX code uses by mistake: number
     /// `(group * num_experts + expert) / groups`.
     pub group_mixup: bool,
@@ -299,7 +251,7 @@ impl Default for SparseMixerConfig {
             num_selected_experts: 1,
             batch_prioritized_routing: true,
             auxiliary_loss_factor: 0.01,
-            router_dtype: RouterDtype::Float32,
+            router_dtype: Dtype::Float32,
             group_mixup: false,
             seed: 0,
             dtype: Dtype::Float32,

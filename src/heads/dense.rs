@@ -1,7 +1,7 @@
 //! A dense layer on its own: `y = x W + b`, `[rows, k] -> [rows, n]`, with its gradient.
 
 use crate::error::{Error, Result};
-use crate::kernels::{Init, PackedMatrix, Panels, Real, WeightDtype, matmul, prepare_lhs};
+use crate::kernels::{Dtype, Init, PackedMatrix, Panels, Real, matmul, prepare_lhs};
 use crate::layers::{bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::Context;
@@ -35,7 +35,7 @@ pub fn specs(prefix: &str, k: usize, n: usize) -> [Spec; 2] {
 impl<R: Real> Dense<R> {
     /// Takes the weights in the order of `specs`.
     pub fn load(loader: &mut Loader<'_, R>, k: usize, n: usize) -> Result<Self> {
-        Ok(Dense { kernel: loader.matrix_as(k, n, WeightDtype::FullPrecision)?, bias: loader.vector(n)? })
+        Ok(Dense { kernel: loader.matrix_as(k, n, Dtype::Float32)?, bias: loader.vector(n)? })
     }
 
     /// The weights in the order of `specs`.
@@ -64,7 +64,7 @@ impl<R: Real> Dense<R> {
     ) -> Result<()> {
         let rows = x.len() / self.kernel.k();
         bias_gradient(context, dy, gradients.bias)?;
-        kernel_gradient(context, WeightDtype::FullPrecision, rows, x, dy, gradients.kernel)?;
+        kernel_gradient(context, Dtype::Float32, rows, x, dy, gradients.kernel)?;
         product(context, dy, context.transposed(&self.kernel)?.view(0), Init::Zero, dx)
     }
 }

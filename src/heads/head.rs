@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::masked_lm::{MaskedLm, MaskedLmConfig};
 use super::projection::{Projection, ProjectionConfig};
 use crate::error::Result;
-use crate::kernels::{Real, WeightDtype};
-use crate::layers::{Activation, TableDtype};
-use crate::params::{Loader, Param, ParamMut, Source, Spec, Storage};
+use crate::kernels::{Dtype, Real};
+use crate::layers::Activation;
+use crate::params::{Loader, Param, ParamMut, Source, Spec};
 
 /// Configuration of a head.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,8 +51,7 @@ impl HeadConfig {
 impl<R: Real> Head<R> {
     /// Builds a head with weights from `source`, asked for in the order of [`HeadConfig::specs`].
     pub fn load(config: &HeadConfig, source: Source<'_, R>) -> Result<Self> {
-        let storage = Storage { matrix: WeightDtype::FullPrecision, table: TableDtype::FullPrecision };
-        let mut loader = Loader::new(config.specs(), source, storage);
+        let mut loader = Loader::new(config.specs(), source, Dtype::Float32);
         Ok(match config {
             HeadConfig::Projection(config) => Head::Projection(Projection::load(config, &mut loader)?),
             HeadConfig::MaskedLm(config) => Head::MaskedLm(MaskedLm::load(config, &mut loader)?),

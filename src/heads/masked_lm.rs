@@ -20,12 +20,12 @@ use super::word_blocks::{BLOCK, Targets, add_table_gradients, hidden_gradients, 
 use crate::config::ActivationConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Init, Panels, Real, WeightDtype, layer_norm_backward, log_sum_exp, matmul, pack_full_precision,
-    prepare_lhs, zeroed,
+    Dtype, Init, Panels, Real, layer_norm_backward, log_sum_exp, matmul, pack_full_precision, prepare_lhs,
 };
 use crate::layers::{Activation, LayerNorm, Table};
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::Context;
+use crate::sys::alloc_zeroed;
 
 /// Positions that are computed together.
 const CHUNK: usize = 512;
@@ -146,7 +146,7 @@ impl<R: Real> MaskedLm<R> {
     ) -> Result<Vec<R>> {
         self.check(table, sequence, rows)?;
         let vocab = self.config.vocab_size;
-        let mut logits = zeroed(rows.len() * vocab);
+        let mut logits = alloc_zeroed(rows.len() * vocab);
         for (rows, logits) in rows.chunks(CHUNK).zip(logits.chunks_mut(CHUNK * vocab)) {
             let transformed = self.transform(context, sequence, rows)?;
             let mut blocks = context.buffer(rows.len() * vocab);
@@ -226,11 +226,11 @@ impl<R: Real> MaskedLm<R> {
         let (hidden, width) = (self.config.hidden_size, self.config.embedding_width);
         let x: Vec<R> =
             rows.iter().flat_map(|row| sequence[row * hidden..][..hidden].iter().copied()).collect();
-        let mut pre = zeroed(rows.len() * width);
+        let mut pre = alloc_zeroed(rows.len() * width);
         self.transform.forward(context, &x, &mut pre)?;
         let mut active = pre.clone();
         self.activation.forward(context.isa, &mut active, width)?;
-        let mut h = zeroed(active.len());
+        let mut h = alloc_zeroed(active.len());
         let mut stats = vec![R::ZERO; 2 * rows.len()];
         self.norm.forward(context.isa, &active, &mut h, Some(&mut stats));
         Ok(Transformed { x, pre, active, stats, h })
@@ -249,10 +249,10 @@ impl<R: Real> MaskedLm<R> {
         let [d_gamma, d_beta] = norm else {
             return Err(Error::Internal("the head has five gradients".into()));
         };
-        let mut d_pre = zeroed(dh.len());
+        let mut d_pre = alloc_zeroed(dh.len());
         layer_norm_backward(context.isa, dh, active, stats, &self.norm.gamma, &mut d_pre, d_gamma, d_beta);
         self.activation.backward(context.isa, pre, &mut d_pre, self.config.embedding_width)?;
-        let mut dx = zeroed(x.len());
+        let mut dx = alloc_zeroed(x.len());
         self.transform.backward(context, x, &d_pre, as_dense(dense)?, &mut dx)?;
         Ok(dx)
     }
@@ -277,7 +277,7 @@ impl<R: Real> MaskedLm<R> {
             let ([panels, widened], [lhs, _]) = scratch.split([BLOCK * width, BLOCK * width]);
             let values = table_rows(table, first, words, widened);
             pack_full_precision(isa, values, width, true, width, 0..words, panels);
-            let lhs = prepare_lhs(isa, h, rows, width, width, WeightDtype::FullPrecision, lhs);
+            let lhs = prepare_lhs(isa, h, rows, width, width, Dtype::Float32, lhs);
             let bias = Init::Bias(&self.output_bias[first..first + words]);
             matmul(
                 isa,

@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::dense::{self, Dense, DenseGradients};
 use crate::error::{Error, Result};
-use crate::kernels::{Elementwise, Real, elementwise, elementwise_backward, zeroed};
+use crate::kernels::{Elementwise, Real, elementwise, elementwise_backward};
 use crate::layers::Dropout;
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::random::RngStream;
 use crate::runtime::Context;
+use crate::sys::alloc_zeroed;
 
 /// Sizes and rates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -122,7 +123,7 @@ impl<R: Real> Projection<R> {
     /// Logits `[rows, num_classes]` of `features` `[rows, input_width]`; dropout with the seed `training`, if any.
     pub fn forward(&self, context: &Context<'_, R>, features: &[R], training: Option<u64>) -> Result<Vec<R>> {
         let steps = self.steps(context, features, training)?;
-        let mut logits = zeroed(features.len() / self.config.input_width * self.config.num_classes);
+        let mut logits = alloc_zeroed(features.len() / self.config.input_width * self.config.num_classes);
         self.output.forward(context, &steps.y, &mut logits)?;
         Ok(logits)
     }
@@ -142,7 +143,7 @@ impl<R: Real> Projection<R> {
         let (inner_gradients, output_gradients) =
             gradients.split_at_mut(if self.inner.is_some() { 2 } else { 0 });
         // logits = y W2 + b2
-        let mut dy = zeroed(y.len());
+        let mut dy = alloc_zeroed(y.len());
         self.output.backward(context, &y, d_logits, as_dense(output_gradients)?, &mut dy)?;
         // y = dropout(tanh(pre)), pre = x W1 + b1
         inner_dropout.iter().for_each(|dropout| dropout.apply(context.isa, &mut dy, 0));
@@ -150,7 +151,7 @@ impl<R: Real> Projection<R> {
             None => dy,
             Some(inner) => {
                 elementwise_backward(isa, Elementwise::Tanh, &pre, &mut dy);
-                let mut dx = zeroed(x.len());
+                let mut dx = alloc_zeroed(x.len());
                 inner.backward(context, &x, &dy, as_dense(inner_gradients)?, &mut dx)?;
                 dx
             }
@@ -179,7 +180,7 @@ impl<R: Real> Projection<R> {
         let (pre, mut y) = match &self.inner {
             None => (Vec::new(), x.clone()),
             Some(inner) => {
-                let mut pre = zeroed(x.len() / self.config.input_width * self.config.inner_width);
+                let mut pre = alloc_zeroed(x.len() / self.config.input_width * self.config.inner_width);
                 inner.forward(context, &x, &mut pre)?;
                 let mut y = pre.clone();
                 elementwise(context.isa, Elementwise::Tanh, &mut y);

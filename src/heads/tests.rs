@@ -1,9 +1,9 @@
 //! Heads against plain formulas, central differences in double precision, and themselves on other thread counts.
 
 use super::*;
-use crate::kernels::{Isa, Real, WeightDtype};
-use crate::layers::{Table, TableDtype};
-use crate::params::{Loader, ParamMut, Spec, Storage};
+use crate::kernels::{Dtype, Isa, Real};
+use crate::layers::Table;
+use crate::params::{Loader, ParamMut, Spec};
 use crate::runtime::{Context, ScratchPool, never, run};
 use crate::{Error, Result};
 
@@ -30,8 +30,7 @@ fn load<R: Real, T>(specs: Vec<Spec>, build: impl FnOnce(&mut Loader<'_, R>) -> 
         seed += 1;
         Ok(values(seed, spec.len()).iter().map(|&x: &R| x * R::from_f64(0.5)).collect::<Vec<_>>().into())
     };
-    let storage = Storage { matrix: WeightDtype::FullPrecision, table: TableDtype::FullPrecision };
-    build(&mut Loader::new(specs, &mut source, storage)).expect("fitting weights")
+    build(&mut Loader::new(specs, &mut source, Dtype::Float32)).expect("fitting weights")
 }
 
 fn projection_config(inner_width: usize) -> ProjectionConfig {
@@ -189,7 +188,7 @@ impl<R: Real> MaskedLmCase<R> {
         let config = masked_lm_config();
         MaskedLmCase {
             head: load(config.specs(), |loader| MaskedLm::load(&config, loader)),
-            table: Table::new(300, 37, TableDtype::FullPrecision, &values(70, 300 * 37)),
+            table: Table::new(300, 37, Dtype::Float32, &values(70, 300 * 37)),
             sequence: values(71, 4 * 6),
         }
     }
@@ -269,7 +268,7 @@ fn masked_lm_bits_do_not_depend_on_threads() {
 #[test]
 fn a_foreign_table_is_refused() {
     let case = MaskedLmCase::<f32>::new();
-    let table = Table::new(300, 36, TableDtype::FullPrecision, &vec![0.0; 300 * 36]);
+    let table = Table::new(300, 36, Dtype::Float32, &vec![0.0; 300 * 36]);
     with_context(1, |context| {
         let error: Error =
             case.head.logits(context, &table, &case.sequence, &ROWS).expect_err("a wrong width");

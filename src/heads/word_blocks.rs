@@ -3,11 +3,12 @@
 
 use crate::error::Result;
 use crate::kernels::{
-    Elementwise, Init, LhsBuffer, PANEL, Panels, Real, WeightDtype, elementwise, matmul, pack_full_precision,
-    prepare_lhs, transpose, zeroed,
+    Dtype, Elementwise, Init, LhsBuffer, PANEL, Panels, Real, elementwise, matmul, pack_full_precision,
+    prepare_lhs, transpose,
 };
 use crate::layers::Table;
 use crate::runtime::Context;
+use crate::sys::alloc_zeroed;
 
 /// Words of a block; a multiple of the panel width.
 pub(super) const BLOCK: usize = 8 * PANEL;
@@ -36,7 +37,7 @@ pub(super) fn add_table_gradients<R: Real>(
     let Targets { labels, normalisers, factors } = targets;
     let rows = labels.len();
     let width = h.len() / rows;
-    let mut right = context.panels(WeightDtype::FullPrecision, 1, rows, width);
+    let mut right = context.panels(Dtype::Float32, 1, rows, width);
     context.each(right.chunks_mut(1).into_iter().enumerate(), |(panel, mut chunk), _| {
         let first = panel * PANEL;
         chunk.pack(isa, &h[first..], width, false, rows, PANEL.min(width - first));
@@ -63,7 +64,7 @@ pub(super) fn add_table_gradients<R: Real>(
         }
         let ([transposed], [lhs, _]) = scratch.split([words * rows]);
         transpose(isa, z, rows, words, words, transposed, rows);
-        let lhs = prepare_lhs(isa, transposed, words, rows, rows, WeightDtype::FullPrecision, lhs);
+        let lhs = prepare_lhs(isa, transposed, words, rows, rows, Dtype::Float32, lhs);
         matmul(isa, words, lhs, right.view(0), 0..width, d_table, width, Init::Accumulate);
     })
 }
@@ -91,12 +92,12 @@ pub(super) fn hidden_gradients<R: Real>(
             let values = table_rows(table, first, words, widened);
             pack_full_precision(isa, &values[first_col..], width, false, words, 0..len, right);
             let lhs: &mut LhsBuffer = &mut *lhs;
-            let lhs = prepare_lhs(isa, dz, rows, words, words, WeightDtype::FullPrecision, lhs);
+            let lhs = prepare_lhs(isa, dz, rows, words, words, Dtype::Float32, lhs);
             let init = if block == 0 { Init::Zero } else { Init::Accumulate };
             matmul(isa, rows, lhs, Panels::from_full_precision(right, words, len), 0..len, out, len, init);
         }
     })?;
-    let mut dh = zeroed(rows * width);
+    let mut dh = alloc_zeroed(rows * width);
     for (task, values) in by_columns.chunks(rows * cols).enumerate() {
         let len = values.len() / rows;
         for (row, values) in values.chunks_exact(len).enumerate() {

@@ -1,7 +1,6 @@
 //! The multiply-add rate of the machine, the yardstick of the products.
 
-use super::simd::{LANES, Simd, VectorOp};
-use super::{Isa, Real};
+use super::isa::{Isa, LANES, Real, Simd, VectorLoop};
 
 /// Independent chains, where a vector is one register: enough to hide the latency of a multiply-add. With two registers
 /// to a vector half of them do.
@@ -12,10 +11,10 @@ const CHAINS: usize = 12;
 #[doc(hidden)]
 pub fn multiply_adds<R: Real>(isa: Isa, steps: usize) -> (usize, R) {
     struct Chains(usize);
-    impl<R: Real> VectorOp<R> for Chains {
+    impl<R: Real> VectorLoop<R> for Chains {
         type Output = (usize, R);
         #[inline(always)]
-        fn eval<S: Simd<Elem = R>>(self, simd: S) -> (usize, R) {
+        fn run<S: Simd<Elem = R>>(self, simd: S) -> (usize, R) {
             let factor = simd.constant(0.999);
             let chains = CHAINS * S::TILE_VECS / 2;
             // Different starts, or the compiler would see that one chain is enough.

@@ -1,5 +1,7 @@
 //! Numbers and sizes for kernel tests.
 
+use super::isa::Real;
+
 /// Whether Miri, which takes minutes for what others do at once, does without a product of these sizes.
 pub fn too_much_for_miri(rows: usize, k: usize, n: usize) -> bool {
     cfg!(miri) && (rows % 8 != 1 || rows > 25 || rows * k * n > 3000)
@@ -15,3 +17,36 @@ pub fn noise(len: usize, seed: u64) -> Vec<f32> {
         })
         .collect()
 }
+
+/// Largest difference between `f32` results and the plain formula in `f64`.
+const TOLERANCE: f64 = 2e-6;
+
+pub const LENGTHS: [usize; 12] = [1, 2, 3, 15, 16, 17, 40, 63, 64, 65, 130, 512];
+
+pub fn numbers(len: usize, seed: usize) -> Vec<f64> {
+    (0..len).map(|i| f64::from((((i + seed * 977) * 7919) % 2003) as f32 / 1000.0 - 1.0)).collect()
+}
+
+pub fn cast<R: Real>(x: &[f64]) -> Vec<R> {
+    x.iter().map(|&x| R::from_f64(x)).collect()
+}
+
+pub fn assert_close<R: Real>(got: &[R], expected: &[f64], what: &str) {
+    assert_eq!(got.len(), expected.len());
+    let tolerance = if R::f32_slice(got).is_some() { TOLERANCE } else { 1e-12 };
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let error = (got.to_f64() - expected).abs() / expected.abs().max(1.0);
+        assert!(error <= tolerance, "{what}: {got:?} not {expected} at {i}");
+    }
+}
+
+/// Runs `check` for each instruction set in `f32`, and in `f64`.
+macro_rules! for_all {
+    ($check:ident) => {
+        for isa in Isa::available() {
+            $check::<f32>(isa);
+        }
+        $check::<f64>(Isa::PORTABLE);
+    };
+}
+pub(crate) use for_all;

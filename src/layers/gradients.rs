@@ -2,9 +2,7 @@
 //! any number of threads.
 
 use crate::error::Result;
-use crate::kernels::{
-    Init, PANEL, Real, WeightDtype, axpy, full_precision_stride, matmul, prepare_lhs, transpose,
-};
+use crate::kernels::{Dtype, Init, PANEL, Real, axpy, full_precision_stride, matmul, prepare_lhs, transpose};
 use crate::runtime::Context;
 
 /// Columns that a task turns, or sums up.
@@ -15,7 +13,7 @@ const COLUMNS: usize = 64;
 /// `x` has `rows` rows of `k`, `dy` rows of `n`; both are rounded to `dtype` first (`Native`: not at all).
 pub fn kernel_gradient<R: Real>(
     context: &Context<'_, R>,
-    dtype: WeightDtype,
+    dtype: Dtype,
     rows: usize,
     x: &[R],
     dy: &[R],

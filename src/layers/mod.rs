@@ -14,4 +14,4 @@ pub use activation::{Activation, CustomActivation};
 pub use dropout::Dropout;
 pub use gradients::{bias_gradient, kernel_gradient};
 pub use layer_norm::LayerNorm;
-pub use table::{Table, TableDtype};
+pub use table::Table;

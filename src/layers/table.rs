@@ -2,21 +2,11 @@
 
 use half::{bf16, f16};
 
-use crate::kernels::{AlignedVec, Lhs, LowPrecision, ParallelFor, Real, WeightDtype, lhs_stride};
+use crate::kernels::{Dtype, Lhs, LowPrecision, Real, lhs_stride};
+use crate::sys::{AlignedVec, ParallelFor};
 
 /// Rows of a piece of [`Table::low_precision_mut`].
 const PIECE_ROWS: usize = 64;
-
-/// Storage type of a [`Table`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TableDtype {
-    /// The type of the activations.
-    FullPrecision,
-    /// bfloat16
-    Bfloat16,
-    /// float16
-    Float16,
-}
 
 #[derive(Clone, Debug)]
 enum Storage<R> {
@@ -36,33 +26,32 @@ pub struct Table<R> {
 }
 
 impl<R: Real> Table<R> {
-    /// Stores row-major `values`, rounding to `dtype`.
-    pub fn new(rows: usize, width: usize, dtype: TableDtype, values: &[R]) -> Self {
+    /// Stores row-major `values`, rounding to `dtype`; where that is [`Dtype::Int8`], to bfloat16, since neither rows that
+    /// are looked up nor matrices along the sequence have a scale per token to hide 8-bit rounding in.
+    pub fn new(rows: usize, width: usize, dtype: Dtype, values: &[R]) -> Self {
         Self::new_with(rows, width, dtype, values, ParallelFor::NONE)
     }
 
-    /// As [`Table::new`], with `helpers` for what is copied as it is.
+    /// As [`Table::new`], `parallel` running the loop that copies what is kept as it is.
     pub fn new_with(
         rows: usize,
         width: usize,
-        dtype: TableDtype,
+        dtype: Dtype,
         values: &[R],
-        helpers: ParallelFor<'_>,
+        parallel: ParallelFor<'_>,
     ) -> Self {
         let mut stride = width;
         let storage = match dtype {
-            TableDtype::FullPrecision => Storage::FullPrecision(AlignedVec::copied(values, helpers)),
-            TableDtype::Bfloat16 => {
-                stride = lhs_stride(width, WeightDtype::Bfloat16);
+            Dtype::Float32 => Storage::FullPrecision(AlignedVec::copied(values, parallel)),
+            Dtype::Bfloat16 | Dtype::Int8 => {
+                stride = lhs_stride(width, Dtype::Bfloat16);
                 let mut out = AlignedVec::<bf16>::zeros(rows * stride);
                 for (out, row) in out.chunks_exact_mut(stride).zip(values.chunks_exact(width)) {
                     out.iter_mut().zip(row).for_each(|(o, x)| *o = bf16::from_f32(x.to_f32()));
                 }
                 Storage::Bfloat16(out)
             }
-            TableDtype::Float16 => {
-                Storage::Float16(values.iter().map(|x| f16::from_f32(x.to_f32())).collect())
-            }
+            Dtype::Float16 => Storage::Float16(values.iter().map(|x| f16::from_f32(x.to_f32())).collect()),
         };
         Table { rows, width, stride, storage }
     }
@@ -136,10 +125,8 @@ impl<R: Real> Table<R> {
         }
     }
 
-    /// Rows `first..first + rows` as a left operand of products with right operands in [`Native`] (or bfloat16 if this
-    /// table is); `widened` is memory for `rows * width` values, used when the storage type needs it.
-    ///
-    /// [`Native`]: crate::kernels::WeightDtype::FullPrecision
+    /// Rows `first..first + rows` as a left operand of products with right operands in [`Dtype::Float32`] (or
+    /// bfloat16 if this table is); `widened` is memory for `rows * width` values, used when the storage type needs it.
     pub fn lhs<'a>(&'a self, first: usize, rows: usize, widened: &'a mut [R]) -> Lhs<'a, R> {
         match &self.storage {
             Storage::FullPrecision(v) => {

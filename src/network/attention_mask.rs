@@ -1,7 +1,8 @@
 //! Which keys a query attends to.
 
 use crate::config::SparseMixerConfig;
-use crate::kernels::{Isa, Real, add_in_place, collected};
+use crate::kernels::{Isa, Real, add_in_place};
+use crate::sys::alloc_collect;
 
 use super::inputs::{Inputs, Words};
 
@@ -26,13 +27,13 @@ impl<R: Real> AttentionMask<R> {
         }
         match (config.semantics().pad_id, inputs.mask, inputs.words) {
             (None, Some(mask), _) => {
-                AttentionMask::Additive(collected(mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9))))
+                AttentionMask::Additive(alloc_collect(mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9))))
             }
             (Some(_), Some(mask), _) => {
-                AttentionMask::Pairwise(collected(mask.iter().map(|&m| m != R::ZERO)))
+                AttentionMask::Pairwise(alloc_collect(mask.iter().map(|&m| m != R::ZERO)))
             }
             (Some(pad_id), None, Words::Ids(ids)) => {
-                AttentionMask::Pairwise(collected(ids.iter().map(|&id| id != pad_id)))
+                AttentionMask::Pairwise(alloc_collect(ids.iter().map(|&id| id != pad_id)))
             }
             _ => AttentionMask::Unused,
         }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::config::{Dtype, SparseMixerConfig};
+use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
-use crate::kernels::Real;
+use crate::kernels::{Dtype, Real};
 use crate::layers::{Activation, CustomActivation};
 use crate::params::{Loader, Param, ParamMut, Source, Spec};
 use crate::runtime::Interrupt;

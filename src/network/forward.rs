@@ -3,8 +3,9 @@
 use std::ops::{Deref, DerefMut};
 
 use crate::error::{Error, Result};
-use crate::kernels::{Real, zeroed};
+use crate::kernels::Real;
 use crate::runtime::{Buffer, Context};
+use crate::sys::alloc_zeroed;
 
 use super::attention_mask::AttentionMask;
 use super::encoder::SparseMixer;
@@ -68,7 +69,7 @@ impl<R: Real> SparseMixer<R> {
             let keep = if is_last { keeps_last } else { requested.encoder_outputs };
             let len = batch * rows * hidden;
             let mut out =
-                if keep { Residual::Kept(zeroed(len)) } else { Residual::Scratch(context.buffer(len)) };
+                if keep { Residual::Kept(alloc_zeroed(len)) } else { Residual::Scratch(context.buffer(len)) };
             let record = block.forward(&pass, &self.activation, &x, rows, &mut out)?;
             outputs.add(&record, requested);
             check_finite(requested, format_args!("block {layer} is"), &out)?;
@@ -78,7 +79,7 @@ impl<R: Real> SparseMixer<R> {
             }
         }
         if requested.pooled_output {
-            let mut pooled = zeroed(batch * hidden);
+            let mut pooled = alloc_zeroed(batch * hidden);
             self.pool.forward(&pass, &x, last_rows, &mut pooled)?;
             check_finite(requested, "the pooler is", &pooled)?;
             outputs.pooled_output = Some(pooled);

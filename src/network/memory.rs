@@ -2,9 +2,7 @@
 
 use crate::config::{MixingMechanism, SparseMixerConfig};
 use crate::error::{Error, Result};
-use crate::kernels::{WeightDtype, lhs_stride, packed_len};
-use crate::params::Storage;
-use crate::runtime::product_dtype;
+use crate::kernels::{Dtype, lhs_stride, packed_len};
 
 use super::feed_forward::SLICE;
 use super::moe::dispatch::Slot;
@@ -141,8 +139,8 @@ fn block(
     if config.norm_first {
         held.push(ledger.take(FLOAT, stream));
     }
-    let dtype = product_dtype(Storage::from(config.dtype).matrix);
-    let element = if dtype == WeightDtype::Bfloat16 { size_of::<u16>() } else { FLOAT };
+    let dtype = config.dtype.of_activations();
+    let element = if dtype == Dtype::Bfloat16 { size_of::<u16>() } else { FLOAT };
     if config.is_attention(layer) {
         let (heads, head) = (config.num_attention_heads, hidden / config.num_attention_heads);
         let pairs = ledger.take(FLOAT, 2 * stream);
@@ -229,10 +227,10 @@ fn task_bytes(config: &SparseMixerConfig, batch: usize, rows: usize) -> usize {
         sizes[1] = sizes[1].max(rows * slice);
         lhs = [lhs[0].max(rows * hidden), lhs[1].max(rows * slice)];
     }
-    let element = match Storage::from(config.dtype).matrix {
-        WeightDtype::FullPrecision | WeightDtype::Float16 => 0,
-        WeightDtype::Bfloat16 => size_of::<u16>(),
-        WeightDtype::Int8 => size_of::<u8>(),
+    let element = match config.dtype {
+        Dtype::Float32 | Dtype::Float16 => 0,
+        Dtype::Bfloat16 => size_of::<u16>(),
+        Dtype::Int8 => size_of::<u8>(),
     };
     sizes.iter().sum::<usize>() * FLOAT + lhs.iter().sum::<usize>() * element
 }
@@ -246,8 +244,8 @@ fn transform_bytes(config: &SparseMixerConfig) -> usize {
     let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
     let blocks = (0..config.num_layers).filter(|&layer| !config.is_attention(layer)).count();
     let blocks = if is_structured(config) { blocks } else { blocks.min(1) };
-    let (dtype, terms) = (product_dtype(Storage::from(config.dtype).matrix), mixing_terms(config));
-    let element = if dtype == WeightDtype::Bfloat16 { size_of::<u16>() } else { FLOAT };
+    let (dtype, terms) = (config.dtype.of_activations(), mixing_terms(config));
+    let element = if dtype == Dtype::Bfloat16 { size_of::<u16>() } else { FLOAT };
     blocks * (terms * packed_len(hidden, hidden, dtype) + seq * lhs_stride(terms * seq, dtype)) * element
 }
 

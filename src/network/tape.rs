@@ -1,10 +1,10 @@
 //! Training: a forward pass that keeps what backward needs, and the backward pass through the whole encoder.
 
-use crate::config::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels::{Real, zeroed};
+use crate::kernels::{Dtype, Real};
 use crate::params::Gradients;
 use crate::runtime::{Buffer, Context};
+use crate::sys::alloc_zeroed;
 
 use super::attention_mask::AttentionMask;
 use super::block::BlockCache;
@@ -131,7 +131,7 @@ impl<R: Real> SparseMixer<R> {
             }
         }
         let last = self.blocks.len();
-        let mut pooled = zeroed(batch * hidden);
+        let mut pooled = alloc_zeroed(batch * hidden);
         self.pool.forward(&pass, &streams[last], seq, &mut pooled)?;
         check_finite(requested, "the pooler is", &pooled)?;
         if requested.encoder_outputs {
@@ -208,7 +208,7 @@ impl<R: Real> SparseMixer<R> {
             block.backward(&pass, &self.activation, x, record, &dy, scales, &mut dx, own)?;
             dy = dx;
         }
-        let mut drows = zeroed(all * self.config.embedding_width);
+        let mut drows = alloc_zeroed(all * self.config.embedding_width);
         if !depends {
             return Ok(drows);
         }

@@ -1,7 +1,7 @@
 //! How a parameter is stored, and what one update of it consists of.
 
 use crate::error::{Error, Result};
-use crate::kernels::{LowPrecision, PANEL, Real, WeightDtype};
+use crate::kernels::{Dtype, LowPrecision, PANEL, Real};
 use crate::params::{Param, ParamMut, Spec};
 
 /// Storage order of a parameter.
@@ -133,9 +133,9 @@ impl<'a, R: Real> Update<'a, R> {
             ParamMut::Matrices(matrices) => {
                 for matrix in matrices {
                     match matrix.dtype() {
-                        WeightDtype::FullPrecision => update.values.extend(matrix.full_precision_mut()),
-                        WeightDtype::Int8 => return Err(not_trainable()),
-                        WeightDtype::Bfloat16 | WeightDtype::Float16 => {
+                        Dtype::Float32 => update.values.extend(matrix.full_precision_mut()),
+                        Dtype::Int8 => return Err(not_trainable()),
+                        Dtype::Bfloat16 | Dtype::Float16 => {
                             update.rounded.extend(matrix.low_precision_mut().into_iter().flatten());
                         }
                     }
@@ -172,9 +172,7 @@ impl ParameterSpec {
         let rounded = match param {
             Param::Vectors(_) => false,
             Param::Table(table) => table.full_precision().is_none(),
-            Param::Matrices(matrices) => {
-                matrices.iter().any(|matrix| matrix.dtype() != WeightDtype::FullPrecision)
-            }
+            Param::Matrices(matrices) => matrices.iter().any(|matrix| matrix.dtype() != Dtype::Float32),
         };
         ParameterSpec { name: spec.name.clone(), shape: spec.shape.clone(), layout, decay, adapt, rounded }
     }

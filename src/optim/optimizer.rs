@@ -10,7 +10,8 @@ use super::lamb::Lamb;
 use super::layout::{Gradient, Layout, ParameterSpec, Update};
 use super::sgd::Sgd;
 use crate::error::{Error, Result};
-use crate::kernels::{Isa, LowPrecision, Real, zeros};
+use crate::kernels::{Isa, LowPrecision, Real};
+use crate::sys::alloc_zeroed_huge;
 
 /// An update rule and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -237,7 +238,7 @@ impl<R: Real> Optimizer<R> {
     fn allocate_slots(&mut self, updates: &[Update<'_, R>]) {
         for (i, update) in updates.iter().enumerate() {
             if self.slots[i].is_empty() && !matches!(update.gradient, Gradient::None) {
-                let zeros = |slot: Slot| zeros(slot.layout.storage_len(&slot.shape));
+                let zeros = |slot: Slot| alloc_zeroed_huge(slot.layout.storage_len(&slot.shape));
                 self.slots[i] = self.planned(&self.specs[i]).into_iter().map(zeros).collect();
             }
         }

@@ -16,9 +16,9 @@ use super::enter::{callback_error, enter_core, guard, to_py_err};
 use super::inputs::RawInputs;
 use super::outputs;
 use super::weights::{PlanReader, check, drawn, loading_threads, planned, provided, with_weights};
-use crate::config::{Dtype, SparseMixerConfig};
+use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
-use crate::kernels::Isa;
+use crate::kernels::{Dtype, Isa};
 use crate::layers::CustomActivation;
 use crate::network::{Grouping, SparseMixer, forward_bytes, is_small, specs};
 use crate::params::Spec;
@@ -287,9 +287,9 @@ impl Encoder {
                 // Whoever changes weights in place copies shared ones first: two encoders can share them.
                 return Ok(Encoder::sharing(network, self.custom.clone(), self.isa, threads));
             }
-            let helpers = loading_threads(&self.specs, threads)?;
+            let threads = loading_threads(&self.specs, threads)?;
             let converted = enter_core(py, |interrupt| {
-                run(self.isa, helpers, &SCRATCH, interrupt, |context| {
+                run(self.isa, threads, &SCRATCH, interrupt, |context| {
                     network.to_dtype(dtype, &|| context.poll())
                 })
             })?;

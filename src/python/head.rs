@@ -13,11 +13,11 @@ use super::gradients::Gradients;
 use crate::config::InitializerConfig;
 use crate::error::{Error, Result};
 use crate::heads::{self, HeadConfig, LossSums, MaskedLmGradients, Predictions};
-use crate::kernels::zeroed;
 use crate::layers::Table;
 use crate::network::SparseMixer;
 use crate::params::{Param, Spec, draw};
 use crate::runtime::{Exclusive, run, take_together, take_whole};
+use crate::sys::alloc_zeroed;
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
 /// Loss, weight and hits; see [`LossSums`].
@@ -253,7 +253,7 @@ impl Head {
                     let Some((own, encoders)) = &mut into else {
                         return Ok((head.loss(context, table, &sequence.data, predictions, None)?, None));
                     };
-                    let mut d_sequence = zeroed(sequence.data.len());
+                    let mut d_sequence = alloc_zeroed(sequence.data.len());
                     own.reached.fill(true);
                     encoders.reached[WORD_TABLE] = true;
                     let gradients = MaskedLmGradients {

@@ -12,7 +12,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::kernels::call_at_fork;
+use crate::sys::call_at_fork;
 
 static SECTIONS: AtomicUsize = AtomicUsize::new(0);
 /// Forks that are being made at this moment; while there are any, sections do not begin.

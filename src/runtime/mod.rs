@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::kernels::{Isa, PackedMatrix, Real, WeightDtype};
+use crate::kernels::{Dtype, Isa, PackedMatrix, Real};
 
 pub use cpus::{default_threads, quota_cpus, set_default_threads};
 pub use exclusive::{Exclusive, Taken, Whole, take_together, take_whole};
@@ -27,7 +27,7 @@ pub use fault::Fault;
 pub use fault::{ELSEWHERE, ENTRY};
 pub use run_to_end::{Progress, internal, run_to_end};
 use scratch::CallScratch;
-pub use scratch::{ActivationPanels, Buffer, PanelsMut, ScratchPool, TaskScratch, product_dtype};
+pub use scratch::{ActivationPanels, Buffer, PanelsMut, ScratchPool, TaskScratch};
 
 /// How often a waiting caller looks for an interrupt.
 const POLL: Duration = Duration::from_millis(20);
@@ -179,7 +179,7 @@ impl<R: Real> Context<'_, R> {
     }
 
     /// Memory for `count` right operands of `k x n` that are computed on the way; see [`ActivationPanels`].
-    pub fn panels(&self, dtype: WeightDtype, count: usize, k: usize, n: usize) -> ActivationPanels<R> {
+    pub fn panels(&self, dtype: Dtype, count: usize, k: usize, n: usize) -> ActivationPanels<R> {
         ActivationPanels::new(self.scratch.pool(), dtype, count, k, n)
     }
 

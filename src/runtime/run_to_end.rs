@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use super::{Interrupt, POLL, lock, pool};
 use crate::error::{Error, Result};
-use crate::kernels::OutOfMemory;
+use crate::sys::OutOfMemory;
 
 /// Where a change is: still to be stopped, begun, or stopped.
 #[derive(Debug, Default)]

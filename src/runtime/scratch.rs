@@ -8,9 +8,10 @@ use half::bf16;
 use super::fork::Section;
 use super::lock;
 use crate::kernels::{
-    AlignedVec, Isa, LhsBuffer, PANEL, Panels, Real, WeightDtype, pack_bfloat16, pack_full_precision,
-    packed_len, transpose_to_bfloat16, transpose_to_full_precision,
+    Dtype, Isa, LhsBuffer, PANEL, Panels, Real, pack_bfloat16, pack_full_precision, packed_len,
+    transpose_to_bfloat16, transpose_to_full_precision,
 };
+use crate::sys::AlignedVec;
 
 /// Scratch memory that outlives calls: what one gave back serves the next. Never larger than what the calls that ran at
 /// once used.
@@ -184,17 +185,11 @@ pub enum PanelsMut<'a, R> {
 impl<R: Real> ActivationPanels<R> {
     /// `dtype` is that of the weights around: products of activations are in bfloat16 where those are in bfloat16 or
     /// in 8 bits, else in the activations' type.
-    pub(super) fn new(
-        scratch: &ScratchPool<R>,
-        dtype: WeightDtype,
-        count: usize,
-        k: usize,
-        n: usize,
-    ) -> Self {
-        let dtype = product_dtype(dtype);
+    pub(super) fn new(scratch: &ScratchPool<R>, dtype: Dtype, count: usize, k: usize, n: usize) -> Self {
+        let dtype = dtype.of_activations();
         let len = packed_len(k, n, dtype);
         let data = match dtype {
-            WeightDtype::Bfloat16 => PanelStorage::Bfloat16(Buffer::take(&scratch.bfloat16, count * len)),
+            Dtype::Bfloat16 => PanelStorage::Bfloat16(Buffer::take(&scratch.bfloat16, count * len)),
             _ => PanelStorage::FullPrecision(scratch.buffer(count * len)),
         };
         ActivationPanels { k, n, len, data }
@@ -236,14 +231,6 @@ impl<R: Real> ActivationPanels<R> {
                 .map(PanelsMut::Bfloat16)
                 .collect(),
         }
-    }
-}
-
-/// The type in which two activations are multiplied when the weights around are of `dtype`.
-pub fn product_dtype(dtype: WeightDtype) -> WeightDtype {
-    match dtype {
-        WeightDtype::FullPrecision | WeightDtype::Float16 => WeightDtype::FullPrecision,
-        WeightDtype::Bfloat16 | WeightDtype::Int8 => WeightDtype::Bfloat16,
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::ops::{Deref, Range};
 use std::path::Path;
 
-use crate::kernels::MappedFile;
+use crate::sys::MappedFile;
 use crate::{Error, Result};
 
 /// Files up to this size are read: mapping costs more than it saves, and a copy cannot change under us.

@@ -12,7 +12,7 @@ use crate::kernels::{
 };
 use crate::layers::{bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
-use crate::runtime::{ActivationPanels, TaskScratch, product_dtype};
+use crate::runtime::{ActivationPanels, TaskScratch};
 
 use crate::network::pass::{DropoutSite, Pass, RowBlock};
 
@@ -168,7 +168,7 @@ impl<R: Real> Attention<R> {
         let (isa, seq) = (pass.context.isa, pass.seq);
         let hidden = self.query.kernel.n();
         let head = hidden / self.heads;
-        let dtype = product_dtype(self.key.kernel.dtype());
+        let dtype = self.key.kernel.dtype().of_activations();
         let dropout = pass.dropout(pass.config.attention_dropout, DropoutSite::AttentionWeights, layer);
         let scale = R::from_f64(1.0 / (head as f64).sqrt());
         let step = (MAX_SCORES / seq).clamp(1, block.rows);
@@ -227,7 +227,7 @@ impl<R: Real> Attention<R> {
         let (head, all) = (hidden / heads, pass.batch * seq);
         let scale = R::from_f64(1.0 / (head as f64).sqrt());
         let weights = self.key.kernel.dtype();
-        let dtype = product_dtype(weights);
+        let dtype = weights.of_activations();
         let blocks = Pass::<R>::fixed_blocks(all);
         // Forward again, and 5. undone: rows of [query / sqrt D | d mixed = dy Wo^T]
         let mut rows = context.buffer(all * 2 * hidden);

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::kernels::{Init, PANEL, PackedMatrix, Real, matmul, prepare_lhs, transpose};
 use crate::layers::{Table, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
-use crate::runtime::{ActivationPanels, TaskScratch, product_dtype};
+use crate::runtime::{ActivationPanels, TaskScratch};
 
 use crate::network::pass::{Pass, RowBlock};
 
@@ -121,7 +121,7 @@ impl<R: Real> LinearMixing<R> {
             pass.each_block(&by_example, dmixed, hidden, |block, out, scratch| {
                 let (_, [lhs, _]) = scratch.split([]);
                 let rows = &seq_turned[(term * seq + block.first) * seq..];
-                let rows = prepare_lhs(isa, rows, block.rows, seq, seq, product_dtype(dtype), lhs);
+                let rows = prepare_lhs(isa, rows, block.rows, seq, seq, dtype.of_activations(), lhs);
                 matmul(isa, block.rows, rows, right.view(block.example), 0..hidden, out, hidden, Init::Zero);
             })?;
         }
@@ -157,7 +157,7 @@ impl<R: Real> LinearMixing<R> {
             let (_, [lhs, _]) = scratch.split([]);
             for example in 0..pass.batch {
                 let rows = &dy[(example * seq + block.first) * hidden..];
-                let rows = prepare_lhs(isa, rows, block.rows, hidden, hidden, product_dtype(dtype), lhs);
+                let rows = prepare_lhs(isa, rows, block.rows, hidden, hidden, dtype.of_activations(), lhs);
                 matmul(isa, block.rows, rows, right.view(example), 0..seq, out, seq, Init::Accumulate);
             }
         })

@@ -89,7 +89,7 @@ impl<R: Real> Mix<R> {
             mechanism if config.use_fft => Mix::Fft(FftMixing::new(mechanism, seq, hidden)?),
             mechanism => Mix::Dft(match other {
                 Some(Mix::Dft(mix)) => mix.clone(),
-                _ => DftMixing::new(mechanism, seq, hidden, loader.storage.matrix),
+                _ => DftMixing::new(mechanism, seq, hidden, loader.dtype),
             }),
         })
     }

@@ -22,9 +22,9 @@ use rustfft::{Fft, FftNum, FftPlanner};
 
 use crate::config::MixingMechanism;
 use crate::error::{Error, Result};
-use crate::kernels::{PackedMatrix, Real, WeightDtype};
-use crate::layers::{Table, TableDtype};
-use crate::runtime::{Buffer, product_dtype};
+use crate::kernels::{Dtype, PackedMatrix, Real};
+use crate::layers::Table;
+use crate::runtime::Buffer;
 
 use super::linear::LinearMixing;
 use crate::network::pass::{Pass, RowBlock, split_rows};
@@ -39,7 +39,7 @@ pub struct DftMixing<R> {
 
 impl<R: Real> DftMixing<R> {
     /// Makes the matrices.
-    pub fn new(mechanism: MixingMechanism, seq: usize, hidden: usize, dtype: WeightDtype) -> Self {
+    pub fn new(mechanism: MixingMechanism, seq: usize, hidden: usize, dtype: Dtype) -> Self {
         DftMixing { matrices: Arc::new(dft_matrices(mechanism, seq, hidden, dtype)), mechanism }
     }
 
@@ -59,11 +59,9 @@ fn dft_matrices<R: Real>(
     mechanism: MixingMechanism,
     seq: usize,
     hidden: usize,
-    dtype: WeightDtype,
+    dtype: Dtype,
 ) -> LinearMixing<R> {
-    let dtype = product_dtype(dtype);
-    let table =
-        if dtype == WeightDtype::FullPrecision { TableDtype::FullPrecision } else { TableDtype::Bfloat16 };
+    let dtype = dtype.of_activations();
     let wave = |n: usize| {
         move |p: usize, q: usize| {
             // Reduced in whole numbers: the angle of a large product would lose its digits.
@@ -91,7 +89,7 @@ fn dft_matrices<R: Real>(
             }));
         }
     }
-    LinearMixing { hidden: hidden_kernels, seq: Table::new(seq, 2 * seq, table, &rows) }
+    LinearMixing { hidden: hidden_kernels, seq: Table::new(seq, 2 * seq, dtype, &rows) }
 }
 
 /// Mixing by fast transforms.

@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use crate::config::{MixingMechanism, SparseMixerConfig};
 use crate::error::Result;
-use crate::kernels::{PackedMatrix, Real};
+use crate::kernels::{Dtype, PackedMatrix, Real};
 use crate::layers::Table;
-use crate::params::{Loader, Param, ParamMut, Spec, Storage};
+use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
 
 use super::convolution::{Convolution, convolution};
@@ -28,7 +28,7 @@ pub struct StructuredMixing<R> {
     structure: Structure,
     hidden: Vector<R>,
     seq: Vector<R>,
-    storage: Storage,
+    dtype: Dtype,
     use_fft: bool,
     /// `None` after a change of the vectors, until [`StructuredMixing::refresh`].
     prepared: Option<Prepared<R>>,
@@ -107,8 +107,8 @@ impl<R: Real> StructuredMixing<R> {
         let mut vector =
             |size| -> Result<_> { Ok(Vector { size, values: loader.vector(structure.len(size))? }) };
         let (hidden, seq) = (vector(config.hidden_size)?, vector(config.max_sequence_length)?);
-        let (storage, use_fft) = (loader.storage, config.use_fft);
-        let mut mix = StructuredMixing { structure, hidden, seq, storage, use_fft, prepared: None };
+        let (dtype, use_fft) = (loader.dtype, config.use_fft);
+        let mut mix = StructuredMixing { structure, hidden, seq, dtype, use_fft, prepared: None };
         mix.refresh()?;
         Ok(mix)
     }
@@ -147,8 +147,8 @@ impl<R: Real> StructuredMixing<R> {
         let hidden: Vec<R> = (0..h * h).map(|i| at(&self.hidden, i % h, i / h)).collect();
         let seq: Vec<R> = (0..s * s).map(|i| at(&self.seq, i / s, i % s)).collect();
         LinearMixing {
-            hidden: vec![PackedMatrix::pack(h, h, self.storage.matrix, &hidden)],
-            seq: Table::new(s, s, self.storage.table, &seq),
+            hidden: vec![PackedMatrix::pack(h, h, self.dtype, &hidden)],
+            seq: Table::new(s, s, self.dtype, &seq),
         }
     }
 

@@ -9,10 +9,10 @@ use std::borrow::Cow;
 
 use half::bf16;
 
-use crate::config::{RouterDtype, RouterKind};
+use crate::config::RouterKind;
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Init, PackedMatrix, Real, WeightDtype, axpy, log_sum_exp, matmul, prepare_lhs, softmax_backward,
+    Dtype, Init, PackedMatrix, Real, axpy, log_sum_exp, matmul, prepare_lhs, softmax_backward,
     softmax_in_place,
 };
 use crate::layers::{bias_gradient, kernel_gradient};
@@ -68,7 +68,7 @@ impl<R: Real> Router<R> {
     pub fn load(loader: &mut Loader<'_, R>, hidden: usize, experts: usize) -> Result<Self> {
         // Kept in full precision: a rounded router changes which tokens are picked.
         Ok(Router {
-            kernel: loader.matrix_as(hidden, experts, WeightDtype::FullPrecision)?,
+            kernel: loader.matrix_as(hidden, experts, Dtype::Float32)?,
             bias: loader.vector(experts)?,
         })
     }
@@ -94,30 +94,27 @@ impl<R: Real> Router<R> {
         let mut probabilities = context.buffer(all * experts);
         let mut lse = context.buffer(all);
         let blocks = pass.row_blocks(pass.seq);
-        let kernel = self.used_kernel(config.router_dtype);
+        let rounds = rounds_to_bfloat16(config.router_dtype);
+        let kernel = self.used_kernel(rounds);
         let outs = [(&mut probabilities[..], experts), (&mut lse[..], 1)];
         pass.each_block_of(&blocks, outs, |block, [logits, lse], scratch| {
             let ([changed], [lhs, _]) = scratch.split([block.rows * hidden]);
             let h = self.used_input(pass, layer, block, h, changed);
-            let h = prepare_lhs(isa, h, block.rows, hidden, hidden, WeightDtype::FullPrecision, lhs);
-            match config.router_dtype {
-                RouterDtype::Float32 => {
-                    let bias = Init::Bias(&self.bias);
-                    matmul(isa, block.rows, h, kernel.view(), 0..experts, logits, experts, bias);
-                    log_sum_exp(isa, logits, experts, lse);
-                    softmax_in_place(isa, logits, experts);
+            let h = prepare_lhs(isa, h, block.rows, hidden, hidden, Dtype::Float32, lhs);
+            if rounds {
+                matmul(isa, block.rows, h, kernel.view(), 0..experts, logits, experts, Init::Zero);
+                for (row, lse) in logits.chunks_exact_mut(experts).zip(lse) {
+                    *lse = rounded_softmax(row, &self.bias);
                 }
-                RouterDtype::Bfloat16 => {
-                    matmul(isa, block.rows, h, kernel.view(), 0..experts, logits, experts, Init::Zero);
-                    for (row, lse) in logits.chunks_exact_mut(experts).zip(lse) {
-                        *lse = rounded_softmax(row, &self.bias);
-                    }
-                }
+            } else {
+                let bias = Init::Bias(&self.bias);
+                matmul(isa, block.rows, h, kernel.view(), 0..experts, logits, experts, bias);
+                log_sum_exp(isa, logits, experts, lse);
+                softmax_in_place(isa, logits, experts);
             }
         })?;
-        let square = |lse: &R| match config.router_dtype {
-            RouterDtype::Float32 => lse.to_f64() * lse.to_f64(),
-            RouterDtype::Bfloat16 => rounded(*lse * *lse).to_f64(),
+        let square = |lse: &R| {
+            if rounds { rounded(*lse * *lse).to_f64() } else { lse.to_f64() * lse.to_f64() }
         };
         let z_loss = R::from_f64(lse.iter().fold(0f64, |sum, lse| sum + square(lse)) / all as f64);
         // 2. who goes where in each group
@@ -150,16 +147,14 @@ impl<R: Real> Router<R> {
     }
 
     /// The kernel that products are made with.
-    fn used_kernel(&self, dtype: RouterDtype) -> Cow<'_, PackedMatrix<R>> {
-        match dtype {
-            RouterDtype::Float32 => Cow::Borrowed(&self.kernel),
-            RouterDtype::Bfloat16 => {
-                let mut values = self.kernel.unpack();
-                values.iter_mut().for_each(|value| *value = rounded(*value));
-                let (k, n) = (self.kernel.k(), self.kernel.n());
-                Cow::Owned(PackedMatrix::pack(k, n, WeightDtype::FullPrecision, &values))
-            }
+    fn used_kernel(&self, rounds: bool) -> Cow<'_, PackedMatrix<R>> {
+        if !rounds {
+            return Cow::Borrowed(&self.kernel);
         }
+        let mut values = self.kernel.unpack();
+        values.iter_mut().for_each(|value| *value = rounded(*value));
+        let (k, n) = (self.kernel.k(), self.kernel.n());
+        Cow::Owned(PackedMatrix::pack(k, n, Dtype::Float32, &values))
     }
 
     /// Rows of `block` of `h` as products see them: multiplied by noise uniform on `[1 - jitter, 1 + jitter)` when
@@ -174,7 +169,7 @@ impl<R: Real> Router<R> {
     ) -> &'h [R] {
         let h = block.of(h, pass.seq, self.kernel.k());
         let noisy = pass.training.filter(|_| pass.config.jitter_noise > 0.0);
-        let rounds = pass.config.router_dtype == RouterDtype::Bfloat16;
+        let rounds = rounds_to_bfloat16(pass.config.router_dtype);
         if noisy.is_none() && !rounds {
             return h;
         }
@@ -220,7 +215,8 @@ impl<R: Real> Router<R> {
         let (hidden, experts, all) = (self.kernel.k(), self.kernel.n(), pass.batch * pass.seq);
         let z_scale = z_loss_scale * R::from_f64(2.0 / all as f64);
         let mut seen = context.buffer(all * hidden);
-        let transposed = context.transposed(&self.used_kernel(pass.config.router_dtype))?;
+        let transposed =
+            context.transposed(&self.used_kernel(rounds_to_bfloat16(pass.config.router_dtype)))?;
         let blocks = pass.row_blocks(pass.seq);
         let outs = [(&mut *dp, experts), (&mut seen[..], hidden), (dh, hidden)];
         pass.each_block_of(&blocks, outs, |block, [dp, seen, dh], scratch| {
@@ -232,7 +228,7 @@ impl<R: Real> Router<R> {
             for ((dp, p), &lse) in dp.chunks_exact_mut(experts).zip(p.chunks_exact(experts)).zip(lse) {
                 axpy(isa, dp, z_scale * lse, p);
             }
-            let dlogits = prepare_lhs(isa, dp, block.rows, experts, experts, WeightDtype::FullPrecision, lhs);
+            let dlogits = prepare_lhs(isa, dp, block.rows, experts, experts, Dtype::Float32, lhs);
             matmul(isa, block.rows, dlogits, transposed.view(0), 0..hidden, dh, hidden, Init::Zero);
             if let Some(seed) = pass.training.filter(|_| pass.config.jitter_noise > 0.0) {
                 self.multiply_by_noise(pass, seed, layer, block, dh);
@@ -241,9 +237,14 @@ impl<R: Real> Router<R> {
         let [kernel, bias, ..] = grads else {
             return Err(Error::Internal("a router has two gradients".into()));
         };
-        kernel_gradient(context, WeightDtype::FullPrecision, all, &seen, dp, kernel)?;
+        kernel_gradient(context, Dtype::Float32, all, &seen, dp, kernel)?;
         bias_gradient(context, dp, bias)
     }
+}
+
+/// Whether the router of this `router_dtype` rounds every intermediate result.
+fn rounds_to_bfloat16(router_dtype: Dtype) -> bool {
+    router_dtype == Dtype::Bfloat16
 }
 
 /// The nearest bfloat16, ties to even.

@@ -1,0 +1,169 @@
+//! Weights that are stored rounded, seen beside masters: their values in full precision, which training updates.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::layout::{PANEL, offset_in_panel};
+use super::pack::pack_bfloat16;
+use crate::kernels::dtype::Dtype;
+use crate::kernels::isa::{Isa, Real};
+
+/// A stretch of rounded weights. Its master has the same elements in the order of the `Native` form, without rounding.
+#[derive(Debug)]
+pub enum LowPrecision<'a> {
+    /// One panel of a matrix of `k` rows.
+    Bfloat16Panel {
+        /// The panel, padding included.
+        values: &'a mut [bf16],
+        /// Rows of the matrix.
+        k: usize,
+    },
+    /// Some rows of a table.
+    Bfloat16Rows {
+        /// Rows of `stride` elements.
+        values: &'a mut [bf16],
+        /// Elements of a row.
+        width: usize,
+        /// Elements from one row to the next, the last ones zeros.
+        stride: usize,
+    },
+    /// Any elements; the order is the master's.
+    Float16(&'a mut [f16]),
+}
+
+impl LowPrecision<'_> {
+    /// Elements of the master.
+    pub fn len(&self) -> usize {
+        match self {
+            LowPrecision::Bfloat16Panel { k, .. } => k * PANEL,
+            LowPrecision::Bfloat16Rows { values, width, stride } => values.len() / stride * width,
+            LowPrecision::Float16(values) => values.len(),
+        }
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Stores the rounded `master`.
+    pub fn store<R: Real>(&mut self, isa: Isa, master: &[R]) {
+        match self {
+            LowPrecision::Bfloat16Panel { values, .. } => round_panel(isa, master, values),
+            LowPrecision::Bfloat16Rows { values, width, stride } => {
+                round_rows(master, *width, *stride, values)
+            }
+            LowPrecision::Float16(values) => round_each(master, values),
+        }
+    }
+
+    /// Sets those elements of `master` to the stored ones that do not round to them: weights that somebody else has
+    /// changed.
+    pub fn sync_master<R: Real>(&self, isa: Isa, master: &mut [R]) {
+        match self {
+            LowPrecision::Bfloat16Panel { values, .. } => {
+                let mut rounded = vec![bf16::ZERO; values.len()];
+                round_panel(isa, master, &mut rounded);
+                let place = |i: usize| offset_in_panel(i / PANEL, i % PANEL, Dtype::Bfloat16);
+                take_changed(values.reinterpret_cast(), rounded.reinterpret_cast(), master, place, |bits| {
+                    bf16::from_bits(bits).to_f32()
+                });
+            }
+            LowPrecision::Bfloat16Rows { values, width, stride } => {
+                let mut rounded = values.to_vec();
+                round_rows(master, *width, *stride, &mut rounded);
+                let place = |i: usize| i / width * stride + i % width;
+                take_changed(values.reinterpret_cast(), rounded.reinterpret_cast(), master, place, |bits| {
+                    bf16::from_bits(bits).to_f32()
+                });
+            }
+            LowPrecision::Float16(values) => {
+                let mut rounded = vec![f16::ZERO; values.len()];
+                round_each(master, &mut rounded);
+                take_changed(
+                    values.reinterpret_cast(),
+                    rounded.reinterpret_cast(),
+                    master,
+                    |i| i,
+                    |bits| f16::from_bits(bits).to_f32(),
+                );
+            }
+        }
+    }
+}
+
+fn round_panel<R: Real>(isa: Isa, master: &[R], out: &mut [bf16]) {
+    pack_bfloat16(isa, master, PANEL, false, master.len() / PANEL, 0..PANEL, out);
+}
+
+fn round_rows<R: Real>(master: &[R], width: usize, stride: usize, out: &mut [bf16]) {
+    for (row, out) in master.chunks_exact(width.max(1)).zip(out.chunks_exact_mut(stride.max(1))) {
+        out.iter_mut().zip(row).for_each(|(out, x)| *out = bf16::from_f32(x.to_f32()));
+    }
+}
+
+fn round_each<R: Real>(master: &[R], out: &mut [f16]) {
+    out.iter_mut().zip(master).for_each(|(out, x)| *out = f16::from_f32(x.to_f32()));
+}
+
+/// Widens the elements of `stored` that differ from `rounded` into `master`, whose element `i` is at `place(i)`.
+fn take_changed<R: Real>(
+    stored: &[u16],
+    rounded: &[u16],
+    master: &mut [R],
+    place: impl Fn(usize) -> usize,
+    widen: impl Fn(u16) -> f32,
+) {
+    if stored == rounded {
+        return;
+    }
+    for (i, x) in master.iter_mut().enumerate() {
+        let at = place(i);
+        if stored[at] != rounded[at] {
+            *x = R::from_f32(widen(stored[at]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::matmul::{PackedMatrix, packed_len};
+    use crate::kernels::testing::noise;
+
+    #[test]
+    fn masters_take_over_what_was_changed_and_only_that() {
+        let (k, n) = (35, 40);
+        for dtype in [Dtype::Bfloat16, Dtype::Float16] {
+            let mut matrix = PackedMatrix::pack(k, n, dtype, &noise(k * n, 1));
+            let mut master = vec![0f32; packed_len(k, n, Dtype::Float32)];
+            let panels = || k * PANEL;
+            let sync_master = |matrix: &mut PackedMatrix<f32>, master: &mut [f32]| {
+                let pieces = matrix.low_precision_mut().expect("rounded");
+                for (piece, master) in pieces.into_iter().zip(master.chunks_exact_mut(panels())) {
+                    piece.sync_master(Isa::fastest(), master);
+                }
+            };
+            // Zeros become the widened weights, ...
+            sync_master(&mut matrix, &mut master);
+            let widened = PackedMatrix::pack(k, n, Dtype::Float32, &matrix.unpack());
+            assert_eq!(widened.view().get(34, 39), master[panels() + 34 * PANEL + 7]);
+            // ... what lies between two rounded numbers stays, ...
+            master.iter_mut().for_each(|x| *x *= 1.0 + 1e-4);
+            for (mut piece, master) in
+                matrix.low_precision_mut().expect("rounded").into_iter().zip(master.chunks_exact(panels()))
+            {
+                piece.store(Isa::fastest(), master);
+            }
+            let before = master.clone();
+            sync_master(&mut matrix, &mut master);
+            assert_eq!(before, master, "{dtype:?}");
+            // ... and a new weight is taken over.
+            let mut values = matrix.unpack();
+            values[3 * n + 5] = 4.0;
+            sync_master(&mut PackedMatrix::pack(k, n, dtype, &values), &mut master);
+            let changed: Vec<_> = (0..master.len()).filter(|&i| before[i] != master[i]).collect();
+            assert_eq!((changed, master[3 * PANEL + 5]), (vec![3 * PANEL + 5], 4.0), "{dtype:?}");
+        }
+    }
+}

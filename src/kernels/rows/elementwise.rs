@@ -1,0 +1,305 @@
+//! Element-wise activation functions and their derivatives.
+
+use super::formulas::{self, Formula};
+use crate::kernels::isa::{Isa, Real, Simd, VectorLoop, each_span};
+
+/// An element-wise function. Formulas are Keras 2's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Elementwise {
+    /// `x`
+    Linear,
+    /// `0.5 x (1 + tanh(0.7978845608 (x + 0.044715 x^3)))`
+    GeluTanh,
+    /// `0.5 x (1 + erf(x / sqrt 2))`
+    GeluErf,
+    /// Keras `ReLU`: `max_value` if `x >= max_value`; `x` if `x >= threshold`; else `negative_slope (x - threshold)`
+    Relu {
+        /// Upper bound, infinite for none.
+        max_value: f64,
+        /// Slope below the threshold.
+        negative_slope: f64,
+        /// Values from here on pass.
+        threshold: f64,
+    },
+    /// `1 / (1 + exp(-x))`
+    Sigmoid,
+    /// `clip(0.2 x + 0.5, 0, 1)`
+    HardSigmoid,
+    /// `x sigmoid(x)`
+    Silu,
+    /// `x clip(x + 3, 0, 6) / 6`
+    HardSwish,
+    /// `tanh(x)`
+    Tanh,
+    /// `x` if `x > 0`, else `alpha (exp(x) - 1)`
+    Elu {
+        /// Scale of the negative part.
+        alpha: f64,
+    },
+    /// `1.0507009873554805 (x` if `x > 0`, else `1.6732632423543772 (exp(x) - 1))`
+    Selu,
+    /// `exp(x)`
+    Exponential,
+    /// `log(1 + exp(x))`
+    Softplus,
+    /// `x / (1 + |x|)`
+    Softsign,
+    /// `x tanh(softplus(x))`
+    Mish,
+}
+
+/// Applies `function` to `x` in place.
+pub fn elementwise<R: Real>(isa: Isa, function: Elementwise, x: &mut [R]) {
+    R::dispatch(isa, Forward { function, x });
+}
+
+/// Multiplies `dy` by the derivative at `x` (the function's input), in place.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn elementwise_backward<R: Real>(isa: Isa, function: Elementwise, x: &[R], dy: &mut [R]) {
+    assert_eq!(x.len(), dy.len(), "as many inputs as gradients");
+    R::dispatch(isa, Backward { function, x, dy });
+}
+
+impl Elementwise {
+    /// Calls `task` with this function's formula, so that the choice is made once and not per vector.
+    #[inline(always)]
+    fn with_formula(self, task: impl FormulaTask) {
+        match self {
+            Elementwise::Linear => task.run(formulas::Linear),
+            Elementwise::GeluTanh => task.run(formulas::GeluTanh),
+            Elementwise::GeluErf => task.run(formulas::GeluErf),
+            Elementwise::Relu { max_value, negative_slope, threshold } => {
+                task.run(formulas::Relu { max_value, negative_slope, threshold });
+            }
+            Elementwise::Sigmoid => task.run(formulas::Sigmoid),
+            Elementwise::HardSigmoid => task.run(formulas::HardSigmoid),
+            Elementwise::Silu => task.run(formulas::Silu),
+            Elementwise::HardSwish => task.run(formulas::HardSwish),
+            Elementwise::Tanh => task.run(formulas::Tanh),
+            Elementwise::Elu { alpha } => task.run(formulas::Elu { alpha, scale: 1.0 }),
+            Elementwise::Selu => task.run(formulas::Elu::SELU),
+            Elementwise::Exponential => task.run(formulas::Exponential),
+            Elementwise::Softplus => task.run(formulas::Softplus),
+            Elementwise::Softsign => task.run(formulas::Softsign),
+            Elementwise::Mish => task.run(formulas::Mish),
+        }
+    }
+}
+
+/// Work that needs a formula as a type.
+trait FormulaTask {
+    fn run<F: Formula>(self, formula: F);
+}
+
+struct Forward<'a, R> {
+    function: Elementwise,
+    x: &'a mut [R],
+}
+
+impl<R: Real> VectorLoop<R> for Forward<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<Elem = R>>(self, simd: S) {
+        struct Task<'a, S: Simd>(S, &'a mut [S::Elem]);
+        impl<S: Simd<Elem: Real>> FormulaTask for Task<'_, S> {
+            #[inline(always)]
+            fn run<F: Formula>(self, formula: F) {
+                let Task(simd, x) = self;
+                each_span(
+                    x.len(),
+                    #[inline(always)]
+                    |at| at.store(simd, formula.value(simd, at.load(simd, x)), x),
+                );
+            }
+        }
+        self.function.with_formula(Task(simd, self.x));
+    }
+}
+
+struct Backward<'a, R> {
+    function: Elementwise,
+    x: &'a [R],
+    dy: &'a mut [R],
+}
+
+impl<R: Real> VectorLoop<R> for Backward<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<Elem = R>>(self, simd: S) {
+        struct Task<'a, S: Simd>(S, &'a [S::Elem], &'a mut [S::Elem]);
+        impl<S: Simd<Elem: Real>> FormulaTask for Task<'_, S> {
+            #[inline(always)]
+            fn run<F: Formula>(self, formula: F) {
+                let Task(simd, x, dy) = self;
+                each_span(
+                    x.len(),
+                    #[inline(always)]
+                    |at| {
+                        let slope = formula.derivative(simd, at.load(simd, x));
+                        at.store(simd, simd.mul(at.load(simd, dy), slope), dy);
+                    },
+                );
+            }
+        }
+        self.function.with_formula(Task(simd, self.x, self.dy));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libm::erf;
+
+    use super::*;
+
+    /// Largest difference from the plain formula, relative to the larger of 1 and the result.
+    const TOLERANCE: f64 = 2e-6;
+
+    const ALL: [Elementwise; 16] = [
+        Elementwise::Linear,
+        Elementwise::GeluTanh,
+        Elementwise::GeluErf,
+        Elementwise::Relu { max_value: f64::INFINITY, negative_slope: 0.0, threshold: 0.0 },
+        Elementwise::Relu { max_value: 6.0, negative_slope: 0.25, threshold: 0.5 },
+        Elementwise::Sigmoid,
+        Elementwise::HardSigmoid,
+        Elementwise::Silu,
+        Elementwise::HardSwish,
+        Elementwise::Tanh,
+        Elementwise::Elu { alpha: 0.7 },
+        Elementwise::Selu,
+        Elementwise::Exponential,
+        Elementwise::Softplus,
+        Elementwise::Softsign,
+        Elementwise::Mish,
+    ];
+
+    /// The value at `x`, and the derivative there, by the formulas of [`Elementwise`] as they stand.
+    fn reference(function: Elementwise, x: f64) -> (f64, f64) {
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let softplus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
+        match function {
+            Elementwise::Linear => (x, 1.0),
+            Elementwise::GeluTanh => {
+                let t = (0.797_884_560_8 * (x + 0.044_715 * x * x * x)).tanh();
+                let inner = 0.797_884_560_8 * (1.0 + 3.0 * 0.044_715 * x * x);
+                (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner)
+            }
+            Elementwise::GeluErf => {
+                let cdf = 0.5 * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2));
+                let pdf = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+                (x * cdf, cdf + x * pdf)
+            }
+            Elementwise::Relu { max_value, negative_slope, threshold } => {
+                if x >= max_value {
+                    (max_value, 0.0)
+                } else if x >= threshold {
+                    // Keras's derivative at the kink is that of the lower branch.
+                    (x, if x > threshold { 1.0 } else { negative_slope })
+                } else {
+                    (negative_slope * (x - threshold), negative_slope)
+                }
+            }
+            Elementwise::Sigmoid => {
+                let s = sigmoid(x);
+                (s, s * (1.0 - s))
+            }
+            Elementwise::HardSigmoid => {
+                let y = 0.2 * x + 0.5;
+                (y.clamp(0.0, 1.0), if (0.0..=1.0).contains(&y) { 0.2 } else { 0.0 })
+            }
+            Elementwise::Silu => {
+                let s = sigmoid(x);
+                (x * s, s + x * s * (1.0 - s))
+            }
+            Elementwise::HardSwish => {
+                let gate = (x + 3.0).clamp(0.0, 6.0) / 6.0;
+                (x * gate, gate + if x > -3.0 && x < 3.0 { x / 6.0 } else { 0.0 })
+            }
+            Elementwise::Tanh => {
+                let t = x.tanh();
+                (t, 1.0 - t * t)
+            }
+            Elementwise::Elu { alpha } => {
+                if x > 0.0 {
+                    (x, 1.0)
+                } else {
+                    (alpha * x.exp_m1(), alpha * x.exp())
+                }
+            }
+            Elementwise::Selu => {
+                if x > 0.0 {
+                    (1.050_700_987_355_480_5 * x, 1.050_700_987_355_480_5)
+                } else {
+                    (
+                        1.050_700_987_355_480_5 * 1.673_263_242_354_377_2 * x.exp_m1(),
+                        1.050_700_987_355_480_5 * 1.673_263_242_354_377_2 * x.exp(),
+                    )
+                }
+            }
+            Elementwise::Exponential => (x.exp(), x.exp()),
+            Elementwise::Softplus => (softplus(x), sigmoid(x)),
+            Elementwise::Softsign => {
+                let d = 1.0 + x.abs();
+                (x / d, 1.0 / (d * d))
+            }
+            Elementwise::Mish => {
+                let t = softplus(x).tanh();
+                (x * t, t + x * (1.0 - t * t) * sigmoid(x))
+            }
+        }
+    }
+
+    /// From far below to far above, the kinks and their surroundings, in a number that leaves a remainder.
+    fn inputs() -> Vec<f64> {
+        let steps = if cfg!(miri) { 40 } else { 4000 };
+        let mut x: Vec<f64> = (0..=steps).map(|i| f64::from(i) / f64::from(steps) * 80.0 - 40.0).collect();
+        x.extend([0.0, 0.5, 6.0, -3.0, 3.0, -2.5, 2.5, 1e-6, -1e-6, 1e-20]);
+        x.iter().map(|&x| f64::from(x as f32)).collect()
+    }
+
+    fn check<R: Real>(isa: Isa, tolerance: f64) {
+        let x = inputs();
+        for function in ALL {
+            let mut values: Vec<R> = x.iter().map(|&x| R::from_f64(x)).collect();
+            let inputs = values.clone();
+            let mut slopes = vec![R::ONE; x.len()];
+            elementwise(isa, function, &mut values);
+            elementwise_backward(isa, function, &inputs, &mut slopes);
+            for ((&x, value), slope) in x.iter().zip(values).zip(slopes) {
+                let expected = reference(function, x);
+                for (got, expected) in [(value.to_f64(), expected.0), (slope.to_f64(), expected.1)] {
+                    let error = (got - expected).abs() / expected.abs().max(1.0);
+                    assert!(error <= tolerance, "{} {function:?} at {x}: {got} not {expected}", isa.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_and_derivatives_follow_the_formulas() {
+        for isa in Isa::available() {
+            check::<f32>(isa, TOLERANCE);
+        }
+    }
+
+    #[test]
+    fn double_precision_is_exact_enough_for_finite_differences() {
+        check::<f64>(Isa::PORTABLE, 1e-14);
+    }
+
+    #[test]
+    fn a_value_does_not_depend_on_its_place() {
+        for isa in Isa::available() {
+            for function in ALL {
+                let x: Vec<f32> = inputs().iter().map(|&x| x as f32).collect();
+                let mut whole = x.clone();
+                elementwise(isa, function, &mut whole);
+                let mut part = x[5..33].to_vec();
+                elementwise(isa, function, &mut part);
+                assert_eq!(part, whole[5..33], "{} {function:?}", isa.name());
+            }
+        }
+    }
+}

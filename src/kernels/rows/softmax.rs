@@ -1,0 +1,165 @@
+//! Softmax of rows and its logarithm. Sums have a fixed order that depends only on the row length.
+
+use crate::kernels::isa::{Isa, LANES, Real, Simd, VectorLoop, each_span, largest, sum};
+
+/// Softmax of each row of `n` values, in place.
+pub fn softmax_in_place<R: Real>(isa: Isa, x: &mut [R], n: usize) {
+    struct Softmax<'a, R>(&'a mut [R], usize);
+    impl<R: Real> VectorLoop<R> for Softmax<'_, R> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd<Elem = R>>(self, simd: S) {
+            for row in self.0.chunks_exact_mut(self.1) {
+                let top = simd.splat(largest(simd, row));
+                each_span(
+                    row.len(),
+                    #[inline(always)]
+                    |at| {
+                        let e = R::exp_lanes(simd, simd.sub(at.load(simd, row), top));
+                        at.store(simd, e, row);
+                    },
+                );
+                let total = sum(
+                    simd,
+                    row.len(),
+                    #[inline(always)]
+                    |at| at.load(simd, row),
+                );
+                let scale = simd.splat(R::ONE / total);
+                each_span(
+                    row.len(),
+                    #[inline(always)]
+                    |at| at.store(simd, simd.mul(at.load(simd, row), scale), row),
+                );
+            }
+        }
+    }
+    if n > 0 {
+        R::dispatch(isa, Softmax(x, n));
+    }
+}
+
+/// Undoes [`softmax_in_place`] given its result `p`: `dx = p * (dp - sum(p * dp))`, in place on `dp`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn softmax_backward<R: Real>(isa: Isa, p: &[R], dp: &mut [R], n: usize) {
+    struct SoftmaxBackward<'a, R>(&'a [R], &'a mut [R], usize);
+    impl<R: Real> VectorLoop<R> for SoftmaxBackward<'_, R> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd<Elem = R>>(self, simd: S) {
+            let SoftmaxBackward(p, dp, n) = self;
+            for (p, dp) in p.chunks_exact(n).zip(dp.chunks_exact_mut(n)) {
+                let dot = sum(
+                    simd,
+                    n,
+                    #[inline(always)]
+                    |at| simd.mul(at.load(simd, p), at.load(simd, dp)),
+                );
+                let dot = simd.splat(dot);
+                each_span(
+                    n,
+                    #[inline(always)]
+                    |at| {
+                        let d = simd.mul(at.load(simd, p), simd.sub(at.load(simd, dp), dot));
+                        at.store(simd, d, dp);
+                    },
+                );
+            }
+        }
+    }
+    assert_eq!(p.len(), dp.len(), "as many gradients as probabilities");
+    if n > 0 {
+        R::dispatch(isa, SoftmaxBackward(p, dp, n));
+    }
+}
+
+/// `out[r] = log(sum(exp(row r)))` of each row of `n` values.
+///
+/// # Panics
+/// If `n` is 0.
+pub fn log_sum_exp<R: Real>(isa: Isa, x: &[R], n: usize, out: &mut [R]) {
+    struct LogSumExp<'a, R>(&'a [R], usize, &'a mut [R]);
+    impl<R: Real> VectorLoop<R> for LogSumExp<'_, R> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd<Elem = R>>(self, simd: S) {
+            let LogSumExp(x, n, out) = self;
+            for (row, out) in x.chunks_exact(n).zip(out) {
+                let top = largest(simd, row);
+                let tops = simd.splat(top);
+                let total = sum(
+                    simd,
+                    n,
+                    #[inline(always)]
+                    |at| R::exp_lanes(simd, simd.sub(at.load(simd, row), tops)),
+                );
+                let mut log = [R::ZERO; LANES];
+                simd.store(R::ln_lanes(simd, simd.splat(total)), &mut log);
+                *out = log[0] + top;
+            }
+        }
+    }
+    R::dispatch(isa, LogSumExp(x, n, out));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::{LENGTHS, assert_close, cast, for_all, numbers};
+
+    fn check_softmax<R: Real>(isa: Isa) {
+        for n in LENGTHS {
+            let x: Vec<f64> = numbers(2 * n, 5).iter().map(|x| 8.0 * x).collect();
+            let dp = numbers(2 * n, 6);
+            let (mut p, mut dx, mut logs) = (vec![], vec![], vec![]);
+            for (x, dp) in x.chunks_exact(n).zip(dp.chunks_exact(n)) {
+                let total: f64 = x.iter().map(|x| x.exp()).sum();
+                logs.push(total.ln());
+                let row: Vec<f64> = x.iter().map(|x| x.exp() / total).collect();
+                let dot: f64 = row.iter().zip(dp).map(|(p, d)| p * d).sum();
+                dx.extend(row.iter().zip(dp).map(|(p, d)| p * (d - dot)));
+                p.extend(row);
+            }
+            let what = format!("{} softmax of {n}", isa.name());
+            let mut out_logs = vec![R::ZERO; 2];
+            log_sum_exp(isa, &cast::<R>(&x), n, &mut out_logs);
+            assert_close(&out_logs, &logs, &what);
+            let (mut out, mut d) = (cast::<R>(&x), cast::<R>(&dp));
+            softmax_in_place(isa, &mut out, n);
+            assert_close(&out, &p, &what);
+            softmax_backward(isa, &out, &mut d, n);
+            assert_close(&d, &dx, &what);
+        }
+    }
+
+    #[test]
+    fn softmax_and_log_sum_exp_follow_the_formula() {
+        for_all!(check_softmax);
+    }
+
+    #[test]
+    fn masked_entries_get_exactly_zero() {
+        for isa in Isa::available() {
+            let mut x = vec![0.25f32; 40];
+            x[7..].fill(-1e9);
+            softmax_in_place(isa, &mut x, 40);
+            assert!(x[..7].iter().all(|&p| (p - 1.0 / 7.0).abs() < 1e-7));
+            assert!(x[7..].iter().all(|&p| p == 0.0));
+        }
+    }
+
+    #[test]
+    fn fused_instruction_sets_agree_to_the_bit() {
+        let run = |isa| {
+            let mut out = cast::<f32>(&numbers(5 * 77, 10));
+            softmax_in_place(isa, &mut out, 77);
+            out
+        };
+        let fused: Vec<_> = Isa::available().into_iter().filter(|&isa| isa != Isa::PORTABLE).collect();
+        for pair in fused.windows(2) {
+            assert_eq!(run(pair[0]), run(pair[1]), "{pair:?}");
+        }
+    }
+}

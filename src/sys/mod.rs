@@ -1,0 +1,21 @@
+//! What the operating system gives: aligned memory, mapped files, functions called at a fork. The lowest layer, which
+//! knows nothing of the others; beside `kernels` the only one with `unsafe` code.
+
+#![allow(unsafe_code)]
+
+mod aligned;
+mod at_fork;
+mod float_bytes;
+mod huge_pages;
+mod map_file;
+mod out_of_memory;
+mod parallel;
+mod vectors;
+
+pub use aligned::AlignedVec;
+pub use at_fork::call_at_fork;
+pub use float_bytes::{bytes_of_f32s, f32s_of_bytes};
+pub use map_file::MappedFile;
+pub use out_of_memory::OutOfMemory;
+pub use parallel::{ParallelFor, Task};
+pub use vectors::{alloc_collect, alloc_zeroed, alloc_zeroed_huge};
