@@ -338,7 +338,7 @@ def cross_entropy(
 ) -> tuple[tuple[float, float, float], npt.NDArray[np.float32]]:
     """Sums of loss, weight and hits over rows of logits, and the gradient of `scale` times the loss."""
 
-def learning_rate(config: str, step: int) -> float:
+def learning_rate(config: str, step: float) -> float:
     """The learning rate of the schedule `config` (JSON) at `step`."""
 
 @final

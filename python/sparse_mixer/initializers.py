@@ -14,8 +14,10 @@ all weights of equal shape the same values; here its seed only replaces a missin
 from __future__ import annotations
 
 import difflib
+import math
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,9 +26,36 @@ import numpy.typing as npt
 _FRAMEWORKS = frozenset({"keras", "tensorflow", "tf_keras"})
 
 
+def _check_number(argument: str, value: Any) -> None:
+    if isinstance(value, bool | str | bytes) or np.ndim(value):
+        hint = "; for arrays of values pass a function of the shape" if np.ndim(value) else ""
+        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}{hint}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{argument}: expected a number, got {value!r} ({type(value).__name__})") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{argument}: expected a finite number, got {number}")
+
+
+def _check_integer(argument: str, value: Any) -> None:
+    try:
+        operator.index(value)
+    except TypeError:
+        raise TypeError(f"{argument}: expected an integer, got {value!r} ({type(value).__name__})") from None
+
+
 @dataclass(frozen=True)
 class Initializer:
     """Base of this module's initialisers: a name, and parameters with Keras's names and defaults."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "float":
+                _check_number(field.name, value)
+            elif field.name == "seed" and value is not None:
+                _check_integer(field.name, value)
 
     def spec(self) -> dict[str, Any] | None:
         """The initialiser as the core reads it, ``{"name": ..., <parameters>}``; None if `draw` does it."""
@@ -170,6 +199,7 @@ class VarianceScaling(Initializer):
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.scale > 0:
             raise ValueError(f"scale: expected a positive number, got {self.scale!r}")
         _one_of("mode", self.mode.lower(), ("fan_in", "fan_out", "fan_avg"))

@@ -370,9 +370,13 @@ class Adafactor(Optimizer):
 
 
 def _patterns(argument: str, patterns: Sequence[str]) -> list[re.Pattern[str]]:
-    if isinstance(patterns, str):
-        raise TypeError(f"{argument}: expected a list of regular expressions, got a string")
-    return [re.compile(pattern) for pattern in patterns]
+    compiled = []
+    for position, pattern in enumerate(as_strings(argument, patterns, "regular expressions")):
+        try:
+            compiled.append(re.compile(pattern))
+        except re.error as error:
+            raise ValueError(f"{argument}[{position}]: {pattern!r} is no regular expression: {error}") from None
+    return compiled
 
 
 def _matches(patterns: Sequence[re.Pattern[str]], key: str) -> bool:

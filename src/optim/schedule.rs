@@ -89,8 +89,8 @@ impl Schedule {
         }
     }
 
-    /// The rate of the update number `step` (0 for the first).
-    pub fn at(&self, step: u64) -> f64 {
+    /// The rate of the update number `step` (0 for the first), which may lie between two.
+    pub fn at(&self, step: f64) -> f64 {
         match self {
             Schedule::Constant { learning_rate } => *learning_rate,
             Schedule::PolynomialDecay { initial_learning_rate, decay_steps, end_learning_rate, power } => {
@@ -102,16 +102,16 @@ impl Schedule {
                 initial_learning_rate * ((1.0 - alpha) * wave + alpha)
             }
             Schedule::LinearWarmup { after, warmup_steps, warmup_learning_rate } => {
-                if step >= *warmup_steps {
+                let end = *warmup_steps as f64;
+                if step >= end {
                     return after.at(step);
                 }
-                let share = step as f64 / *warmup_steps as f64;
-                warmup_learning_rate + share * (after.at(*warmup_steps) - warmup_learning_rate)
+                warmup_learning_rate + step / end * (after.at(end) - warmup_learning_rate)
             }
             Schedule::Paper { learning_rate, warmup_steps, total_steps } => {
-                let warmup = if step < *warmup_steps { step as f64 / *warmup_steps as f64 } else { 1.0 };
-                let decaying = step.saturating_sub(*warmup_steps) as f64;
-                let decayed = decaying / (total_steps - warmup_steps) as f64;
+                let end = *warmup_steps as f64;
+                let warmup = if step < end { step / end } else { 1.0 };
+                let decayed = (step - end).max(0.0) / (total_steps - warmup_steps) as f64;
                 learning_rate * warmup * (1.0 - decayed.fract())
             }
         }
@@ -119,8 +119,8 @@ impl Schedule {
 }
 
 /// Share of `steps` that is done at `step`, at most 1.
-fn progress(step: u64, steps: u64) -> f64 {
-    step.min(steps) as f64 / steps as f64
+fn progress(step: f64, steps: u64) -> f64 {
+    step.min(steps as f64) / steps as f64
 }
 
 fn check_steps(argument: &str, steps: u64) -> Result<()> {

@@ -192,12 +192,13 @@ impl Optimizer {
 
 /// The learning rate of the schedule `config` (JSON) at `step`.
 #[pyfunction]
-pub fn learning_rate(config: &str, step: i64) -> PyResult<f64> {
+pub fn learning_rate(config: &str, step: f64) -> PyResult<f64> {
     guard(|| {
         let schedule: Schedule = parse("schedule", config)?;
         schedule.validate().map_err(to_py_err)?;
-        let step = u64::try_from(step)
-            .map_err(|_| to_py_err(Error::value("step", format!("got {step}, expected at least 0"))))?;
-        Ok(schedule.at(step))
+        if step >= 0.0 {
+            return Ok(schedule.at(step));
+        }
+        Err(to_py_err(Error::value("step", format!("got {step}, expected at least 0"))))
     })
 }

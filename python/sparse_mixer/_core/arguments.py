@@ -344,6 +344,44 @@ def as_bool(argument: str, value: Any) -> bool:
     raise TypeError(f"{argument}: expected True or False, got {value!r} ({type(value).__name__})")
 
 
+def as_list(argument: str, value: Any, of: str) -> list[Any]:
+    """The entries of a list. A string, which would pass for a list of its characters, is none.
+
+    Args:
+        argument: Name used in error messages.
+        value: Any iterable.
+        of: What the entries are, for messages.
+
+    Raises:
+        TypeError: A string, bytes, a mapping, or nothing that has entries.
+    """
+    if isinstance(value, str | bytes | bytearray):
+        kind = "a string" if isinstance(value, str) else type(value).__name__
+        raise TypeError(f"{argument}: expected a list of {of}, got {kind}; pass a list, such as [{_short(value)}]")
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"{argument}: expected a list of {of}, got {type(value).__name__}")
+    return list(value)
+
+
+def as_strings(argument: str, value: Any, of: str) -> list[str]:
+    """The strings of a list.
+
+    Raises:
+        TypeError: No list, as in `as_list`, or an entry that is no string.
+    """
+    entries = as_list(argument, value, of)
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, str):
+            kind = type(entry).__name__
+            raise TypeError(f"{argument}[{position}]: expected a string, got {_short(entry)} ({kind})")
+    return entries
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:36]}..."
+
+
 def as_float(argument: str, value: Any) -> float:
     """A finite number.
 

@@ -96,7 +96,7 @@ fn schedules_are_those_of_keras() {
     for case in golden()["schedules"].as_array().expect("a list") {
         let schedule: Schedule = serde_json::from_value(case["config"].clone()).expect("a schedule");
         schedule.validate().expect("valid");
-        let rates: Vec<f64> = (0..30).map(|step| schedule.at(step)).collect();
+        let rates: Vec<f64> = (0..30).map(|step| schedule.at(f64::from(step))).collect();
         assert_close(&rates, &numbers(&case["rates"]), 1e-7, &format!("{schedule:?}"));
     }
 }
@@ -134,7 +134,7 @@ fn paper_rule_and_schedule() {
         *storage = spec.layout.pack(&spec.shape, &single(&paper["parameters"][0][&spec.name]));
     }
     for (t, rate) in numbers(&paper["learning_rates"]).into_iter().enumerate() {
-        assert_close(&[schedule.at(t as u64)], &[rate], 1e-8, "learning rate");
+        assert_close(&[schedule.at(t as f64)], &[rate], 1e-8, "learning rate");
         let gradients = names.map(|name| single(&paper["gradients"][t][name]));
         model.apply(&gradients.each_ref().map(|g| Gradient::Dense(g)), step(rate)).expect("a step");
         for (i, name) in names.iter().enumerate() {

@@ -172,7 +172,7 @@ fn bad_settings_are_named() {
 #[test]
 fn paper_schedule_starts_at_zero_and_restarts() {
     let schedule = Schedule::Paper { learning_rate: 1.0, warmup_steps: 2, total_steps: 6 };
-    let rates: Vec<f64> = (0..8).map(|step| schedule.at(step)).collect();
+    let rates: Vec<f64> = (0..8).map(|step| schedule.at(f64::from(step))).collect();
     assert_eq!(rates, [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 1.0, 0.75]);
 }
 
