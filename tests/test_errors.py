@@ -218,7 +218,7 @@ def test_other_mappings_are_welcome() -> None:
         ({"training": 2}, TypeError, "training: expected True or False"),
         ({"seed": 1.5}, TypeError, "seed: expected an integer"),
         ({"seed": -1}, ValueError, "seed: got -1"),
-        ({"outputs": "pooled_output"}, TypeError, "outputs: expected a sequence of names"),
+        ({"outputs": "pooled_output"}, TypeError, "outputs: expected a list of names, got a string"),
         ({"outputs": ("pooled",)}, ValueError, "outputs: .*pooled"),
         ({"check_finite": None}, TypeError, "check_finite: expected True or False"),
     ],
@@ -297,8 +297,10 @@ def test_lookup_outside_the_table() -> None:
     layer = small_encoder().get_embedding_layer()
     with pytest.raises(ValueError, match=r"ids\[0, 1\]: got 50, expected 0 <= id < 50"):
         layer([[1, VOCAB_SIZE]])
-    with pytest.raises(TypeError, match="ids: expected integers"):
+    with pytest.raises(TypeError, match=r"ids\[0\]: got 0.5, expected an integer"):
         layer([0.5])
+    with pytest.raises(TypeError, match="ids: expected integers"):
+        layer([True])
 
 
 def test_embedding_layer_that_returns_something_else() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from encoders import VOCAB_SIZE, small_encoder, small_inputs
-from sparse_mixer import callbacks, models, optimizers, plots, text
+from sparse_mixer import models, optimizers, plots, text, training
 from sparse_mixer.masking import mask_tokens
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -73,7 +73,7 @@ def test_entries_are_checked_by_position(tokenizer: Any) -> None:
         (lambda: text.train_tokenizer(["a", b"b"]), r"texts\[1\]: expected a string, got b'b'"),
         (lambda: optimizers.AdamW(exclude_from_weight_decay=["bias", 3]), r"exclude_from_weight_decay\[1\]: "),
         (lambda: ENCODER(small_inputs(), outputs=[3]), r"outputs\[0\]: expected a string"),
-        (lambda: fit(callbacks=[callbacks.EarlyStopping]), "callbacks: expected sparse_mixer"),
+        (lambda: fit(callbacks=[training.EarlyStopping]), "callbacks: expected sparse_mixer"),
         (lambda: models.BertPretrainerV2(ENCODER, classification_heads=["a"]), r"classification_heads\[0\]: "),
         (lambda: mask(["[PAD]"]), r"special_ids\[0\]: expected an integer, got '\[PAD\]'"),
     ]:

@@ -94,8 +94,16 @@ def test_schedules_travel(schedule: schedules.LearningRateSchedule) -> None:
         (lambda: initializers.Constant(math.nan), ValueError, "value: expected a finite number, got nan"),
         (lambda: initializers.Constant(np.ones(3)), TypeError, "value: expected a number"),
         (lambda: initializers.RandomNormal(stddev=math.inf), ValueError, "stddev: expected a finite number, got inf"),
-        (lambda: small_encoder(initializer={"class_name": "Constant", "config": {"value": math.nan}}), ValueError, "nan"),
-        (lambda: small_encoder(inner_activation={"name": "elu", "alpha": math.nan}), ValueError, "alpha: expected a fin"),
+        (
+            lambda: small_encoder(initializer={"class_name": "Constant", "config": {"value": math.nan}}),
+            ValueError,
+            "nan",
+        ),
+        (
+            lambda: small_encoder(inner_activation={"name": "elu", "alpha": math.nan}),
+            ValueError,
+            "alpha: expected a fin",
+        ),
     ],
 )
 def test_numbers_that_are_none_are_refused_by_name(call: Any, kind: Any, message: str) -> None:

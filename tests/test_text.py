@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -102,3 +103,103 @@ def test_missing_tokenizers_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ImportError, match=r"sparse_mixer\[text\]"):
         text.train_tokenizer(["a"])
+
+
+# --- the tokenizer's own settings, and what a call costs ---
+
+TEXT = "return a value of the list if the value is in the list"
+
+
+def ids_of(tokenizer, texts, length):
+    """By way of the tokenizer itself, on a copy."""
+    twin = type(tokenizer).from_str(tokenizer.to_str())
+    own = twin.truncation or {}
+    twin.enable_truncation(
+        length, strategy=own.get("strategy", "longest_first"), direction=own.get("direction", "right")
+    )
+    padding = twin.padding or {"pad_id": 0, "pad_token": "[PAD]", "pad_type_id": 0, "direction": "right"}
+    padding = {key: padding[key] for key in ("direction", "pad_id", "pad_token", "pad_type_id")}
+    twin.enable_padding(length=length, **padding)
+    encodings = twin.encode_batch(texts)
+    return {
+        "input_word_ids": [e.ids for e in encodings],
+        "input_mask": [e.attention_mask for e in encodings],
+        "input_type_ids": [e.type_ids for e in encodings],
+    }
+
+
+@pytest.mark.parametrize(
+    ("truncation", "padding"),
+    [
+        ({}, {}),
+        ({"direction": "left"}, {}),
+        ({"strategy": "only_second"}, {"direction": "left"}),
+        ({"strategy": "only_first", "direction": "left", "stride": 2}, {"pad_id": 3, "pad_token": "[SEP]"}),
+        ({}, {"pad_type_id": 1, "length": 50, "pad_to_multiple_of": 7}),
+    ],
+)
+def test_encode_keeps_the_tokenizers_own_settings(tokenizer, truncation, padding):
+    own = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    own.add_tokens(["foo_bar", tokenizers.AddedToken("zz9", single_word=True, lstrip=True)])
+    own.add_special_tokens(["[X]"])
+    if truncation:
+        own.enable_truncation(6, **truncation)
+    if padding:
+        own.enable_padding(**padding)
+    before = own.to_str()
+    batch = [TEXT, (TEXT, TEXT)] if truncation.get("strategy") is None else [(TEXT, TEXT), (TEXT, "a " + TEXT)]
+    if truncation.get("strategy") == "only_second":
+        batch = [("a value", TEXT), ("a", "[X] foo_bar zz9")]
+    if truncation.get("strategy") == "only_first":
+        batch = [(TEXT, "a value"), TEXT, "a"]
+    expected = ids_of(own, batch, 12)
+    for name, array in text.encode(own, batch, 12).items():
+        np.testing.assert_array_equal(array, expected[name])
+    assert own.to_str() == before
+
+
+def test_encode_follows_changes_of_the_tokenizer(tokenizer):
+    own = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    before = text.encode(own, ["Return foo_bar"], 12)["input_word_ids"]
+    own.add_tokens(["foo_bar"])
+    after = text.encode(own, ["Return foo_bar"], 12)["input_word_ids"]
+    assert not np.array_equal(before, after)
+    own.normalizer = tokenizers.normalizers.Replace("return", "value")
+    own.post_processor = tokenizers.processors.TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 3)])
+    changed = text.encode(own, ["return foo_bar"], 12)["input_word_ids"][0].tolist()
+    assert changed[:3] == [own.token_to_id("value"), own.token_to_id("foo_bar"), 3]
+
+
+def test_encode_does_not_write_out_the_tokenizer():
+    """Writing out and reading 30,000 word pieces takes far longer than using them."""
+    pieces = {piece: number for number, piece in enumerate([*text.SPECIAL_TOKENS, *map(str, range(30_000))])}
+    large = tokenizers.Tokenizer(tokenizers.models.WordPiece(pieces, unk_token="[UNK]"))
+    large.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    large.add_special_tokens(list(text.SPECIAL_TOKENS))
+
+    def seconds(call):
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    copied = seconds(lambda: tokenizers.Tokenizer.from_str(large.to_str()))
+    assert seconds(lambda: text.encode(large, ["17 29999 x"], 12)) < copied / 4
+
+
+def test_other_tokenizers_are_refused_with_a_hint(tokenizer):
+    class Fast:
+        backend_tokenizer = tokenizer
+
+    for wrong, message in [(Fast(), r"pass tokenizer\.backend_tokenizer"), (None, "got NoneType"), ("x", "got str")]:
+        with pytest.raises(TypeError, match=rf"tokenizer: expected a tokenizers\.Tokenizer, .*{message}"):
+            text.encode(wrong, ["a"], 8)
+
+
+def test_a_tokenizer_that_cannot_cut_says_so(tokenizer):
+    own = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    own.enable_truncation(6, strategy="only_second")
+    with pytest.raises(ValueError, match="texts: cannot be cut to 8 tokens by the strategy 'only_second'"):
+        text.encode(own, [(TEXT, "a")], 8)

@@ -138,6 +138,13 @@ class Encoder:
     def get_weight(self, index: int) -> npt.NDArray[np.float32]:
         """A copy of the weight at `index` in Keras order."""
 
+    def get_rows(self, index: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Copies of the rows `ids` ``[n]`` of the table at `index`.
+
+        Raises:
+            ValueError: An id outside the table, or a weight that is no table.
+        """
+
     def set_weights(self, weights: Sequence[npt.NDArray[np.float32]]) -> None:
         """Replace all weights, or none if a shape is wrong."""
 
@@ -254,6 +261,9 @@ class Gradients:
 
     def set(self, index: int, value: npt.NDArray[np.float32]) -> None:
         """Replace the gradient of the weight at `index`."""
+
+    def reached(self) -> list[bool]:
+        """Which gradients something has been added to, one flag per weight."""
 
     def clear(self) -> None:
         """Set all to zero."""

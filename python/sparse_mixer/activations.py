@@ -17,13 +17,14 @@ import base64
 import binascii
 import difflib
 import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from sparse_mixer._core.checks import as_float
 
 Array = npt.NDArray[np.float32]
 NativeActivation = dict[str, Any]
@@ -185,18 +186,8 @@ def _from_own_form(form: Mapping[str, Any], argument: str) -> NativeActivation:
             continue
         if key not in native:
             raise ValueError(f"{argument}: {form['name']!r} has no parameter {key!r}, only {sorted(native)[1:]}")
-        native[key] = None if value is None else _as_number(f"{argument}: {key}", value)
+        native[key] = None if value is None else as_float(f"{argument}: {key}", value)
     return native
-
-
-def _as_number(argument: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{argument}: expected a number, got {value!r} ({type(value).__name__})") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{argument}: expected a finite number, got {number}")
-    return number
 
 
 def _from_byte_code(value: Any, argument: str) -> NativeActivation:

@@ -14,8 +14,6 @@ all weights of equal shape the same values; here its seed only replaces a missin
 from __future__ import annotations
 
 import difflib
-import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
@@ -23,26 +21,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from sparse_mixer._core.checks import as_float, as_int
+
 _FRAMEWORKS = frozenset({"keras", "tensorflow", "tf_keras"})
-
-
-def _check_number(argument: str, value: Any) -> None:
-    if isinstance(value, bool | str | bytes) or np.ndim(value):
-        hint = "; for arrays of values pass a function of the shape" if np.ndim(value) else ""
-        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}{hint}")
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{argument}: expected a number, got {value!r} ({type(value).__name__})") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{argument}: expected a finite number, got {number}")
-
-
-def _check_integer(argument: str, value: Any) -> None:
-    try:
-        operator.index(value)
-    except TypeError:
-        raise TypeError(f"{argument}: expected an integer, got {value!r} ({type(value).__name__})") from None
 
 
 @dataclass(frozen=True)
@@ -53,9 +34,9 @@ class Initializer:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "float":
-                _check_number(field.name, value)
+                as_float(field.name, value)
             elif field.name == "seed" and value is not None:
-                _check_integer(field.name, value)
+                as_int(field.name, value)
 
     def spec(self) -> dict[str, Any] | None:
         """The initialiser as the core reads it, ``{"name": ..., <parameters>}``; None if `draw` does it."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparse_mixer._core.arrays import as_integers
 from sparse_mixer._core.variables import Variable, assign_all, read_all
 
 
@@ -154,7 +155,7 @@ class EmbeddingLayer(Layer):
         """Look up rows.
 
         Args:
-            ids: Integers of any shape, each in ``[0, vocab_size)``.
+            ids: Integers of any shape, each in ``[0, vocab_size)``. Only their rows are copied.
 
         Returns:
             float32 array ``[*ids.shape, embedding_width]``.
@@ -163,15 +164,14 @@ class EmbeddingLayer(Layer):
             TypeError: `ids` are not integers.
             ValueError: An id lies outside the vocabulary.
         """
-        rows = np.asarray(ids)
-        vocab_size = self.embeddings.shape[0]
-        if rows.dtype.kind not in "iu":
-            raise TypeError(f"ids: expected integers, got {rows.dtype}")
-        if rows.size and not (rows.min() >= 0 and rows.max() < vocab_size):
-            position = tuple(int(i) for i in np.argwhere((rows < 0) | (rows >= vocab_size))[0])
+        rows = as_integers("ids", ids)
+        vocab_size, width = self.embeddings.shape
+        wrong = (rows < 0) | (rows >= vocab_size)
+        if wrong.any():
+            position = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise ValueError(f"ids{list(position)}: got {rows[position]}, expected 0 <= id < {vocab_size}")
-        found: npt.NDArray[np.float32] = self.embeddings.numpy()[rows]
-        return found
+        flat = np.ascontiguousarray(rows, np.int64).ravel()
+        return self.embeddings.rows(flat).reshape(*rows.shape, width)
 
 
 class TransformerLayer(Layer):

@@ -8,6 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparse_mixer._core.arguments import as_positive
+from sparse_mixer._core.arrays import as_float32, as_integers
+from sparse_mixer._core.checks import as_float, as_int, as_list
+
+# Results are int32.
+_MOST_WORDS = 2**31 - 1
+
 
 def mask_tokens(
     inputs: Mapping[str, npt.NDArray[Any]],
@@ -42,36 +49,43 @@ def mask_tokens(
         pad_id: Id of padding, for inputs without a mask.
 
     Returns:
-        The inputs with changed ``input_word_ids``, and ``masked_lm_positions`` (ascending), ``masked_lm_ids``, both
+        The inputs with changed ``input_word_ids``, and ``masked_lm_positions`` (ascending), ``masked_lm_ids``, all
         int32, and ``masked_lm_weights``, float32, all [B, P]; unused places hold 0.
 
     Raises:
-        ValueError: A share outside [0, 1], fewer than one prediction, or a vocabulary of special ids only.
+        ValueError: A share outside [0, 1], fewer than one prediction, an id outside the vocabulary, a vocabulary of
+            special ids only, or a mask of another shape.
+        TypeError: An argument of a wrong type.
     """
     shares = {"rate": rate, "mask_share": mask_share, "random_share": random_share}
     for name, share in shares.items():
-        if not 0.0 <= share <= 1.0:
+        if not 0.0 <= as_float(name, share) <= 1.0:
             raise ValueError(f"{name}: expected 0 to 1, got {share}")
-    if max_predictions < 1:
-        raise ValueError(f"max_predictions: expected at least 1, got {max_predictions}")
-    special = np.fromiter(special_ids, np.int64)
-    ordinary = np.setdiff1d(np.arange(vocab_size), special)
+    words, places = as_positive("vocab_size", vocab_size), as_positive("max_predictions", max_predictions)
+    if words > _MOST_WORDS:
+        raise ValueError(f"vocab_size: got {words}, expected at most {_MOST_WORDS}")
+    mask_word = as_int("mask_id", mask_id)
+    if not 0 <= mask_word < words:
+        raise ValueError(f"mask_id: got {mask_word}, expected 0 <= mask_id < {words}")
+    listed = enumerate(as_list("special_ids", special_ids, "ids"))
+    special = np.array([as_int(f"special_ids[{position}]", number) for position, number in listed], np.int64)
+    ordinary = np.setdiff1d(np.arange(words), special)
     if not ordinary.size:
         raise ValueError("special_ids: expected some ids of the vocabulary not to be special")
+    given, used = _read(inputs, words, as_int("pad_id", pad_id))
     rng = np.random.default_rng(seed)
-    ids = np.array(inputs["input_word_ids"])
-    mask = inputs.get("input_mask")
-    used = ids != pad_id if mask is None else np.asarray(mask) > 0
-    shape = (len(ids), max_predictions)
+    # Of their own type: mask and random words may not fit into the caller's.
+    ids = given.astype(np.int32)
+    shape = (len(given), places)
     positions, labels = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     weights = np.zeros(shape, np.float32)
     for row, candidates in enumerate(used & ~np.isin(ids, special)):
-        wanted = min(max_predictions, max(1, int(rate * np.count_nonzero(used[row]))))
+        wanted = min(places, max(1, int(rate * np.count_nonzero(used[row]))))
         count = min(wanted, int(np.count_nonzero(candidates)))
         chosen = np.sort(rng.choice(np.flatnonzero(candidates), count, replace=False))
         positions[row, :count], labels[row, :count], weights[row, :count] = chosen, ids[row, chosen], 1.0
         draw = rng.random(count)
-        replaced = np.where(draw < mask_share, mask_id, ids[row, chosen])
+        replaced = np.where(draw < mask_share, mask_word, ids[row, chosen])
         at_random = (draw >= mask_share) & (draw < mask_share + random_share)
         ids[row, chosen] = np.where(at_random, rng.choice(ordinary, count), replaced)
     return {
@@ -81,3 +95,25 @@ def mask_tokens(
         "masked_lm_ids": labels,
         "masked_lm_weights": weights,
     }
+
+
+def _read(inputs: Mapping[str, Any], words: int, pad_id: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """The word ids [B, S], and where there are tokens."""
+    if not isinstance(inputs, Mapping):
+        raise TypeError(f"inputs: expected a dict with input_word_ids, got {type(inputs).__name__}")
+    if inputs.get("input_word_ids") is None:
+        raise ValueError("input_word_ids: missing from the inputs")
+    ids = as_integers("input_word_ids", inputs["input_word_ids"])
+    if ids.ndim != 2:
+        raise ValueError(f"input_word_ids: expected shape [batch, length], got {list(ids.shape)}")
+    wrong = (ids < 0) | (ids >= words)
+    if wrong.any():
+        position = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise ValueError(f"input_word_ids{list(position)}: got {ids[position]}, expected 0 <= id < {words}")
+    if inputs.get("input_mask") is None:
+        return ids, ids != pad_id
+    mask = as_float32("input_mask", inputs["input_mask"])
+    if mask.shape != ids.shape:
+        expected = f"expected shape {list(ids.shape)}, that of input_word_ids"
+        raise ValueError(f"input_mask: {expected}, got {list(mask.shape)}")
+    return ids, mask > 0

@@ -21,6 +21,7 @@ from sparse_mixer._core.arguments import (
     as_bool,
     as_seed,
 )
+from sparse_mixer._core.checks import as_strings
 from sparse_mixer._core.construction import SEED_RANGE, make_core, provider, weight_seed
 from sparse_mixer._core.encoder import Encoder
 from sparse_mixer._core.vjp import VJP
@@ -296,12 +297,10 @@ class SparseMixer(Encoder):
     ) -> dict[str, Any]:
         """The keywords of a call as the core takes them."""
         train = False if training is None else as_bool("training", training)
-        if isinstance(outputs, str):
-            raise TypeError(f"outputs: expected a sequence of names such as ({outputs!r},), got a string")
         return {
             "training": train,
             "seed": self._call_seed(train, seed),
-            "outputs": tuple(outputs),
+            "outputs": as_strings("outputs", outputs, "names"),
             "check_finite": as_bool("check_finite", check_finite),
         }
 
@@ -333,7 +332,7 @@ class SparseMixer(Encoder):
         [num_moe_layers, num_experts] (what each expert's answers weigh, of all the layer's answers together) and
         ``moe_layers`` (indices of the layers).
         """
-        return dict(getattr(self._last, "aux", {}))
+        return {name: array.copy() for name, array in getattr(self._last, "aux", {}).items()}
 
     @property
     def losses(self) -> list[np.float32]:

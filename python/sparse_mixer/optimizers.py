@@ -34,6 +34,8 @@ from sparse_mixer import _native
 from sparse_mixer import schedules as schedules
 from sparse_mixer._core import interrupts
 from sparse_mixer._core.arguments import as_step
+from sparse_mixer._core.arrays import as_float32
+from sparse_mixer._core.checks import as_strings
 from sparse_mixer.gradients import INPUTS, Gradients, parts_of
 
 Array = npt.NDArray[np.float32]
@@ -150,7 +152,8 @@ class Optimizer:
     def get_state(self) -> tuple[int, dict[str, Array]]:
         """Number of updates, and copies of all moments by name (``"<weight key>/<moment>"``)."""
         if self._core is None:
-            return (0, {}) if self._restored is None else (self._restored[0], dict(self._restored[1]))
+            count, arrays = (0, []) if self._restored is None else self._restored
+            return count, {name: array.copy() for name, array in arrays}
         return self._core.step, dict(self._core.state())
 
     def set_state(self, iterations: int, moments: Mapping[str, npt.ArrayLike], target: Any = None) -> None:
@@ -168,7 +171,7 @@ class Optimizer:
         count = as_step("iterations", iterations)
         if not isinstance(moments, Mapping):
             raise TypeError(f"moments: expected a mapping, got {type(moments).__name__}")
-        arrays = [(name, np.asarray(array, np.float32)) for name, array in moments.items()]
+        arrays = [(name, np.array(as_float32(name, array))) for name, array in moments.items()]
         if self._core is not None:
             self._core.restore(count, arrays)
         elif target is not None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparse_mixer._core.checks import as_list
 from sparse_mixer._core.extras import require
 
 
@@ -72,6 +73,7 @@ def routing_figure(
         ImportError: matplotlib is not installed.
         ValueError: No such group, no layers, or as many `moe_layers` as `routing` has not.
     """
+    routing = as_list("routing", routing, "layers' routing")
     if not routing or len(routing) != len(moe_layers):
         raise ValueError(f"moe_layers: expected as many as entries of routing (at least 1), got {len(moe_layers)}")
     groups = routing[0]["indices"].shape[0]
@@ -79,6 +81,9 @@ def routing_figure(
         raise ValueError(f"group: expected 0 to {groups - 1}, got {group}")
     figure = require("matplotlib.figure", "plot").Figure(figsize=(10, 1 + 1.9 * len(routing)), layout="constrained")
     panels = figure.subplots(len(routing), 1, sharex=True, squeeze=False)[:, 0]
+    length = routing[0]["probabilities"].shape[1]
+    if mask is not None and np.shape(mask) != (length,):
+        raise ValueError(f"mask: expected shape [{length}], one entry per token of a group, got {list(np.shape(mask))}")
     for panel, entry, layer in zip(panels, routing, moe_layers, strict=True):
         weights = combine_weights(entry)[group].T
         experts, tokens = weights.shape

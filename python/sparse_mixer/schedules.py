@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
-from sparse_mixer._core.arguments import as_float, as_int
+from sparse_mixer._core.checks import as_float, as_int
 
 _FRAMEWORKS = frozenset({"keras", "official", "tensorflow", "tf_keras"})
 

@@ -44,6 +44,9 @@ pub fn forward_bytes(
         let keep = if is_last { keeps_last } else { requested.encoder_outputs };
         let out = if keep { None } else { Some(ledger.take(FLOAT, len)) };
         outputs += if keep { len } else { 0 };
+        if is_last && requested.sequence_output && requested.encoder_outputs {
+            outputs += len; // both have an array of their own
+        }
         block(&mut ledger, config, layer, batch, len)?;
         ledger.give(x);
         x = out;

@@ -74,7 +74,7 @@ fn values<T: Element + Copy>(
 }
 
 /// `len` values in memory that the system may refuse.
-fn copied<T>(argument: &str, len: usize, values: impl Iterator<Item = T>) -> PyResult<Vec<T>> {
+pub fn copied<T>(argument: &str, len: usize, values: impl Iterator<Item = T>) -> PyResult<Vec<T>> {
     let mut data = Vec::new();
     if data.try_reserve_exact(len).is_err() {
         let bytes = len.saturating_mul(size_of::<T>());

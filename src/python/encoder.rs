@@ -11,7 +11,7 @@ use pyo3::types::PyDict;
 use super::SCRATCH;
 use super::activation::PyActivation;
 use super::checkpoint::LoadPlan;
-use super::convert::{expect_floats, floats, to_numpy};
+use super::convert::{expect_floats, floats, integers, to_numpy};
 use super::enter::{callback_error, enter_core, guard, to_py_err};
 use super::inputs::RawInputs;
 use super::outputs;
@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Isa};
 use crate::layers::CustomActivation;
 use crate::network::{Grouping, SparseMixer, forward_bytes, is_small, specs};
-use crate::params::Spec;
+use crate::params::{Param, Spec};
 use crate::runtime::{Exclusive, Interrupt, default_threads, run};
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
@@ -30,6 +30,9 @@ pub type Custom = Option<Arc<dyn CustomActivation<f32>>>;
 
 /// More than any machine has, few enough to be refused by no system.
 const MAX_THREADS: i64 = 4096;
+
+/// Rows that are copied between two looks for an interrupt.
+const POLLED_ROWS: usize = 1 << 14;
 
 /// Configuration and weights of one encoder. No per-call state; the weights are replaced whole.
 #[pyclass(frozen, module = "sparse_mixer._native")]
@@ -228,6 +231,40 @@ impl Encoder {
             let network = self.network(py)?;
             let values = enter_core(py, |_| Ok(network.params()[index].to_vec()))?;
             to_numpy(py, values, &spec.shape)
+        })
+    }
+
+    /// Rows `ids` of the table at `index`, copied.
+    fn get_rows<'py>(&self, py: Python<'py>, index: usize, ids: &Bound<'py, PyAny>) -> PyResult<Floats<'py>> {
+        guard(|| {
+            self.spec(index)?;
+            let ids = integers("ids", ids, 1)?.data;
+            let network = self.network(py)?;
+            let (values, width) = enter_core(py, |interrupt| {
+                let params = network.params();
+                let Param::Table(table) = &params[index] else {
+                    return Err(Error::value("index", "only tables are read by rows"));
+                };
+                let (rows, width) = (table.rows(), table.width());
+                if let Some(id) = ids.iter().find(|&&id| usize::try_from(id).map_or(true, |id| id >= rows)) {
+                    return Err(Error::value("ids", format!("got {id}, expected 0 <= id < {rows}")));
+                }
+                let bytes = ids.len().saturating_mul(width).saturating_mul(size_of::<f32>());
+                let mut values = Vec::new();
+                let refused = values.try_reserve_exact(ids.len().saturating_mul(width)).is_err();
+                if refused {
+                    return Err(Error::Memory { what: "ids".into(), bytes });
+                }
+                values.resize(ids.len() * width, 0.0);
+                for (number, (&id, out)) in ids.iter().zip(values.chunks_exact_mut(width)).enumerate() {
+                    if number % POLLED_ROWS == 0 {
+                        check(interrupt)?;
+                    }
+                    table.copy_row(id as usize, out);
+                }
+                Ok((values, width))
+            })?;
+            to_numpy(py, values, &[ids.len(), width])
         })
     }
 

@@ -82,6 +82,11 @@ impl Gradients {
         })
     }
 
+    /// Which gradients something has been added to, one flag per weight.
+    fn reached(&self, py: Python<'_>) -> PyResult<Vec<bool>> {
+        guard(|| self.with(py, |gradients| gradients.reached.clone()))
+    }
+
     fn clear(&self, py: Python<'_>) -> PyResult<()> {
         guard(|| self.with(py, params::Gradients::clear))
     }

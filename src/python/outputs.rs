@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use super::convert::to_numpy;
+use super::convert::{copied, to_numpy};
 use super::enter::to_py_err;
 use crate::config::SparseMixerConfig;
 use crate::error::Error;
@@ -41,12 +41,19 @@ pub fn to_python<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let (seq, hidden) = (results.seq, config.hidden_size);
     let dict = PyDict::new(py);
-    let last = match results.sequence_output {
-        Some(values) => Some(to_numpy(py, values, &[batch, results.rows, hidden])?),
-        None => None,
-    };
-    if let (Some(last), true) = (&last, requested.sequence_output) {
-        dict.set_item("sequence_output", last)?;
+    let shape = [batch, results.rows, hidden];
+    let mut last = results.sequence_output;
+    if requested.sequence_output {
+        // Each under its name is an array of its own: whoever writes to one does not change the other.
+        let values = match &last {
+            Some(values) if requested.encoder_outputs => {
+                Some(copied("sequence_output", values.len(), values.iter().copied())?)
+            }
+            _ => last.take(),
+        };
+        if let Some(values) = values {
+            dict.set_item("sequence_output", to_numpy(py, values, &shape)?)?;
+        }
     }
     if let Some(values) = results.pooled_output {
         dict.set_item("pooled_output", to_numpy(py, values, &[batch, hidden])?)?;
@@ -57,7 +64,7 @@ pub fn to_python<'py>(
             list.append(to_numpy(py, values, &[batch, seq, hidden])?)?;
         }
         if let Some(last) = last {
-            list.append(last)?;
+            list.append(to_numpy(py, last, &shape)?)?;
         }
         dict.set_item("encoder_outputs", list)?;
     }

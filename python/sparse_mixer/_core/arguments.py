@@ -7,8 +7,6 @@ combinations are checked by the core, which names the same arguments.
 from __future__ import annotations
 
 import json
-import math
-import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -17,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from sparse_mixer import activations, initializers
+from sparse_mixer._core.checks import as_float as as_float
+from sparse_mixer._core.checks import as_int as as_int
 from sparse_mixer.activations import Activation
 from sparse_mixer.initializers import Initializer, Zeros
 from sparse_mixer.layers import MixingMechanism
@@ -257,20 +257,6 @@ def as_dtype(argument: str, value: Any) -> str:
     return name
 
 
-def as_int(argument: str, value: Any) -> int:
-    """An integer of any type that has one, bool excepted.
-
-    Raises:
-        TypeError: Not an integer.
-    """
-    if not isinstance(value, bool | np.bool_):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    raise TypeError(f"{argument}: expected an integer, got {value!r} ({type(value).__name__})")
-
-
 def as_positive(argument: str, value: Any) -> int:
     """An integer that is at least 1.
 
@@ -344,66 +330,8 @@ def as_bool(argument: str, value: Any) -> bool:
     raise TypeError(f"{argument}: expected True or False, got {value!r} ({type(value).__name__})")
 
 
-def as_list(argument: str, value: Any, of: str) -> list[Any]:
-    """The entries of a list. A string, which would pass for a list of its characters, is none.
-
-    Args:
-        argument: Name used in error messages.
-        value: Any iterable.
-        of: What the entries are, for messages.
-
-    Raises:
-        TypeError: A string, bytes, a mapping, or nothing that has entries.
-    """
-    if isinstance(value, str | bytes | bytearray):
-        kind = "a string" if isinstance(value, str) else type(value).__name__
-        raise TypeError(f"{argument}: expected a list of {of}, got {kind}; pass a list, such as [{_short(value)}]")
-    if isinstance(value, Mapping) or not isinstance(value, Iterable):
-        raise TypeError(f"{argument}: expected a list of {of}, got {type(value).__name__}")
-    return list(value)
-
-
-def as_strings(argument: str, value: Any, of: str) -> list[str]:
-    """The strings of a list.
-
-    Raises:
-        TypeError: No list, as in `as_list`, or an entry that is no string.
-    """
-    entries = as_list(argument, value, of)
-    for position, entry in enumerate(entries):
-        if not isinstance(entry, str):
-            kind = type(entry).__name__
-            raise TypeError(f"{argument}[{position}]: expected a string, got {_short(entry)} ({kind})")
-    return entries
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:36]}..."
-
-
-def as_float(argument: str, value: Any) -> float:
-    """A finite number.
-
-    Raises:
-        TypeError: Not a number.
-        ValueError: Not finite.
-    """
-    if isinstance(value, bool | np.bool_ | str | bytes):
-        raise TypeError(f"{argument}: expected a number, got {value!r} ({type(value).__name__})")
-    try:
-        number = float(value)
-    except TypeError:
-        raise TypeError(f"{argument}: expected a number, got {value!r} ({type(value).__name__})") from None
-    except OverflowError:
-        raise ValueError(f"{argument}: expected a finite number, got an integer above 1e308") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{argument}: expected a finite number, got {number}")
-    return number
-
-
 def _as_layers(argument: str, value: Any) -> tuple[int, ...]:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise TypeError(f"{argument}: expected a sequence of layer indices, got {value!r} ({type(value).__name__})")
     entries = sorted(value) if isinstance(value, set | frozenset) else value
     return tuple(as_int(f"{argument}[{position}]", entry) for position, entry in enumerate(entries))

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from sparse_mixer import _native
 from sparse_mixer._core.arguments import Arguments, as_dtype, as_int
+from sparse_mixer._core.checks import as_strings
 from sparse_mixer._core.construction import make_core
 from sparse_mixer._core.part import Part, variables_of
 from sparse_mixer._core.router_metrics import Mean, RouterMetrics
@@ -125,12 +126,10 @@ class Encoder(Part):
         Raises:
             ValueError: A batch that the call would refuse.
         """
-        if isinstance(outputs, str):
-            raise TypeError(f"outputs: expected a sequence of names such as ({outputs!r},), got a string")
         count = as_int("batch", batch)
         if not 0 <= count < 2**40:
             raise ValueError(f"batch: got {count}, expected at least 0 and less than 2**40")
-        return self.core.memory_estimate(count, list(outputs))
+        return self.core.memory_estimate(count, as_strings("outputs", outputs, "names"))
 
     def astype(self, dtype: Any) -> Self:
         """A new encoder with the weights converted to `dtype`; this one is unchanged.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._core.variables import as_float32
+from sparse_mixer._core.arrays import as_array, as_float32, as_integers
 
 KEYS = (
     "input_word_ids",
@@ -129,25 +129,8 @@ def _required(inputs: Mapping[str, Any], key: str, convert: Callable[[str, Any],
 
 def _ids(argument: str, value: Any) -> npt.NDArray[Any]:
     """Integers ``[batch, length]`` as int32 or int64."""
-    array = _of_rank(argument, _as_array(argument, value), 2, "[batch, length]")
-    if array.dtype.kind == "f":
-        _refuse_fractions(argument, array)
-        return _plain(array, np.int64)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{argument}: expected integers, got dtype {array.dtype}")
-    if array.dtype == np.uint64:
-        # Ids beyond int64 would wrap to negative ones: keep them too large, so that the range check tells the truth.
-        array = np.minimum(array, np.uint64(np.iinfo(np.int64).max))
-    fits_int32 = np.can_cast(array.dtype, np.int32)
-    return _plain(array, np.int32 if fits_int32 else np.int64)
-
-
-def _refuse_fractions(argument: str, array: npt.NDArray[Any]) -> None:
-    # Ids beyond 2^53 are not exact in float64, and no vocabulary is that large.
-    wrong = ~(np.abs(array) < 2.0**53) | (np.trunc(array) != array)
-    if wrong.any():
-        position = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise TypeError(f"{argument}{list(position)}: got {array[position]!s}, expected an integer")
+    array = as_integers(argument, value)
+    return _plain(_of_rank(argument, array, 2, "[batch, length]"), array.dtype)
 
 
 def _mask(argument: str, value: Any) -> npt.NDArray[np.float32]:
@@ -155,7 +138,7 @@ def _mask(argument: str, value: Any) -> npt.NDArray[np.float32]:
 
 
 def _embeddings(argument: str, value: Any) -> npt.NDArray[np.float32]:
-    array = _as_array(argument, value)
+    array = as_array(argument, value)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"{argument}: expected floating point numbers, got dtype {array.dtype}")
     return _plain(_of_rank(argument, array, 3, "[batch, length, embedding_width]"), np.float32)
@@ -164,13 +147,6 @@ def _embeddings(argument: str, value: Any) -> npt.NDArray[np.float32]:
 def _plain(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """The array in `dtype` as the core reads it: native byte order, C-contiguous, aligned; a copy only if it is not."""
     return np.require(array, dtype, ["C", "A", "E"])
-
-
-def _as_array(argument: str, value: Any) -> npt.NDArray[Any]:
-    try:
-        return np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{argument}: cannot be read as one array: {error}") from None
 
 
 def _of_rank(argument: str, array: npt.NDArray[Any], rank: int, shape: str) -> npt.NDArray[Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
+from sparse_mixer._core.arrays import as_float32 as as_float32
 
 
 class Variable:
@@ -58,6 +59,16 @@ class Variable:
     def numpy(self) -> npt.NDArray[np.float32]:
         """A copy of the current values, float32 of shape `shape`."""
         return self._core.get_weight(self.index)
+
+    def rows(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Copies of the rows `ids` ``[n]`` of an embedding table, float32 ``[n, width]``; the rest is not read.
+
+        Raises:
+            ValueError: An id outside the table, or a weight that is no table.
+        """
+        if isinstance(self._core, _native.Head):
+            raise ValueError("rows: a head has no embedding table")
+        return self._core.get_rows(self.index, ids)
 
     def assign(self, value: npt.ArrayLike) -> None:
         """Replace all values.
@@ -117,7 +128,7 @@ def assign_all(variables: Sequence[Any], values: Sequence[npt.ArrayLike]) -> Non
         ValueError: Different lengths, or an array of a wrong shape.
         TypeError: `values` is not a sequence, or one of them is not numeric.
     """
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
         raise TypeError(f"weights: expected a list of arrays, got {type(values).__name__}")
     if len(values) != len(variables):
         raise ValueError(f"weights: expected {len(variables)} arrays, got {len(values)}")
@@ -136,19 +147,3 @@ def assign_all(variables: Sequence[Any], values: Sequence[npt.ArrayLike]) -> Non
             variable.assign(array)
     for core, assigned in by_owner.items():
         core.assign(list(assigned), list(assigned.values()))
-
-
-def as_float32(argument: str, value: Any) -> npt.NDArray[np.float32]:
-    """Convert any real array to float32, without a copy where it already is.
-
-    Raises:
-        TypeError: `value` is not a real-valued array; the message names `argument`.
-    """
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{argument}: cannot be read as one array: {error}") from None
-    # ml_dtypes registers bfloat16 as kind "V"; it converts like any float.
-    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{argument}: expected a real-valued array, got dtype {array.dtype}")
-    return array.astype(np.float32, copy=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -113,7 +114,7 @@ class Model(Trainable):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments besides the encoder, JSON-able; without initialisers, which only matter to new weights."""
-        return dict(self._config)
+        return copy.deepcopy(dict(self._config))
 
     @classmethod
     def from_config(cls, encoder: Any, config: Mapping[str, Any]) -> Self:

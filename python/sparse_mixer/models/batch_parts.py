@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._core.variables import as_float32
+from sparse_mixer._core.arrays import as_float32, as_integers
 from sparse_mixer.networks import SparseMixer
 
 Array = npt.NDArray[np.float32]
@@ -23,23 +23,28 @@ def read_labels(labels: Any, shape: tuple[int, ...], argument: str = "labels") -
     """Class indices of `shape`; a last axis of length 1 may follow."""
     if labels is None:
         raise ValueError(f"{argument}: missing")
-    array = np.asarray(labels)
-    if array.dtype.kind not in "iub":
-        raise TypeError(f"{argument}: expected integers, got dtype {array.dtype}")
+    array = as_integers(argument, labels, booleans=True)
     if array.ndim == len(shape) + 1 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.shape != shape:
-        raise ValueError(f"{argument}: expected shape {list(shape)}, got {list(array.shape)}")
+        hint = ""
+        if array.ndim == len(shape) + 1 and array.shape[:-1] == shape and _is_one_hot(array):
+            hint = "; one-hot labels become class indices by labels.argmax(-1)"
+        raise ValueError(f"{argument}: expected shape {list(shape)}, got {list(array.shape)}{hint}")
     return array.astype(np.int64, copy=False)
+
+
+def _is_one_hot(array: npt.NDArray[Any]) -> bool:
+    return bool(((array == 0) | (array == 1)).all() and (array.sum(-1) == 1).all())
 
 
 def read_integers(inputs: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
     """The integers ``[B, P]`` under `key`."""
     if inputs.get(key) is None:
         raise ValueError(f"{key}: missing from the inputs")
-    array = np.asarray(inputs[key])
-    if array.dtype.kind not in "iu" or array.ndim != 2:
-        raise ValueError(f"{key}: expected integers [B, P], got {array.dtype} {list(array.shape)}")
+    array = as_integers(key, inputs[key])
+    if array.ndim != 2:
+        raise ValueError(f"{key}: expected integers [B, P], got shape {list(array.shape)}")
     return array
 
 

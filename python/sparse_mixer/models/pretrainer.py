@@ -10,7 +10,8 @@ import numpy as np
 
 from sparse_mixer import activations
 from sparse_mixer._core.arguments import as_int
-from sparse_mixer._core.variables import as_float32
+from sparse_mixer._core.arrays import as_float32
+from sparse_mixer._core.checks import as_list
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import mean_cross_entropy
 from sparse_mixer.models.base import Model, stored
@@ -84,7 +85,12 @@ class BertPretrainerV2(Model):
             seed: Source of the heads' initial weights.
         """
         check_encoder("encoder_network", encoder_network)
-        heads = list(classification_heads or ())
+        given = () if classification_heads is None else classification_heads
+        heads = as_list("classification_heads", given, "ClassificationHead")
+        for position, head in enumerate(heads):
+            if not isinstance(head, ClassificationHead):
+                kind = type(head).__name__
+                raise TypeError(f"classification_heads[{position}]: expected a ClassificationHead, got {kind}")
         self._config = {
             "mlm_activation": activations.serialize(activations.resolve(mlm_activation, "mlm_activation")),
             "classification_heads": [head.get_config() for head in heads],

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer._core.arguments import as_positive
+from sparse_mixer._core.checks import as_list, short
 from sparse_mixer._core.extras import require
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -35,6 +36,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192) -> Any:
         ImportError: `tokenizers` is not installed.
         ValueError: `vocab_size` is below 1 or above 16,777,216.
     """
+    if isinstance(texts, str | bytes | bytearray | Mapping) or not isinstance(texts, Iterable):
+        as_list("texts", texts, "texts")  # says what is wrong with it
     tokenizers = require("tokenizers", "text")
     if as_positive("vocab_size", vocab_size) > _MOST_PIECES:
         raise ValueError(f"vocab_size: expected at most {_MOST_PIECES}, got {vocab_size}")
@@ -43,7 +46,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192) -> Any:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = tokenizers.decoders.WordPiece()
     tokenizer.train_from_iterator(
-        texts,
+        _strings(texts),
         tokenizers.trainers.WordPieceTrainer(
             vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
         ),
@@ -57,45 +60,132 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192) -> Any:
 
 
 def encode(
-    tokenizer: Any, texts: Sequence[str] | Sequence[tuple[str, str]], sequence_length: int, pad_token: str = "[PAD]"
+    tokenizer: Any,
+    texts: Sequence[str] | Sequence[tuple[str, str]],
+    sequence_length: int,
+    pad_token: str | None = None,
 ) -> dict[str, IntArray]:
     """Tokenise `texts` into the inputs of an encoder, each cut or padded to the one length that it takes.
 
     An encoder must see the length that it was built for: mixing layers and experts treat padding as tokens, so that
     padding to another length would change the results.
 
+    The tokenizer is not changed, and its own settings hold but for the lengths: side and strategy of truncation; side,
+    token and type of padding.
+
     Args:
-        tokenizer: a `tokenizers.Tokenizer`; the caller's own truncation and padding settings are left alone.
+        tokenizer: a `tokenizers.Tokenizer`.
         texts: B texts, or pairs of texts.
         sequence_length: the encoder's `max_sequence_length`, S.
-        pad_token: token whose id fills the rest.
+        pad_token: token whose id fills the rest; None for that of the tokenizer's padding, or ``"[PAD]"``.
 
     Returns:
         ``input_word_ids``, ``input_mask`` (1 for tokens, 0 for padding) and ``input_type_ids``, int32 [B, S].
 
     Raises:
-        ValueError: The tokenizer has no `pad_token`, or the length is below 1.
+        TypeError: A single text instead of a list, an entry that is no text, or another kind of tokenizer.
+        ValueError: The tokenizer has no `pad_token`, its strategy cannot cut a text to the length, or the length is
+            below that of the special tokens.
     """
-    as_positive("sequence_length", sequence_length)
-    pad = tokenizer.token_to_id(pad_token)
+    _check_tokenizer(tokenizer)
+    rows = as_list("texts", texts, "texts")
+    for position, row in enumerate(rows):
+        if not _is_text_or_pair(row):
+            kind = type(row).__name__
+            raise TypeError(f"texts[{position}]: expected a text or a pair of texts, got {short(row)} ({kind})")
+    length = as_positive("sequence_length", sequence_length)
+    padding = tokenizer.padding or {}
+    if pad_token is None:
+        pad, token = padding.get("pad_id"), padding.get("pad_token", "[PAD]")
+    else:
+        pad, token = None, pad_token
+    pad = tokenizer.token_to_id(token) if pad is None else pad
     if pad is None:
-        raise ValueError(f"pad_token: the tokenizer does not know {pad_token!r}")
-    shape = (len(texts), sequence_length)
+        raise ValueError(f"pad_token: the tokenizer does not know {token!r}")
+    shape = (len(rows), length)
     inputs = {
         "input_word_ids": np.full(shape, pad, np.int32),
         "input_mask": np.zeros(shape, np.int32),
-        "input_type_ids": np.zeros(shape, np.int32),
+        "input_type_ids": np.full(shape, padding.get("pad_type_id", 0), np.int32),
     }
-    # A copy with truncation on: it keeps the closing [SEP] of a text that is cut.
-    cutting = type(tokenizer).from_str(tokenizer.to_str())
-    cutting.no_padding()
-    cutting.enable_truncation(sequence_length)
-    for row, encoding in enumerate(cutting.encode_batch(list(texts))):
+    left = padding.get("direction") == "left"
+    for row, encoding in enumerate(_encoded(tokenizer, rows, length)):
         used = len(encoding.ids)
-        inputs["input_word_ids"][row, :used] = encoding.ids
-        inputs["input_mask"][row, :used] = 1
-        inputs["input_type_ids"][row, :used] = encoding.type_ids
+        place = slice(length - used, None) if left else slice(used)
+        inputs["input_word_ids"][row, place] = encoding.ids
+        inputs["input_mask"][row, place] = 1
+        inputs["input_type_ids"][row, place] = encoding.type_ids
     return inputs
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    needed = ("model", "token_to_id", "encode_batch", "get_added_tokens_decoder")
+    if all(hasattr(tokenizer, name) for name in needed):
+        return
+    hint = "; pass tokenizer.backend_tokenizer" if hasattr(tokenizer, "backend_tokenizer") else ""
+    raise TypeError(f"tokenizer: expected a tokenizers.Tokenizer, got {type(tokenizer).__name__}{hint}")
+
+
+def _is_text_or_pair(row: Any) -> bool:
+    if isinstance(row, tuple | list):
+        return len(row) == 2 and all(isinstance(text, str) for text in row)
+    return isinstance(row, str)
+
+
+def _strings(texts: Iterable[str]) -> Iterator[str]:
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{position}]: expected a string, got {short(text)} ({type(text).__name__})")
+        yield text
+
+
+def _encoded(tokenizer: Any, rows: list[Any], length: int) -> list[Any]:
+    """The encodings, cut to `length` as the tokenizer's own settings say."""
+    for pair in {isinstance(row, tuple | list) for row in rows}:
+        special = tokenizer.num_special_tokens_to_add(pair)
+        if length < special:
+            what = "pair" if pair else "text"
+            message = f"got {length}, which does not hold the {special} special tokens of a {what}"
+            raise ValueError(f"sequence_length: {message}")
+    own = tokenizer.truncation or {}
+    strategy = own.get("strategy", "longest_first")
+    cutting = _with_same_parts(tokenizer)
+    cutting.enable_truncation(length, strategy=strategy, direction=own.get("direction", "right"))
+    try:
+        encodings: list[Any] = cutting.encode_batch(rows)
+    except Exception as error:  # the package has no class of its own for it
+        if "truncat" not in str(error).lower():
+            raise
+        message = f"cannot be cut to {length} tokens by the strategy {strategy!r} of the tokenizer"
+        raise ValueError(f"texts: {message}: {error}") from None
+    for position, encoding in enumerate(encodings):
+        # Without a second text there is nothing to cut for "only_second".
+        if len(encoding.ids) > length:
+            message = f"cannot be cut to {length} tokens by the strategy {strategy!r} of the tokenizer"
+            raise ValueError(f"texts[{position}]: {message}")
+    return encodings
+
+
+def _with_same_parts(tokenizer: Any) -> Any:
+    """A tokenizer of the same parts, which are shared and not copied, with settings of its own.
+
+    Writing a tokenizer out and reading it again would take longer than a batch of texts.
+    """
+    twin = type(tokenizer)(tokenizer.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor"):
+        if getattr(tokenizer, part) is not None:
+            setattr(twin, part, getattr(tokenizer, part))
+    added = tokenizer.get_added_tokens_decoder()
+    twin.add_tokens([added[number] for number in sorted(added)])
+    twin.encode_special_tokens = tokenizer.encode_special_tokens
+    if {number: token.content for number, token in twin.get_added_tokens_decoder().items()} == {
+        number: token.content for number, token in added.items()
+    }:
+        return twin
+    # Added tokens whose numbers do not follow each other.
+    copy = type(tokenizer).from_str(tokenizer.to_str())
+    copy.no_padding()
+    return copy
 
 
 def batches(

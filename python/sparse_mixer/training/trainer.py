@@ -13,6 +13,7 @@ import numpy as np
 
 from sparse_mixer._core import interrupts
 from sparse_mixer._core.arguments import as_int, as_positive
+from sparse_mixer._core.checks import as_list
 from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.optimizers import Optimizer
@@ -65,7 +66,8 @@ class Trainer:
         """See `fit` for the arguments."""
         self.model: Trainable = _expect("model", model, Trainable)
         self.optimizer: Optimizer = _expect("optimizer", optimizer, Optimizer)
-        self._callbacks = [_expect("callbacks", callback, Callback) for callback in callbacks]
+        listed = as_list("callbacks", callbacks, "callbacks")
+        self._callbacks = [_expect("callbacks", callback, Callback) for callback in listed]
         self._seed = as_int("seed", seed)
         self.batches = as_batches(data, batch_size, shuffle, self._seed, drop_remainder, steps_per_epoch)
         self.epochs = as_int("epochs", epochs)
@@ -393,7 +395,7 @@ def fit(
         accumulation_steps=accumulation_steps,
         recompute=recompute,
         validation_data=validation_data,
-        callbacks=[*callbacks, *bar],
+        callbacks=[*as_list("callbacks", callbacks, "callbacks"), *bar],
         state_path=state_path,
         save_every=save_every,
     )
