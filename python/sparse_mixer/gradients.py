@@ -86,8 +86,44 @@ class Gradients(Mapping[str, Array]):
         """Euclidean norm over the gradients of all weights together."""
         return float(np.sqrt(sum(buffer.global_norm() ** 2 for buffer in self.buffers)))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"parts": self.parts, **self._values()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(_Parts(state["parts"]))  # type: ignore[misc]
+        self.inputs = {name: np.array(array) for name, array in state["inputs"].items()}
+        for buffer, values in zip(self.buffers, state["values"], strict=True):
+            for index, array in values.items():
+                buffer.set(index, array)
+
+    def __copy__(self) -> Gradients:
+        twin = Gradients.__new__(Gradients)
+        twin.__setstate__(self.__getstate__())
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Gradients:
+        # Of the same encoder or model, unless that is being copied, too.
+        twin = Gradients.__new__(Gradients)
+        twin.__setstate__({"parts": [memo.get(id(part), part) for part in self.parts], **self._values()})
+        return twin
+
+    def _values(self) -> dict[str, Any]:
+        """All gradients that something has been added to, by their places, and those of inputs."""
+        values = [
+            {index: buffer.get(index) for index, reached in enumerate(buffer.reached()) if reached}
+            for buffer in self.buffers
+        ]
+        return {"values": values, "inputs": self.inputs}
+
     def __repr__(self) -> str:
         return f"<Gradients of {len(self)} weights>"
+
+
+class _Parts:
+    """Parts without the model that they make up."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
 
 
 def parts_of(target: Any) -> list[Any]:

@@ -179,6 +179,14 @@ class Optimizer:
         else:
             self._restored = (count, arrays)
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__, _core=None)
+        if self._core is not None:
+            # Taken up again by the first update.
+            count, moments = self.get_state()
+            state["_restored"] = (count, list(moments.items()))
+        return state
+
     def get_config(self) -> dict[str, Any]:
         """The settings, JSON-able unless the learning rate is an own callable."""
         rate = self.learning_rate

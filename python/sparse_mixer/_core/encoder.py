@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import threading
@@ -14,7 +15,25 @@ from sparse_mixer._core.checks import as_strings
 from sparse_mixer._core.construction import make_core
 from sparse_mixer._core.part import Part, variables_of
 from sparse_mixer._core.router_metrics import Mean, RouterMetrics
+from sparse_mixer._core.variables import Variable
 from sparse_mixer.layers import Layer, TransformerLayer, group_into_layers
+
+# Attributes that are made anew for a copy; what else there is belongs to the caller, and goes with it.
+_ASSEMBLED = frozenset(
+    {
+        "name",
+        "layers",
+        "core",
+        "arguments",
+        "weight_seed",
+        "_variables",
+        "_trainable",
+        "_training_calls",
+        "_last",
+        "_metrics",
+        "_needs_mask",
+    }
+)
 
 
 class Encoder(Part):
@@ -140,9 +159,7 @@ class Encoder(Part):
         target = as_dtype("dtype", dtype)
         arguments = dataclasses.replace(self.arguments, dtype=target)
         converted = self.around(arguments, self.core.astype(target), self.weight_seed, self.name)
-        converted._copy_trainable(self)
-        converted.note = self.note
-        converted.ignored_config_keys = self.ignored_config_keys
+        converted._copy_state(self)
         return converted
 
     def quantize(self, dtype: str = "int8") -> Self:
@@ -151,20 +168,41 @@ class Encoder(Part):
 
     # Copying, pickling --------------------------------------------------------------------------------------------
 
-    def _copy_trainable(self, other: Encoder) -> None:
-        self._trainable = other._trainable
-        for mine, theirs in zip(self.layers, other.layers, strict=True):
-            mine.trainable = theirs.trainable
+    def _copy_state(self, other: Encoder) -> None:
+        """Take over what an encoder has besides arguments and weights, among it what a subclass added."""
+        self._set_state(other._other_state())
+
+    def _other_state(self) -> dict[str, Any]:
+        return {
+            "trainable": self._trainable,
+            "layers": [layer._trainable for layer in self.layers],
+            "variables": [getattr(variable, "trainable", True) for variable in self._variables],
+            "more": {name: value for name, value in self.__dict__.items() if name not in _ASSEMBLED},
+        }
+
+    def _set_state(self, state: dict[str, Any]) -> None:
+        self._trainable = state["trainable"]
+        for layer, flag in zip(self.layers, state["layers"], strict=True):
+            layer._trainable = flag
+        for variable, flag in zip(self._variables, state["variables"], strict=True):
+            if isinstance(variable, Variable):
+                variable.trainable = flag
+        self.__dict__.update(state["more"])
+
+    def __copy__(self) -> Self:
+        return self.astype(self.dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.astype(self.dtype)
+        twin = self.astype(self.dtype)
+        twin.__dict__.update(copy.deepcopy(self._other_state()["more"], memo))
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         return {
             "arguments": self.arguments,
             "name": self.name,
             "seed": self.weight_seed,
-            "trainable": (self._trainable, [layer.trainable for layer in self.layers]),
+            "state": self._other_state(),
             "weights": self.core.get_weights(),
         }
 
@@ -173,6 +211,4 @@ class Encoder(Part):
         stored = iter(state["weights"])
         core = make_core(arguments, seed, lambda _name, _shape: next(stored), None, None)
         self._assemble(arguments, core, seed, state["name"])
-        self._trainable, flags = state["trainable"]
-        for layer, flag in zip(self.layers, flags, strict=True):
-            layer.trainable = flag
+        self._set_state(state["state"])

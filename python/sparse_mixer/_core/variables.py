@@ -29,7 +29,12 @@ class Variable:
     __slots__ = ("_core", "index", "key", "name", "shape", "trainable")
 
     def __init__(
-        self, core: _native.Encoder | _native.Head, index: int, key: str, shape: tuple[int, ...], owner: str
+        self,
+        core: _native.Encoder | _native.Head | DetachedWeights,
+        index: int,
+        key: str,
+        shape: tuple[int, ...],
+        owner: str,
     ) -> None:
         self._core = core
         self.index = index
@@ -93,13 +98,50 @@ class Variable:
             raise TypeError("len() of a variable without axes")
         return self.shape[0]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By itself a copy is a variable with its own values, not one of another encoder.
+        store = {self.index: self.numpy()}
+        return _detached, (store, self.index, self.key, self.name, self.shape, self.trainable)
+
     def __repr__(self) -> str:
         return f"<Variable {self.name!r} shape={self.shape} dtype=float32>"
 
 
+class DetachedWeights:
+    """Where the values of copied variables are; has what variables need of an encoder of the core."""
+
+    def __init__(self, values: dict[int, npt.NDArray[np.float32]]) -> None:
+        self._values = values
+
+    def get_weight(self, index: int) -> npt.NDArray[np.float32]:
+        """A copy of the values at `index`."""
+        return self._values[index].copy()
+
+    def get_weights(self, indices: Sequence[int]) -> list[npt.NDArray[np.float32]]:
+        """Copies of the values at `indices`."""
+        return [self.get_weight(index) for index in indices]
+
+    def get_rows(self, index: int, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Copies of rows of the table at `index`."""
+        rows: npt.NDArray[np.float32] = self._values[index][ids]
+        return rows
+
+    def assign(self, indices: Sequence[int], values: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Replace the values at `indices`."""
+        self._values.update({index: value.copy() for index, value in zip(indices, values, strict=True)})
+
+
+def _detached(
+    values: dict[int, npt.NDArray[np.float32]], index: int, key: str, name: str, shape: tuple[int, ...], trainable: bool
+) -> Variable:
+    variable = Variable(DetachedWeights(values), index, key, shape, "")
+    variable.name, variable.trainable = name, trainable
+    return variable
+
+
 def read_all(variables: Sequence[Any]) -> list[npt.NDArray[np.float32]]:
     """Copies of all `variables`, float32; those of one encoder are of one moment."""
-    by_owner: dict[_native.Encoder | _native.Head, list[int]] = {}
+    by_owner: dict[_native.Encoder | _native.Head | DetachedWeights, list[int]] = {}
     for variable in variables:
         if isinstance(variable, Variable):
             by_owner.setdefault(variable._core, []).append(variable.index)
@@ -139,11 +181,19 @@ def assign_all(variables: Sequence[Any], values: Sequence[npt.ArrayLike]) -> Non
         if array.shape != shape:
             raise ValueError(f"{argument}: expected shape {shape}, got {array.shape}")
         arrays.append(np.require(array, np.float32, ["C", "A", "E"]))
-    by_owner: dict[_native.Encoder | _native.Head, dict[int, npt.NDArray[np.float32]]] = {}
+    by_owner: dict[_native.Encoder | _native.Head | DetachedWeights, dict[int, npt.NDArray[np.float32]]] = {}
     for variable, array in zip(variables, arrays, strict=True):
         if isinstance(variable, Variable):
             by_owner.setdefault(variable._core, {})[variable.index] = array
         else:
             variable.assign(array)
-    for core, assigned in by_owner.items():
-        core.assign(list(assigned), list(assigned.values()))
+    # Each owner changes as a whole. The largest comes last, so that what may have to go back is small.
+    owners = sorted(by_owner.items(), key=lambda owner: sum(array.nbytes for array in owner[1].values()))
+    before = [(core, list(assigned), core.get_weights(list(assigned))) for core, assigned in owners[:-1]]
+    try:
+        for core, assigned in owners:
+            core.assign(list(assigned), list(assigned.values()))
+    except BaseException:
+        for core, indices, arrays in before:
+            core.assign(indices, arrays)
+        raise

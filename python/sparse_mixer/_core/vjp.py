@@ -27,6 +27,16 @@ class VJP:
         self._tape = tape
         self._arrays = arrays
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a VJP holds what a forward pass has computed, and cannot be copied or pickled: copy the encoder and the "
+            "inputs, and call encoder.vjp there with the same seed; or call the VJP and copy the gradients"
+        )
+
+    def __repr__(self) -> str:
+        batch, length = self._arrays.type_ids.shape
+        return f"<VJP of {self._encoder.name!r} for a batch of {batch} x {length}>"
+
     def __call__(
         self, d_outputs: Mapping[str, Any], aux_loss_weight: float = 1.0, *, into: Gradients | None = None
     ) -> Gradients:

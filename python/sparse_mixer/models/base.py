@@ -92,6 +92,15 @@ class Model(Trainable):
         task, _ = self._loss(outputs, inputs, labels, weights, None, None)
         return self._with_auxiliary(task)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What belongs to the parts comes from these.
+        return {name: value for name, value in self.__dict__.items() if name not in ("layers", "_variables")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.layers = list(self.parts)
+        self._variables = [variable for part in self.parts for variable in part._variables]
+
     def load_flax_heads(self, params: str | os.PathLike[str] | Mapping[str, Any]) -> None:
         """Replace the weights of the heads by those in a checkpoint of the paper's JAX code: all, or on failure none.
 

@@ -31,6 +31,7 @@ class Head(Part):
         variables = variables_of(core, "")  # the keys have the head's name
         super().__init__(name, core, variables)
         self._encoder = encoder
+        self._head_config = dict(config)
         if spec is None:
             for variable in variables:
                 if variable.key.endswith("kernel"):
@@ -41,6 +42,24 @@ class Head(Part):
                         else resolved(variable.shape)
                     )
                     variable.assign(values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = ("core", "layers", "_variables")
+        return {
+            "attributes": {name: value for name, value in self.__dict__.items() if name not in made},
+            "trainable": [variable.trainable for variable in self._variables],
+            "weights": self.core.get_weights(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        attributes = state["attributes"]
+        zeros = json.dumps({"name": "constant", "value": 0.0})
+        core = _native.Head(json.dumps(attributes["_head_config"]), zeros, 0)
+        core.assign(list(range(len(state["weights"]))), state["weights"])
+        super().__init__(attributes["name"], core, variables_of(core, ""))
+        for variable, flag in zip(self._variables, state["trainable"], strict=True):
+            variable.trainable = flag
+        self.__dict__.update(attributes)
 
 
 class ProjectionHead(Head):

@@ -113,6 +113,16 @@ class StreamBatches:
         while (batch := self._next()) is not None:
             yield batch
 
+    def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self._data, Iterator):
+            raise TypeError("data: an iterator cannot be copied or pickled; pass an iterable, or a function")
+        # A copy finds its place by passing over batches.
+        return dict(self.__dict__, _stream=None, _position=0)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._stream = self._passes()
+
     def _next(self) -> Any:
         batch = next(self._stream, None)
         self._position += batch is not None

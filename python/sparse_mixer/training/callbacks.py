@@ -198,6 +198,11 @@ class JSONLLogger(Callback):
         """See `Callback`."""
         if self._file is not None:
             self._file.close()
+            self._file = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has no part in a run that is going on: it opens the file when it gets one of its own.
+        return dict(self.__dict__, _file=None)
 
 
 class CSVLogger(Callback):
@@ -252,6 +257,10 @@ class ProgressBar(Callback):
     def on_train_end(self, trainer: Any) -> None:
         """See `Callback`."""
         self._bar.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # As `JSONLLogger` with its file.
+        return dict(self.__dict__, _bar=None)
 
 
 def _worth_a_line(name: str) -> bool:
