@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 mod dtype;
+mod fourier;
 mod isa;
 mod matmul;
 mod peak;
@@ -16,6 +17,7 @@ mod rows;
 mod testing;
 
 pub use dtype::Dtype;
+pub use fourier::{ComplexFft, RealFft};
 pub use isa::{Isa, Number, Real};
 pub use matmul::{
     INT8_K_BLOCK, Init, Lhs, LhsBuffer, LowPrecision, PANEL, PackedMatrix, Panels, activate_lhs,

@@ -1,11 +1,14 @@
 //! The element type of activations: `f32` in use, `f64` where tests check gradients against finite differences.
 
+use std::sync::Arc;
+
 use super::functions;
 use super::level::Isa;
 use super::number::Number;
 use super::portable::Portable;
 use super::simd::Simd;
 use super::vector_loop::VectorLoop;
+use crate::kernels::fourier::{ComplexFft, FftPlans, RealFft};
 
 /// A floating-point number that the layers compute with: it knows its vectors, and the functions on them whose accuracy
 /// depends on the type.
@@ -23,7 +26,15 @@ pub trait Real: Number {
     fn ln_1p_lanes<S: Simd<Elem = Self>>(simd: S, v: S::Vec) -> S::Vec;
     /// The error function.
     fn erf_lanes<S: Simd<Elem = Self>>(simd: S, v: S::Vec) -> S::Vec;
+
+    /// The Fourier transform of vectors of `len` (at least 1) numbers, planned at the first call with this length.
+    fn real_fft(len: usize) -> Arc<dyn RealFft<Self>>;
+    /// The Fourier transform of vectors of `len` complex numbers, planned likewise.
+    fn complex_fft(len: usize) -> Arc<dyn ComplexFft<Self>>;
 }
+
+static PLANS_F32: FftPlans<f32> = FftPlans::new();
+static PLANS_F64: FftPlans<f64> = FftPlans::new();
 
 impl Real for f32 {
     fn dispatch<L: VectorLoop<f32>>(isa: Isa, it: L) -> L::Output {
@@ -64,6 +75,13 @@ impl Real for f32 {
     fn erf_lanes<S: Simd<Elem = f32>>(simd: S, v: S::Vec) -> S::Vec {
         functions::erf(simd, v)
     }
+
+    fn real_fft(len: usize) -> Arc<dyn RealFft<f32>> {
+        PLANS_F32.real(len)
+    }
+    fn complex_fft(len: usize) -> Arc<dyn ComplexFft<f32>> {
+        PLANS_F32.complex(len)
+    }
 }
 
 impl Real for f64 {
@@ -90,5 +108,12 @@ impl Real for f64 {
     #[inline(always)]
     fn erf_lanes<S: Simd<Elem = f64>>(simd: S, v: S::Vec) -> S::Vec {
         simd.map(v, libm::erf)
+    }
+
+    fn real_fft(len: usize) -> Arc<dyn RealFft<f64>> {
+        PLANS_F64.real(len)
+    }
+    fn complex_fft(len: usize) -> Arc<dyn ComplexFft<f64>> {
+        PLANS_F64.complex(len)
     }
 }

@@ -86,7 +86,7 @@ impl<R: Real> Mix<R> {
             MixingMechanism::Circulant | MixingMechanism::Toeplitz => {
                 Mix::Structured(StructuredMixing::load(loader, config)?)
             }
-            mechanism if config.use_fft => Mix::Fft(FftMixing::new(mechanism, seq, hidden)?),
+            mechanism if config.use_fft => Mix::Fft(FftMixing::new(mechanism, seq, hidden)),
             mechanism => Mix::Dft(match other {
                 Some(Mix::Dft(mix)) => mix.clone(),
                 _ => DftMixing::new(mechanism, seq, hidden, loader.dtype),
@@ -127,7 +127,7 @@ impl<R: Real> Mix<R> {
         Ok(match self {
             Mix::Linear(mix) => MixingState::Panels(mix, mix.prepare(pass, q)?),
             Mix::Structured(mix) => MixingState::Structured(mix.prepare(pass, q)?),
-            Mix::Dft(mix) => match mix.for_shorter(pass)? {
+            Mix::Dft(mix) => match mix.for_shorter(pass) {
                 Some(mix) => MixingState::Spectrum(mix.prepare(pass, q)?),
                 None => MixingState::Panels(&mix.matrices, mix.matrices.prepare(pass, q)?),
             },
@@ -195,7 +195,7 @@ impl<R: Real> Mix<R> {
                 };
                 mix.backward(pass, q, dy, dq, [hidden, seq])
             }
-            Mix::Dft(mix) => match mix.for_shorter(pass)? {
+            Mix::Dft(mix) => match mix.for_shorter(pass) {
                 Some(mix) => mix.backward(pass, dy, dq),
                 None => mix.matrices.backward(pass, q, None, dy, dq, None),
             },

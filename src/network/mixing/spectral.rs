@@ -10,19 +10,12 @@
 //!
 //! Both are symmetric linear maps, so backward is the forward computation on the gradient. Source: `FourierTransformLayer`, `HartleyTransformLayer`.
 
-use std::any::{Any, TypeId};
 use std::f64::consts::TAU;
-use std::fmt;
 use std::sync::Arc;
 
-use bytemuck::Pod;
-use num_complex::Complex;
-use realfft::{RealFftPlanner, RealToComplex};
-use rustfft::{Fft, FftNum, FftPlanner};
-
 use crate::config::MixingMechanism;
-use crate::error::{Error, Result};
-use crate::kernels::{Dtype, PackedMatrix, Real};
+use crate::error::Result;
+use crate::kernels::{ComplexFft, Dtype, PackedMatrix, Real, RealFft};
 use crate::layers::Table;
 use crate::runtime::Buffer;
 
@@ -44,13 +37,13 @@ impl<R: Real> DftMixing<R> {
     }
 
     /// What to use instead for the shorter sequences of a call: the matrices belong to a length, fast transforms are
-    /// quickly planned for any.
-    pub fn for_shorter(&self, pass: &Pass<'_, R>) -> Result<Option<FftMixing<R>>> {
+    /// planned for any once.
+    pub fn for_shorter(&self, pass: &Pass<'_, R>) -> Option<FftMixing<R>> {
         let (seq, hidden) = (pass.seq, pass.config.hidden_size);
         if seq == self.matrices.seq.rows() {
-            return Ok(None);
+            return None;
         }
-        FftMixing::new(self.mechanism, seq, hidden).map(Some)
+        Some(FftMixing::new(self.mechanism, seq, hidden))
     }
 }
 
@@ -95,73 +88,12 @@ fn dft_matrices<R: Real>(
 /// Mixing by fast transforms.
 #[derive(Clone, Debug)]
 pub struct FftMixing<R> {
-    transform: Arc<dyn Transform<R>>,
+    along_hidden: Arc<dyn RealFft<R>>,
+    /// For sequences of full length.
+    along_seq: Arc<dyn ComplexFft<R>>,
     hartley: bool,
     seq: usize,
     hidden: usize,
-}
-
-/// Complex numbers as pairs of reals, so that scratch memory has one element type.
-trait Transform<R>: Send + Sync + fmt::Debug {
-    /// Reals that `row` and `column` need as scratch.
-    fn scratch_len(&self) -> usize;
-    /// `spectrum` (`hidden / 2 + 1` pairs) of one row, which is used as scratch.
-    fn row(&self, row: &mut [R], spectrum: &mut [R], scratch: &mut [R]);
-    /// Transforms a column of `seq` pairs in place.
-    fn column(&self, column: &mut [R], scratch: &mut [R]);
-}
-
-struct Plan<T: FftNum> {
-    row: Arc<dyn RealToComplex<T>>,
-    column: Arc<dyn Fft<T>>,
-}
-
-impl<T: FftNum> fmt::Debug for Plan<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Plan(row {}, column {})", self.row.len(), self.column.len())
-    }
-}
-
-impl<T: FftNum> Plan<T> {
-    fn new(seq: usize, hidden: usize) -> Self {
-        Plan {
-            row: RealFftPlanner::new().plan_fft_forward(hidden),
-            column: FftPlanner::new().plan_fft_forward(seq),
-        }
-    }
-}
-
-impl<T: FftNum + Pod> Transform<T> for Plan<T> {
-    fn scratch_len(&self) -> usize {
-        2 * self.row.get_scratch_len().max(self.column.get_inplace_scratch_len())
-    }
-
-    fn row(&self, row: &mut [T], spectrum: &mut [T], scratch: &mut [T]) {
-        // Lengths are those of the plan, the one thing it checks.
-        let _ = self.row.process_with_scratch(row, complex(spectrum), complex(scratch));
-    }
-
-    fn column(&self, column: &mut [T], scratch: &mut [T]) {
-        self.column.process_with_scratch(complex(column), complex(scratch));
-    }
-}
-
-/// Pairs of reals as complex numbers.
-pub(super) fn complex<T: Pod>(pairs: &mut [T]) -> &mut [Complex<T>] {
-    bytemuck::cast_slice_mut(pairs)
-}
-
-/// The plan for `R`, which is `f32` or `f64`.
-fn plan<R: Real>(seq: usize, hidden: usize) -> Result<Arc<dyn Transform<R>>> {
-    let plan: Box<dyn Any> = if TypeId::of::<R>() == TypeId::of::<f32>() {
-        Box::new(Arc::new(Plan::<f32>::new(seq, hidden)) as Arc<dyn Transform<f32>>)
-    } else {
-        Box::new(Arc::new(Plan::<f64>::new(seq, hidden)) as Arc<dyn Transform<f64>>)
-    };
-    match plan.downcast::<Arc<dyn Transform<R>>>() {
-        Ok(plan) => Ok(*plan),
-        Err(_) => Err(Error::Internal("no Fourier transform for this element type".into())),
-    }
 }
 
 /// Both transforms of all examples.
@@ -175,25 +107,26 @@ pub struct Spectrum<R: Real> {
 
 impl<R: Real> FftMixing<R> {
     /// Plans the transforms.
-    pub fn new(mechanism: MixingMechanism, seq: usize, hidden: usize) -> Result<Self> {
+    pub fn new(mechanism: MixingMechanism, seq: usize, hidden: usize) -> Self {
         let hartley = mechanism == MixingMechanism::Hartley;
-        Ok(FftMixing { transform: plan(seq, hidden)?, hartley, seq, hidden })
+        let (along_hidden, along_seq) = (R::real_fft(hidden), R::complex_fft(seq));
+        FftMixing { along_hidden, along_seq, hartley, seq, hidden }
     }
 
     /// Both transforms of all of `x` (`[B*S, H]`).
     pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<Spectrum<R>> {
         let (seq, hidden, half) = (pass.seq, self.hidden, self.hidden / 2 + 1);
-        let shorter = if seq == self.seq { None } else { Some(plan(seq, hidden)?) };
-        let transform = shorter.as_ref().unwrap_or(&self.transform);
+        let along_hidden = &self.along_hidden;
+        let along_seq = if seq == self.seq { self.along_seq.clone() } else { R::complex_fft(seq) };
         // 1. rows: [B, S, H/2 + 1]
         let mut rows = pass.context.buffer(pass.batch * seq * 2 * half);
         let blocks = pass.row_blocks(seq);
         pass.each_block(&blocks, &mut rows, 2 * half, |block, out, scratch| {
-            let ([row, own], _) = scratch.split([hidden, transform.scratch_len()]);
+            let ([row, own], _) = scratch.split([hidden, along_hidden.scratch_len()]);
             let x = block.of(x, seq, hidden);
             for (x, spectrum) in x.chunks_exact(hidden).zip(out.chunks_exact_mut(2 * half)) {
                 row.copy_from_slice(x);
-                transform.row(row, spectrum, own);
+                along_hidden.forward(row, spectrum, own);
             }
         })?;
         // 2. columns: [B, H/2 + 1, S], some at a time so that each row's cache lines are read once
@@ -203,7 +136,7 @@ impl<R: Real> FftMixing<R> {
         let tasks: Vec<_> = split_rows(&mut columns, lengths.map(|n| n * 2 * seq)).enumerate().collect();
         let per_example = half.div_ceil(COLUMNS);
         pass.context.each(tasks.into_iter(), |(task, out), scratch| {
-            let ([own], _) = scratch.split([transform.scratch_len()]);
+            let ([own], _) = scratch.split([along_seq.scratch_len()]);
             let (example, first) = (task / per_example, task % per_example * COLUMNS);
             let rows = &rows[example * seq * 2 * half..][..seq * 2 * half];
             for (s, row) in rows.chunks_exact(2 * half).enumerate() {
@@ -211,7 +144,7 @@ impl<R: Real> FftMixing<R> {
                     column[2 * s..2 * s + 2].copy_from_slice(pair);
                 }
             }
-            out.chunks_exact_mut(2 * seq).for_each(|column| transform.column(column, own));
+            out.chunks_exact_mut(2 * seq).for_each(|column| along_seq.forward(column, own));
         })?;
         Ok(Spectrum { columns, hartley: self.hartley, seq, hidden })
     }

@@ -9,7 +9,6 @@
 //! `layers.CirculantTransform`, `layers.ToeplitzTransform` of the JAX code.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use crate::config::{MixingMechanism, SparseMixerConfig};
 use crate::error::Result;
@@ -18,7 +17,7 @@ use crate::layers::Table;
 use crate::params::{Loader, Param, ParamMut, Spec};
 use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
 
-use super::convolution::{Convolution, convolution};
+use super::convolution::Convolution;
 use super::linear::LinearMixing;
 use crate::network::pass::{Pass, RowBlock, split_rows};
 
@@ -52,7 +51,7 @@ enum Structure {
 enum Prepared<R> {
     Matrices(LinearMixing<R>),
     /// Along the hidden dimension, along the sequence.
-    Convolutions([Arc<dyn Convolution<R>>; 2]),
+    Convolutions([Convolution<R>; 2]),
 }
 
 /// What mixing made of all tokens.
@@ -127,17 +126,17 @@ impl<R: Real> StructuredMixing<R> {
     /// Makes what calls need of the vectors, unless it is there.
     pub fn refresh(&mut self) -> Result<()> {
         if self.prepared.is_none() {
-            self.prepared = Some(self.prepare_vectors()?);
+            self.prepared = Some(self.prepare_vectors());
         }
         Ok(())
     }
 
-    fn prepare_vectors(&self) -> Result<Prepared<R>> {
+    fn prepare_vectors(&self) -> Prepared<R> {
         if !self.use_fft {
-            return Ok(Prepared::Matrices(self.matrices()));
+            return Prepared::Matrices(self.matrices());
         }
-        let convolution = |vector: &Vector<R>| convolution(&self.first_column(vector));
-        Ok(Prepared::Convolutions([convolution(&self.hidden)?, convolution(&self.seq)?]))
+        let convolution = |vector: &Vector<R>| Convolution::new(self.first_column(vector));
+        Prepared::Convolutions([convolution(&self.hidden), convolution(&self.seq)])
     }
 
     /// `M` as linear mixing has it: transposed on the hidden side.
@@ -173,7 +172,7 @@ impl<R: Real> StructuredMixing<R> {
     pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<StructuredMixingState<'_, R>> {
         let prepared = match &self.prepared {
             Some(prepared) => Cow::Borrowed(prepared),
-            None => Cow::Owned(self.prepare_vectors()?),
+            None => Cow::Owned(self.prepare_vectors()),
         };
         let (along_hidden, along_seq) = match prepared {
             Cow::Borrowed(Prepared::Matrices(mix)) => {
