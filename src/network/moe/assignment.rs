@@ -1,6 +1,7 @@
-//! Who goes where in one routing group, from the router's probabilities `p` (`[T, E]`).
+//! The routing assignment of one group, from the router's probabilities `p` (`[T, E]`).
 //!
-//! Both ways fill slots `[E, C]` with token indices. Equal probabilities go to the lower index; NaN counts as largest.
+//! Both ways fill slots `[E, C]` with token indices. Equal probabilities go to the lower index; NaN of either sign counts
+//! as largest.
 //! Sources: `moe.ExpertsChooseMaskedRouter`; `routing.ExpertsChooseMaskedRouter` and `routing.TokensChoose*Router` of
 //! the JAX code, whose masked and scatter forms give the same result.
 
@@ -58,9 +59,10 @@ pub fn tokens_choose<R: Real>(
     }
 }
 
-/// A total order also with NaN, which counts as largest.
+/// A total order also with NaN, which counts as largest whatever its sign: which sign it gets differs between processors.
 fn descending<R: Real>(a: R, b: R) -> Ordering {
-    b.to_f64().total_cmp(&a.to_f64())
+    let (a, b) = (a.to_f64(), b.to_f64());
+    b.is_nan().cmp(&a.is_nan()).then(b.partial_cmp(&a).unwrap_or(Ordering::Equal))
 }
 
 /// Writes the indices of the `choices.len()` largest of `p`, descending.
@@ -148,12 +150,19 @@ mod tests {
     }
 
     #[test]
-    fn nan_is_largest_and_stops_nothing() {
-        let p = [0.5, 0.5, f64::NAN, 0.1, 0.2, f64::NAN];
-        let (mut slots, mut asked) = (vec![0; 2 * 2], vec![0.0; 2]);
-        tokens_choose(&p, 2, 1, true, &mut slots, &mut asked);
-        assert_eq!(slots, [1, 0, 2, EMPTY]);
-        experts_choose(&p, 2, &mut slots);
-        assert_eq!(slots, [0, 1, 0, 2]);
+    fn nan_of_either_sign_is_largest_and_stops_nothing() {
+        for nan in [f64::NAN.copysign(1.0), f64::NAN.copysign(-1.0)] {
+            let p = [0.5, 0.5, nan, 0.1, 0.2, nan];
+            let (mut slots, mut asked) = (vec![0; 2 * 2], vec![0.0; 2]);
+            tokens_choose(&p, 2, 1, true, &mut slots, &mut asked);
+            assert_eq!(slots, [1, 0, 2, EMPTY], "{nan:?}");
+            experts_choose(&p, 2, &mut slots);
+            assert_eq!(slots, [0, 1, 0, 2], "{nan:?}");
+        }
+        // Two of them are equal: the lower index goes first.
+        let p = [0.5, f64::NAN.copysign(-1.0), f64::NAN.copysign(1.0), 0.9];
+        let mut slots = [7];
+        experts_choose(&p, 1, &mut slots);
+        assert_eq!(slots, [1]);
     }
 }
