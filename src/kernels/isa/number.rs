@@ -48,6 +48,8 @@ pub trait Number:
     fn max(self, other: Self) -> Self;
     /// Neither infinite nor NaN.
     fn is_finite(self) -> bool;
+    /// Not a number.
+    fn is_nan(self) -> bool;
     /// Without its sign.
     fn abs(self) -> Self;
     /// With the sign of `sign`.
@@ -95,6 +97,9 @@ macro_rules! impl_number {
             }
             fn is_finite(self) -> bool {
                 self.is_finite()
+            }
+            fn is_nan(self) -> bool {
+                self.is_nan()
             }
             #[inline(always)]
             fn abs(self) -> Self {

@@ -75,7 +75,7 @@ impl<R: Real> VectorLoop<R> for LayerNorm<'_, R> {
     }
 }
 
-/// Undoes [`layer_norm`]: writes `dx`, adds to `dgamma` and `dbeta`, row after row.
+/// Computes the backward of [`layer_norm`]: writes `dx`, adds to `dgamma` and `dbeta`, row after row.
 ///
 /// # Panics
 /// If the lengths do not agree.

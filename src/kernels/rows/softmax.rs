@@ -39,7 +39,7 @@ pub fn softmax_in_place<R: Real>(isa: Isa, x: &mut [R], n: usize) {
     }
 }
 
-/// Undoes [`softmax_in_place`] given its result `p`: `dx = p * (dp - sum(p * dp))`, in place on `dp`.
+/// Computes the backward of [`softmax_in_place`] given its result `p`: `dx = p * (dp - sum(p * dp))`, in place on `dp`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -75,7 +75,10 @@ pub fn softmax_backward<R: Real>(isa: Isa, p: &[R], dp: &mut [R], n: usize) {
     }
 }
 
-/// `out[r] = log(sum(exp(row r)))` of each row of `n` values.
+/// `out[r] = log(sum(exp(row r)))` of each row of `n` values: infinite if one of them is `+inf`, `-inf` if all are `-inf`,
+/// NaN if one is.
+///
+/// Source: TensorFlow's `reduce_logsumexp`.
 ///
 /// # Panics
 /// If `n` is 0.
@@ -95,6 +98,11 @@ pub fn log_sum_exp<R: Real>(isa: Isa, x: &[R], n: usize, out: &mut [R]) {
                     #[inline(always)]
                     |at| R::exp_lanes(simd, simd.sub(at.load(simd, row), tops)),
                 );
+                if !total.is_finite() {
+                    // Differences of infinities, or NaN among the values.
+                    *out = row.iter().copied().find(|x| x.is_nan()).unwrap_or(top);
+                    continue;
+                }
                 let mut log = [R::ZERO; LANES];
                 simd.store(R::ln_lanes(simd, simd.splat(total)), &mut log);
                 *out = log[0] + top;
@@ -137,6 +145,34 @@ mod tests {
     #[test]
     fn softmax_and_log_sum_exp_follow_the_formula() {
         for_all!(check_softmax);
+    }
+
+    fn check_log_sum_exp_of_infinities<R: Real>(isa: Isa) {
+        let [infinity, nan] = [f64::INFINITY, f64::NAN].map(R::from_f64);
+        for n in LENGTHS {
+            for at in [0, n / 2, n - 1] {
+                let log_of = |values: &dyn Fn(usize) -> R| {
+                    let row: Vec<R> = (0..n).map(values).collect();
+                    let mut out = [R::ZERO];
+                    log_sum_exp(isa, &row, n, &mut out);
+                    out[0]
+                };
+                let what = format!("{} {n} {at}", isa.name());
+                let number = |i: usize| R::from_f64(i as f64 - 3.0);
+                assert_eq!(log_of(&|i| if i == at { infinity } else { number(i) }), infinity, "{what}");
+                assert_eq!(log_of(&|_| infinity), infinity, "{what}");
+                assert_eq!(log_of(&|_| -infinity), -infinity, "{what}");
+                let alone = log_of(&|i| if i == at { R::ONE } else { -infinity });
+                assert!((alone.to_f64() - 1.0).abs() < 1e-6, "{what}: {alone:?}");
+                assert!(log_of(&|i| if i == at { nan } else { number(i) }).is_nan(), "{what}");
+                assert!(log_of(&|i| if i == at { nan } else { infinity }).is_nan(), "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn log_sum_exp_of_infinities_is_that_of_tensorflow() {
+        for_all!(check_log_sum_exp_of_infinities);
     }
 
     #[test]
