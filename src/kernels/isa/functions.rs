@@ -121,7 +121,7 @@ pub fn erf<S: Simd<Elem = f32>>(simd: S, v: S::Vec) -> S::Vec {
     let r = simd.mul_add(r, t, simd.sub(simd.zero(), t));
     // exp(r) - 1 keeps the digits that 1 - exp(r) has.
     let far = simd.sub(simd.zero(), exp_m1(simd, r));
-    // erf rounds to 1 from 4 on; the polynomial turns up again far out.
+    // erf rounds to 1 from 4 on; the polynomial rises again far out.
     let far = simd.select(simd.less(simd.splat(4.0), t), simd.splat(1.0), far);
     let far = simd.with_sign_of(far, v);
     simd.select(simd.less(t, simd.splat(0.927_734_4)), near, far)

@@ -91,14 +91,14 @@ pub trait Simd: Copy {
     /// # Safety
     /// They must be writable.
     unsafe fn store_ptr(self, v: Self::Vec, out: *mut Self::Elem);
-    /// Asks for the cache line at `x` to be fetched into the second-level cache; any address will do.
+    /// Asks for the cache line at `x` to be fetched into the L2 cache; any address will do.
     fn prefetch(self, x: *const Self::Elem);
     /// The same pointer, of which the compiler cannot tell that it was computed from another.
     #[inline(always)]
     fn opaque(self, x: *const Self::Elem) -> *const Self::Elem {
         x
     }
-    /// Turns a 16 x 16 block around: `out[c][r] = rows[r][c]`.
+    /// Transposes a 16 x 16 block: `out[c][r] = rows[r][c]`.
     fn transpose(self, rows: [Self::Vec; LANES]) -> [Self::Vec; LANES];
 
     /// Each lane through `f`.

@@ -31,7 +31,7 @@ pub trait Dot: Copy {
     /// # Safety
     /// `from` has 4 bytes.
     unsafe fn repeat(self, from: *const u8) -> Self::Vector;
-    /// Asks for the cache line at `from` to be fetched into the second-level cache; any address will do.
+    /// Asks for the cache line at `from` to be fetched into the L2 cache; any address will do.
     fn prefetch(self, from: *const u8);
     /// The same pointer, of which the compiler cannot tell that it was computed from another.
     fn opaque(self, from: *const u8) -> *const u8;

@@ -14,7 +14,7 @@ use crate::kernels::isa::{Isa, LANES, Real, Simd, VectorLoop};
 
 /// Terms added per visit of a tile.
 const K_BLOCK: usize = 512;
-/// Rows that pass over a block of terms before the next: they and their results stay in the second-level cache.
+/// Rows that pass over a block of terms before the next: they and their results stay in the L2 cache.
 const GROUP_ROWS: usize = 128;
 
 /// `out = init + a x b` for the block, sums in ascending order of `k`.

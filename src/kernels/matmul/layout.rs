@@ -1,7 +1,7 @@
 //! Where elements of right operands are: in panels of [`PANEL`] columns.
 //!
 //! A `k x n` matrix becomes `ceil(n / 32)` panels. Element `(i, j)` of panel `p = j / 32`, column `c = j % 32`, is at
-//! - `Native` and `Float16`: `[p][i][c]`
+//! - `Float32` and `Float16`: `[p][i][c]`
 //! - `Bfloat16`: `[p][i / 2][c][i % 2]`, `k` padded with zeros to a multiple of 32
 //! - `Int8`: `[p][i / 4][c][i % 4]`, `k` padded with zeros to a multiple of 64
 //!

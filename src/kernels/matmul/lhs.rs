@@ -13,7 +13,7 @@ use crate::sys::AlignedVec;
 /// [`prepare_lhs`]. Row `r` begins at `r * stride`.
 #[derive(Clone, Copy, Debug)]
 pub enum Lhs<'a, R> {
-    /// For `Native` and `Float16`.
+    /// For `Float32` and `Float16`.
     FullPrecision {
         /// Rows of `k` values.
         values: &'a [R],

@@ -8,7 +8,7 @@ use super::pack::pack_bfloat16;
 use crate::kernels::dtype::Dtype;
 use crate::kernels::isa::{Isa, Real};
 
-/// A stretch of rounded weights. Its master has the same elements in the order of the `Native` form, without rounding.
+/// A stretch of rounded weights. Its master has the same elements in the order of the `Float32` form, without rounding.
 #[derive(Debug)]
 pub enum LowPrecision<'a> {
     /// One panel of a matrix of `k` rows.

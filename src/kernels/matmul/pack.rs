@@ -14,7 +14,7 @@ use crate::kernels::rows::transpose;
 /// Panels that a thread packs at least, so that it reads a few KiB of each row at a time.
 pub const LEAST_PANELS: usize = 16;
 
-/// Packs activations into `Native` panels that the caller owns, so that tasks can fill disjoint panels at once.
+/// Packs activations into `Float32` panels that the caller owns, so that tasks can fill disjoint panels at once.
 ///
 /// `out` receives the panels of columns `cols` (its start a multiple of [`PANEL`]) of the `k x n` matrix whose element
 /// `(i, j)` is `source[i * stride + j]`, or `source[j * stride + i]` if `transposed`: [`packed_len`](super::layout::packed_len) elements.
@@ -98,7 +98,7 @@ pub fn pack_each<R: Real, T: Copy + Default>(
 }
 
 /// Packs the columns of a row-major `k x n` matrix from `start` on and writes every element of `out`, as many of their
-/// `Native` panels as it holds.
+/// `Float32` panels as it holds.
 ///
 /// Goes over the rows in blocks: the source is read front to back, as memory likes it, and each panel gets a run of
 /// rows at a time.

@@ -60,28 +60,7 @@ impl<R: Real> PackedMatrix<R> {
                 pack_each(values, n, false, k, 0..n, dtype, &mut out, round);
                 Storage::Float16(out)
             }
-            Dtype::Int8 => {
-                let padded_n = n.next_multiple_of(PANEL);
-                let mut scales = vec![0f32; padded_n];
-                for row in values.chunks_exact(n.max(1)) {
-                    for (s, x) in scales.iter_mut().zip(row) {
-                        *s = s.max(x.to_f32().abs());
-                    }
-                }
-                scales.iter_mut().for_each(|s| *s = if *s > 0.0 { *s / 127.0 } else { 1.0 });
-                let mut out = AlignedVec::<i8>::zeros(len);
-                let mut block_sums = vec![0i32; k.div_ceil(INT8_K_BLOCK) * padded_n];
-                let panel_len = padded_k(k, dtype) * PANEL;
-                for (i, row) in values.chunks_exact(n.max(1)).enumerate() {
-                    let sums = &mut block_sums[i / INT8_K_BLOCK * padded_n..][..n];
-                    for (j, ((x, scale), sum)) in row.iter().zip(&scales).zip(sums).enumerate() {
-                        let rounded = (x.to_f32() / scale).round_ties_even() as i8;
-                        out[(j / PANEL) * panel_len + offset_in_panel(i, j % PANEL, dtype)] = rounded;
-                        *sum += i32::from(rounded);
-                    }
-                }
-                Storage::Int8 { values: out, scales, block_sums }
-            }
+            Dtype::Int8 => quantise(k, n, values),
         };
         PackedMatrix { k, n, storage }
     }
@@ -141,7 +120,7 @@ impl<R: Real> PackedMatrix<R> {
         }
     }
 
-    /// The packed elements, for updates in place; `None` unless `Native`. Elements of padding columns must stay zero.
+    /// The packed elements, for updates in place; `None` unless `Float32`. Elements of padding columns must stay zero.
     pub fn full_precision_mut(&mut self) -> Option<&mut [R]> {
         match &mut self.storage {
             Storage::FullPrecision(v) => Some(v),
@@ -180,16 +159,46 @@ impl<R: Real> PackedMatrix<R> {
     }
 }
 
+/// The bytes, scales and sums of row-major `values` (`k x n`).
+///
+/// A column with an infinity or a NaN gets a scale that is not finite, so that its values, and all products with it, are
+/// NaN: what cannot be stored must not turn into a number.
+fn quantise<R: Real>(k: usize, n: usize, values: &[R]) -> Storage<R> {
+    let padded_n = n.next_multiple_of(PANEL);
+    // Bits of magnitudes compare like the magnitudes, with infinity and NaN above all others.
+    let mut largest = vec![0u32; padded_n];
+    for row in values.chunks_exact(n.max(1)) {
+        for (largest, x) in largest.iter_mut().zip(row) {
+            *largest = (*largest).max(x.to_f32().abs().to_bits());
+        }
+    }
+    let scale = |bits| if bits == 0 { 1.0 } else { f32::from_bits(bits) / 127.0 };
+    let scales: Vec<f32> = largest.into_iter().map(scale).collect();
+    let mut out = AlignedVec::<i8>::zeros(packed_len(k, n, Dtype::Int8));
+    let mut block_sums = vec![0i32; k.div_ceil(INT8_K_BLOCK) * padded_n];
+    let panel_len = padded_k(k, Dtype::Int8) * PANEL;
+    for (i, row) in values.chunks_exact(n.max(1)).enumerate() {
+        let sums = &mut block_sums[i / INT8_K_BLOCK * padded_n..][..n];
+        for (j, ((x, scale), sum)) in row.iter().zip(&scales).zip(sums).enumerate() {
+            let rounded = (x.to_f32() / scale).round_ties_even() as i8;
+            out[(j / PANEL) * panel_len + offset_in_panel(i, j % PANEL, Dtype::Int8)] = rounded;
+            *sum += i32::from(rounded);
+        }
+    }
+    Storage::Int8 { values: out, scales, block_sums }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::matmul::{Init, LhsBuffer, matmul, prepare_lhs};
     use crate::kernels::testing::noise;
     use crate::sys::Task;
 
     const SHAPES: [(usize, usize); 6] = [(1, 1), (3, 33), (16, 32), (40, 31), (70, 65), (64, 96)];
 
     #[test]
-    fn native_matrices_come_back_as_they_were() {
+    fn full_precision_matrices_come_back_as_they_were() {
         for (k, n) in SHAPES {
             let values = noise(k * n, 1);
             assert_eq!(PackedMatrix::pack(k, n, Dtype::Float32, &values).unpack(), values);
@@ -212,7 +221,7 @@ mod tests {
             assert_eq!(many.unpack(), values);
             let (Storage::FullPrecision(one), Storage::FullPrecision(many)) = (&one.storage, &many.storage)
             else {
-                panic!("native matrices")
+                panic!("matrices in full precision")
             };
             assert_eq!(one[..], many[..], "padding included");
         }
@@ -226,6 +235,35 @@ mod tests {
                 let rows = packed.unpack();
                 for (at, &x) in rows.iter().enumerate() {
                     assert_eq!(packed.view().get(at / n, at % n), x, "{dtype:?} {k} x {n}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn values_that_are_not_finite_stay_visible_in_every_type() {
+        let (k, n) = (70, 40);
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 5 * n + 33, k * n - 1] {
+                let mut values = noise(k * n, 6);
+                values[at] = bad;
+                for dtype in Dtype::ALL {
+                    let packed = PackedMatrix::pack(k, n, dtype, &values);
+                    let stored = packed.unpack();
+                    assert!(!stored[at].is_finite(), "{dtype:?} made {} of {bad}", stored[at]);
+                    let others = (0..k * n).filter(|i| i % n != at % n);
+                    assert!(others.into_iter().all(|i| stored[i].is_finite()), "{dtype:?}");
+                    for isa in Isa::available() {
+                        let mut buffer = LhsBuffer::default();
+                        let lhs = prepare_lhs(isa, &values[..k], 1, k, k, dtype, &mut buffer);
+                        if at >= k {
+                            let mut out = vec![0f32; n];
+                            matmul(isa, 1, lhs, packed.view(), 0..n, &mut out, n, Init::Zero);
+                            for (j, x) in out.iter().enumerate() {
+                                assert_eq!(x.is_finite(), j != at % n, "{dtype:?} {} {bad} {j}", isa.name());
+                            }
+                        }
+                    }
                 }
             }
         }

@@ -40,7 +40,7 @@ impl<'a, R: Real> Panels<'a, R> {
         }
     }
 
-    /// A `Native` right operand over `panels` (layout in the module's text), `k x n`.
+    /// A `Float32` right operand over `panels` (layout in the module's text), `k x n`.
     pub fn from_full_precision(panels: &'a [R], k: usize, n: usize) -> Self {
         assert!(panels.len() >= packed_len(k, n, Dtype::Float32));
         Panels { k, n, panel_stride: k * PANEL, data: PanelData::FullPrecision(panels) }

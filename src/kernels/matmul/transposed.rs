@@ -14,7 +14,7 @@ use crate::kernels::rows::transpose;
 /// Elements of a square.
 const SQUARE: usize = PANEL * PANEL;
 
-/// Fills panel number `panel` of the transpose of `matrix`, `Native`: `matrix.n` rows of [`PANEL`].
+/// Fills panel number `panel` of the transpose of `matrix`, `Float32`: `matrix.n` rows of [`PANEL`].
 pub fn transpose_to_full_precision<R: Real>(isa: Isa, matrix: &Panels<'_, R>, panel: usize, out: &mut [R]) {
     let first_row = panel * PANEL;
     let rows = PANEL.min(matrix.k - first_row);
@@ -76,8 +76,8 @@ mod tests {
             }
             for dtype in dtypes {
                 let packed = PackedMatrix::pack(k, n, dtype, &noise(k * n, 3));
-                let mut native = vec![f32::NAN; packed_len(n, k, Dtype::Float32)];
-                for (panel, out) in native.chunks_exact_mut(n * PANEL).enumerate() {
+                let mut full = vec![f32::NAN; packed_len(n, k, Dtype::Float32)];
+                for (panel, out) in full.chunks_exact_mut(n * PANEL).enumerate() {
                     transpose_to_full_precision(Isa::fastest(), &packed.view(), panel, out);
                 }
                 let mut rounded = vec![bf16::NAN; packed_len(n, k, Dtype::Bfloat16)];
@@ -86,7 +86,7 @@ mod tests {
                     transpose_to_bfloat16(&packed.view(), panel, out);
                 }
                 let transposed =
-                    [Panels::from_full_precision(&native, n, k), Panels::from_bfloat16(&rounded, n, k)];
+                    [Panels::from_full_precision(&full, n, k), Panels::from_bfloat16(&rounded, n, k)];
                 for (i, j) in (0..k).flat_map(|i| (0..n).map(move |j| (i, j))) {
                     let x = packed.view().get(i, j);
                     let expected = [x, bf16::from_f32(x).to_f32()];
@@ -96,7 +96,7 @@ mod tests {
                         "{dtype:?} {k} x {n}"
                     );
                 }
-                assert!(native.iter().all(|x| x.is_finite()) && rounded.iter().all(|x| x.is_finite()));
+                assert!(full.iter().all(|x| x.is_finite()) && rounded.iter().all(|x| x.is_finite()));
             }
         }
     }
