@@ -114,7 +114,7 @@ test-checked: build $(STAMPS)/test  ## Python tests with overflow checks, debug 
 	cp target/debug/libsparse_mixer.so $(CHECKED)/sparse_mixer/_native.abi3.so
 	PYTHONPATH=$(abspath $(CHECKED)) $(PY) -m pytest $(CHECKED_TESTS) $(PYTEST_ARGS)
 
-MIRI_TESTS ?= kernels runtime::exclusive
+MIRI_TESTS ?= kernels runtime::shared
 miri:  ## undefined behaviour in portable kernels and packing; needs nightly Rust with miri
 	MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-deterministic-floats" cargo +nightly miri test --locked $(CARGO_FEATURES) --lib -- $(MIRI_TESTS)
 

@@ -25,9 +25,9 @@ pub enum Error {
     /// The caller asked the computation to stop (`KeyboardInterrupt`); nothing was changed.
     #[error("the computation was interrupted")]
     Interrupted,
-    /// A user-supplied callback (a custom activation) failed; the binding holds the original exception.
+    /// A user-supplied callback (a custom activation) failed with this error.
     #[error("a user-supplied callable failed: {0}")]
-    Callback(String),
+    Callback(Box<dyn std::error::Error + Send + Sync>),
     /// A file or stream could not be read or written (`OSError`).
     #[error("{path}: {source}")]
     Io {

@@ -2,15 +2,13 @@
 
 use std::borrow::Cow;
 
-use rayon::prelude::*;
-
 use crate::config::{InitializerConfig, SparseMixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, PackedMatrix, Real};
 use crate::layers::Table;
 use crate::random::{RngStream, normal_quantile, open_unit};
-use crate::runtime::inject_fault;
-use crate::sys::{ParallelFor, alloc_zeroed_huge};
+use crate::runtime::{inject_fault, parallel};
+use crate::sys::alloc_zeroed_huge;
 
 /// What a weight is initialised with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +66,8 @@ impl Spec {
 /// they need not be made, such as those of a mapped file.
 pub type Source<'a, R> = &'a mut dyn FnMut(&Spec) -> Result<Cow<'a, [R]>>;
 
-/// Hands weights from a [`Source`] to the layers that are being built, in order. Large ones are packed on the rayon pool
-/// that the caller is in, without one on the caller's thread.
+/// Hands weights from a [`Source`] to the layers that are being built, in order. Large ones are packed with the
+/// threads of [`parallel::with_threads`].
 pub struct Loader<'a, R: Real> {
     specs: std::vec::IntoIter<Spec>,
     source: Source<'a, R>,
@@ -114,35 +112,20 @@ impl<'a, R: Real> Loader<'a, R> {
 
     /// A `k x n` right operand of type `dtype` whatever the encoder's.
     pub fn matrix_as(&mut self, k: usize, n: usize, dtype: Dtype) -> Result<PackedMatrix<R>> {
-        Ok(PackedMatrix::pack_with(k, n, dtype, &self.next(k * n)?, parallel_here()))
+        Ok(PackedMatrix::pack_with(k, n, dtype, &self.next(k * n)?, parallel::as_parallel_for()))
     }
 
     /// `count` right operands of `k x n`, one weight `[count, k, n]`.
     pub fn matrices(&mut self, count: usize, k: usize, n: usize) -> Result<Vec<PackedMatrix<R>>> {
         let values = self.next(count * k * n)?;
         let pack = |i: usize| PackedMatrix::pack(k, n, self.dtype, &values[i * k * n..][..k * n]);
-        Ok(if rayon::current_thread_index().is_some() {
-            (0..count).into_par_iter().map(pack).collect()
-        } else {
-            (0..count).map(pack).collect()
-        })
+        Ok(parallel::map(0..count, pack))
     }
 
     /// A table of `rows` rows of `width`.
     pub fn table(&mut self, rows: usize, width: usize) -> Result<Table<R>> {
         let values = self.next(rows * width)?;
-        Ok(Table::new_with(rows, width, self.dtype, &values, parallel_here()))
-    }
-}
-
-/// The rayon pool that the caller is in, without one the caller's thread.
-fn parallel_here() -> ParallelFor<'static> {
-    match rayon::current_thread_index() {
-        Some(_) => ParallelFor {
-            count: rayon::current_num_threads(),
-            run: &|count, task| (0..count).into_par_iter().for_each(task),
-        },
-        None => ParallelFor::NONE,
+        Ok(Table::new_with(rows, width, self.dtype, &values, parallel::as_parallel_for()))
     }
 }
 
@@ -317,12 +300,7 @@ fn values_of(
                 out[i] = map(open_unit(word)) as f32
             });
         };
-        // Within a pool when the caller is in one; a plain loop else, so that no pool is started behind its back.
-        if rayon::current_thread_index().is_some() {
-            values.par_chunks_mut(CHUNK).enumerate().for_each(fill);
-        } else {
-            values.chunks_mut(CHUNK).enumerate().for_each(fill);
-        }
+        parallel::for_each(values.chunks_mut(CHUNK).enumerate(), |chunk, _| fill(chunk));
         values
     };
     // Mass of the standard normal distribution below -2.

@@ -284,12 +284,10 @@ class Optimizer:
         learning_rate: float,
         clip_norm: float | None,
         gradient_scale: float,
-        hurried: Callable[[], bool] | None = None,
     ) -> float | None:
         """Make one update, wholly or not at all; flags say which weights take part. Returns the norm if clipping.
 
-        Once `hurried` returns True, an update that has not begun is interrupted, and one that has is left to end by
-        itself: then this returns None.
+        Ctrl-C interrupts the wait for another thread's changes, but not an update that has begun.
         """
 
     def state(self) -> list[tuple[str, npt.NDArray[np.float32]]]:

@@ -32,7 +32,6 @@ import numpy.typing as npt
 
 from sparse_mixer import _native
 from sparse_mixer import schedules as schedules
-from sparse_mixer._core import interrupts
 from sparse_mixer._core.arguments import as_step
 from sparse_mixer._core.arrays import as_float32
 from sparse_mixer._core.checks import as_strings
@@ -132,7 +131,7 @@ class Optimizer:
             for trainable in [{variable.key for variable in part.trainable_weights if hasattr(variable, "key")}]
         ]
         rate = self.current_learning_rate()
-        return self._core.apply(updates, rate, self.global_clipnorm, float(scale), interrupts.is_waiting)
+        return self._core.apply(updates, rate, self.global_clipnorm, float(scale))
 
     def _build(self, parts: Sequence[Any], state: tuple[int, list[tuple[str, Array]]] | None) -> None:
         specs = [

@@ -15,12 +15,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::blocks::{BLOCK, Block, cut, map_blocks, map_in_order};
+use super::blocks::{BLOCK, BlockSums, block_count, cut_one, for_each_block};
 use super::clip::sum_of_squares;
 use super::layout::{Gradient, ParameterSpec, Update};
 use super::optimizer::{check_non_negative, check_positive};
 use crate::error::Result;
 use crate::kernels::Real;
+use crate::runtime::{inject_fault, parallel};
+use crate::sys::alloc_zeroed;
 
 /// Settings of Adafactor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,10 +50,71 @@ struct Matrices {
     cols: usize,
 }
 
+impl Matrices {
+    fn of(shape: &[usize]) -> Option<Self> {
+        let [batch @ .., rows, cols] = shape else { return None };
+        Some(Matrices { batches: batch.iter().product(), rows: *rows, cols: *cols })
+    }
+
+    /// Rows whose squares one task sums up.
+    fn band_rows(self) -> usize {
+        (4 * BLOCK / self.cols.max(1)).max(1)
+    }
+
+    fn bands(self) -> usize {
+        self.batches * self.rows.div_ceil(self.band_rows())
+    }
+}
+
+/// Memory of a step, for the largest weight.
+#[derive(Debug)]
+pub(super) struct AdafactorRoom<R> {
+    squares: Squares<R>,
+    sums: BlockSums,
+}
+
+/// Sums of squared gradients, and the factors made of them.
+#[derive(Debug)]
+struct Squares<R> {
+    /// Sums of squares along the columns, `[batches * rows]`.
+    row_squares: Vec<f64>,
+    /// Sums of squares along the rows, `[batches * cols]`; and of each band, `[bands * cols]`.
+    col_squares: Vec<f64>,
+    band_squares: Vec<f64>,
+    row_factors: Vec<R>,
+    col_factors: Vec<R>,
+}
+
+impl<R: Real> AdafactorRoom<R> {
+    /// All memory that a step with `updates` takes.
+    pub fn new(specs: &[ParameterSpec], updates: &[Update<'_, R>]) -> Self {
+        let (mut rows, mut cols, mut band_cols, mut blocks) = (0, 0, 0, 0);
+        for (spec, update) in specs.iter().zip(updates) {
+            if matches!(update.gradient, Gradient::None) {
+                continue;
+            }
+            blocks = blocks.max(block_count(spec, update));
+            if let Some(dims) = Matrices::of(&spec.shape) {
+                rows = rows.max(dims.batches * dims.rows);
+                cols = cols.max(dims.batches * dims.cols);
+                band_cols = band_cols.max(dims.bands() * dims.cols);
+            }
+        }
+        let squares = Squares {
+            row_squares: alloc_zeroed(rows),
+            col_squares: alloc_zeroed(cols),
+            band_squares: alloc_zeroed(band_cols),
+            row_factors: alloc_zeroed(rows),
+            col_factors: alloc_zeroed(cols),
+        };
+        AdafactorRoom { squares, sums: BlockSums::new(blocks, 1) }
+    }
+}
+
 /// Factors that turn a gradient into a direction.
 enum Whitening<'a, R> {
     /// `1 / sqrt(r_i / mean(r))` for every row of every matrix, `1 / sqrt(c_j)` for every column of every matrix.
-    Factored { dims: Matrices, row_factors: Vec<R>, col_factors: Vec<R> },
+    Factored { dims: Matrices, row_factors: &'a [R], col_factors: &'a [R] },
     /// The second moment of every element.
     Whole(&'a [R]),
 }
@@ -81,13 +144,14 @@ impl Adafactor {
         specs: &[ParameterSpec],
         updates: &mut [Update<'_, R>],
         slots: &mut [Vec<Vec<R>>],
+        room: &mut AdafactorRoom<R>,
         step: u64,
         learning_rate: f64,
         scale: f64,
     ) {
         for ((spec, update), slots) in specs.iter().zip(updates).zip(slots) {
             if !matches!(update.gradient, Gradient::None) && !spec.is_empty() {
-                self.apply_one(spec, update, slots, step, learning_rate, scale);
+                self.apply_one(spec, update, slots, room, step, learning_rate, scale);
             }
         }
     }
@@ -97,15 +161,14 @@ impl Adafactor {
         spec: &ParameterSpec,
         update: &mut Update<'_, R>,
         slots: &mut [Vec<R>],
+        room: &mut AdafactorRoom<R>,
         step: u64,
         learning_rate: f64,
         scale: f64,
     ) {
-        let whitening = self.advance(spec, update.gradient, slots, step, scale);
-        let mut no_slots = [Vec::new()];
-        let mut blocks: Vec<Block<'_, R, 0>> =
-            cut(std::slice::from_ref(spec), std::slice::from_mut(update), &mut no_slots);
-        let parts = map_blocks(&mut blocks, |block| {
+        let (statistics, master) = slots.split_at_mut(slots.len() - usize::from(spec.rounded));
+        let whitening = self.advance(spec, update.gradient, statistics, &mut room.squares, step, scale);
+        let squares = room.sums.of(cut_one::<R, 0>(0, spec, update, master), |block| {
             let mut sums = [0.0; 2];
             block.for_each_row_major_run(|offset, values, [], gradient| {
                 sums[0] += sum_of_squares(values);
@@ -114,14 +177,13 @@ impl Adafactor {
             sums
         });
         let keep = if spec.decay { 1.0 - learning_rate * self.weight_decay } else { 1.0 };
-        let root_mean =
-            |which: usize| (parts.iter().map(|part| part[which]).sum::<f64>() / spec.len() as f64).sqrt();
+        let root_mean = |which: usize| (squares[0][which] / spec.len() as f64).sqrt();
         let (values_rms, direction_rms) = (keep * root_mean(0), scale * root_mean(1));
         let bound = if self.relative_step { 1.0 / (step as f64).sqrt() } else { f64::INFINITY };
         let size = self.epsilon_2.max(values_rms) * learning_rate.min(bound);
         let rate = R::from_f64(scale * size / (direction_rms / self.clip_threshold).max(1.0));
         let keep = R::from_f64(keep);
-        map_blocks(&mut blocks, |block| {
+        for_each_block(cut_one::<R, 0>(0, spec, update, master), |block| {
             block.for_each_row_major_run(|offset, values, [], gradient| {
                 whitening.for_each_direction(offset, gradient, |at, u| {
                     values[at] = values[at] * keep - u * rate;
@@ -135,17 +197,19 @@ impl Adafactor {
         &self,
         spec: &ParameterSpec,
         gradient: Gradient<'_, R>,
-        slots: &'s mut [Vec<R>],
+        statistics: &'s mut [Vec<R>],
+        room: &'s mut Squares<R>,
         step: u64,
         scale: f64,
     ) -> Whitening<'s, R> {
         let forget = (step as f64).powf(self.beta_2_decay);
         let blend = |old: R, new: f64| R::from_f64((1.0 - forget) * old.to_f64() + forget * new);
         let squared_scale = scale * scale;
-        let [batch @ .., rows, cols] = &spec.shape[..] else {
-            let v = &mut slots[0];
+        let Some(dims) = Matrices::of(&spec.shape) else {
+            let v = &mut statistics[0];
             if let Gradient::Dense(g) = gradient {
-                map_in_order(v.chunks_mut(BLOCK).zip(g.chunks(BLOCK)).collect(), |(v, g)| {
+                parallel::for_each(v.chunks_mut(BLOCK).zip(g.chunks(BLOCK)), |(v, g), _| {
+                    inject_fault();
                     for (v, g) in v.iter_mut().zip(g) {
                         *v = blend(*v, g.to_f64() * g.to_f64() * squared_scale + self.epsilon_1);
                     }
@@ -153,24 +217,24 @@ impl Adafactor {
             }
             return Whitening::Whole(v);
         };
-        let dims = Matrices { batches: batch.iter().product(), rows: *rows, cols: *cols };
-        let (row_squares, col_squares) = squares_by_row_and_column(dims, gradient);
-        let [r, c] = slots else { unreachable!("a matrix has row and column statistics") };
+        let (row_squares, col_squares) = room.fill(dims, gradient);
+        let [r, c] = statistics else { unreachable!("a matrix has row and column statistics") };
         let mean = |squares: f64, count: usize| squares * squared_scale / count as f64 + self.epsilon_1;
         for (r, squares) in r.iter_mut().zip(row_squares) {
-            *r = blend(*r, mean(squares, dims.cols));
+            *r = blend(*r, mean(*squares, dims.cols));
         }
         for (c, squares) in c.iter_mut().zip(col_squares) {
-            *c = blend(*c, mean(squares, dims.rows));
+            *c = blend(*c, mean(*squares, dims.rows));
         }
-        let row_factors = r
-            .chunks_exact(dims.rows)
-            .flat_map(|r| {
-                let mean = r.iter().map(|x| x.to_f64()).sum::<f64>() / dims.rows as f64;
-                r.iter().map(move |x| R::from_f64((mean / x.to_f64()).sqrt()))
-            })
-            .collect();
-        let col_factors = c.iter().map(|c| R::from_f64(c.to_f64().sqrt().recip())).collect();
+        let row_factors = &mut room.row_factors[..r.len()];
+        for (r, factors) in r.chunks_exact(dims.rows).zip(row_factors.chunks_exact_mut(dims.rows)) {
+            let mean = r.iter().map(|x| x.to_f64()).sum::<f64>() / dims.rows as f64;
+            r.iter().zip(factors).for_each(|(x, factor)| *factor = R::from_f64((mean / x.to_f64()).sqrt()));
+        }
+        let col_factors = &mut room.col_factors[..c.len()];
+        for (c, factor) in c.iter().zip(&mut *col_factors) {
+            *factor = R::from_f64(c.to_f64().sqrt().recip());
+        }
         Whitening::Factored { dims, row_factors, col_factors }
     }
 }
@@ -203,43 +267,43 @@ impl<R: Real> Whitening<'_, R> {
     }
 }
 
-/// Sums of squares of `gradient` along the columns (`[batches * rows]`) and along the rows (`[batches * cols]`).
-///
-/// Column sums are formed per band of rows and the bands added in order, so threads do not change the bits.
-fn squares_by_row_and_column<R: Real>(dims: Matrices, gradient: Gradient<'_, R>) -> (Vec<f64>, Vec<f64>) {
-    let Matrices { batches, rows, cols } = dims;
-    let row_at = |row: usize| match gradient {
-        Gradient::Dense(g) => &g[row * cols..][..cols],
-        Gradient::Rows { rows, values } => match rows.binary_search(&(row as u32)) {
-            Ok(at) => &values[at * cols..][..cols],
-            Err(_) => &[],
-        },
-        Gradient::None => &[],
-    };
-    let band_rows = (4 * BLOCK / cols).max(1);
-    let bands: Vec<_> = (0..batches)
-        .flat_map(|batch| (0..rows).step_by(band_rows).map(move |first| (batch, first)))
-        .collect();
-    let sums: Vec<(Vec<f64>, Vec<f64>)> = map_in_order(bands.clone(), |(batch, first)| {
-        let mut by_col = vec![0.0; cols];
-        let by_row = (first..rows.min(first + band_rows))
-            .map(|row| {
-                let g = row_at(batch * rows + row);
+impl<R: Real> Squares<R> {
+    /// Sums of squares of `gradient` along the columns (`[batches * rows]`) and along the rows (`[batches * cols]`).
+    ///
+    /// Column sums are formed per band of rows and the bands added in order, so threads do not change the bits.
+    fn fill(&mut self, dims: Matrices, gradient: Gradient<'_, R>) -> (&[f64], &[f64]) {
+        let Matrices { batches, rows, cols } = dims;
+        let row_at = |row: usize| match gradient {
+            Gradient::Dense(g) => &g[row * cols..][..cols],
+            Gradient::Rows { rows, values } => match rows.binary_search(&(row as u32)) {
+                Ok(at) => &values[at * cols..][..cols],
+                Err(_) => &[],
+            },
+            Gradient::None => &[],
+        };
+        let row_squares = &mut self.row_squares[..batches * rows];
+        let col_squares = &mut self.col_squares[..batches * cols];
+        let band_squares = &mut self.band_squares[..dims.bands() * cols];
+        let bands_of_matrix = dims.bands() / batches.max(1);
+        let bands = row_squares.chunks_mut(rows).flat_map(|matrix| matrix.chunks_mut(dims.band_rows()));
+        let tasks = bands.zip(band_squares.chunks_exact_mut(cols)).enumerate();
+        parallel::for_each(tasks, |(band, (by_row, by_col)), _| {
+            inject_fault();
+            let first = band / bands_of_matrix * rows + band % bands_of_matrix * dims.band_rows();
+            by_col.fill(0.0);
+            for (row, square) in (first..).zip(by_row) {
+                let g = row_at(row);
                 for (sum, x) in by_col.iter_mut().zip(g) {
                     *sum += x.to_f64() * x.to_f64();
                 }
-                sum_of_squares(g)
-            })
-            .collect();
-        (by_row, by_col)
-    });
-    let mut row_squares = Vec::with_capacity(batches * rows);
-    let mut col_squares = vec![0.0; batches * cols];
-    for (&(batch, _), (by_row, by_col)) in bands.iter().zip(sums) {
-        row_squares.extend(by_row);
-        for (total, x) in col_squares[batch * cols..][..cols].iter_mut().zip(by_col) {
-            *total += x;
+                *square = sum_of_squares(g);
+            }
+        });
+        col_squares.fill(0.0);
+        for (band, by_col) in band_squares.chunks_exact(cols).enumerate() {
+            let sums = &mut col_squares[band / bands_of_matrix * cols..][..cols];
+            sums.iter_mut().zip(by_col).for_each(|(sum, x)| *sum += x);
         }
+        (row_squares, col_squares)
     }
-    (row_squares, col_squares)
 }

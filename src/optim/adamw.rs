@@ -11,7 +11,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::blocks::{Block, map_blocks};
+use super::blocks::{Block, for_each_block};
 use super::layout::ParameterSpec;
 use super::optimizer::{check_fraction, check_non_negative};
 use crate::error::Result;
@@ -97,10 +97,10 @@ impl AdamW {
     }
 
     /// One step over all blocks; moments are `[m, v]`.
-    pub(super) fn apply<R: Real>(
+    pub(super) fn apply<'a, R: Real>(
         &self,
         specs: &[ParameterSpec],
-        blocks: &mut [Block<'_, R, 2>],
+        blocks: impl Iterator<Item = Block<'a, R, 2>> + Send,
         step: u64,
         learning_rate: f64,
         scale: f64,
@@ -108,7 +108,7 @@ impl AdamW {
         let moments =
             Moments::<R>::new(self.beta_1, self.beta_2, self.epsilon, self.epsilon_rule, step, scale);
         let rate = R::from_f64(learning_rate);
-        map_blocks(blocks, |block| {
+        for_each_block(blocks, |block| {
             let decay = if specs[block.parameter].decay { self.weight_decay } else { 0.0 };
             let keep = R::from_f64(1.0 - learning_rate * decay);
             block.for_each_run(|values, [m, v], gradient| {

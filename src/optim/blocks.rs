@@ -3,11 +3,10 @@
 //! A block is what one thread takes; a run is what a rule's inner loop sees: equally long contiguous slices of
 //! values, of each moment, and of the gradient.
 
-use rayon::prelude::*;
-
 use super::layout::{Gradient, Layout, ParameterSpec, Update, panels_len};
 use crate::kernels::{PANEL, Real};
-use crate::runtime::inject_fault;
+use crate::runtime::{inject_fault, parallel};
+use crate::sys::alloc_collect;
 
 /// Elements of a block: large enough to make scheduling free, small enough (64 KiB of `f32` per array) that a block
 /// read twice comes from cache.
@@ -52,39 +51,58 @@ const GATHERED_ROWS: usize = 32;
 const ZERO_RUN: usize = 1024;
 
 /// Cuts every parameter that has a gradient into blocks, in the order of storage. `slots[i]` are the moments of
-/// parameter `i`, each laid out as its storage.
+/// parameter `i`, each laid out as its storage, and then its master if it is stored rounded: the master is cut then.
 pub(super) fn cut<'a, R: Real, const SLOTS: usize>(
-    specs: &[ParameterSpec],
+    specs: &'a [ParameterSpec],
     updates: &'a mut [Update<'_, R>],
     slots: &'a mut [Vec<Vec<R>>],
-) -> Vec<Block<'a, R, SLOTS>> {
-    let mut blocks = Vec::new();
-    for (parameter, ((spec, update), slots)) in specs.iter().zip(updates).zip(slots).enumerate() {
-        let gradient = update.gradient;
+) -> impl Iterator<Item = Block<'a, R, SLOTS>> + Send {
+    let each = specs.iter().zip(updates).zip(slots).enumerate();
+    each.flat_map(|(parameter, ((spec, update), slots))| cut_one(parameter, spec, update, slots))
+}
+
+/// As [`cut`], of one parameter.
+pub(super) fn cut_one<'a, R: Real, const SLOTS: usize>(
+    parameter: usize,
+    spec: &'a ParameterSpec,
+    update: &'a mut Update<'_, R>,
+    slots: &'a mut [Vec<R>],
+) -> impl Iterator<Item = Block<'a, R, SLOTS>> + Send {
+    let gradient = update.gradient;
+    let mut slots = slots.iter_mut().map(|slot| &mut slot[..]);
+    let mut rest: [&mut [R]; SLOTS] = std::array::from_fn(|_| slots.next().unwrap_or_default());
+    let pieces = update.values.iter_mut().map(|piece| &mut piece[..]);
+    let mut pieces = pieces.chain(if spec.rounded { slots.next() } else { None });
+    let (mut values, mut storage_offset) = (&mut [][..], 0);
+    std::iter::from_fn(move || {
         if matches!(gradient, Gradient::None) {
-            continue;
+            return None;
         }
-        let mut moments = slots.iter_mut();
-        let mut rest: [&mut [R]; SLOTS] =
-            std::array::from_fn(|_| moments.next().map_or(&mut [][..], |m| &mut m[..]));
-        let mut storage_offset = 0;
-        for piece in &mut update.values {
-            let mut values = &mut piece[..];
-            while !values.is_empty() {
-                let (len, source) = next_source(spec, gradient, storage_offset, values.len());
-                let (head, tail) = values.split_at_mut(len);
-                values = tail;
-                let heads = rest.each_mut().map(|slot| {
-                    let (head, tail) = std::mem::take(slot).split_at_mut(len);
-                    *slot = tail;
-                    head
-                });
-                blocks.push(Block { parameter, values: head, slots: heads, source });
-                storage_offset += len;
-            }
+        while values.is_empty() {
+            values = pieces.next()?;
+        }
+        let (len, source) = next_source(spec, gradient, storage_offset, values.len());
+        storage_offset += len;
+        let take = |from: &mut &'a mut [R]| {
+            let (head, tail) = std::mem::take(from).split_at_mut(len);
+            *from = tail;
+            head
+        };
+        Some(Block { parameter, values: take(&mut values), slots: rest.each_mut().map(take), source })
+    })
+}
+
+/// Blocks of one parameter.
+pub(super) fn block_count<R: Real>(spec: &ParameterSpec, update: &Update<'_, R>) -> usize {
+    let master = if spec.rounded { Some(spec.layout.storage_len(&spec.shape)) } else { None };
+    let (mut count, mut offset) = (0, 0);
+    for mut remaining in update.values.iter().map(|piece| piece.len()).chain(master) {
+        while remaining > 0 {
+            let (len, _) = next_source(spec, update.gradient, offset, remaining);
+            (count, offset, remaining) = (count + 1, offset + len, remaining - len);
         }
     }
-    blocks
+    count
 }
 
 /// Length in storage and gradient of the block that begins at `storage_offset`, with `remaining` elements left in
@@ -189,39 +207,60 @@ impl<R: Real, const SLOTS: usize> Block<'_, R, SLOTS> {
     }
 }
 
-/// Does `work` for every task, on the pool that the caller is in, else in a plain loop so that no pool is started
-/// behind its back. The results are in the order of the tasks.
+/// Does `work` for every task, with the threads of [`parallel::with_threads`]. The results are in the order of the tasks.
 pub(super) fn map_in_order<T: Send, U: Send>(tasks: Vec<T>, work: impl Fn(T) -> U + Send + Sync) -> Vec<U> {
-    let work = |task| {
+    parallel::map(tasks.into_iter(), |task| {
         inject_fault();
         work(task)
-    };
-    if rayon::current_thread_index().is_some() {
-        tasks.into_par_iter().map(work).collect()
-    } else {
-        tasks.into_iter().map(work).collect()
-    }
+    })
 }
 
-/// Does `work` for every block; the results in the order of the blocks.
-pub(super) fn map_blocks<R: Real, T: Send, const SLOTS: usize>(
-    blocks: &mut [Block<'_, R, SLOTS>],
-    work: impl Fn(&mut Block<'_, R, SLOTS>) -> T + Send + Sync,
-) -> Vec<T> {
-    map_in_order(blocks.iter_mut().collect(), work)
+/// Does `work` for every block.
+pub(super) fn for_each_block<'a, R: Real, const SLOTS: usize>(
+    blocks: impl Iterator<Item = Block<'a, R, SLOTS>> + Send,
+    work: impl Fn(&mut Block<'a, R, SLOTS>) + Sync,
+) {
+    parallel::for_each(blocks, |mut block, _| {
+        inject_fault();
+        work(&mut block);
+    });
 }
 
-/// Adds `parts`, one per block, over the blocks of each of `parameters` parameters, in order.
-pub(super) fn sum_by_parameter<R: Real, const SLOTS: usize, const N: usize>(
-    parameters: usize,
-    blocks: &[Block<'_, R, SLOTS>],
-    parts: &[[f64; N]],
-) -> Vec<[f64; N]> {
-    let mut sums = vec![[0.0; N]; parameters];
-    for (block, part) in blocks.iter().zip(parts) {
-        for (sum, x) in sums[block.parameter].iter_mut().zip(part) {
-            *sum += x;
+/// Sums of every parameter over its blocks, added in order whatever thread makes which.
+#[derive(Debug, Default)]
+pub(super) struct BlockSums {
+    /// Per block the parameter and its sums.
+    parts: Vec<(usize, [f64; 2])>,
+    /// Per parameter.
+    sums: Vec<[f64; 2]>,
+}
+
+impl BlockSums {
+    /// Room for `blocks` blocks of `parameters` parameters.
+    pub fn new(blocks: usize, parameters: usize) -> Self {
+        BlockSums {
+            parts: alloc_collect((0..blocks).map(|_| (0, [0.0; 2]))),
+            sums: vec![[0.0; 2]; parameters],
         }
     }
-    sums
+
+    /// Adds up what `work` makes of every block; allocates nothing.
+    pub fn of<'a, R: Real, const SLOTS: usize>(
+        &mut self,
+        blocks: impl Iterator<Item = Block<'a, R, SLOTS>> + Send,
+        work: impl Fn(&mut Block<'a, R, SLOTS>) -> [f64; 2] + Sync,
+    ) -> &[[f64; 2]] {
+        self.parts.fill((0, [0.0; 2]));
+        parallel::for_each(blocks.zip(&mut self.parts), |(mut block, part), _| {
+            inject_fault();
+            *part = (block.parameter, work(&mut block));
+        });
+        self.sums.fill([0.0; 2]);
+        for (parameter, part) in &self.parts {
+            for (sum, x) in self.sums[*parameter].iter_mut().zip(part) {
+                *sum += x;
+            }
+        }
+        &self.sums
+    }
 }

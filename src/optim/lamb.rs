@@ -9,9 +9,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::adamw::{EpsilonRule, Moments};
-use super::blocks::{Block, map_blocks, sum_by_parameter};
+use super::blocks::{BlockSums, cut, for_each_block};
 use super::clip::sum_of_squares;
-use super::layout::ParameterSpec;
+use super::layout::{ParameterSpec, Update};
 use super::optimizer::{check_fraction, check_non_negative};
 use crate::error::Result;
 use crate::kernels::Real;
@@ -38,14 +38,16 @@ impl Lamb {
         check_non_negative("weight_decay", self.weight_decay)
     }
 
-    /// One step over all blocks; moments are `[m, v]`.
+    /// One step; moments are `[m, v]`.
     ///
     /// The ratio needs the norm of the whole tensor's direction first. The direction is computed twice rather than
     /// kept, which would take a third moment's memory.
     pub(super) fn apply<R: Real>(
         &self,
         specs: &[ParameterSpec],
-        blocks: &mut [Block<'_, R, 2>],
+        updates: &mut [Update<'_, R>],
+        slots: &mut [Vec<Vec<R>>],
+        sums: &mut BlockSums,
         step: u64,
         learning_rate: f64,
         scale: f64,
@@ -54,7 +56,7 @@ impl Lamb {
             Moments::<R>::new(self.beta_1, self.beta_2, self.epsilon, EpsilonRule::Corrected, step, scale);
         let decay_of =
             |parameter: usize| R::from_f64(if specs[parameter].decay { self.weight_decay } else { 0.0 });
-        let parts = map_blocks(blocks, |block| {
+        let squares = sums.of(cut(specs, updates, slots), |block| {
             let decay = decay_of(block.parameter);
             let mut sums = [0.0; 2];
             block.for_each_run(|values, [m, v], gradient| {
@@ -69,8 +71,7 @@ impl Lamb {
             });
             sums
         });
-        let squares = sum_by_parameter(specs.len(), blocks, &parts);
-        map_blocks(blocks, |block| {
+        for_each_block(cut(specs, updates, slots), |block| {
             let decay = decay_of(block.parameter);
             let [values_squared, direction_squared] = squares[block.parameter];
             let adapts = specs[block.parameter].adapt && values_squared > 0.0 && direction_squared > 0.0;

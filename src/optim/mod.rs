@@ -15,7 +15,7 @@
 //! | `accumulate` | sums of gradients over micro-batches |
 //! | `blocks` | how storage and gradient are cut into pieces that threads take |
 //!
-//! Work runs on the rayon pool that the caller is in, without one on the caller's thread. Pieces have a fixed size and
+//! Work is shared by the threads of [`crate::runtime::parallel::with_threads`]. Pieces have a fixed size and
 //! sums over pieces are added in a fixed order, so the bits do not depend on the number of threads.
 
 mod accumulate;

@@ -2,15 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::adafactor::{Adafactor, slot_shapes};
+use super::adafactor::{Adafactor, AdafactorRoom, slot_shapes};
 use super::adamw::AdamW;
-use super::blocks::{cut, map_in_order};
+use super::blocks::{BlockSums, block_count, cut};
 use super::clip::{clip_factor, global_norm};
 use super::lamb::Lamb;
 use super::layout::{Gradient, Layout, ParameterSpec, Update};
 use super::sgd::Sgd;
 use crate::error::{Error, Result};
 use crate::kernels::{Isa, LowPrecision, Real};
+use crate::runtime::{catch, inject_fault, parallel};
 use crate::sys::alloc_zeroed_huge;
 
 /// An update rule and its settings.
@@ -54,7 +55,7 @@ pub struct NamedArray<R> {
 pub struct Optimizer<R> {
     rule: Rule,
     specs: Vec<ParameterSpec>,
-    /// Per parameter the rule's moments and, if it is stored rounded, its master; empty until the first gradient.
+    /// Per parameter the rule's moments and, if it is stored rounded, last its master; empty until the first gradient.
     /// Slots of the parameter's shape are laid out as its storage, statistics of other shapes row-major.
     slots: Vec<Vec<Vec<R>>>,
     step: u64,
@@ -65,6 +66,14 @@ struct Slot {
     name: &'static str,
     shape: Vec<usize>,
     layout: Layout,
+}
+
+/// Memory of one step.
+struct Room<R> {
+    /// Moments, zeros, of parameters that have a gradient for the first time.
+    slots: Vec<Vec<Vec<R>>>,
+    sums: BlockSums,
+    adafactor: Option<AdafactorRoom<R>>,
 }
 
 impl Rule {
@@ -124,23 +133,39 @@ impl<R: Real> Optimizer<R> {
     /// Updates every parameter that has a gradient. `updates` are in the order of the specs. Returns the global norm
     /// of the scaled gradients before clipping, if it was needed.
     ///
-    /// # Errors
-    /// Lengths that do not fit, a learning rate that is negative or not finite, or, with clipping, gradients whose
-    /// norm is not finite. Nothing is changed then.
-    pub fn apply(&mut self, updates: &mut [Update<'_, R>], how: Step) -> Result<Option<f64>> {
-        self.apply_if(updates, how, || true)
-    }
-
-    /// As [`Optimizer::apply`], asking `begin` right before the first change whether the update still is to be made.
+    /// All memory that the step takes is allocated before the first change.
     ///
     /// # Errors
-    /// Those of [`Optimizer::apply`]; [`Error::Interrupted`] if it is not.
-    pub fn apply_if(
-        &mut self,
-        updates: &mut [Update<'_, R>],
-        how: Step,
-        begin: impl FnOnce() -> bool,
-    ) -> Result<Option<f64>> {
+    /// Lengths that do not fit, a learning rate that is negative or not finite, or, with clipping, gradients whose
+    /// norm is not finite; [`Error::Memory`]. Nothing is changed then.
+    pub fn apply(&mut self, updates: &mut [Update<'_, R>], how: Step) -> Result<Option<f64>> {
+        let (norm, mut room) = catch(|| Ok((self.checked_norm(updates, how)?, self.allocate(updates))))?;
+        let scale = how.gradient_scale
+            * norm.zip(how.clip_norm).map_or(1.0, |(norm, limit)| clip_factor(norm, limit));
+        // Nothing is allocated from here on: a refusal would leave weights and moments half changed.
+        for (slots, new) in self.slots.iter_mut().zip(&mut room.slots) {
+            if slots.is_empty() {
+                std::mem::swap(slots, new);
+            }
+        }
+        self.step += 1;
+        let isa = Isa::fastest();
+        let pieces = updates.iter().map(|update| (&update.gradient, update.rounded.iter()));
+        parallel::for_each(with_masters(&self.specs, pieces, &mut self.slots), |(piece, master), _| {
+            inject_fault();
+            piece.sync_master(isa, master);
+        });
+        self.apply_rule(updates, &mut room, how.learning_rate, scale);
+        let pieces = updates.iter_mut().map(|update| (&update.gradient, update.rounded.iter_mut()));
+        parallel::for_each(with_masters(&self.specs, pieces, &mut self.slots), |(piece, master), _| {
+            inject_fault();
+            piece.store(isa, master);
+        });
+        Ok(norm)
+    }
+
+    /// Checks what [`Optimizer::apply`] gets; the norm of the scaled gradients if they are to be clipped.
+    fn checked_norm(&self, updates: &[Update<'_, R>], how: Step) -> Result<Option<f64>> {
         let Step { learning_rate, clip_norm, gradient_scale } = how;
         check_non_negative("learning_rate", learning_rate)?;
         if !gradient_scale.is_finite() {
@@ -150,78 +175,63 @@ impl<R: Real> Optimizer<R> {
             let message = format!("got {} of them, expected {}", updates.len(), self.specs.len());
             return Err(Error::value("gradients", message));
         }
-        for (spec, update) in self.specs.iter().zip(updates.iter()) {
+        for (spec, update) in self.specs.iter().zip(updates) {
             spec.check(update)?;
         }
-        let norm = match clip_norm {
-            None => None,
-            Some(limit) => {
-                check_positive("clip_norm", limit)?;
-                let norm = gradient_scale * global_norm(updates.iter().map(|update| update.gradient));
-                if !norm.is_finite() {
-                    return Err(Error::value("gradients", format!("their global norm is {norm}")));
-                }
-                Some((norm, clip_factor(norm, limit)))
-            }
-        };
-        let scale = gradient_scale * norm.map_or(1.0, |(_, factor)| factor);
-        if !begin() {
-            return Err(Error::Interrupted);
+        let Some(limit) = clip_norm else { return Ok(None) };
+        check_positive("clip_norm", limit)?;
+        let norm = gradient_scale * global_norm(updates.iter().map(|update| update.gradient));
+        if !norm.is_finite() {
+            return Err(Error::value("gradients", format!("their global norm is {norm}")));
         }
-        self.allocate_slots(updates);
-        self.step += 1;
-        let mut masters = self.take_masters(updates);
-        self.apply_rule(&mut on_masters(updates, &mut masters), learning_rate, scale);
-        self.put_back(updates, masters);
-        Ok(norm.map(|(norm, _)| norm))
+        Ok(Some(norm))
     }
 
-    fn apply_rule(&mut self, updates: &mut [Update<'_, R>], learning_rate: f64, scale: f64) {
+    /// Memory of a step with `updates`.
+    fn allocate(&self, updates: &[Update<'_, R>]) -> Room<R> {
+        let each = self.specs.iter().zip(updates).zip(&self.slots);
+        let slots = each.map(|((spec, update), slots)| {
+            if !slots.is_empty() || matches!(update.gradient, Gradient::None) {
+                return Vec::new();
+            }
+            let zeros = |slot: Slot| alloc_zeroed_huge(slot.layout.storage_len(&slot.shape));
+            self.planned(spec).into_iter().map(zeros).collect()
+        });
+        let mut room = Room { slots: slots.collect(), sums: BlockSums::default(), adafactor: None };
+        match &self.rule {
+            Rule::Lamb(_) => {
+                let with_gradient = self.specs.iter().zip(updates);
+                let with_gradient =
+                    with_gradient.filter(|(_, update)| !matches!(update.gradient, Gradient::None));
+                let blocks = with_gradient.map(|(spec, update)| block_count(spec, update)).sum();
+                room.sums = BlockSums::new(blocks, self.specs.len());
+            }
+            Rule::Adafactor(_) => room.adafactor = Some(AdafactorRoom::new(&self.specs, updates)),
+            Rule::Adamw(_) | Rule::Sgd(_) => {}
+        }
+        room
+    }
+
+    fn apply_rule(
+        &mut self,
+        updates: &mut [Update<'_, R>],
+        room: &mut Room<R>,
+        learning_rate: f64,
+        scale: f64,
+    ) {
         let (specs, slots, step) = (&self.specs[..], &mut self.slots[..], self.step);
         match &self.rule {
-            Rule::Adamw(rule) => {
-                rule.apply(specs, &mut cut(specs, updates, slots), step, learning_rate, scale);
-            }
-            Rule::Lamb(rule) => {
-                rule.apply(specs, &mut cut(specs, updates, slots), step, learning_rate, scale);
-            }
+            Rule::Adamw(rule) => rule.apply(specs, cut(specs, updates, slots), step, learning_rate, scale),
+            Rule::Lamb(rule) => rule.apply(specs, updates, slots, &mut room.sums, step, learning_rate, scale),
             Rule::Sgd(rule) if rule.momentum == 0.0 => {
-                rule.apply_plain(specs, &mut cut(specs, updates, slots), learning_rate, scale);
+                rule.apply_plain(specs, cut(specs, updates, slots), learning_rate, scale);
             }
-            Rule::Sgd(rule) => {
-                rule.apply_momentum(specs, &mut cut(specs, updates, slots), learning_rate, scale);
+            Rule::Sgd(rule) => rule.apply_momentum(specs, cut(specs, updates, slots), learning_rate, scale),
+            Rule::Adafactor(rule) => {
+                if let Some(room) = &mut room.adafactor {
+                    rule.apply(specs, updates, slots, room, step, learning_rate, scale);
+                }
             }
-            Rule::Adafactor(rule) => rule.apply(specs, updates, slots, step, learning_rate, scale),
-        }
-    }
-
-    /// Takes the masters of rounded weights that have a gradient out of the slots, brought up to date with weights that
-    /// others have changed.
-    fn take_masters(&mut self, updates: &[Update<'_, R>]) -> Vec<Option<Vec<R>>> {
-        let isa = Isa::fastest();
-        let each = self.specs.iter().zip(updates).zip(&mut self.slots);
-        let mut masters: Vec<_> = each
-            .map(|((spec, update), slots)| {
-                let takes_part = spec.rounded && !matches!(update.gradient, Gradient::None);
-                if takes_part { slots.pop() } else { None }
-            })
-            .collect();
-        map_in_order(
-            with_masters(updates.iter().map(|u| u.rounded.iter()), &mut masters),
-            |(piece, master)| {
-                piece.sync_master(isa, master);
-            },
-        );
-        masters
-    }
-
-    /// Rounds masters into the weights and puts them back into the slots.
-    fn put_back(&mut self, updates: &mut [Update<'_, R>], mut masters: Vec<Option<Vec<R>>>) {
-        let isa = Isa::fastest();
-        let pieces = updates.iter_mut().map(|u| u.rounded.iter_mut());
-        map_in_order(with_masters(pieces, &mut masters), |(piece, master)| piece.store(isa, master));
-        for (slots, master) in self.slots.iter_mut().zip(masters) {
-            slots.extend(master);
         }
     }
 
@@ -232,16 +242,6 @@ impl<R: Real> Optimizer<R> {
             slots.push(Slot { name: "master", shape: spec.shape.clone(), layout: spec.layout });
         }
         slots
-    }
-
-    /// Makes the moments, zeros, of parameters that have a gradient for the first time.
-    fn allocate_slots(&mut self, updates: &[Update<'_, R>]) {
-        for (i, update) in updates.iter().enumerate() {
-            if self.slots[i].is_empty() && !matches!(update.gradient, Gradient::None) {
-                let zeros = |slot: Slot| alloc_zeroed_huge(slot.layout.storage_len(&slot.shape));
-                self.slots[i] = self.planned(&self.specs[i]).into_iter().map(zeros).collect();
-            }
-        }
     }
 
     /// Copies of all moments that exist, in the order of the parameters. With [`Optimizer::step`] this is the whole
@@ -306,39 +306,25 @@ impl<R: Real> Optimizer<R> {
     }
 }
 
-/// The updates with masters in the place of rounded weights.
-fn on_masters<'a, R: Real>(
-    updates: &'a mut [Update<'_, R>],
-    masters: &'a mut [Option<Vec<R>>],
-) -> Vec<Update<'a, R>> {
-    let each = updates.iter_mut().zip(masters);
-    each.map(|(update, master)| Update {
-        values: match master {
-            Some(master) => vec![&mut master[..]],
-            None => update.values.iter_mut().map(|values| &mut values[..]).collect(),
-        },
-        rounded: Vec::new(),
-        gradient: update.gradient,
-    })
-    .collect()
-}
-
-/// The pieces of all rounded weights, each with its part of the weight's master.
-fn with_masters<'a, 'p, R, P: std::ops::Deref<Target = LowPrecision<'p>>>(
-    weights: impl Iterator<Item = impl Iterator<Item = P>>,
-    masters: &'a mut [Option<Vec<R>>],
-) -> Vec<(P, &'a mut [R])> {
-    let mut pairs = Vec::new();
-    for (pieces, master) in weights.zip(masters) {
-        let Some(master) = master else { continue };
-        let mut rest = &mut master[..];
-        for piece in pieces {
-            let (own, after) = rest.split_at_mut(piece.len());
-            pairs.push((piece, own));
+/// The pieces of all rounded weights that have a gradient, each with its part of the weight's master.
+fn with_masters<'a, 'g, R: Real, P: std::ops::Deref<Target = LowPrecision<'a>> + Send>(
+    specs: &'g [ParameterSpec],
+    weights: impl Iterator<Item = (&'g Gradient<'g, R>, impl Iterator<Item = P> + Send)> + Send,
+    slots: &'g mut [Vec<Vec<R>>],
+) -> impl Iterator<Item = (P, &'g mut [R])> + Send {
+    let rounded = specs
+        .iter()
+        .zip(weights)
+        .zip(slots)
+        .filter(|((spec, (gradient, _)), _)| spec.rounded && !matches!(gradient, Gradient::None));
+    rounded.flat_map(|((_, (_, pieces)), slots)| {
+        let mut rest = slots.last_mut().map(|master| &mut master[..]).unwrap_or_default();
+        pieces.map(move |piece| {
+            let (own, after) = std::mem::take(&mut rest).split_at_mut(piece.len());
             rest = after;
-        }
-    }
-    pairs
+            (piece, own)
+        })
+    })
 }
 
 /// `value` is in `[0, 1)`.

@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::blocks::{Block, map_blocks};
+use super::blocks::{Block, for_each_block};
 use super::layout::ParameterSpec;
 use super::optimizer::{check_fraction, check_non_negative};
 use crate::error::Result;
@@ -39,15 +39,15 @@ impl Sgd {
     }
 
     /// One step without momentum.
-    pub(super) fn apply_plain<R: Real>(
+    pub(super) fn apply_plain<'a, R: Real>(
         &self,
         specs: &[ParameterSpec],
-        blocks: &mut [Block<'_, R, 0>],
+        blocks: impl Iterator<Item = Block<'a, R, 0>> + Send,
         learning_rate: f64,
         scale: f64,
     ) {
         let rate = R::from_f64(learning_rate * scale);
-        map_blocks(blocks, |block| {
+        for_each_block(blocks, |block| {
             let keep = self.keep::<R>(&specs[block.parameter], learning_rate);
             block.for_each_run(|values, [], gradient| {
                 for (p, &g) in values.iter_mut().zip(gradient) {
@@ -58,16 +58,16 @@ impl Sgd {
     }
 
     /// One step with momentum; the moment is `[m]`.
-    pub(super) fn apply_momentum<R: Real>(
+    pub(super) fn apply_momentum<'a, R: Real>(
         &self,
         specs: &[ParameterSpec],
-        blocks: &mut [Block<'_, R, 1>],
+        blocks: impl Iterator<Item = Block<'a, R, 1>> + Send,
         learning_rate: f64,
         scale: f64,
     ) {
         let rate = R::from_f64(learning_rate * scale);
         let momentum = R::from_f64(self.momentum);
-        map_blocks(blocks, |block| {
+        for_each_block(blocks, |block| {
             let keep = self.keep::<R>(&specs[block.parameter], learning_rate);
             block.for_each_run(|values, [m], gradient| {
                 for ((p, m), &g) in values.iter_mut().zip(m).zip(gradient) {

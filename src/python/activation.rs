@@ -1,5 +1,7 @@
 //! Activations given as Python functions.
 
+use std::sync::Arc;
+
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
@@ -7,6 +9,9 @@ use super::convert::{floats, to_numpy};
 use super::enter::callback_error;
 use crate::error::{Error, Result};
 use crate::layers::CustomActivation;
+
+/// A Python function as the activation of the feed-forward layers, if that is what it is.
+pub type Custom = Option<Arc<dyn CustomActivation<f32>>>;
 
 /// A function from float32 arrays `[rows, width]` to the same, and its derivative.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::enter::{enter_core, guard, to_py_err};
-use super::part::{Owner, Snapshot};
+use super::part::{PartObject, PartWeights};
 use crate::checkpoint::matching::names::{self, Scheme};
 use crate::checkpoint::{
     self, Dtype, Entry, Mismatch, PlannedRead, TargetWeight, TensorSource, TensorToWrite, Transform,
@@ -274,7 +274,7 @@ pub fn foreign_names(scheme: &str, name: &str, shape: Vec<usize>) -> PyResult<Ve
 #[pyfunction]
 pub fn save(
     py: Python<'_>,
-    parts: Vec<(String, Owner<'_>)>,
+    parts: Vec<(String, PartObject<'_>)>,
     path: PathBuf,
     file_format: &str,
     metadata: BTreeMap<String, String>,
@@ -285,7 +285,7 @@ pub fn save(
             .map(|(prefix, owner)| {
                 let named = |spec: &Spec| Spec { name: format!("{prefix}{}", spec.name), ..spec.clone() };
                 let part = owner.part();
-                Ok((part.specs().iter().map(named).collect(), part.snapshot(py)?))
+                Ok((part.specs().iter().map(named).collect(), part.weights(py)?))
             })
             .collect::<PyResult<Vec<_>>>()?;
         enter_core(py, |interrupt| write_weights(&parts, &path, file_format, &metadata, interrupt))
@@ -294,7 +294,7 @@ pub fn save(
 
 /// Writes weights one at a time.
 fn write_weights(
-    parts: &[(Vec<Spec>, Snapshot)],
+    parts: &[(Vec<Spec>, PartWeights)],
     path: &Path,
     file_format: &str,
     metadata: &BTreeMap<String, String>,

@@ -110,3 +110,8 @@ pub fn to_numpy<'py, T: Element>(
 ) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
     PyArray1::from_vec(py, data).reshape(shape.to_vec())
 }
+
+/// Reads JSON that the Python side made.
+pub fn parse<T: serde::de::DeserializeOwned>(argument: &str, text: &str) -> PyResult<T> {
+    serde_json::from_str(text).map_err(|error| to_py_err(Error::value(argument, error.to_string())))
+}

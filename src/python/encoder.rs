@@ -8,11 +8,10 @@ use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::SCRATCH;
-use super::activation::PyActivation;
+use super::activation::{Custom, PyActivation};
 use super::checkpoint::LoadPlan;
 use super::convert::{expect_floats, floats, integers, to_numpy};
-use super::enter::{callback_error, enter_core, guard, to_py_err};
+use super::enter::{SCRATCH, callback_error, enter_core, guard, read_shared, to_py_err};
 use super::inputs::RawInputs;
 use super::outputs;
 use super::weights::{PlanReader, check, drawn, loading_threads, planned, provided, with_weights};
@@ -22,11 +21,9 @@ use crate::kernels::{Dtype, Isa};
 use crate::layers::CustomActivation;
 use crate::network::{Grouping, SparseMixer, forward_bytes, is_small, specs};
 use crate::params::{Param, Spec};
-use crate::runtime::{Exclusive, Interrupt, default_threads, run};
+use crate::runtime::{Interrupt, Shared, default_threads, run};
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
-/// A Python function as the activation of the feed-forward layers, if that is what it is.
-pub type Custom = Option<Arc<dyn CustomActivation<f32>>>;
 
 /// More than any machine has, few enough to be refused by no system.
 const MAX_THREADS: i64 = 4096;
@@ -37,8 +34,9 @@ const POLLED_ROWS: usize = 1 << 14;
 /// Configuration and weights of one encoder. No per-call state; the weights are replaced whole.
 #[pyclass(frozen, module = "sparse_mixer._native")]
 pub struct Encoder {
-    /// Replaced whole; an optimiser takes them away for as long as it changes them in place.
-    network: Arc<Exclusive<Arc<SparseMixer<f32>>>>,
+    /// Calls compute with the snapshot of the moment in which they begin. An optimiser changes the weights in place, under
+    /// the lock.
+    network: Shared<Arc<SparseMixer<f32>>>,
     config: SparseMixerConfig,
     specs: Vec<Spec>,
     custom: Custom,
@@ -55,17 +53,17 @@ impl Encoder {
     fn sharing(network: Arc<SparseMixer<f32>>, custom: Custom, isa: Isa, threads: usize) -> Self {
         let config = network.config().clone();
         let specs = specs(&config);
-        let network = Exclusive::new("weights", network);
+        let network = Shared::new("weights", network);
         Encoder { network, config, specs, custom, isa, threads: AtomicUsize::new(threads) }
     }
 
     /// The weights of this moment; waits for an update of an optimiser that is being made.
     pub(super) fn network(&self, py: Python<'_>) -> PyResult<Arc<SparseMixer<f32>>> {
-        current(py, &self.network)
+        read_shared(py, &self.network)
     }
 
-    /// Where the weights are, for changes in place.
-    pub(super) fn network_place(&self) -> &Arc<Exclusive<Arc<SparseMixer<f32>>>> {
+    /// The weights, to be changed in place.
+    pub(super) fn shared_network(&self) -> &Shared<Arc<SparseMixer<f32>>> {
         &self.network
     }
 
@@ -89,7 +87,7 @@ impl Encoder {
     ) -> PyResult<()> {
         if whole {
             return enter_core(py, |interrupt| {
-                self.network.overwrite(interrupt, Arc::new(change(interrupt, None)?))
+                self.network.replace(interrupt, Arc::new(change(interrupt, None)?))
             });
         }
         loop {
@@ -382,14 +380,6 @@ impl Encoder {
     #[getter]
     fn weight_bytes(&self, py: Python<'_>) -> PyResult<usize> {
         guard(|| Ok(self.network(py)?.weight_bytes()))
-    }
-}
-
-/// The value of this moment; waits, without the interpreter, for whoever is changing it.
-pub fn current<T: Clone + Send>(py: Python<'_>, place: &Exclusive<T>) -> PyResult<T> {
-    match place.try_with(|value| value.clone()).map_err(to_py_err)? {
-        Some(value) => Ok(value),
-        None => enter_core(py, |interrupt| place.with(interrupt, |value| value.clone())),
     }
 }
 

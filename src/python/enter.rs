@@ -1,9 +1,8 @@
 //! The one door from Python into the core, and the way back for errors.
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use pyo3::exceptions::{
     PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError, PyTypeError, PyValueError,
@@ -11,7 +10,10 @@ use pyo3::exceptions::{
 use pyo3::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::runtime::{Interrupt, internal};
+use crate::runtime::{Interrupt, ScratchPool, Shared, panic_error};
+
+/// Scratch memory of all encoders of the process: bounded by the calls that run at once, not by the encoders.
+pub static SCRATCH: LazyLock<ScratchPool<f32>> = LazyLock::new(ScratchPool::new);
 
 pyo3::create_exception!(
     sparse_mixer,
@@ -42,23 +44,29 @@ pub fn enter_core<T: Send>(
     work: impl FnOnce(Interrupt<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
     let raised: Mutex<Option<PyErr>> = Mutex::new(None);
+    let may_come = AtomicBool::new(true);
     let interrupt = || {
-        Python::attach(|py| match py.check_signals() {
-            Ok(()) => false,
-            Err(error) => {
-                *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                true
-            }
-        })
+        may_come.load(Ordering::Relaxed)
+            && Python::attach(|py| match py.check_signals() {
+                Ok(()) => {
+                    // Taking the interpreter may mean waiting for it: no more than once in vain.
+                    may_come.store(is_main_thread(py).unwrap_or(true), Ordering::Relaxed);
+                    false
+                }
+                Err(error) => {
+                    *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    true
+                }
+            })
     };
     let outcome = py.detach(|| catch_unwind(AssertUnwindSafe(|| work(&interrupt))));
-    // A signal that came while nobody could stop any more is raised all the same.
+    // Also where it came too late to stop anything.
     if let Some(error) = raised.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
     match outcome {
         Ok(result) => result.map_err(to_py_err),
-        Err(panic) => Err(to_py_err(internal(panic.as_ref()))),
+        Err(panic) => Err(to_py_err(panic_error(panic.as_ref()))),
     }
 }
 
@@ -73,7 +81,7 @@ pub fn guard<T>(work: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
         crate::runtime::ENTRY.inject_fault();
         work()
     }));
-    outcome.unwrap_or_else(|panic| Err(to_py_err(internal(panic.as_ref()))))
+    outcome.unwrap_or_else(|panic| Err(to_py_err(panic_error(panic.as_ref()))))
 }
 
 /// One Python exception for each case of the core's error.
@@ -83,9 +91,10 @@ pub fn to_py_err(error: Error) -> PyErr {
         Error::Value { .. } => PyValueError::new_err(text),
         Error::Type { .. } => PyTypeError::new_err(text),
         Error::Interrupted => PyKeyboardInterrupt::new_err(text),
-        Error::Callback(ticket) => {
-            travelling::arrive(&ticket).unwrap_or_else(|| InternalError::new_err(text))
-        }
+        Error::Callback(source) => match source.downcast::<PyErr>() {
+            Ok(error) => *error,
+            Err(_) => PyRuntimeError::new_err(text),
+        },
         Error::Io { path, source } => {
             // With an error number Python picks the subclass, such as FileNotFoundError.
             match source.raw_os_error() {
@@ -101,27 +110,19 @@ pub fn to_py_err(error: Error) -> PyErr {
 
 /// Wraps an exception of a user's callable for its way through the core, to come out of [`to_py_err`] as it is.
 pub fn callback_error(error: PyErr) -> Error {
-    Error::Callback(travelling::depart(error))
+    Error::Callback(Box::new(error))
 }
 
-/// Python exceptions on their way through the core, which knows nothing of Python: it carries their tickets.
-mod travelling {
-    use super::*;
-    use crate::runtime::fork::Section;
-
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    static ON_THE_WAY: Mutex<Option<HashMap<String, PyErr>>> = Mutex::new(None);
-
-    pub fn depart(error: PyErr) -> String {
-        let ticket = format!("exception {}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let _section = Section::enter();
-        let mut all = ON_THE_WAY.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get_or_insert_default().insert(ticket.clone(), error);
-        ticket
+/// What is shared, of this moment; waits, without the interpreter, for whoever is changing it.
+pub fn read_shared<T: Clone + Send>(py: Python<'_>, shared: &Shared<T>) -> PyResult<T> {
+    match shared.try_with(|value| value.clone()).map_err(to_py_err)? {
+        Some(value) => Ok(value),
+        None => enter_core(py, |interrupt| shared.with(interrupt, |value| value.clone())),
     }
+}
 
-    pub fn arrive(ticket: &str) -> Option<PyErr> {
-        let _section = Section::enter();
-        ON_THE_WAY.lock().unwrap_or_else(PoisonError::into_inner).as_mut()?.remove(ticket)
-    }
+/// Whether Python handles signals in this thread; in others it has nothing to ask for.
+fn is_main_thread(py: Python<'_>) -> PyResult<bool> {
+    let threading = py.import("threading")?;
+    threading.call_method0("get_ident")?.eq(threading.call_method0("main_thread")?.getattr("ident")?)
 }

@@ -1,28 +1,26 @@
 //! Gradients of the weights of one encoder or head, in memory that is used again.
 
-use std::sync::Arc;
-
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
 use super::convert::{floats, to_numpy};
 use super::enter::{enter_core, guard, to_py_err};
-use super::part::Owner;
+use super::part::PartObject;
 use crate::error::Error;
 use crate::optim::{Gradient, global_norm};
 use crate::params::{self, Spec};
-use crate::runtime::{Exclusive, take_whole};
+use crate::runtime::{Shared, catch};
 
 /// One gradient per weight, row-major.
 #[pyclass(frozen, module = "sparse_mixer._native")]
 pub struct Gradients {
     specs: Vec<Spec>,
-    values: Arc<Exclusive<params::Gradients<f32>>>,
+    values: Shared<params::Gradients<f32>>,
 }
 
 impl Gradients {
-    /// Where the gradients are. Computations take them for as long as they run.
-    pub(super) fn place(&self) -> &Arc<Exclusive<params::Gradients<f32>>> {
+    /// The gradients. Computations that add to them hold the lock as long as they run.
+    pub(super) fn shared(&self) -> &Shared<params::Gradients<f32>> {
         &self.values
     }
 
@@ -32,7 +30,11 @@ impl Gradients {
         py: Python<'_>,
         work: impl FnOnce(&mut params::Gradients<f32>) -> T + Send,
     ) -> PyResult<T> {
-        enter_core(py, |interrupt| Ok(work(&mut **take_whole(interrupt, || self.values.try_take())?)))
+        enter_core(py, |interrupt| {
+            let mut values = self.values.lock(interrupt)?;
+            // Without memory for a copy there is none; the gradients are as before.
+            catch(|| Ok(work(&mut values)))
+        })
     }
 
     /// Checks that these are gradients of weights `specs`.
@@ -54,11 +56,11 @@ impl Gradients {
 #[pymethods]
 impl Gradients {
     #[new]
-    fn new(py: Python<'_>, owner: Owner<'_>) -> PyResult<Self> {
+    fn new(py: Python<'_>, owner: PartObject<'_>) -> PyResult<Self> {
         guard(|| {
             let specs = owner.part().specs().to_vec();
             let zeros = enter_core(py, |_| Ok(params::Gradients::zeros(&specs)))?;
-            Ok(Gradients { specs, values: Exclusive::new("gradients", zeros) })
+            Ok(Gradients { specs, values: Shared::new("gradients", zeros) })
         })
     }
 

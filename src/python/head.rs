@@ -5,10 +5,9 @@ use std::sync::Arc;
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
-use super::SCRATCH;
-use super::convert::{floats, integers, to_numpy};
-use super::encoder::{Encoder, current};
-use super::enter::{enter_core, guard, to_py_err};
+use super::convert::{floats, integers, parse, to_numpy};
+use super::encoder::Encoder;
+use super::enter::{SCRATCH, enter_core, guard, read_shared, to_py_err};
 use super::gradients::Gradients;
 use crate::config::InitializerConfig;
 use crate::error::{Error, Result};
@@ -16,7 +15,7 @@ use crate::heads::{self, HeadConfig, LossSums, MaskedLmGradients, Predictions};
 use crate::layers::Table;
 use crate::network::SparseMixer;
 use crate::params::{Param, Spec, draw};
-use crate::runtime::{Exclusive, run, take_together, take_whole};
+use crate::runtime::{Shared, lock_all, run};
 use crate::sys::alloc_zeroed;
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
@@ -29,17 +28,17 @@ pub struct Head {
     config: HeadConfig,
     specs: Vec<Spec>,
     /// As [`Encoder`]'s.
-    weights: Arc<Exclusive<Arc<heads::Head<f32>>>>,
+    weights: Shared<Arc<heads::Head<f32>>>,
 }
 
 impl Head {
     /// The weights of this moment; waits for an update of an optimiser that is being made.
     pub(super) fn weights(&self, py: Python<'_>) -> PyResult<Arc<heads::Head<f32>>> {
-        current(py, &self.weights)
+        read_shared(py, &self.weights)
     }
 
-    /// Where the weights are, for changes in place.
-    pub(super) fn weights_place(&self) -> &Arc<Exclusive<Arc<heads::Head<f32>>>> {
+    /// The weights, to be changed in place.
+    pub(super) fn shared_weights(&self) -> &Shared<Arc<heads::Head<f32>>> {
         &self.weights
     }
 
@@ -71,7 +70,7 @@ impl Head {
                         .map(Into::into)
                 })
             })?;
-            Ok(Head { specs: config.specs(), config, weights: Exclusive::new("weights", Arc::new(weights)) })
+            Ok(Head { specs: config.specs(), config, weights: Shared::new("weights", Arc::new(weights)) })
         })
     }
 
@@ -118,12 +117,12 @@ impl Head {
                     let mut given = given.into_iter();
                     let mut source = |_: &Spec| Ok(given.next().unwrap_or_default().into());
                     let changed = heads::Head::load(&self.config, &mut source)?;
-                    self.weights.overwrite(interrupt, Arc::new(changed))
+                    self.weights.replace(interrupt, Arc::new(changed))
                 });
             }
             enter_core(py, |interrupt| {
-                let mut current = take_whole(interrupt, || self.weights.try_take())?;
-                let params = current.params();
+                let mut weights = self.weights.lock(interrupt)?;
+                let params = weights.params();
                 let mut pairs = replaced.into_iter().zip(&params);
                 let mut source = |_: &Spec| match pairs.next() {
                     Some((Some(values), _)) => Ok(values.into()),
@@ -133,7 +132,7 @@ impl Head {
                 let changed = heads::Head::load(&self.config, &mut source)?;
                 drop(pairs);
                 drop(params);
-                **current = Arc::new(changed);
+                **weights = Arc::new(changed);
                 Ok(())
             })
         })
@@ -179,7 +178,7 @@ impl Head {
             let (into, weights) = (into.get(), self.weights(py)?);
             let d_features = enter_core(py, |interrupt| {
                 let head = projection(&weights)?;
-                let mut into = take_together(interrupt, || into.place().try_take())?;
+                let mut into = into.shared().lock(interrupt)?;
                 run(isa, threads, &SCRATCH, interrupt, |context| {
                     into.reached.fill(true);
                     head.backward(context, &features.data, &d_logits.data, seed, &mut into.tensors)
@@ -242,15 +241,15 @@ impl Head {
             let (sums, d_sequence) = enter_core(py, |interrupt| {
                 let (head, table) = (masked_lm(&head)?, word_table(&network)?);
                 let mut into = match into {
-                    Some((own, encoders)) => Some(take_together(interrupt, || {
-                        let Some(own) = own.place().try_take()? else { return Ok(None) };
-                        Ok(encoders.place().try_take()?.map(|encoders| (own, encoders)))
+                    Some((own, encoders)) => Some(lock_all(interrupt, || {
+                        let Some(own) = own.shared().try_lock()? else { return Ok(None) };
+                        Ok(encoders.shared().try_lock()?.map(|encoders| (own, encoders)))
                     })?),
                     None => None,
                 };
                 run(isa, threads, &SCRATCH, interrupt, |context| {
                     let predictions = Predictions { rows: &rows, labels: &labels, weights: &label_weights };
-                    let Some((own, encoders)) = &mut into else {
+                    let Some((own, encoders)) = into.as_deref_mut() else {
                         return Ok((head.loss(context, table, &sequence.data, predictions, None)?, None));
                     };
                     let mut d_sequence = alloc_zeroed(sequence.data.len());
@@ -338,9 +337,4 @@ fn positions(rows: &Bound<'_, PyAny>, count: usize) -> PyResult<Vec<usize>> {
 
 fn as_tuple(sums: LossSums) -> Sums {
     (sums.loss, sums.weight, sums.hits)
-}
-
-/// Reads JSON that the Python side made.
-pub(super) fn parse<T: serde::de::DeserializeOwned>(argument: &str, text: &str) -> PyResult<T> {
-    serde_json::from_str(text).map_err(|error| to_py_err(Error::value(argument, error.to_string())))
 }

@@ -19,14 +19,7 @@ mod part;
 mod vjp;
 mod weights;
 
-use std::sync::LazyLock;
-
 use pyo3::prelude::*;
-
-use crate::runtime::ScratchPool;
-
-/// Scratch memory of all encoders of the process: bounded by the calls that run at once, not by the encoders.
-static SCRATCH: LazyLock<ScratchPool<f32>> = LazyLock::new(ScratchPool::new);
 
 #[pymodule(gil_used = false)]
 mod _native {
@@ -34,7 +27,7 @@ mod _native {
     use pyo3::types::PyDict;
 
     use super::encoder::{ThreadCount, thread_count};
-    use super::enter::{guard, to_py_err};
+    use super::enter::{SCRATCH, guard, to_py_err};
     use crate::kernels::Isa;
     use crate::runtime::{self, fork};
 
@@ -70,8 +63,8 @@ mod _native {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         // Before there are threads: a fork must not find either half made.
-        std::sync::LazyLock::force(&super::SCRATCH);
-        drop(fork::Section::enter());
+        std::sync::LazyLock::force(&SCRATCH);
+        fork::register();
         let hooks = PyDict::new(module.py());
         hooks.set_item("before", wrap_pyfunction!(before_fork, module)?)?;
         hooks.set_item("after_in_parent", wrap_pyfunction!(after_fork, module)?)?;
@@ -120,7 +113,7 @@ mod _native {
     #[pyo3(signature = (task, place="computation"))]
     fn inject_panic(task: Option<u64>, place: &str) -> PyResult<()> {
         let fault = match place {
-            "computation" => &super::SCRATCH.fault,
+            "computation" => &SCRATCH.fault,
             "elsewhere" => &runtime::ELSEWHERE,
             "entry" => &runtime::ENTRY,
             _ => return Err(to_py_err(crate::error::Error::value("place", format!("got {place:?}")))),
@@ -131,6 +124,6 @@ mod _native {
 
     #[pyfunction]
     fn release_scratch() {
-        super::SCRATCH.release();
+        SCRATCH.release();
     }
 }

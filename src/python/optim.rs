@@ -1,24 +1,23 @@
 //! The native class of optimisers, and learning-rate schedules.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::MutexGuard;
 
 use numpy::{PyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use super::convert::{floats, to_numpy};
+use super::convert::{floats, parse, to_numpy};
 use super::enter::{enter_core, guard, to_py_err};
 use super::gradients::Gradients;
-use super::head::parse;
-use super::part::{Owner, Place, TakenWeights};
+use super::part::{LockedWeights, PartObject, TrainablePart};
 use crate::error::{Error, Result};
 use crate::optim::{self, Gradient, NamedArray, ParameterSpec, Rule, Schedule, Update};
 use crate::params;
-use crate::runtime::{Exclusive, Progress, Taken, default_threads, run_to_end, take_whole};
+use crate::runtime::parallel::with_threads;
+use crate::runtime::{Shared, catch, default_threads, lock_all};
 
 /// A rule and the moments of the weights of some parts.
 #[pyclass(frozen, module = "sparse_mixer._native")]
-pub struct Optimizer(Arc<Exclusive<optim::Optimizer<f32>>>);
+pub struct Optimizer(Shared<optim::Optimizer<f32>>);
 
 impl Optimizer {
     /// Does `work`, which needs no interpreter, between updates.
@@ -27,47 +26,62 @@ impl Optimizer {
         py: Python<'_>,
         work: impl FnOnce(&mut optim::Optimizer<f32>) -> Result<T> + Send,
     ) -> PyResult<T> {
-        enter_core(py, |interrupt| work(&mut **take_whole(interrupt, || self.0.try_take())?))
+        enter_core(py, |interrupt| {
+            let mut optimizer = self.0.lock(interrupt)?;
+            // Whatever fails here for lack of memory has changed nothing.
+            catch(|| work(&mut optimizer))
+        })
     }
 }
 
 /// One part in an update: its weights, their gradients, and which of them take part.
-type UpdatedPart = (Place, Arc<Exclusive<params::Gradients<f32>>>, Vec<bool>);
-
-/// All that an update changes or reads, taken from where others find it.
-struct Taking {
-    weights: Vec<(TakenWeights, Taken<params::Gradients<f32>>, Vec<bool>)>,
-    optimizer: Taken<optim::Optimizer<f32>>,
+struct UpdatedPart<'a> {
+    part: TrainablePart<'a>,
+    gradients: &'a Gradients,
+    takes_part: &'a [bool],
 }
 
-impl Taking {
-    fn try_take(
-        optimizer: &Arc<Exclusive<optim::Optimizer<f32>>>,
-        parts: &[UpdatedPart],
+/// All that an update changes or reads, locked.
+struct UpdateLocks<'a> {
+    optimizer: MutexGuard<'a, optim::Optimizer<f32>>,
+    parts: Vec<(LockedWeights<'a>, MutexGuard<'a, params::Gradients<f32>>, &'a [bool])>,
+}
+
+impl<'a> UpdateLocks<'a> {
+    fn try_lock(
+        optimizer: &'a Shared<optim::Optimizer<f32>>,
+        parts: &[UpdatedPart<'a>],
     ) -> Result<Option<Self>> {
-        let Some(optimizer) = optimizer.try_take()? else { return Ok(None) };
-        let mut weights = Vec::with_capacity(parts.len());
-        for (place, gradients, takes_part) in parts {
-            let Some(gradients) = gradients.try_take()? else { return Ok(None) };
-            let Some(place) = place.try_take()? else { return Ok(None) };
-            weights.push((place, gradients, takes_part.clone()));
+        let Some(optimizer) = optimizer.try_lock()? else { return Ok(None) };
+        let mut locked = Vec::with_capacity(parts.len());
+        for UpdatedPart { part, gradients, takes_part } in parts {
+            let Some(gradients) = gradients.shared().try_lock()? else { return Ok(None) };
+            let Some(weights) = part.try_lock()? else { return Ok(None) };
+            locked.push((weights, gradients, *takes_part));
         }
-        Ok(Some(Taking { weights, optimizer }))
+        Ok(Some(UpdateLocks { optimizer, parts: locked }))
     }
 
-    fn apply(&mut self, how: optim::Step, progress: &Progress) -> Result<Option<f64>> {
+    /// Changes nothing if memory is refused, nor if anything else is wrong with the arguments.
+    fn apply(&mut self, how: optim::Step) -> Result<Option<f64>> {
         let mut updates = Vec::with_capacity(self.optimizer.specs().len());
-        for (weights, gradients, takes_part) in &mut self.weights {
-            let params = weights.params_mut().into_iter();
+        for (weights, gradients, takes_part) in &mut self.parts {
+            // This may copy the weights.
+            let params = catch(|| Ok(weights.params_mut()))?;
             let gradients = gradients.tensors.iter().zip(&gradients.reached);
-            for ((param, (gradient, &reached)), &takes_part) in params.zip(gradients).zip(&*takes_part) {
+            for ((param, (gradient, &reached)), &takes_part) in
+                params.into_iter().zip(gradients).zip(*takes_part)
+            {
                 let gradient = if takes_part && reached { Gradient::Dense(gradient) } else { Gradient::None };
                 updates.push(Update::of(param, gradient)?);
             }
         }
-        let norm = self.optimizer.apply_if(&mut updates, how, || progress.begin())?;
+        let norm = self.optimizer.apply(&mut updates, how)?;
         drop(updates);
-        self.weights.iter_mut().try_for_each(|(weights, ..)| weights.refresh())?;
+        for (weights, ..) in &mut self.parts {
+            // Without memory for it every call does the same for itself.
+            let _ = catch(|| weights.refresh());
+        }
         Ok(norm)
     }
 }
@@ -76,13 +90,13 @@ impl Taking {
 impl Optimizer {
     /// `parts` are encoders and heads, each with one flag per weight for decay and one for adaptation.
     #[new]
-    fn new(py: Python<'_>, rule: &str, parts: Vec<(Owner<'_>, Vec<bool>, Vec<bool>)>) -> PyResult<Self> {
+    fn new(py: Python<'_>, rule: &str, parts: Vec<(PartObject<'_>, Vec<bool>, Vec<bool>)>) -> PyResult<Self> {
         guard(|| {
             let rule: Rule = parse("rule", rule)?;
             let mut specs = Vec::new();
-            for (owner, decay, adapt) in &parts {
-                let part = owner.part();
-                let weights = part.snapshot(py)?;
+            for (object, decay, adapt) in &parts {
+                let part = object.part();
+                let weights = part.weights(py)?;
                 let flags = decay.iter().zip(adapt);
                 for ((spec, param), (&decay, &adapt)) in part.specs().iter().zip(weights.params()).zip(flags)
                 {
@@ -90,64 +104,45 @@ impl Optimizer {
                 }
             }
             let optimizer = optim::Optimizer::new(rule, specs).map_err(to_py_err)?;
-            Ok(Optimizer(Exclusive::new("moments", optimizer)))
+            Ok(Optimizer(Shared::new("moments", optimizer)))
         })
     }
 
     /// One update. `parts` as in the constructor, each with its gradients and one flag per weight for whether it takes
     /// part. Returns the gradients' norm if it was needed.
     ///
-    /// An interrupt before the first change stops it; after that the caller gets away, and the update goes on to its end
-    /// without it: whoever uses the weights or moments next waits for that. `hurried` is for callers that put off
-    /// interrupts: once it returns true, an update that has begun is left alone, and None is returned.
-    #[pyo3(signature = (parts, learning_rate, clip_norm, gradient_scale, hurried=None))]
+    /// Wholly or not at all: an interrupt stops the wait for locks, and an update that has begun is made.
     fn apply(
         &self,
         py: Python<'_>,
-        parts: Vec<(Owner<'_>, Bound<'_, Gradients>, Vec<bool>)>,
+        parts: Vec<(PartObject<'_>, Bound<'_, Gradients>, Vec<bool>)>,
         learning_rate: f64,
         clip_norm: Option<f64>,
         gradient_scale: f64,
-        hurried: Option<Py<PyAny>>,
     ) -> PyResult<Option<f64>> {
         guard(|| {
             let how = optim::Step { learning_rate, clip_norm, gradient_scale };
             let mut threads = None;
-            let mut taken: Vec<UpdatedPart> = Vec::with_capacity(parts.len());
-            for (owner, gradients, takes_part) in parts {
-                let place = owner.part().place();
-                gradients.get().expect(owner.part().specs())?;
-                if taken.iter().any(|(other, ..)| other.is(&place)) {
+            let mut updated: Vec<UpdatedPart<'_>> = Vec::with_capacity(parts.len());
+            for (object, gradients, takes_part) in &parts {
+                let (part, gradients) = (object.part(), gradients.get());
+                gradients.expect(part.specs())?;
+                if updated.iter().any(|other| other.part.is(part)) {
                     return Err(to_py_err(Error::value("parts", "the same encoder or head is there twice")));
                 }
-                if taken.iter().any(|(_, other, _)| Arc::ptr_eq(other, gradients.get().place())) {
+                if updated.iter().any(|other| std::ptr::eq(other.gradients, gradients)) {
                     return Err(to_py_err(Error::value("gradients", "the same are there for two parts")));
                 }
-                if let Owner::Encoder(encoder) = &owner {
-                    threads = Some(encoder.get().resources()?.1);
+                if let TrainablePart::Encoder(encoder) = part {
+                    threads = Some(encoder.resources()?.1);
                 }
-                taken.push((place, gradients.get().place().clone(), takes_part));
+                updated.push(UpdatedPart { part, gradients, takes_part });
             }
             let threads = threads.map_or_else(|| default_threads().map_err(to_py_err), Ok)?;
-            let progress = Arc::<Progress>::default();
-            let left_alone = AtomicBool::new(false);
-            let norm = enter_core(py, |interrupt| {
-                let mut taking = take_whole(interrupt, || Taking::try_take(&self.0, &taken))?;
-                let hurry = || {
-                    let hurried = hurried.as_ref()?;
-                    Python::attach(|py| hurried.call0(py).and_then(|hurry| hurry.is_truthy(py)).ok())
-                };
-                let interrupt = || {
-                    if interrupt() {
-                        return true;
-                    }
-                    let hurry = hurry() == Some(true);
-                    left_alone.store(hurry, Ordering::Relaxed);
-                    hurry
-                };
-                run_to_end(threads, &interrupt, &progress, move |progress| taking.apply(how, progress))
-            });
-            if left_alone.load(Ordering::Relaxed) && progress.has_begun() { Ok(None) } else { norm }
+            enter_core(py, |interrupt| {
+                let mut locks = lock_all(interrupt, || UpdateLocks::try_lock(&self.0, &updated))?;
+                with_threads(threads, || locks.apply(how))
+            })
         })
     }
 

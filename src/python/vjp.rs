@@ -6,16 +6,15 @@ use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::SCRATCH;
 use super::convert::{finite, floats, to_numpy};
 use super::encoder::Encoder;
-use super::enter::{enter_core, guard};
+use super::enter::{SCRATCH, enter_core, guard};
 use super::gradients::Gradients;
 use super::inputs::RawInputs;
 use super::outputs;
 use crate::kernels::Isa;
 use crate::network::{self, Cotangents, SparseMixer};
-use crate::runtime::{run, take_together};
+use crate::runtime::run;
 
 /// What one forward pass kept, and the weights it used.
 #[pyclass(frozen, module = "sparse_mixer._native")]
@@ -106,7 +105,7 @@ impl Tape {
                     pooled_output: pooled.as_deref(),
                     encoder_outputs: &blocks,
                 };
-                let mut into = take_together(interrupt, || into.place().try_take())?;
+                let mut into = into.shared().lock(interrupt)?;
                 run(self.isa, self.threads, &SCRATCH, interrupt, |context| {
                     self.network.backward(context, &self.tape, &cotangents, aux_loss_weight, &mut into)
                 })

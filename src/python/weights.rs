@@ -4,11 +4,10 @@ use std::borrow::Cow;
 
 use pyo3::prelude::*;
 
-use super::SCRATCH;
+use super::activation::Custom;
 use super::checkpoint::LoadPlan;
 use super::convert::floats;
-use super::encoder::Custom;
-use super::enter::{callback_error, enter_core, to_py_err};
+use super::enter::{SCRATCH, callback_error, enter_core, to_py_err};
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
 use crate::kernels::Isa;

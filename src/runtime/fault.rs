@@ -1,7 +1,15 @@
 //! Panics on request, in builds for tests only: bugs cannot be had otherwise when a test needs one.
 
+#[cfg(any(test, feature = "fault-injection"))]
 use std::sync::atomic::{AtomicI64, Ordering};
 
+/// Where a build for tests can be made to panic, outside the tasks of computations.
+pub(crate) fn inject_fault() {
+    #[cfg(feature = "fault-injection")]
+    ELSEWHERE.inject_fault();
+}
+
+#[cfg(any(test, feature = "fault-injection"))]
 /// Which task is to panic.
 #[derive(Debug)]
 pub struct Fault {
@@ -17,12 +25,14 @@ pub static ELSEWHERE: Fault = Fault { left: AtomicI64::new(-1) };
 #[cfg(feature = "fault-injection")]
 pub static ENTRY: Fault = Fault { left: AtomicI64::new(-1) };
 
+#[cfg(any(test, feature = "fault-injection"))]
 impl Default for Fault {
     fn default() -> Self {
         Fault { left: AtomicI64::new(-1) }
     }
 }
 
+#[cfg(any(test, feature = "fault-injection"))]
 impl Fault {
     /// Makes the task number `task` of those to come panic, counted from 0; `None` for none.
     pub fn arm(&self, task: Option<u64>) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use half::bf16;
 
 use super::fork::Section;
-use super::lock;
+use super::panics::lock;
 use crate::kernels::{
     Dtype, Isa, LhsBuffer, PANEL, Panels, Real, pack_bfloat16, pack_full_precision, packed_len,
     transpose_to_bfloat16, transpose_to_full_precision,
@@ -178,7 +178,7 @@ enum PanelStorage<R: Real> {
 pub enum PanelsMut<'a, R> {
     /// In the activations' type.
     FullPrecision(&'a mut [R]),
-    /// LowPrecision.
+    /// In half of its bits.
     Bfloat16(&'a mut [bf16]),
 }
 

@@ -51,6 +51,7 @@ def test_affinity_limits_the_default() -> None:
     ("variables", "expected"),
     [
         ({"OMP_NUM_THREADS": "1"}, "1"),
+        ({"OMP_NUM_THREADS": "1,4"}, "1"),
         ({"OMP_NUM_THREADS": "1", "SPARSE_MIXER_NUM_THREADS": "3"}, "3"),
         ({"SPARSE_MIXER_NUM_THREADS": "5"}, "5"),
         ({"OMP_NUM_THREADS": "nonsense", "SPARSE_MIXER_NUM_THREADS": " 2 "}, "2"),
@@ -64,7 +65,7 @@ def test_precedence(variables: dict[str, str], expected: str) -> None:
 @needs_proc
 @pytest.mark.parametrize("threads", [1, 3])
 def test_no_more_threads_than_asked(threads: int) -> None:
-    """However many callers there are; none before the first call that needs them."""
+    """However many callers there are, each of which works, too; none before the first call that needs them."""
     program = f"""
 encoder = small_encoder(num_threads={threads}, hidden_size=64)
 before = ours()
@@ -79,7 +80,7 @@ for caller in callers: caller.start()
 for caller in callers: caller.join()
 print(before, most)
 """
-    assert python(program) == f"0 {threads if threads > 1 else 0}"
+    assert python(program) == f"0 {threads - 1}"
 
 
 @needs_proc
@@ -94,7 +95,7 @@ time.sleep(0.5)
 print(ours())
 """
     # That of the last call, and the one before for callers that take turns.
-    assert python(program) == str(16 + 15)
+    assert python(program) == str(15 + 14)
 
 
 def test_the_default_is_known_at_once() -> None:

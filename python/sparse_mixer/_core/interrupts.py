@@ -28,10 +28,5 @@ def deferred() -> Iterator[None]:
             previous(signal.SIGINT, came[0])
 
 
-def is_waiting() -> bool:
-    """Whether Ctrl-C has come in a block of this thread that defers it: time to hurry."""
-    return bool(_waiting) and _in_main_thread()
-
-
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()

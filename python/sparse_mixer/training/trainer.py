@@ -199,7 +199,6 @@ class Trainer:
         logs = metrics.means()
         logs["learning_rate"] = self.optimizer.current_learning_rate()
         with interrupts.deferred():
-            # If Ctrl-C comes, this does not wait for the end of an update that has begun, which counts as made.
             norm = self.optimizer.apply_gradients(self.model, self._gradients, scale=1.0 / len(chunk))
             self.batch += len(chunk)
             self.batches_done += len(chunk)

@@ -58,39 +58,48 @@ impl LowPrecision<'_> {
     }
 
     /// Sets those elements of `master` to the stored ones that do not round to them: weights that somebody else has
-    /// changed.
+    /// changed. Allocates nothing.
     pub fn sync_master<R: Real>(&self, isa: Isa, master: &mut [R]) {
+        let widen_bfloat16 = |bits| bf16::from_bits(bits).to_f32();
         match self {
             LowPrecision::Bfloat16Panel { values, .. } => {
-                let mut rounded = vec![bf16::ZERO; values.len()];
-                round_panel(isa, master, &mut rounded);
-                let place = |i: usize| offset_in_panel(i / PANEL, i % PANEL, Dtype::Bfloat16);
-                take_changed(values.reinterpret_cast(), rounded.reinterpret_cast(), master, place, |bits| {
-                    bf16::from_bits(bits).to_f32()
-                });
+                let mut rounded = [bf16::ZERO; AT_ONCE];
+                for (stored, master) in values.chunks(AT_ONCE).zip(master.chunks_mut(AT_ONCE)) {
+                    let rounded = &mut rounded[..stored.len()];
+                    round_panel(isa, master, rounded);
+                    let place = |i: usize| offset_in_panel(i / PANEL, i % PANEL, Dtype::Bfloat16);
+                    let (stored, rounded) = (stored.reinterpret_cast(), rounded.reinterpret_cast());
+                    take_changed(stored, rounded, master, place, widen_bfloat16);
+                }
             }
             LowPrecision::Bfloat16Rows { values, width, stride } => {
-                let mut rounded = values.to_vec();
-                round_rows(master, *width, *stride, &mut rounded);
-                let place = |i: usize| i / width * stride + i % width;
-                take_changed(values.reinterpret_cast(), rounded.reinterpret_cast(), master, place, |bits| {
-                    bf16::from_bits(bits).to_f32()
-                });
+                let mut rounded = [bf16::ZERO; AT_ONCE];
+                let rows =
+                    values.chunks_exact((*stride).max(1)).zip(master.chunks_exact_mut((*width).max(1)));
+                let pieces =
+                    rows.flat_map(|(row, master)| row.chunks(AT_ONCE).zip(master.chunks_mut(AT_ONCE)));
+                for (stored, master) in pieces {
+                    let (stored, rounded) = (&stored[..master.len()], &mut rounded[..master.len()]);
+                    rounded.iter_mut().zip(&*master).for_each(|(out, x)| *out = bf16::from_f32(x.to_f32()));
+                    let (stored, rounded) = (stored.reinterpret_cast(), rounded.reinterpret_cast());
+                    take_changed(stored, rounded, master, |i| i, widen_bfloat16);
+                }
             }
             LowPrecision::Float16(values) => {
-                let mut rounded = vec![f16::ZERO; values.len()];
-                round_each(master, &mut rounded);
-                take_changed(
-                    values.reinterpret_cast(),
-                    rounded.reinterpret_cast(),
-                    master,
-                    |i| i,
-                    |bits| f16::from_bits(bits).to_f32(),
-                );
+                let mut rounded = [f16::ZERO; AT_ONCE];
+                for (stored, master) in values.chunks(AT_ONCE).zip(master.chunks_mut(AT_ONCE)) {
+                    let rounded = &mut rounded[..stored.len()];
+                    round_each(master, rounded);
+                    let (stored, rounded) = (stored.reinterpret_cast(), rounded.reinterpret_cast());
+                    take_changed(stored, rounded, master, |i| i, |bits| f16::from_bits(bits).to_f32());
+                }
             }
         }
     }
 }
+
+/// Elements that are rounded at a time for comparison: rows of a panel in pairs, on the stack.
+const AT_ONCE: usize = 64 * PANEL;
 
 fn round_panel<R: Real>(isa: Isa, master: &[R], out: &mut [bf16]) {
     pack_bfloat16(isa, master, PANEL, false, master.len() / PANEL, 0..PANEL, out);

@@ -2,9 +2,9 @@
 //! errors that change nothing.
 
 use proptest::prelude::*;
-use rayon::ThreadPoolBuilder;
 
 use super::*;
+use crate::runtime::parallel::with_threads;
 
 /// Larger than a block, so that threads have something to share; the last panel is not full.
 fn large_specs(packed: bool) -> Vec<ParameterSpec> {
@@ -40,10 +40,7 @@ fn parameters<R: Real>(model: &Model<R>) -> Vec<Vec<R>> {
 #[test]
 fn bits_do_not_depend_on_threads() {
     for rule in all_rules() {
-        let run = |threads| {
-            let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-            pool.install(|| parameters(&train::<f32>(&rule, large_specs(true), 3)))
-        };
+        let run = |threads| with_threads(threads, || parameters(&train::<f32>(&rule, large_specs(true), 3)));
         let alone = run(1);
         for threads in [2, 3, 5] {
             assert!(run(threads) == alone, "{rule:?} on {threads} threads");
