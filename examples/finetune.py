@@ -119,6 +119,7 @@ def main() -> None:
         epochs=given.epochs,
         batch_size=given.batch_size,
         validation_data=validation,
+        seed=0,
         state_path=state,
     )
     minutes = (time.perf_counter() - start) / 60

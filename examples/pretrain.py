@@ -105,6 +105,7 @@ def main() -> None:
         batch_size=given.batch_size,
         transform=lambda batch, seed: mask(batch, seed=seed),
         validation_data=validation,
+        seed=0,
         state_path=state,
     )
     minutes = (time.perf_counter() - start) / 60

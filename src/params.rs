@@ -6,7 +6,7 @@ use crate::config::{InitializerConfig, SparseMixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, PackedMatrix, Real};
 use crate::layers::Table;
-use crate::random::{RngStream, normal_quantile, open_unit};
+use crate::random::{Purpose, RngStream, normal_quantile, open_unit, place_of};
 use crate::runtime::{inject_fault, parallel};
 use crate::sys::alloc_zeroed_huge;
 
@@ -230,7 +230,7 @@ impl<'a, R: Real> ParamMut<'a, R> {
     }
 }
 
-/// Draws the initial values of weight number `index`, a function of the configuration's seed and `index`.
+/// Draws the initial values of an encoder's weight, a function of the configuration's seed and the weight's name.
 ///
 /// Source: Keras initialisers; fans as `keras.initializers` counts them (last two axes times the product of the others).
 ///
@@ -238,7 +238,6 @@ impl<'a, R: Real> ParamMut<'a, R> {
 /// Those of [`draw`].
 pub fn initial_values(
     config: &SparseMixerConfig,
-    index: usize,
     spec: &Spec,
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Vec<f32>> {
@@ -249,10 +248,10 @@ pub fn initial_values(
     };
     let is_projection = config.semantics().lecun_projection && spec.name == "embedding_projection/kernel";
     let initializer = if is_projection { &lecun } else { &config.initializer };
-    draw(initializer, config.seed, index, spec, stop)
+    draw(initializer, config.seed, Purpose::EncoderWeight, spec, stop)
 }
 
-/// Draws the initial values of weight number `index` by `initializer`, a function of `seed` and `index`.
+/// Draws the initial values of a weight by `initializer`, a function of `seed`, the purpose and the weight's name.
 ///
 /// # Errors
 /// [`Error::Memory`] if there is not enough; [`Error::Interrupted`] once `stop` says so, which every thread asks that
@@ -260,7 +259,7 @@ pub fn initial_values(
 pub fn draw(
     initializer: &InitializerConfig,
     seed: u64,
-    index: usize,
+    purpose: Purpose,
     spec: &Spec,
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Vec<f32>> {
@@ -271,7 +270,7 @@ pub fn draw(
             bytes: spec.len().saturating_mul(size_of::<f32>()),
         });
     }
-    let values = values_of(initializer, seed, index, spec, stop);
+    let values = values_of(initializer, seed, purpose, spec, stop);
     if stop() { Err(Error::Interrupted) } else { Ok(values) }
 }
 
@@ -279,7 +278,7 @@ pub fn draw(
 fn values_of(
     initializer: &InitializerConfig,
     seed: u64,
-    index: usize,
+    purpose: Purpose,
     spec: &Spec,
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Vec<f32> {
@@ -290,7 +289,7 @@ fn values_of(
     };
     let draw = |map: &(dyn Fn(f64) -> f64 + Sync)| {
         const CHUNK: usize = 1 << 16;
-        let stream = RngStream::new(seed, index as u64);
+        let stream = RngStream::new(seed, purpose, place_of(&spec.name));
         let mut values = vec![0f32; spec.len()];
         let fill = |(chunk, out): (usize, &mut [f32])| {
             if stop() {

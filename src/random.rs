@@ -1,9 +1,62 @@
-//! Random numbers as a function of (seed, stream, index): the same whatever the thread count, re-made at will.
+//! Random numbers as a function of (seed, purpose, place, index): the same whatever the thread count, re-made at will.
 //!
-//! The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+//! The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Its key is the
+//! seed. The upper half of its counter says what the numbers are for: the purpose in 8 bits, and in 56 bits which layer
+//! or weight. So no two uses see the same numbers, even where all have the same seed.
 
 use crate::kernels::philox;
 pub use crate::kernels::unit;
+
+/// Declares [`Purpose`] and the list of all of them from one place: a purpose cannot be missing from the list, and two of
+/// the same number do not compile.
+macro_rules! purposes {
+    ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
+        /// What random numbers are for.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Purpose { $($(#[$doc])* $name = $number,)* }
+
+        impl Purpose {
+            /// Every purpose.
+            #[cfg(test)]
+            const ALL: &[Purpose] = &[$(Purpose::$name),*];
+        }
+    };
+}
+
+purposes! {
+    /// Initial values of an encoder's weight; the place is [`place_of`] its name.
+    EncoderWeight = 1,
+    /// Initial values of a head's weight; the place is [`place_of`] its name.
+    HeadWeight = 2,
+    /// Dropout of the embeddings, after their norm.
+    EmbeddingDropout = 3,
+    /// Dropout of attention weights; the place is the layer, here and below.
+    AttentionDropout = 4,
+    /// Dropout of the output of mixing or attention.
+    MixingDropout = 5,
+    /// Dropout of the output of the dense feed-forward.
+    FeedForwardDropout = 6,
+    /// Dropout of expert outputs.
+    ExpertDropout = 7,
+    /// Jitter of the router's inputs.
+    RouterJitter = 8,
+    /// Dropout of a head's features; the place is [`place_of`] the name of the head's last layer, here and below.
+    HeadFeatureDropout = 9,
+    /// Dropout before a head's last layer.
+    HeadDropout = 10,
+}
+
+/// Bits of a stream's place.
+const PLACE_BITS: u32 = 56;
+
+/// The place of a weight or head in a stream, from its name: 56 bits of FNV-1a (64 bits), folded as its authors advise.
+pub fn place_of(name: &str) -> u64 {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash >> PLACE_BITS) ^ (hash & ((1 << PLACE_BITS) - 1))
+}
 
 /// One use of randomness: a key and the upper half of the counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,12 +66,13 @@ pub struct RngStream {
 }
 
 impl RngStream {
-    /// The stream of `seed` for use number `id`; different pairs are independent.
-    pub fn new(seed: u64, id: u64) -> Self {
-        RngStream { seed, id }
+    /// The stream of `seed` for a purpose at a place, of which 56 bits count. Different triples are independent.
+    pub fn new(seed: u64, purpose: Purpose, place: u64) -> Self {
+        debug_assert!(place >> PLACE_BITS == 0, "place {place} has more than {PLACE_BITS} bits");
+        RngStream { seed, id: ((purpose as u64) << PLACE_BITS) | place }
     }
 
-    /// Seed and number of the use.
+    /// Seed, and purpose with place.
     pub fn key(&self) -> [u64; 2] {
         [self.seed, self.id]
     }
@@ -98,12 +152,72 @@ mod tests {
 
     #[test]
     fn words_do_not_depend_on_where_a_run_begins() {
-        let stream = RngStream::new(7, 3);
+        let stream = RngStream::new(7, Purpose::MixingDropout, 3);
         let mut whole = [0; 41];
         stream.for_each_word(0, 41, |i, w| whole[i] = w);
         for first in 0..20 {
             stream.for_each_word(first, 21, |i, w| assert_eq!(w, whole[first as usize + i]));
         }
+    }
+
+    /// Every purpose at a few places of one seed: no pair shares words, and no pair goes together in rank.
+    #[test]
+    fn all_pairs_of_uses_are_unrelated() {
+        const COUNT: usize = 4096;
+        let places = [0, 1, 5, place_of("word_embeddings/embeddings"), place_of("predictions/logits/kernel")];
+        for seed in [0, 1 << 40] {
+            let mut uses = Vec::new();
+            for &purpose in Purpose::ALL {
+                for place in places {
+                    let mut words = vec![0; COUNT];
+                    RngStream::new(seed, purpose, place).for_each_word(0, COUNT, |i, word| words[i] = word);
+                    uses.push(((purpose, place), words));
+                }
+            }
+            let pairs_of_words: Vec<std::collections::HashSet<[u32; 2]>> =
+                uses.iter().map(|(_, words)| words.windows(2).map(|w| [w[0], w[1]]).collect()).collect();
+            let ranks: Vec<Vec<f64>> = uses.iter().map(|(_, words)| centred_ranks(words)).collect();
+            for i in 0..uses.len() {
+                for j in 0..i {
+                    let (one, other) = (uses[i].0, uses[j].0);
+                    let shared = pairs_of_words[i].intersection(&pairs_of_words[j]).count();
+                    assert_eq!(shared, 0, "{one:?} and {other:?} share words");
+                    let [xy, xx] =
+                        [j, i].map(|k| ranks[i].iter().zip(&ranks[k]).map(|(x, y)| x * y).sum::<f64>());
+                    // Six standard deviations: once in a billion pairs, and the streams are fixed.
+                    let correlation = xy / xx;
+                    assert!(
+                        correlation.abs() < 6.0 / (COUNT as f64).sqrt(),
+                        "{one:?}, {other:?}: {correlation}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Ranks less their mean.
+    fn centred_ranks(words: &[u32]) -> Vec<f64> {
+        let mut order: Vec<usize> = (0..words.len()).collect();
+        order.sort_by_key(|&i| words[i]);
+        let mut ranks = vec![0.0; words.len()];
+        for (rank, i) in order.into_iter().enumerate() {
+            ranks[i] = rank as f64 - (words.len() - 1) as f64 / 2.0;
+        }
+        ranks
+    }
+
+    #[test]
+    fn every_weight_of_the_largest_encoder_has_a_place_of_its_own() {
+        let layers: Vec<usize> = (0..4096).collect();
+        let config = crate::config::SparseMixerConfig {
+            num_layers: layers.len(),
+            attention_layers: layers.iter().copied().filter(|layer| layer % 2 == 0).collect(),
+            moe_layers: layers.iter().copied().filter(|layer| layer % 4 < 2).collect(),
+            ..Default::default()
+        };
+        let specs = crate::network::specs(&config);
+        let places: std::collections::HashSet<u64> = specs.iter().map(|spec| place_of(&spec.name)).collect();
+        assert_eq!(places.len(), specs.len());
     }
 
     #[test]

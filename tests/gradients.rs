@@ -6,7 +6,7 @@ use sparse_mixer::config::{
 use sparse_mixer::kernels::Isa;
 use sparse_mixer::network::{Cotangents, OwnedInputs, OwnedWords, RequestedOutputs, SparseMixer, specs};
 use sparse_mixer::params::{Gradients, ParamMut, Role};
-use sparse_mixer::random::{RngStream, open_unit};
+use sparse_mixer::random::{Purpose, RngStream, open_unit};
 use sparse_mixer::runtime::{self, ScratchPool};
 
 const BATCH: usize = 3;
@@ -15,7 +15,8 @@ const AUX_LOSS_WEIGHT: f64 = 2.0;
 /// Uniform on `[-scale, scale)`.
 fn noise(seed: u64, len: usize, scale: f64) -> Vec<f64> {
     let mut out = vec![0.0; len];
-    RngStream::new(17, seed).for_each_word(0, len, |i, word| out[i] = scale * (2.0 * open_unit(word) - 1.0));
+    RngStream::new(17, Purpose::EncoderWeight, seed)
+        .for_each_word(0, len, |i, word| out[i] = scale * (2.0 * open_unit(word) - 1.0));
     out
 }
 

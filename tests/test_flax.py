@@ -116,7 +116,7 @@ def test_heads_of_checkpoint_folders_give_the_logits(name: str) -> None:
     config, expected = expected_of(name)
     encoder = SparseMixer.from_flax(GOLDEN / name, config)
     head = models.ClassificationHead(0, 2, use_encoder_pooler=True)
-    model = models.BertPretrainerV2(encoder, "gelu_tanh", classification_heads=[head])
+    model = models.BertPretrainerV2(encoder, "gelu_tanh", classification_heads=[head], seed=0)
     model.load_flax_heads(GOLDEN / name)
     outputs = model(
         {
@@ -133,14 +133,18 @@ def test_heads_of_checkpoint_folders_give_the_logits(name: str) -> None:
 def test_heads_that_are_not_those_of_the_file_are_refused() -> None:
     case = jax_case("classification_3_classes")
     encoder = SparseMixer.from_flax(case.part("params/"), case.config)
-    model = models.BertClassifier(encoder, 3)
+    model = models.BertClassifier(encoder, 3, seed=0)
     model.load_flax_heads(nested(case.part("params/")))
     assert_close("logits", model(case.inputs), case.data["outputs/logits"])
     before = model.heads["sentence_prediction"].get_weights()
     for wrong, error, message in [
-        (models.BertClassifier(encoder, 2), ValueError, r"expected shape \(.*, 2\)"),
-        (models.BertClassifier(encoder, 3, use_encoder_pooler=False), CheckpointError, "no weight like .*pooler_dense"),
-        (models.BertPretrainerV2(encoder), CheckpointError, "missing: predictions_"),
+        (models.BertClassifier(encoder, 2, seed=0), ValueError, r"expected shape \(.*, 2\)"),
+        (
+            models.BertClassifier(encoder, 3, use_encoder_pooler=False, seed=0),
+            CheckpointError,
+            "no weight like .*pooler_dense",
+        ),
+        (models.BertPretrainerV2(encoder, seed=0), CheckpointError, "missing: predictions_"),
     ]:
         with pytest.raises(error, match=message):
             wrong.load_flax_heads(case.part("params/"))

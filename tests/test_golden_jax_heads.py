@@ -53,7 +53,7 @@ def expected_head_gradients(head: Layer, weights: dict[str, Array]) -> dict[str,
 
 def pretrainer(case: JaxCase) -> tuple[models.BertPretrainerV2, dict[str, Any]]:
     head = models.ClassificationHead(0, 2, use_encoder_pooler=True)
-    model = models.BertPretrainerV2(encoder_of(case), "gelu_tanh", classification_heads=[head])
+    model = models.BertPretrainerV2(encoder_of(case), "gelu_tanh", classification_heads=[head], seed=0)
     assign(model.masked_lm, masked_lm_weights(case))
     assign(model.classification_heads[0], projection_weights(case))
     batch = case.inputs | {
@@ -95,7 +95,7 @@ def test_pretraining(name: str) -> None:
 def test_classification_and_regression(name: str) -> None:
     case = jax_case(name)
     classes = case.config["n_classes"]
-    model = models.BertClassifier(encoder_of(case), classes, dropout_rate=0.0)
+    model = models.BertClassifier(encoder_of(case), classes, dropout_rate=0.0, seed=0)
     assign(model.heads["sentence_prediction"], projection_weights(case))
     assert_close("logits", model(case.inputs), case.data["outputs/logits"])
 

@@ -82,11 +82,11 @@ def test_weights_are_read_into_models(name: str, tmp_path: Path) -> None:
 
 def test_files_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    models.BertClassifier(small_encoder(), 3).save(path)
+    models.BertClassifier(small_encoder(), 3, seed=0).save(path)
     cases: list[models.Model] = [
-        models.BertClassifier(small_encoder(), 4),
-        models.BertSpanLabeler(small_encoder()),
-        models.BertClassifier(small_encoder(inner_dim=16), 3),
+        models.BertClassifier(small_encoder(), 4, seed=0),
+        models.BertSpanLabeler(small_encoder(), seed=0),
+        models.BertClassifier(small_encoder(inner_dim=16), 3, seed=0),
     ]
     for model in cases:
         before = model.get_weights()
@@ -117,7 +117,7 @@ def test_files_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_configurations_are_refused(about: str, tmp_path: Path) -> None:
-    model, path = models.BertClassifier(small_encoder(), 3), tmp_path / "model.safetensors"
+    model, path = models.BertClassifier(small_encoder(), 3, seed=0), tmp_path / "model.safetensors"
     metadata = encoder_files.metadata(model.encoder) | {"model": about}
     sparse_mixer._native.save([("encoder/", model.encoder.core), ("", model._head.core)], path, "safetensors", metadata)
     with pytest.raises(checkpoints.CheckpointError, match=r"model\.safetensors: "):

@@ -73,7 +73,7 @@ def test_classifier(pooler: bool) -> None:
     with reference._quiet():
         model = official_models.BertClassifier(theirs, 3, dropout_rate=0.0, use_encoder_pooler=pooler)
         expected = model(tensors(inputs)).numpy()
-    ours = models.BertClassifier(encoder, 3, dropout_rate=0.0, use_encoder_pooler=pooler)
+    ours = models.BertClassifier(encoder, 3, dropout_rate=0.0, use_encoder_pooler=pooler, seed=0)
     assert [w.name for w in ours.heads["sentence_prediction"].weights] == [w.name for w in model.classifier.weights]
     compare(
         theirs,
@@ -93,7 +93,7 @@ def test_token_classifier() -> None:
     with reference._quiet():
         model = official_models.BertTokenClassifier(theirs, 4, dropout_rate=0.0)
         expected = model(tensors(inputs))["logits"].numpy()
-    ours = models.BertTokenClassifier(encoder, 4, dropout_rate=0.0)
+    ours = models.BertTokenClassifier(encoder, 4, dropout_rate=0.0, seed=0)
     compare(
         theirs,
         ours,
@@ -112,7 +112,7 @@ def test_span_labeler() -> None:
     with reference._quiet():
         model = official_models.BertSpanLabeler(theirs)
         expected = [logits.numpy() for logits in model(tensors(inputs))]
-    ours = models.BertSpanLabeler(encoder)
+    ours = models.BertSpanLabeler(encoder, seed=0)
     compare(
         theirs,
         ours,
@@ -137,7 +137,7 @@ def test_pretrainer() -> None:
             theirs, mlm_activation=tf_keras.activations.gelu, classification_heads=[head]
         )
         expected = {name: np.asarray(x) for name, x in model(tensors(batch)).items() if name != "encoder_outputs"}
-    ours = models.BertPretrainerV2(encoder, "gelu", classification_heads=[models.ClassificationHead(16, 2)])
+    ours = models.BertPretrainerV2(encoder, "gelu", classification_heads=[models.ClassificationHead(16, 2)], seed=0)
     lm = [weight for weight in model.masked_lm.weights if "word_embeddings" not in weight.name]
 
     def loss(outputs: Any) -> Any:
@@ -168,7 +168,7 @@ def test_200_steps_of_adamw_follow_tensorflow() -> None:
         optimizer = tf_keras.optimizers.AdamW(1e-3, weight_decay=0.01, global_clipnorm=1.0, jit_compile=False)
         optimizer.exclude_from_weight_decay(var_names=list(optimizers.NORMS_AND_BIASES))
         optimizer.build(model.trainable_variables)
-    ours = models.BertClassifier(encoder, 3, dropout_rate=0.0)
+    ours = models.BertClassifier(encoder, 3, dropout_rate=0.0, seed=0)
     for mine, their in zip(ours.heads["sentence_prediction"].weights, model.classifier.weights, strict=True):
         mine.assign(their.numpy())
 
@@ -203,7 +203,7 @@ def test_weights_that_the_loss_does_not_reach_do_not_decay() -> None:
         model = official_models.BertPretrainerV2(theirs, mlm_activation=tf_keras.activations.gelu)
         model(tensors(batch_for_masked_lm(0)))
         optimizer = tf_keras.optimizers.AdamW(1e-3, weight_decay=0.1, jit_compile=False)
-    ours = models.BertPretrainerV2(encoder, "gelu")
+    ours = models.BertPretrainerV2(encoder, "gelu", seed=0)
     lm = [weight for weight in model.masked_lm.weights if "word_embeddings" not in weight.name]
     for mine, their in zip(ours.masked_lm.weights, lm, strict=True):
         mine.assign(their.numpy())

@@ -14,6 +14,7 @@ from sparse_mixer import checkpoints as checkpoints
 from sparse_mixer import initializers as initializers
 from sparse_mixer import layers as layers
 from sparse_mixer import networks as networks
+from sparse_mixer._core.seeds import set_random_seed as set_random_seed
 from sparse_mixer._native import CheckpointError as CheckpointError
 from sparse_mixer._native import InternalError as InternalError
 from sparse_mixer._native import __version__ as __version__
@@ -49,6 +50,7 @@ __all__ = [
     "networks",
     "release_scratch",
     "set_num_threads",
+    "set_random_seed",
 ]
 
 

@@ -7,8 +7,8 @@
 * the dict that Keras serialises an initialiser to,
 * any callable from a shape to an array.
 
-The numbers come from the encoder's `seed`, one independent stream per weight. (In Keras a seeded initialiser gives
-all weights of equal shape the same values; here its seed only replaces a missing encoder seed.)
+The numbers come from the `seed` of the encoder or of the head, one independent stream per weight. (In Keras a seeded
+initialiser gives all weights of equal shape the same values; here its seed only replaces one that was not given.)
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class TruncatedNormal(Initializer):
     Attributes:
         mean: Centre of the distribution.
         stddev: Standard deviation before cutting; what remains has about 0.88 of it.
-        seed: Used when the encoder has no seed of its own.
+        seed: Used when the encoder or head has no seed of its own.
     """
 
     mean: float = 0.0
@@ -171,7 +171,7 @@ class VarianceScaling(Initializer):
         scale: Positive factor of the variance.
         mode: What n is: ``"fan_in"``, ``"fan_out"`` or ``"fan_avg"``.
         distribution: ``"truncated_normal"`` (rescaled to keep the variance), ``"untruncated_normal"`` or ``"uniform"``.
-        seed: Used when the encoder has no seed of its own.
+        seed: Used when the encoder or head has no seed of its own.
     """
 
     scale: float = 1.0

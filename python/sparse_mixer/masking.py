@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._core.arguments import as_positive
+from sparse_mixer._core.arguments import as_positive, as_seed
 from sparse_mixer._core.arrays import as_float32, as_integers
 from sparse_mixer._core.checks import as_float, as_int, as_list
+from sparse_mixer._core.seeds import Purpose, fresh_seed, generator
 
 # Results are int32.
 _MOST_WORDS = 2**31 - 1
@@ -19,7 +20,7 @@ _MOST_WORDS = 2**31 - 1
 def mask_tokens(
     inputs: Mapping[str, npt.NDArray[Any]],
     *,
-    seed: int,
+    seed: int | None = None,
     mask_id: int,
     vocab_size: int,
     special_ids: Collection[int],
@@ -38,7 +39,7 @@ def mask_tokens(
 
     Args:
         inputs: Inputs of an encoder, [B, S]; not changed.
-        seed: Source of all choices.
+        seed: Source of all choices; None draws one, see `sparse_mixer.set_random_seed`.
         mask_id: Id of the mask token.
         vocab_size: Number of ids.
         special_ids: Ids that are neither chosen nor put in at random: separators, padding, the mask token.
@@ -73,7 +74,7 @@ def mask_tokens(
     if not ordinary.size:
         raise ValueError("special_ids: expected some ids of the vocabulary not to be special")
     given, used = _read(inputs, words, as_int("pad_id", pad_id))
-    rng = np.random.default_rng(seed)
+    rng = generator(Purpose.MASKING, fresh_seed() if seed is None else as_seed("seed", seed))
     # Of their own type: mask and random words may not fit into the caller's.
     ids = given.astype(np.int32)
     shape = (len(given), places)

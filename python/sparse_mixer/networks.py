@@ -22,7 +22,7 @@ from sparse_mixer._core.arguments import (
     as_seed,
 )
 from sparse_mixer._core.checks import as_strings
-from sparse_mixer._core.construction import SEED_RANGE, make_core, provider, weight_seed
+from sparse_mixer._core.construction import make_core, provider, weight_seed
 from sparse_mixer._core.encoder import Encoder
 from sparse_mixer._core.vjp import VJP
 from sparse_mixer.activations import Activation
@@ -32,8 +32,6 @@ from sparse_mixer.layers import MixingMechanism
 Array = npt.NDArray[np.float32]
 
 _OUTPUTS = ("sequence_output", "pooled_output", "encoder_outputs")
-# Odd, far from small integers (2^64 / golden ratio): successive training calls get unrelated dropout seeds.
-_SEED_STRIDE = 0x9E3779B97F4A7C15
 _name_counter = itertools.count()
 
 
@@ -172,7 +170,8 @@ class SparseMixer(Encoder):
             router_dtype: ``"float32"``, or ``"bfloat16"`` to round every intermediate result of the router as the JAX
                 code does.
             group_mixup: With several routing groups, use the expert parameters that the JAX code uses by mistake.
-            seed: Source of initial weights, dropout and jitter; None draws one.
+            seed: Source of initial weights, and of dropout and jitter of calls without a seed. Without one, each of
+                these draws its own; see `sparse_mixer.set_random_seed`.
             num_threads: Most threads a call uses; None follows `sparse_mixer.set_num_threads`.
             isa: Instruction set to pin, one of ``sparse_mixer.cpu_info()["available"]``; None for the best.
 
@@ -214,7 +213,8 @@ class SparseMixer(Encoder):
 
                 Other keys are ignored.
             training: Use the training capacity factor, dropout and router jitter. None means False.
-            seed: Source of dropout and jitter of this call. None takes the next one of the encoder's own sequence.
+            seed: Source of dropout and jitter of this call. None takes the next one of the encoder's own sequence, or
+                a fresh one if the encoder has no seed.
             outputs: Names of the wanted outputs; what none of them needs is not computed. Besides the three below,
                 ``"routing"`` gives for each MoE block a dict of ``indices`` int32 [G, E, C] (chosen tokens, -1 in
                 empty slots) and ``probabilities`` float32 [G, T, E].
@@ -313,9 +313,7 @@ class SparseMixer(Encoder):
     def _call_seed(self, training: bool, seed: int | None) -> int:
         if seed is not None:
             return as_seed("seed", seed)
-        if not training:
-            return 0
-        return (self.weight_seed + next(self._training_calls) * _SEED_STRIDE) % SEED_RANGE
+        return self.next_call_seed() if training else 0
 
     @property
     def inputs(self) -> dict[str, model_inputs.InputSpec]:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from sparse_mixer import _native
 from sparse_mixer import schedules as schedules
-from sparse_mixer._core.arguments import as_step
+from sparse_mixer._core.arguments import as_bool, as_float, as_step
 from sparse_mixer._core.arrays import as_float32
 from sparse_mixer._core.checks import as_strings
 from sparse_mixer.gradients import INPUTS, Gradients, parts_of
@@ -44,12 +44,7 @@ NORMS_AND_BIASES = ("layer_norm", "LayerNorm", "bias")
 
 
 class Optimizer:
-    """Base of the optimisers.
-
-    Attributes:
-        learning_rate: A number, or a callable from the number of updates done to a number. May be set at any time.
-        global_clipnorm: Gradients of all weights together are scaled down to this norm; None for no clipping.
-    """
+    """Base of the optimisers."""
 
     def __init__(
         self,
@@ -60,9 +55,7 @@ class Optimizer:
         exclude_from_layer_adaptation: Sequence[str] = (),
     ) -> None:
         self.learning_rate = learning_rate
-        self.global_clipnorm = None if global_clipnorm is None else float(global_clipnorm)
-        if self.global_clipnorm is not None and not self.global_clipnorm > 0.0:
-            raise ValueError(f"global_clipnorm: expected a number above 0, got {global_clipnorm}")
+        self.global_clipnorm = global_clipnorm
         self._rule = dict(rule)
         self._no_decay = _patterns("exclude_from_weight_decay", exclude_from_weight_decay)
         self._no_adaptation = _patterns("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
@@ -70,6 +63,37 @@ class Optimizer:
         self._core: _native.Optimizer | None = None
         self._restored: tuple[int, list[tuple[str, Array]]] | None = None
         _native.Optimizer(json.dumps(self._rule), [])  # refuses settings that cannot work
+
+    @property
+    def learning_rate(self) -> float | Callable[[int], float]:
+        """A number, or a callable from the number of updates done to a number. May be set at any time.
+
+        Raises:
+            TypeError: Set to something else.
+            ValueError: Set to a number that is negative or not finite.
+        """
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float | Callable[[int], float]) -> None:
+        self._learning_rate = value if callable(value) else _not_negative("learning_rate", value)
+
+    @property
+    def global_clipnorm(self) -> float | None:
+        """Gradients of all weights together are scaled down to this norm; None for no clipping. May be set at any time.
+
+        Raises:
+            TypeError: Set to something that is no number.
+            ValueError: Set to a number that is not finite or not above 0.
+        """
+        return self._global_clipnorm
+
+    @global_clipnorm.setter
+    def global_clipnorm(self, value: float | None) -> None:
+        norm = None if value is None else as_float("global_clipnorm", value)
+        if norm is not None and norm <= 0.0:
+            raise ValueError(f"global_clipnorm: expected a number above 0, got {value}")
+        self._global_clipnorm = norm
 
     @property
     def iterations(self) -> int:
@@ -227,7 +251,7 @@ class AdamW(Optimizer):
             weight_decay: Share of ``learning_rate * weight`` that each update takes off.
             beta_1: Decay of the first moment, in [0, 1).
             beta_2: Decay of the second moment, in [0, 1).
-            epsilon: Added to the root of the second moment.
+            epsilon: Added to the root of the second moment; above 0.
             global_clipnorm: Largest norm over all gradients together.
             exclude_from_weight_decay: Regular expressions; weights whose key one of them matches do not decay.
             epsilon_rule: ``"uncorrected"``: epsilon is added to the root of the second moment as it is (Keras, BERT);
@@ -238,11 +262,11 @@ class AdamW(Optimizer):
         """
         rule = {
             "name": "adamw",
-            "beta_1": float(beta_1),
-            "beta_2": float(beta_2),
-            "epsilon": float(epsilon),
+            "beta_1": as_float("beta_1", beta_1),
+            "beta_2": as_float("beta_2", beta_2),
+            "epsilon": as_float("epsilon", epsilon),
             "epsilon_rule": epsilon_rule,
-            "weight_decay": float(weight_decay),
+            "weight_decay": _not_negative("weight_decay", weight_decay),
         }
         super().__init__(rule, learning_rate, global_clipnorm, exclude_from_weight_decay)
 
@@ -280,7 +304,7 @@ class LAMB(Optimizer):
             learning_rate: A number, or a schedule.
             beta_1: Decay of the first moment, in [0, 1).
             beta_2: Decay of the second moment, in [0, 1).
-            epsilon: Added to the root of the bias-corrected second moment.
+            epsilon: Added to the root of the bias-corrected second moment; above 0.
             weight_decay_rate: Share of the weight in its own direction.
             exclude_from_weight_decay: Regular expressions of weights that do not decay.
             exclude_from_layer_adaptation: Regular expressions of weights whose ratio is 1; if empty, those that do not
@@ -292,10 +316,10 @@ class LAMB(Optimizer):
         """
         rule = {
             "name": "lamb",
-            "beta_1": float(beta_1),
-            "beta_2": float(beta_2),
-            "epsilon": float(epsilon),
-            "weight_decay": float(weight_decay_rate),
+            "beta_1": as_float("beta_1", beta_1),
+            "beta_2": as_float("beta_2", beta_2),
+            "epsilon": as_float("epsilon", epsilon),
+            "weight_decay": _not_negative("weight_decay_rate", weight_decay_rate),
         }
         super().__init__(rule, learning_rate, global_clipnorm, exclude_from_weight_decay, exclude_from_layer_adaptation)
 
@@ -328,9 +352,9 @@ class SGD(Optimizer):
         """
         rule = {
             "name": "sgd",
-            "momentum": float(momentum),
-            "nesterov": bool(nesterov),
-            "weight_decay": float(weight_decay or 0.0),
+            "momentum": as_float("momentum", momentum),
+            "nesterov": as_bool("nesterov", nesterov),
+            "weight_decay": _not_negative("weight_decay", 0.0 if weight_decay is None else weight_decay),
         }
         super().__init__(rule, learning_rate, global_clipnorm, exclude_from_weight_decay)
 
@@ -355,10 +379,11 @@ class Adafactor(Optimizer):
 
         Args:
             learning_rate: A number, or a schedule.
-            beta_2_decay: Exponent of the step in the decay of the second moment.
-            epsilon_1: Added to squared gradients.
+            beta_2_decay: Exponent of the step in the decay of the second moment, ``1 - step**beta_2_decay``; at most 0.
+                (optax's ``decay_rate`` is the same exponent without its minus.)
+            epsilon_1: Added to squared gradients; above 0.
             epsilon_2: Lower bound of a weight's root mean square in its step size.
-            clip_threshold: Largest root mean square of a direction.
+            clip_threshold: Largest root mean square of a direction; above 0.
             relative_step: Bound the learning rate by one over the root of the step. Keras does so either way.
             weight_decay: Share of ``learning_rate * weight`` that each update takes off.
             global_clipnorm: Largest norm over all gradients together.
@@ -369,14 +394,21 @@ class Adafactor(Optimizer):
         """
         rule = {
             "name": "adafactor",
-            "beta_2_decay": float(beta_2_decay),
-            "epsilon_1": float(epsilon_1),
-            "epsilon_2": float(epsilon_2),
-            "clip_threshold": float(clip_threshold),
-            "relative_step": bool(relative_step),
-            "weight_decay": float(weight_decay or 0.0),
+            "beta_2_decay": as_float("beta_2_decay", beta_2_decay),
+            "epsilon_1": as_float("epsilon_1", epsilon_1),
+            "epsilon_2": as_float("epsilon_2", epsilon_2),
+            "clip_threshold": as_float("clip_threshold", clip_threshold),
+            "relative_step": as_bool("relative_step", relative_step),
+            "weight_decay": _not_negative("weight_decay", 0.0 if weight_decay is None else weight_decay),
         }
         super().__init__(rule, learning_rate, global_clipnorm, exclude_from_weight_decay)
+
+
+def _not_negative(argument: str, value: Any) -> float:
+    number = as_float(argument, value)
+    if number < 0.0:
+        raise ValueError(f"{argument}: expected at least 0, got {number}")
+    return number
 
 
 def _patterns(argument: str, patterns: Sequence[str]) -> list[re.Pattern[str]]:

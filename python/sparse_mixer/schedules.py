@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
-from sparse_mixer._core.checks import as_float, as_int
+from sparse_mixer._core.arguments import as_step
+from sparse_mixer._core.checks import as_float
 
 _FRAMEWORKS = frozenset({"keras", "official", "tensorflow", "tf_keras"})
 
@@ -113,7 +115,9 @@ class CosineDecay(LearningRateSchedule):
 class LinearWarmup(LearningRateSchedule):
     """A straight line to the rate that another schedule has at `warmup_steps`, then that schedule.
 
-    The other schedule counts its steps from 0, too. Source: ``official.modeling.optimization.lr_schedule``.
+    The other schedule counts its steps from 0, too, so its number of steps must be that of the warm-up and the decay
+    together; one that is over when the warm-up ends draws a UserWarning. Source:
+    ``official.modeling.optimization.lr_schedule``.
     """
 
     def __init__(
@@ -132,12 +136,22 @@ class LinearWarmup(LearningRateSchedule):
         """
         self._after = _as_schedule("after_warmup_lr_sched", after_warmup_lr_sched)
         self._is_foreign = self._after._is_foreign
+        steps = _as_whole("warmup_steps", warmup_steps)
         super().__init__(
             "linear_warmup",
             after=self._after.get_config(),
-            warmup_steps=_as_whole("warmup_steps", warmup_steps),
+            warmup_steps=steps,
             warmup_learning_rate=as_float("warmup_learning_rate", warmup_learning_rate),
         )
+        decay_steps = self._after.get_config().get("decay_steps")
+        if decay_steps is not None and decay_steps <= steps:
+            warnings.warn(
+                f"warmup_steps: the warm-up takes {steps} steps, and the decay that follows is over at {decay_steps}: "
+                f"it counts its steps from 0, too. The rate goes to {self(steps)} and stays there. Pass the number of "
+                "all steps, with those of the warm-up, as decay_steps",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _at(self, step: float) -> float:
         if not self._is_foreign:
@@ -199,10 +213,10 @@ def _as_whole(argument: str, value: Any) -> int:
     try:
         number = np.asarray(value)
         if number.dtype.kind == "f" and number.ndim == 0 and float(number).is_integer():
-            return int(number)
+            value = int(number)
     except (TypeError, ValueError):
         pass
-    return as_int(argument, value)
+    return as_step(argument, value)
 
 
 def _as_steps(value: Any) -> npt.NDArray[Any]:

@@ -15,8 +15,5 @@ pub use head::{Head, HeadConfig};
 pub use masked_lm::{MaskedLm, MaskedLmConfig, MaskedLmGradients, Predictions};
 pub use projection::{Projection, ProjectionConfig};
 
-/// First random stream of the heads, beyond those of the encoder's layers.
-const SITES: u64 = 1 << 48;
-
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Elementwise, Real, elementwise, elementwise_backward};
 use crate::layers::Dropout;
 use crate::params::{Loader, Param, ParamMut, Spec};
-use crate::random::RngStream;
+use crate::random::{Purpose, RngStream, place_of};
 use crate::runtime::Context;
 use crate::sys::alloc_zeroed;
 
@@ -163,10 +163,15 @@ impl<R: Real> Projection<R> {
 
     /// Dropout before the last layer, and on the features.
     fn dropouts(&self, training: Option<u64>) -> [Option<Dropout>; 2] {
-        let dropout = |rate, site| {
-            training.and_then(|seed| Dropout::new(rate, RngStream::new(seed, super::SITES + site)))
+        // By name: heads of one model that are given the same seed drop differently.
+        let place = place_of(&self.config.output_name);
+        let dropout = |rate, purpose| {
+            training.and_then(|seed| Dropout::new(rate, RngStream::new(seed, purpose, place)))
         };
-        [dropout(self.config.dropout, 0), dropout(self.config.input_dropout, 1)]
+        [
+            dropout(self.config.dropout, Purpose::HeadDropout),
+            dropout(self.config.input_dropout, Purpose::HeadFeatureDropout),
+        ]
     }
 
     fn steps(&self, context: &Context<'_, R>, features: &[R], training: Option<u64>) -> Result<Steps<R>> {

@@ -15,12 +15,13 @@ use crate::error::{Error, Result};
 use crate::kernels::{Real, add_in_place};
 use crate::layers::{Activation, LayerNorm};
 use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::random::Purpose;
 use crate::runtime::{Buffer, TaskScratch};
 
 use super::feed_forward::{FeedForward, Run};
 use super::mixing::{Mix, MixingCache, MixingState};
 use super::moe::mixture::{LossScales, Mixture, Moe};
-use super::pass::{DropoutSite, Pass, RowBlock, split_rows};
+use super::pass::{Pass, RowBlock, split_rows};
 
 /// A block's gradients, divided: of mixing, of the second sublayer, of `LN1`, of `LN2`.
 type GradParts<'g, R> = (&'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>]);
@@ -288,7 +289,7 @@ impl<R: Real> Block<R> {
                 let mut dropped = context.buffer(all * hidden);
                 pass.each_block(&blocks, &mut dropped, hidden, |block, out, _| {
                     out.copy_from_slice(block.of(&dfed, pass.seq, hidden));
-                    self.drop_rows(pass, DropoutSite::FeedForward, block, out);
+                    self.drop_rows(pass, Purpose::FeedForwardDropout, block, out);
                 })?;
                 let [kernel, bias, output_kernel, output_bias] = feed_grads else {
                     return Err(Error::Internal("a feed-forward layer has four gradients".into()));
@@ -320,7 +321,7 @@ impl<R: Real> Block<R> {
         pass.each_block_of(&blocks, [(&mut dmix, hidden), (&mut *dx, hidden)], |block, [dmix, dx], _| {
             dmix.copy_from_slice(block.of(&dsum, pass.seq, hidden));
             dx.copy_from_slice(dmix);
-            self.drop_rows(pass, DropoutSite::Mixing, block, dmix);
+            self.drop_rows(pass, Purpose::MixingDropout, block, dmix);
         })?;
         // 1. mixing, and the norm before it
         let normal = self.mix_input(pass, x)?;
@@ -394,7 +395,7 @@ impl<R: Real> Block<R> {
     ) {
         let hidden = pass.config.hidden_size;
         self.mix.rows(pass, mixed, self.layer, block, q, out, scratch);
-        self.drop_rows(pass, DropoutSite::Mixing, block, out);
+        self.drop_rows(pass, Purpose::MixingDropout, block, out);
         add_in_place(pass.context.isa, out, block.of(x, pass.seq, hidden));
     }
 
@@ -419,7 +420,7 @@ impl<R: Real> Block<R> {
     /// Puts residual and norm around the feed-forward output `fed`; `out` holds the sum after mixing.
     fn finish_dense(&self, pass: &Pass<'_, R>, block: RowBlock, h: &[R], fed: &mut [R], out: &mut [R]) {
         let isa = pass.context.isa;
-        self.drop_rows(pass, DropoutSite::FeedForward, block, fed);
+        self.drop_rows(pass, Purpose::FeedForwardDropout, block, fed);
         match &self.feed_norm {
             Some(norm) if !self.norm_first => {
                 add_in_place(isa, fed, h);
@@ -430,10 +431,10 @@ impl<R: Real> Block<R> {
     }
 
     /// Dropout of a sublayer's output, where the rules have it.
-    fn drop_rows(&self, pass: &Pass<'_, R>, site: DropoutSite, block: RowBlock, out: &mut [R]) {
-        let Some(dropout) = pass.dropout(pass.config.output_dropout, site, self.layer) else { return };
+    fn drop_rows(&self, pass: &Pass<'_, R>, purpose: Purpose, block: RowBlock, out: &mut [R]) {
+        let Some(dropout) = pass.dropout(pass.config.output_dropout, purpose, self.layer) else { return };
         let semantics = pass.config.semantics();
-        let drops = if matches!(site, DropoutSite::Mixing) {
+        let drops = if matches!(purpose, Purpose::MixingDropout) {
             semantics.mixing_dropout
         } else {
             semantics.feed_forward_dropout

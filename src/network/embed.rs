@@ -9,9 +9,10 @@ use crate::error::Result;
 use crate::kernels::{Init, PackedMatrix, Real, add_in_place, axpy, matmul, prepare_lhs};
 use crate::layers::{LayerNorm, Table, bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::random::Purpose;
 
 use super::inputs::{Inputs, Words};
-use super::pass::{DropoutSite, Pass, split_rows};
+use super::pass::{Pass, split_rows};
 
 /// Tables, norm, and the projection if there is one.
 #[derive(Clone, Debug)]
@@ -103,7 +104,7 @@ impl<R: Real> Embed<R> {
     ) -> Result<()> {
         let (isa, seq) = (pass.context.isa, pass.seq);
         let (width, hidden) = (self.word.width(), pass.config.hidden_size);
-        let dropout = pass.dropout(pass.config.output_dropout, DropoutSite::Embedding, 0);
+        let dropout = pass.dropout(pass.config.output_dropout, Purpose::EmbeddingDropout, 0);
         let (sums, kept) = sums.map_or((&mut [][..], 0), |sums| (sums, width));
         pass.each_block_of(
             &pass.row_blocks(seq),
@@ -178,7 +179,7 @@ impl<R: Real> Embed<R> {
     ) -> Result<()> {
         let (context, isa, seq) = (pass.context, pass.context.isa, pass.seq);
         let (width, hidden, all) = (self.word.width(), pass.config.hidden_size, pass.batch * seq);
-        let dropout = pass.dropout(pass.config.output_dropout, DropoutSite::Embedding, 0);
+        let dropout = pass.dropout(pass.config.output_dropout, Purpose::EmbeddingDropout, 0);
         let blocks = Pass::<R>::fixed_blocks(all);
         let mut partials = context.buffer(blocks.len() * 2 * width);
         partials.fill(R::ZERO);

@@ -19,11 +19,8 @@ fn encoder(mechanism: &str, use_fft: bool, norm_first: bool) -> SparseMixer<f32>
         "jitter_noise": 0.1, "semantics": "keras", "dtype": "float32", "seed": 3}}"#
     );
     let config = SparseMixerConfig::from_json(&text).unwrap();
-    let mut number = 0..;
-    SparseMixer::load(config.clone(), None, &mut |spec| {
-        initial_values(&config, number.next().unwrap_or_default(), spec, &never).map(Into::into)
-    })
-    .unwrap()
+    SparseMixer::load(config.clone(), None, &mut |spec| initial_values(&config, spec, &never).map(Into::into))
+        .unwrap()
 }
 
 fn inputs() -> OwnedInputs<f32> {

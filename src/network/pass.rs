@@ -4,7 +4,7 @@ use crate::config::SparseMixerConfig;
 use crate::error::Result;
 use crate::kernels::Real;
 use crate::layers::Dropout;
-use crate::random::RngStream;
+use crate::random::{Purpose, RngStream};
 use crate::runtime::{Buffer, Context, TaskScratch};
 
 use super::attention_mask::AttentionMask;
@@ -27,23 +27,6 @@ pub struct Pass<'a, R> {
     pub attention_mask: &'a AttentionMask<R>,
 }
 
-/// A place where random numbers are used; its number is part of the stream's.
-#[derive(Clone, Copy, Debug)]
-pub enum DropoutSite {
-    /// Embeddings, after their norm.
-    Embedding,
-    /// Attention weights.
-    AttentionWeights,
-    /// Output of mixing or attention.
-    Mixing,
-    /// Output of the dense feed-forward.
-    FeedForward,
-    /// Expert outputs.
-    Expert,
-    /// Router jitter.
-    Jitter,
-}
-
 /// A run of rows of one example.
 #[derive(Clone, Copy, Debug)]
 pub struct RowBlock {
@@ -62,14 +45,9 @@ pub(super) const MAX_BLOCK: usize = 128;
 pub(super) const BLOCK_STEP: usize = 32;
 
 impl<'a, R: Real> Pass<'a, R> {
-    /// Dropout at `rate` at a place of block `layer` (0 for the embeddings' own), if training.
-    pub fn dropout(&self, rate: f64, site: DropoutSite, layer: usize) -> Option<Dropout> {
-        self.training.and_then(|seed| Dropout::new(rate, Self::stream(seed, site, layer)))
-    }
-
-    /// The random stream of a place.
-    pub fn stream(seed: u64, site: DropoutSite, layer: usize) -> RngStream {
-        RngStream::new(seed, ((layer as u64) << 8) | (site as u64 + 1))
+    /// Dropout at `rate` for a purpose in block `layer` (0 for the embeddings' own), if training.
+    pub fn dropout(&self, rate: f64, purpose: Purpose, layer: usize) -> Option<Dropout> {
+        self.training.and_then(|seed| Dropout::new(rate, RngStream::new(seed, purpose, layer as u64)))
     }
 
     /// A buffer for what backward needs, if training.

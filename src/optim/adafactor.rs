@@ -19,7 +19,7 @@ use super::blocks::{BLOCK, BlockSums, block_count, cut_one, for_each_block};
 use super::clip::sum_of_squares;
 use super::layout::{Gradient, ParameterSpec, Update};
 use super::optimizer::{check_non_negative, check_positive};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::Real;
 use crate::runtime::{inject_fault, parallel};
 use crate::sys::alloc_zeroed;
@@ -132,6 +132,11 @@ pub(super) fn slot_shapes(shape: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
 
 impl Adafactor {
     pub(super) fn validate(&self) -> Result<()> {
+        if !self.beta_2_decay.is_finite() || self.beta_2_decay > 0.0 {
+            let message = "expected a finite number, at most 0: the decay is 1 - step^beta_2_decay (optax writes the \
+                           same exponent as decay_rate, without the minus)";
+            return Err(Error::value("beta_2_decay", format!("got {}, {message}", self.beta_2_decay)));
+        }
         check_positive("epsilon_1", self.epsilon_1)?;
         check_non_negative("epsilon_2", self.epsilon_2)?;
         check_positive("clip_threshold", self.clip_threshold)?;

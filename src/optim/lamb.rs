@@ -12,7 +12,7 @@ use super::adamw::{EpsilonRule, Moments};
 use super::blocks::{BlockSums, cut, for_each_block};
 use super::clip::sum_of_squares;
 use super::layout::{ParameterSpec, Update};
-use super::optimizer::{check_fraction, check_non_negative};
+use super::optimizer::{check_fraction, check_non_negative, check_positive};
 use crate::error::Result;
 use crate::kernels::Real;
 
@@ -34,7 +34,8 @@ impl Lamb {
     pub(super) fn validate(&self) -> Result<()> {
         check_fraction("beta_1", self.beta_1)?;
         check_fraction("beta_2", self.beta_2)?;
-        check_non_negative("epsilon", self.epsilon)?;
+        // At 0, values whose gradient has always been 0, such as words that never occurred, would become 0 / 0.
+        check_positive("epsilon", self.epsilon)?;
         check_non_negative("weight_decay", self.weight_decay)
     }
 

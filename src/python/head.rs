@@ -15,6 +15,7 @@ use crate::heads::{self, HeadConfig, LossSums, MaskedLmGradients, Predictions};
 use crate::layers::Table;
 use crate::network::SparseMixer;
 use crate::params::{Param, Spec, draw};
+use crate::random::Purpose;
 use crate::runtime::{Shared, lock_all, run};
 use crate::sys::alloc_zeroed;
 
@@ -64,10 +65,8 @@ impl Head {
             config.validate().map_err(to_py_err)?;
             let initializer: InitializerConfig = parse("initializer", initializer)?;
             let weights = enter_core(py, |interrupt| {
-                let mut number = 0..;
                 heads::Head::load(&config, &mut |spec| {
-                    draw(&initializer, seed, number.next().unwrap_or_default(), spec, &interrupt)
-                        .map(Into::into)
+                    draw(&initializer, seed, Purpose::HeadWeight, spec, &interrupt).map(Into::into)
                 })
             })?;
             Ok(Head { specs: config.specs(), config, weights: Shared::new("weights", Arc::new(weights)) })

@@ -123,10 +123,8 @@ pub fn drawn(
     let threads = loading_threads(&specs(&config), threads)?;
     enter_core(py, |interrupt| {
         run(isa, threads, &SCRATCH, interrupt, |context| {
-            let mut number = 0..;
             SparseMixer::load(config.clone(), custom, &mut |spec| {
-                initial_values(&config, number.next().unwrap_or_default(), spec, &|| context.poll())
-                    .map(Into::into)
+                initial_values(&config, spec, &|| context.poll()).map(Into::into)
             })
         })
     })

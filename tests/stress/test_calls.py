@@ -143,13 +143,13 @@ def test_constructor(changes: dict[str, Any]) -> None:
 
 # Everything else ------------------------------------------------------------------------------------------------------
 
-MODEL = models.BertClassifier(ENCODER, 2)
+MODEL = models.BertClassifier(ENCODER, 2, seed=0)
 LABELLED = (small_inputs(), np.array([0, 1]))
 OUTPUTS, VJP = ENCODER.vjp(small_inputs(), seed=0)
 GRADIENTS = VJP({"pooled_output": OUTPUTS["pooled_output"]})
 TABLE = ENCODER.get_embedding_table()
 ROUTING = ENCODER(small_inputs(), outputs=("routing",))["routing"][0]
-SPANS, TOKENS = models.BertSpanLabeler(ENCODER), models.BertTokenClassifier(ENCODER, 2)
+SPANS, TOKENS = models.BertSpanLabeler(ENCODER, seed=0), models.BertTokenClassifier(ENCODER, 2, seed=0)
 BUFFERS = gradients.Gradients(ENCODER)
 
 
@@ -200,8 +200,8 @@ SURFACE: dict[str, Callable[[Any], Any]] = {
     "step": lambda x: schedules.CosineDecay(1.0, 10)(x),
     "labels": lambda x: MODEL.loss_and_gradients((small_inputs(), x), seed=0),
     "batch": lambda x: MODEL.loss_and_gradients(x, seed=0),
-    "num_classes": lambda x: models.BertClassifier(ENCODER, x),
-    "encoder of a model": lambda x: models.BertClassifier(x, 2),
+    "num_classes": lambda x: models.BertClassifier(ENCODER, x, seed=0),
+    "encoder of a model": lambda x: models.BertClassifier(x, 2, seed=0),
     "mask_tokens": lambda x: masking.mask_tokens(small_inputs(), seed=0, mask_id=x, vocab_size=VOCAB_SIZE),
     "set_num_threads": lambda x: (sparse_mixer.set_num_threads(x), sparse_mixer.set_num_threads(None)),
     "from_config": lambda x: sparse_mixer.SparseMixer.from_config(x),

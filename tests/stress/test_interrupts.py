@@ -163,10 +163,12 @@ def test_fit(large: Any, scaled: Any, report: Any) -> None:
     """Model, optimiser and counters agree after every interrupt, and the run goes on from there."""
     encoder, inputs = large
     encoder = encoder.astype(encoder.dtype)
-    model = models.BertClassifier(encoder, 2)
+    model = models.BertClassifier(encoder, 2, seed=0)
     few = {key: value[:1] for key, value in inputs.items()}
     optimizer = optimizers.AdamW(1e-6)
-    trainer = training.Trainer(model, (few, np.zeros(1, np.int64)), optimizer=optimizer, epochs=10**6, batch_size=1)
+    trainer = training.Trainer(
+        model, (few, np.zeros(1, np.int64)), optimizer=optimizer, epochs=10**6, batch_size=1, seed=0
+    )
     clock, rng = Clock(), np.random.default_rng(1)
 
     def step() -> None:

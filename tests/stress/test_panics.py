@@ -118,7 +118,7 @@ def test_a_panic_before_or_after_the_core(tmp_path: Path, capfd: Any) -> None:
         encoder.load_weights(dict(zip([v.key for v in encoder.weights], encoder.get_weights(), strict=True)))
         assert encoder.memory_estimate(2) > encoder.quantize("int8").weight_bytes
         sparse_mixer.SparseMixer.load(path)(small_inputs(), outputs=("routing",))
-        model = models.BertClassifier(encoder, 2)
+        model = models.BertClassifier(encoder, 2, seed=0)
         model.loss_and_gradients((small_inputs(), np.array([0, 1])), seed=0)
         model.set_weights(model.get_weights())
 

@@ -22,7 +22,7 @@ TOKENIZER = text.train_tokenizer(["some words to learn pieces from"], vocab_size
 
 
 def classifier() -> models.BertClassifier:
-    return models.BertClassifier(small_encoder(num_threads=1), 2)
+    return models.BertClassifier(small_encoder(num_threads=1), 2, seed=0)
 
 
 def fit(data: Any = LABELLED, **arguments: Any) -> None:
@@ -61,9 +61,9 @@ RUNS: dict[str, Callable[[Any, Path], Any]] = {
     "save_every": lambda x, folder: fit(state_path=folder / "state.npz", save_every=x, resume=False),
     "resume": lambda x, folder: fit(state_path=folder / "state.npz", resume=x),
     # Not run: odd numbers of epochs may be large.
-    "epochs": lambda x, _: training.Trainer(classifier(), LABELLED, optimizer=optimizers.SGD(), epochs=x),
-    "trained model": lambda x, _: training.Trainer(x, LABELLED, optimizer=optimizers.SGD()),
-    "restore": lambda x, folder: training.Trainer(classifier(), LABELLED, optimizer=optimizers.SGD()).restore(
+    "epochs": lambda x, _: training.Trainer(classifier(), LABELLED, optimizer=optimizers.SGD(), epochs=x, seed=0),
+    "trained model": lambda x, _: training.Trainer(x, LABELLED, optimizer=optimizers.SGD(), seed=0),
+    "restore": lambda x, folder: training.Trainer(classifier(), LABELLED, optimizer=optimizers.SGD(), seed=0).restore(
         path_of(x, folder)
     ),
     "evaluated data": lambda x, _: classifier().evaluate(x),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +10,12 @@ import numpy.typing as npt
 
 from sparse_mixer import _native
 from sparse_mixer._core.arguments import Arguments, as_int
+from sparse_mixer._core.seeds import SEED_RANGE, Purpose, fresh_seed, generator
 from sparse_mixer._core.variables import as_float32
 from sparse_mixer.activations import Activation
 from sparse_mixer.initializers import Initializer
 
 Array = npt.NDArray[np.float32]
-SEED_RANGE = 2**64
 
 
 def make_core(
@@ -67,16 +65,14 @@ def provider(arguments: Arguments, seed: int) -> Callable[[str, tuple[int, ...]]
     if arguments.native_initializer() is not None:
         return None
     initializer = arguments.initializer
-    number = itertools.count()
 
     def provide(name: str, shape: tuple[int, ...]) -> Array:
-        stream = np.random.default_rng([seed, next(number)])
         if name.endswith(("bias", "beta")):
             return np.zeros(shape, np.float32)
         if name.endswith("gamma"):
             return np.ones(shape, np.float32)
         if isinstance(initializer, Initializer):
-            return np.ascontiguousarray(initializer.draw(shape, stream))
+            return np.ascontiguousarray(initializer.draw(shape, generator(Purpose.ENCODER_WEIGHT, seed, name)))
         values = as_float32(f"initializer({shape})", initializer(shape))
         if values.shape != shape:
             raise ValueError(f"initializer: expected an array of shape {shape} for {name}, got {values.shape}")
@@ -86,8 +82,14 @@ def provider(arguments: Arguments, seed: int) -> Callable[[str, tuple[int, ...]]
 
 
 def weight_seed(arguments: Arguments) -> int:
-    """The encoder's seed, else its initialiser's, else one from the operating system."""
-    for seed in (arguments.seed, getattr(arguments.initializer, "seed", None)):
-        if seed is not None:
-            return int(seed) % SEED_RANGE
-    return int.from_bytes(os.urandom(8), "little")
+    """The encoder's seed, else its initialiser's, else a fresh one."""
+    seed = given_seed(arguments.seed, arguments.initializer)
+    return fresh_seed() if seed is None else seed
+
+
+def given_seed(seed: int | None, initializer: Any) -> int | None:
+    """The seed, or without one that of the initialiser; None if neither has one."""
+    for candidate in (seed, getattr(initializer, "seed", None)):
+        if candidate is not None:
+            return int(candidate) % SEED_RANGE
+    return None

@@ -12,9 +12,10 @@ from typing import Any, Self
 from sparse_mixer import _native
 from sparse_mixer._core.arguments import Arguments, as_dtype, as_int
 from sparse_mixer._core.checks import as_strings
-from sparse_mixer._core.construction import make_core
+from sparse_mixer._core.construction import given_seed, make_core
 from sparse_mixer._core.part import Part, variables_of
 from sparse_mixer._core.router_metrics import Mean, RouterMetrics
+from sparse_mixer._core.seeds import Purpose, derived_seed, fresh_seed
 from sparse_mixer._core.variables import Variable
 from sparse_mixer.layers import Layer, TransformerLayer, group_into_layers
 
@@ -77,10 +78,18 @@ class Encoder(Part):
         self.weight_seed = seed
         self.note: str | None = None
         self.ignored_config_keys: tuple[str, ...] = ()
-        self._training_calls = itertools.count(1)
+        self._training_calls = itertools.count()
         self._last = threading.local()
         self._metrics = RouterMetrics(moe if arguments.export_metrics else [])
         self._needs_mask = bool(attention)
+
+    def next_call_seed(self) -> int:
+        """Seed of a training call that is given none.
+
+        The next one of the encoder's own sequence, which its seed decides; fresh for an encoder that was given no seed.
+        """
+        seed = given_seed(self.arguments.seed, self.arguments.initializer)
+        return fresh_seed() if seed is None else derived_seed(Purpose.CALL, seed, next(self._training_calls))
 
     @property
     def transformer_layers(self) -> list[TransformerLayer]:

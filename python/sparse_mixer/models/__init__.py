@@ -7,6 +7,8 @@ Every model is called on the encoder's inputs and gives what its namesake gives.
 * one dict of inputs and labels for `BertPretrainerV2`, under the Model Garden's keys.
 
 The loss that is minimised is the mean cross entropy (squared error for one class) plus the encoder's auxiliary losses.
+Sample weights count as in Keras: each is a factor of its example's loss, and the sum is divided by the number of
+examples or labelled tokens, not by the weights. A batch whose labels all weigh nothing teaches nothing: `fit` skips it.
 
 Example:
     >>> import numpy as np

@@ -13,10 +13,12 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from sparse_mixer import checkpoints, training
+from sparse_mixer._core.arguments import as_bool, as_seed
 from sparse_mixer._core.router_metrics import METRIC_NAMES
 from sparse_mixer._core.variables import assign_all
 from sparse_mixer.checkpoints import flax, model_files
 from sparse_mixer.gradients import Gradients
+from sparse_mixer.losses import Targets
 from sparse_mixer.models.heads import Array, Head
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.batches import unpack
@@ -57,40 +59,78 @@ class Model(Trainable):
         variables = [variable for part in self.parts for variable in part.all_variables]
         super().__init__(name, variables, self.parts)
 
+    def loss_divisors(self, batch: Any) -> dict[str, float]:
+        """What the terms of a batch's loss are divided by.
+
+        Gradients of several batches add up to those of one large batch if each of them is given the sums of these
+        numbers over all, as `fit` does with ``accumulation_steps``.
+
+        Args:
+            batch: See `sparse_mixer.models`.
+
+        Returns:
+            ``"task"``: number of examples, of labelled tokens, or for a masked language model what the predictions
+            weigh; ``"auxiliary"``: number of positions, for the router's losses; ``"head/<name>"``: number of examples,
+            for each further head of a pre-trainer. And ``"weight"``: what the labels weigh altogether; if that is 0,
+            there is nothing to learn.
+        """
+        return dict(self._targets(*unpack(batch)).divisors)
+
     def loss_and_gradients(
-        self, batch: Any, *, seed: int, into: Gradients | None = None, recompute: bool = False
+        self,
+        batch: Any,
+        *,
+        seed: int | None = None,
+        into: Gradients | None = None,
+        recompute: bool = False,
+        divisors: Mapping[str, float] | None = None,
     ) -> tuple[Metrics, Gradients]:
         """Differentiate the loss of one batch.
 
         Args:
             batch: See `sparse_mixer.models`.
-            seed: Source of dropout and jitter.
+            seed: Source of dropout and jitter; None as in a call of the encoder.
             into: Gradients of this model to add to; None makes new ones.
             recompute: Less memory for more time; see `SparseMixer.vjp`.
+            divisors: For a part of a larger batch: `loss_divisors` of all parts, added up. None for this batch's own.
 
         Returns:
-            Metrics of the batch, with the losses before any update, and the gradients.
+            Metrics of the batch, with the losses before any update, and the gradients. Metrics of parts add up to
+            those of the whole, too. If the weight in `divisors` is 0, no gradient is added.
 
         Raises:
             FloatingPointError: The loss is NaN or infinite; what `into` then holds is unspecified.
         """
         inputs, labels, weights = unpack(batch)
+        targets = self._targets(inputs, labels, weights)
+        whole = targets.divisors if divisors is None else divisors
         gradients = Gradients(self) if into is None else into
-        outputs, vjp = self.encoder.vjp(inputs, training=True, seed=seed, outputs=self._outputs, recompute=recompute)
-        task, d_outputs = self._loss(outputs, inputs, labels, weights, seed, gradients)
-        metrics = self._with_auxiliary(task)
+        drops = self._call_seed(True, seed)
+        outputs, vjp = self.encoder.vjp(inputs, training=True, seed=drops, outputs=self._outputs, recompute=recompute)
+        learns = whole["weight"] > 0
+        task, d_outputs = self._loss(outputs, targets, whole, drops, gradients if learns else None)
+        share = targets.divisors["auxiliary"] / whole["auxiliary"]
+        metrics = self._with_auxiliary(task, targets, share * whole["task"])
         # Without a single prediction the mean is none, but there are the auxiliary losses.
         if not math.isfinite(metrics["loss"][0]):
             raise FloatingPointError(f"the loss is {metrics['loss'][0]}")
-        vjp(d_outputs, into=gradients)
+        if learns:
+            vjp(d_outputs, share, into=gradients)
         return metrics, gradients
 
     def test_step(self, batch: Any) -> Metrics:
         """Metrics of one batch, as at inference: no dropout, evaluation capacity."""
         inputs, labels, weights = unpack(batch)
+        targets = self._targets(inputs, labels, weights)
         outputs = self.encoder(inputs, outputs=self._outputs)
-        task, _ = self._loss(outputs, inputs, labels, weights, None, None)
-        return self._with_auxiliary(task)
+        task, _ = self._loss(outputs, targets, targets.divisors, None, None)
+        return self._with_auxiliary(task, targets, targets.divisors["task"])
+
+    def _call_seed(self, training: bool | None, seed: int | None) -> int | None:
+        """The seed of dropout in encoder and heads for one call; None at inference."""
+        if training is None or not as_bool("training", training):
+            return None
+        return self.encoder.next_call_seed() if seed is None else as_seed("seed", seed)
 
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to the parts comes from these.
@@ -194,24 +234,44 @@ class Model(Trainable):
         """Means of all metrics over `data`; see `sparse_mixer.training.evaluate`."""
         return training.evaluate(self, data, batch_size=batch_size)
 
+    def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
+        """What a batch is compared with; shapes are checked against each other, not against the encoder's outputs."""
+        raise NotImplementedError
+
     def _loss(
         self,
         outputs: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        labels: Any,
-        weights: Any,
+        targets: Targets,
+        divisors: Mapping[str, float],
         seed: int | None,
         into: Gradients | None,
     ) -> tuple[Metrics, dict[str, Array]]:
-        """Metrics, among them ``task_loss``, and with `into` the gradients of the encoder's outputs."""
+        """Metrics, among them ``task_loss``, and with `into` the gradients of the encoder's outputs.
+
+        Args:
+            outputs: What the encoder gave.
+            targets: What `_targets` gave.
+            divisors: What the terms of the loss are divided by; those of the batch are `targets.divisors`.
+            seed: Source of dropout in the heads; None at inference.
+            into: Where the heads' gradients are added.
+
+        Returns:
+            In ``task_loss`` as sum the batch's part of the loss times ``divisors["task"]``, as weight
+            ``targets.divisors["task"]``: added up over all batches that share the divisors, it has the loss as mean.
+        """
         raise NotImplementedError
 
-    def _with_auxiliary(self, metrics: Metrics) -> Metrics:
+    def _with_auxiliary(self, metrics: Metrics, targets: Targets, scale: float) -> Metrics:
         """Add ``loss``, what is minimised, and what there is to say about the MoE layers.
 
         That is the router's metrics, means over the layers; ``expert_load/<layer>/<expert>``, what the expert's answers
         weigh of all answers of its layer; and ``expert_load_peak``, the largest of these over an even share, mean over
         the layers.
+
+        Args:
+            metrics: What `_loss` gave.
+            targets: What it was given.
+            scale: What the auxiliary losses count in the sum of ``loss``.
         """
         auxiliary = self.encoder.aux_losses
         loss, weight = metrics["task_loss"]
@@ -222,6 +282,7 @@ class Model(Trainable):
             values["expert_load_peak"] = float(np.mean(loads.max(axis=1)) * loads.shape[1])
             for layer, shares in zip(auxiliary["moe_layers"], loads, strict=True):
                 values |= {f"expert_load/{layer}/{e}": float(share) for e, share in enumerate(shares)}
-        # A batch counts in the means as much as its examples or predictions do.
-        described = {name: (value * weight, weight) for name, value in values.items()}
-        return Metrics({"loss": (loss + float(auxiliary["total"]) * weight, weight), **metrics, **described})
+        # In the means, routers count a batch by its positions; everything else by its examples or predictions.
+        positions = targets.divisors["auxiliary"]
+        described = {name: (value * positions, positions) for name, value in values.items()}
+        return Metrics({"loss": (loss + float(auxiliary["total"]) * scale, weight), **metrics, **described})

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer._core.arrays import as_float32, as_integers
+from sparse_mixer.losses import Targets
 from sparse_mixer.networks import SparseMixer
 
 Array = npt.NDArray[np.float32]
@@ -19,19 +20,25 @@ def as_rows(sequence: Array) -> Array:
     return sequence.reshape(-1, sequence.shape[-1])
 
 
-def read_labels(labels: Any, shape: tuple[int, ...], argument: str = "labels") -> npt.NDArray[np.int64]:
-    """Class indices of `shape`; a last axis of length 1 may follow."""
+def read_classes(labels: Any, axes: int, argument: str = "labels") -> npt.NDArray[np.int64]:
+    """Integers with so many axes; one more of size 1 is dropped."""
     if labels is None:
         raise ValueError(f"{argument}: missing")
     array = as_integers(argument, labels, booleans=True)
-    if array.ndim == len(shape) + 1 and array.shape[-1] == 1:
+    if array.ndim == axes + 1 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.shape != shape:
+    if array.ndim != axes:
         hint = ""
-        if array.ndim == len(shape) + 1 and array.shape[:-1] == shape and _is_one_hot(array):
+        if array.ndim == axes + 1 and _is_one_hot(array):
             hint = "; one-hot labels become class indices by labels.argmax(-1)"
-        raise ValueError(f"{argument}: expected shape {list(shape)}, got {list(array.shape)}{hint}")
+        raise ValueError(f"{argument}: expected {axes} axes, got shape {list(array.shape)}{hint}")
     return array.astype(np.int64, copy=False)
+
+
+def expect_shape(argument: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    """Refuse an array of another shape."""
+    if array.shape != shape:
+        raise ValueError(f"{argument}: expected shape {list(shape)}, got {list(array.shape)}")
 
 
 def _is_one_hot(array: npt.NDArray[Any]) -> bool:
@@ -49,13 +56,33 @@ def read_integers(inputs: Mapping[str, Any], key: str) -> npt.NDArray[Any]:
 
 
 def read_weights(weights: Any, shape: tuple[int, ...]) -> Array:
-    """Sample weights of `shape`; ones where there are none."""
+    """Sample weights of `shape`; one per example counts for all of its tokens, as in Keras."""
     if weights is None:
         return np.ones(shape, np.float32)
     array = as_float32("sample_weight", weights)
-    if array.shape != shape:
-        raise ValueError(f"sample_weight: expected shape {list(shape)}, got {list(array.shape)}")
+    if len(shape) == 2 and array.shape == shape[:1]:
+        array = np.repeat(array[:, None], shape[1], axis=1)
+    expect_shape("sample_weight", array, shape)
     return array
+
+
+def position_count(inputs: Mapping[str, Any]) -> float:
+    """Positions of a batch, padding among them: what the router's losses are means over."""
+    names = ["input_type_ids"] + ["dense_type_ids"] * (inputs.get("dense_inputs") is not None)
+    return float(sum(np.size(inputs[name]) for name in names if inputs.get(name) is not None))
+
+
+def targets_of(
+    inputs: Mapping[str, Any], labels: npt.NDArray[Any], weights: Any, counted: npt.NDArray[np.bool_] | None = None
+) -> Targets:
+    """Targets of a loss that is divided by the number of its labels: of all, or of those that are `counted`."""
+    array = read_weights(weights, labels.shape)
+    number = float(labels.size)
+    if counted is not None:
+        array, number = array * counted, float(np.count_nonzero(counted))
+    weight = float(np.abs(array).sum(dtype=np.float64))
+    divisors = {"weight": weight, "task": number, "auxiliary": position_count(inputs)}
+    return Targets(labels, array, divisors, weights is not None, counted)
 
 
 def check_encoder(argument: str, value: Any) -> None:

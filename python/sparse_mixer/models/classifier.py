@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer._core.arguments import as_int
+from sparse_mixer._core.arrays import as_float32
 from sparse_mixer.gradients import Gradients
-from sparse_mixer.losses import mean_cross_entropy, squared_error, task_metrics
+from sparse_mixer.losses import Targets, classification, squared_error
 from sparse_mixer.models.base import Model, stored
-from sparse_mixer.models.batch_parts import check_encoder, read_labels, read_weights
+from sparse_mixer.models.batch_parts import check_encoder, expect_shape, read_classes, targets_of
 from sparse_mixer.models.heads import Array, ProjectionHead
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
@@ -35,7 +36,7 @@ class BertClassifier(Model):
         use_encoder_pooler: bool = True,
         head_name: str = "sentence_prediction",
         *,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         """Put a classification head on an encoder.
 
@@ -48,7 +49,7 @@ class BertClassifier(Model):
             use_encoder_pooler: Whether the head sees ``pooled_output``; otherwise it has a tanh layer of its own on
                 the first position of ``sequence_output``.
             head_name: Prefix of the head's weights.
-            seed: Source of the head's initial weights.
+            seed: Source of the head's initial weights; None draws one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
         self.num_classes = as_int("num_classes", num_classes)
@@ -73,10 +74,11 @@ class BertClassifier(Model):
         )
         super().__init__("bert_classifier", network, [self._head])
 
-    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int = 0) -> Array:
+    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> Array:
         """Logits ``[B, num_classes]``."""
-        outputs = self.encoder(inputs, training=training, seed=seed, outputs=self._outputs)
-        return self._head.logits(self._features(outputs), seed if training else None)
+        drops = self._call_seed(training, seed)
+        outputs = self.encoder(inputs, training=training, seed=drops, outputs=self._outputs)
+        return self._head.logits(self._features(outputs), drops)
 
     def predict(self, inputs: Mapping[str, Any]) -> npt.NDArray[Any]:
         """Most likely class ``[B]`` of each example; for regression the numbers."""
@@ -89,25 +91,29 @@ class BertClassifier(Model):
             return pooled
         return np.ascontiguousarray(outputs["sequence_output"][:, 0])
 
+    def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
+        if self.num_classes != 1:
+            return targets_of(inputs, read_classes(labels, 1), weights)
+        numbers = as_float32("labels", labels)
+        if numbers.ndim > 1 and numbers.size != len(numbers):
+            raise ValueError(f"labels: expected shape [{len(numbers)}], got {list(numbers.shape)}")
+        return targets_of(inputs, numbers.reshape(-1), weights)
+
     def _loss(
         self,
         outputs: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        labels: Any,
-        weights: Any,
+        targets: Targets,
+        divisors: Mapping[str, float],
         seed: int | None,
         into: Gradients | None,
     ) -> tuple[Metrics, dict[str, Array]]:
         features = self._features(outputs)
         logits = self._head.logits(features, seed)
-        sample_weight = read_weights(weights, (len(features),))
+        expect_shape("labels", targets.labels, (len(features),))
         if self.num_classes == 1:
-            metrics, d_logits = squared_error(logits, labels, sample_weight)
+            metrics, d_logits = squared_error(logits, targets, divisors["task"])
         else:
-            sums, d_logits = mean_cross_entropy(
-                self.encoder, logits, read_labels(labels, (len(features),)), sample_weight
-            )
-            metrics = task_metrics(sums)
+            metrics, d_logits = classification(self.encoder, logits, targets, divisors["task"])
         if into is None:
             return metrics, {}
         d_features = self._head.backward(features, d_logits, seed, into)

@@ -10,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native, activations, initializers
+from sparse_mixer._core.arguments import as_seed
+from sparse_mixer._core.construction import given_seed
 from sparse_mixer._core.part import Part, variables_of
+from sparse_mixer._core.seeds import Purpose, fresh_seed, generator
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.initializers import Initializer
 from sparse_mixer.losses import Sums
@@ -23,11 +26,13 @@ class Head(Part):
 
     core: _native.Head
 
-    def __init__(self, name: str, encoder: Any, config: Mapping[str, Any], initializer: Any, seed: int) -> None:
+    def __init__(self, name: str, encoder: Any, config: Mapping[str, Any], initializer: Any, seed: int | None) -> None:
         resolved = initializers.resolve(initializer)
+        known = given_seed(None if seed is None else as_seed("seed", seed), resolved)
+        chosen = fresh_seed() if known is None else known
         spec = resolved.spec() if isinstance(resolved, Initializer) else None
         drawn = spec or {"name": "constant", "value": 0.0}
-        core = _native.Head(json.dumps(config), json.dumps(drawn), seed)
+        core = _native.Head(json.dumps(config), json.dumps(drawn), chosen)
         variables = variables_of(core, "")  # the keys have the head's name
         super().__init__(name, core, variables)
         self._encoder = encoder
@@ -35,9 +40,8 @@ class Head(Part):
         if spec is None:
             for variable in variables:
                 if variable.key.endswith("kernel"):
-                    generator = np.random.default_rng([seed, variable.index])
                     values = (
-                        resolved.draw(variable.shape, generator)
+                        resolved.draw(variable.shape, generator(Purpose.HEAD_WEIGHT, chosen, variable.key))
                         if isinstance(resolved, Initializer)
                         else resolved(variable.shape)
                     )
@@ -76,7 +80,7 @@ class ProjectionHead(Head):
         dropout: float = 0.0,
         output_name: str,
         initializer: Any,
-        seed: int,
+        seed: int | None,
     ) -> None:
         config = {
             "kind": "projection",
@@ -103,7 +107,7 @@ class ProjectionHead(Head):
 class MaskedLMHead(Head):
     """Hidden states at some positions to words, through the encoder's own word table."""
 
-    def __init__(self, name: str, encoder: Any, *, activation: Any, initializer: Any, seed: int) -> None:
+    def __init__(self, name: str, encoder: Any, *, activation: Any, initializer: Any, seed: int | None) -> None:
         arguments = encoder.arguments
         if arguments.embedding_layer is not None:
             raise ValueError("encoder_network: a masked language model needs the encoder's own word table")

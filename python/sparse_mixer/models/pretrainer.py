@@ -13,16 +13,12 @@ from sparse_mixer._core.arguments import as_int
 from sparse_mixer._core.arrays import as_float32
 from sparse_mixer._core.checks import as_list
 from sparse_mixer.gradients import Gradients
-from sparse_mixer.losses import mean_cross_entropy
+from sparse_mixer.losses import Targets, cross_entropy, reciprocal
 from sparse_mixer.models.base import Model, stored
-from sparse_mixer.models.batch_parts import check_encoder, read_integers, read_labels, read_weights
+from sparse_mixer.models.batch_parts import check_encoder, expect_shape, position_count, read_classes, read_integers
 from sparse_mixer.models.heads import Array, MaskedLMHead, ProjectionHead
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
-
-# Odd, far from small integers: heads get unrelated dropout seeds.
-_SEED_STRIDE = 0xD1B54A32D192ED03
-_SEED_RANGE = 2**64
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,8 @@ class BertPretrainerV2(Model):
 
     A batch for training is the dict of inputs with ``masked_lm_positions``, ``masked_lm_ids`` and
     ``masked_lm_weights``, each ``[B, P]``, and ``<head>_labels`` ``[B]`` for each head; `masking.mask_tokens`
-    makes the former. The loss is the mean over predictions plus the means of the heads.
+    makes the former. The loss is the mean over predictions, by their weights, plus the means of the heads. A batch
+    without a prediction teaches nothing, the heads neither.
     """
 
     def __init__(
@@ -72,7 +69,7 @@ class BertPretrainerV2(Model):
         classification_heads: Sequence[ClassificationHead] = (),
         name: str = "bert",
         *,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         """Put pre-training heads on an encoder.
 
@@ -82,7 +79,7 @@ class BertPretrainerV2(Model):
             mlm_initializer: Of its kernel.
             classification_heads: Further heads.
             name: Name of the model.
-            seed: Source of the heads' initial weights.
+            seed: Source of the heads' initial weights; None draws them, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("encoder_network", encoder_network)
         given = () if classification_heads is None else classification_heads
@@ -108,24 +105,25 @@ class BertPretrainerV2(Model):
                 dropout=head.dropout_rate,
                 output_name=f"{head.name}/logits",
                 initializer=head.initializer,
-                seed=seed + 1 + number,
+                seed=seed,
             )
-            for number, head in enumerate(heads)
+            for head in heads
         ]
         self._pools = [bool(head.use_encoder_pooler) for head in heads]
         if any(self._pools):
             self._outputs = ("sequence_output", "pooled_output")
         super().__init__(name, encoder_network, [self.masked_lm, *self.classification_heads])
 
-    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int = 0) -> dict[str, Any]:
+    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> dict[str, Any]:
         """The encoder's outputs and the heads' logits."""
-        outputs: dict[str, Any] = self.encoder(inputs, training=training, seed=seed)
+        drops = self._call_seed(training, seed)
+        outputs: dict[str, Any] = self.encoder(inputs, training=training, seed=drops)
         sequence = outputs["sequence_output"]
         if inputs.get("masked_lm_positions") is not None:
             outputs["mlm_logits"] = self.masked_lm.logits(sequence, read_integers(inputs, "masked_lm_positions"))
         features = self._features(outputs)
         for number, head in enumerate(self.classification_heads):
-            outputs[head.name] = head.logits(features[number], _head_seed(seed, number) if training else None)
+            outputs[head.name] = head.logits(features[number], drops)
         return outputs
 
     @classmethod
@@ -139,16 +137,7 @@ class BertPretrainerV2(Model):
         first = np.ascontiguousarray(outputs["sequence_output"][:, 0])
         return [outputs["pooled_output"] if pools else first for pools in self._pools]
 
-    def _loss(
-        self,
-        outputs: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        labels: Any,
-        weights: Any,
-        seed: int | None,
-        into: Gradients | None,
-    ) -> tuple[Metrics, dict[str, Array]]:
-        sequence = outputs["sequence_output"]
+    def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
         positions = read_integers(inputs, "masked_lm_positions")
         ids = read_integers(inputs, "masked_lm_ids")
         counted = as_float32("masked_lm_weights", inputs.get("masked_lm_weights", np.ones(positions.shape)))
@@ -157,32 +146,52 @@ class BertPretrainerV2(Model):
                 "masked_lm_ids, masked_lm_weights: expected the shape of masked_lm_positions, "
                 f"{positions.shape}, got {ids.shape} and {counted.shape}"
             )
-        weight = float(counted.sum())
-        scale = 1.0 / weight if weight else 0.0
-        sums, d_sequence = self.masked_lm.loss(sequence, positions, ids, counted, scale=scale, into=into)
+        classes = [
+            read_classes(inputs.get(f"{head.name}_labels"), 1, f"{head.name}_labels")
+            for head in self.classification_heads
+        ]
+        # As in the Model Garden's task: these weights choose predictions, they do not make some dearer.
+        weight = float(counted.sum(dtype=np.float64))
+        heads = {
+            f"head/{head.name}": float(len(own)) for head, own in zip(self.classification_heads, classes, strict=True)
+        }
+        learnable = float(np.abs(counted).sum(dtype=np.float64))
+        divisors = {"weight": learnable, "task": weight, **heads, "auxiliary": position_count(inputs)}
+        return Targets((positions, ids, classes), counted, divisors, weighted=False)
+
+    def _loss(
+        self,
+        outputs: Mapping[str, Any],
+        targets: Targets,
+        divisors: Mapping[str, float],
+        seed: int | None,
+        into: Gradients | None,
+    ) -> tuple[Metrics, dict[str, Array]]:
+        sequence = outputs["sequence_output"]
+        positions, ids, classes = targets.labels
+        scale = reciprocal(divisors["task"])
+        sums, d_sequence = self.masked_lm.loss(sequence, positions, ids, targets.weights, scale=scale, into=into)
         metrics = Metrics(mlm_loss=(sums.loss, sums.weight), mlm_accuracy=(sums.hits, sums.weight))
-        total = sums.loss * scale
+        total = sums.loss
         d_pooled = np.zeros((len(sequence), sequence.shape[-1]), np.float32) if any(self._pools) else None
         for number, (head, features) in enumerate(zip(self.classification_heads, self._features(outputs), strict=True)):
-            head_seed = None if seed is None else _head_seed(seed, number)
-            logits = head.logits(features, head_seed)
-            classes = read_labels(inputs.get(f"{head.name}_labels"), (len(features),), f"{head.name}_labels")
-            sums, d_logits = mean_cross_entropy(self.encoder, logits, classes, read_weights(None, (len(features),)))
-            metrics[f"{head.name}_loss"] = (sums.loss, sums.weight)
-            metrics[f"{head.name}_accuracy"] = (sums.hits, sums.weight)
-            total += sums.loss / sums.weight
+            logits = head.logits(features, seed)
+            expect_shape(f"{head.name}_labels", classes[number], (len(features),))
+            divisor = divisors[f"head/{head.name}"]
+            ones = np.ones(len(features), np.float32)
+            own, d_logits = cross_entropy(self.encoder, logits, classes[number], ones, reciprocal(divisor))
+            metrics[f"{head.name}_loss"] = (own.loss, own.weight)
+            metrics[f"{head.name}_accuracy"] = (own.hits, own.weight)
+            # Divided by the predictions like the rest of the task's loss, this is a mean over the head's examples.
+            total += own.loss * divisors["task"] * reciprocal(divisor)
             if into is not None and d_sequence is not None:
-                d_features = head.backward(features, d_logits, head_seed, into)
+                d_features = head.backward(features, d_logits, seed, into)
                 if d_pooled is not None and self._pools[number]:
                     d_pooled += d_features
                 else:
                     d_sequence[:, 0] += d_features
-        metrics["task_loss"] = (total * weight, weight)
+        metrics["task_loss"] = (total, sums.weight)
         if d_sequence is None:
             return metrics, {}
         gradients = {"sequence_output": d_sequence}
         return metrics, gradients if d_pooled is None else {**gradients, "pooled_output": d_pooled}
-
-
-def _head_seed(seed: int, number: int) -> int:
-    return (seed + number * _SEED_STRIDE) % _SEED_RANGE

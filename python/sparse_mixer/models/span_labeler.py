@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from sparse_mixer.gradients import Gradients
-from sparse_mixer.losses import mean_cross_entropy, task_metrics
+from sparse_mixer.losses import Targets, classification
 from sparse_mixer.models.base import Model, stored
-from sparse_mixer.models.batch_parts import as_rows, check_encoder, read_labels, read_weights
+from sparse_mixer.models.batch_parts import as_rows, check_encoder, expect_shape, read_classes, read_weights, targets_of
 from sparse_mixer.models.heads import Array, ProjectionHead
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
@@ -23,13 +23,13 @@ class BertSpanLabeler(Model):
     Labels are a dict of ``start_positions`` and ``end_positions``, or a pair of such, each ``[B]``.
     """
 
-    def __init__(self, network: SparseMixer, initializer: Any = "glorot_uniform", *, seed: int = 0) -> None:
+    def __init__(self, network: SparseMixer, initializer: Any = "glorot_uniform", *, seed: int | None = None) -> None:
         """Put a span head on an encoder.
 
         Args:
             network: The encoder.
             initializer: Of the head's kernel.
-            seed: Source of the head's initial weights.
+            seed: Source of the head's initial weights; None draws one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
         self._head = ProjectionHead(
@@ -42,37 +42,44 @@ class BertSpanLabeler(Model):
         )
         super().__init__("bert_span_labeler", network, [self._head])
 
-    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int = 0) -> list[Array]:
+    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> list[Array]:
         """``[start_logits, end_logits]``."""
-        sequence = self.encoder(inputs, training=training, seed=seed, outputs=self._outputs)["sequence_output"]
-        return list(self._logits(sequence, seed if training else None))
+        drops = self._call_seed(training, seed)
+        sequence = self.encoder(inputs, training=training, seed=drops, outputs=self._outputs)["sequence_output"]
+        return list(self._logits(sequence, drops))
 
     def _logits(self, sequence: Array, seed: int | None) -> Array:
         """``[2, B, S]``."""
         logits = self._head.logits(as_rows(sequence), seed)
         return np.ascontiguousarray(logits.reshape(*sequence.shape[:2], 2).transpose(2, 0, 1))
 
+    def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
+        if isinstance(labels, Mapping):
+            if missing := {"start_positions", "end_positions"} - labels.keys():
+                raise ValueError(f"labels: {', '.join(sorted(missing))} missing, got {sorted(map(str, labels))}")
+            labels = [labels["start_positions"], labels["end_positions"]]
+        positions = read_classes(labels, 2)
+        if len(positions) != 2:
+            raise ValueError(f"labels: expected shape [2, B], got {list(positions.shape)}")
+        if weights is not None:
+            weights = np.stack([read_weights(weights, positions.shape[1:])] * 2)
+        return targets_of(inputs, positions, weights)
+
     def _loss(
         self,
         outputs: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        labels: Any,
-        weights: Any,
+        targets: Targets,
+        divisors: Mapping[str, float],
         seed: int | None,
         into: Gradients | None,
     ) -> tuple[Metrics, dict[str, Array]]:
         sequence = outputs["sequence_output"]
         batch, length = sequence.shape[:2]
-        if isinstance(labels, Mapping):
-            if missing := {"start_positions", "end_positions"} - labels.keys():
-                raise ValueError(f"labels: {', '.join(sorted(missing))} missing, got {sorted(map(str, labels))}")
-            labels = [labels["start_positions"], labels["end_positions"]]
-        positions = read_labels(labels, (2, batch))
-        sample_weight = np.tile(read_weights(weights, (batch,)), 2)
+        expect_shape("labels", targets.labels, (2, batch))
         logits = self._logits(sequence, seed).reshape(2 * batch, length)
-        sums, d_logits = mean_cross_entropy(self.encoder, logits, positions.ravel(), sample_weight)
+        metrics, d_logits = classification(self.encoder, logits, targets, divisors["task"])
         if into is None:
-            return task_metrics(sums), {}
+            return metrics, {}
         by_position = np.ascontiguousarray(d_logits.reshape(2, batch, length).transpose(1, 2, 0)).reshape(-1, 2)
         d_features = self._head.backward(as_rows(sequence), by_position, seed, into)
-        return task_metrics(sums), {"sequence_output": d_features.reshape(sequence.shape)}
+        return metrics, {"sequence_output": d_features.reshape(sequence.shape)}

@@ -7,9 +7,9 @@ from typing import Any
 
 from sparse_mixer._core.arguments import as_int
 from sparse_mixer.gradients import Gradients
-from sparse_mixer.losses import mean_cross_entropy, task_metrics
+from sparse_mixer.losses import Targets, classification
 from sparse_mixer.models.base import Model, stored
-from sparse_mixer.models.batch_parts import as_rows, check_encoder, read_labels, read_weights
+from sparse_mixer.models.batch_parts import as_rows, check_encoder, expect_shape, read_classes, targets_of
 from sparse_mixer.models.heads import Array, ProjectionHead
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
@@ -19,7 +19,7 @@ from sparse_mixer.training.metrics import Metrics
 class BertTokenClassifier(Model):
     """One label per position. ``model(inputs)`` gives ``{"logits": [B, S, num_classes]}``.
 
-    Labels are class indices ``[B, S]``; negative ones count for nothing.
+    Labels are class indices ``[B, S]``; negative ones count for nothing. Sample weights are ``[B, S]`` or ``[B]``.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class BertTokenClassifier(Model):
         initializer: Any = "glorot_uniform",
         dropout_rate: float = 0.1,
         *,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         """Put a classifier on every position of an encoder's output.
 
@@ -38,7 +38,7 @@ class BertTokenClassifier(Model):
             num_classes: Number of classes.
             initializer: Of the head's kernel.
             dropout_rate: Dropout on the encoder's output.
-            seed: Source of the head's initial weights.
+            seed: Source of the head's initial weights; None draws one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
         self._config = {"num_classes": as_int("num_classes", num_classes), "dropout_rate": float(dropout_rate)}
@@ -53,28 +53,33 @@ class BertTokenClassifier(Model):
         )
         super().__init__("bert_token_classifier", network, [self._head])
 
-    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int = 0) -> dict[str, Array]:
+    def __call__(
+        self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None
+    ) -> dict[str, Array]:
         """``{"logits": [B, S, num_classes]}``."""
-        sequence = self.encoder(inputs, training=training, seed=seed, outputs=self._outputs)["sequence_output"]
-        logits = self._head.logits(as_rows(sequence), seed if training else None)
+        drops = self._call_seed(training, seed)
+        sequence = self.encoder(inputs, training=training, seed=drops, outputs=self._outputs)["sequence_output"]
+        logits = self._head.logits(as_rows(sequence), drops)
         return {"logits": logits.reshape(*sequence.shape[:2], -1)}
+
+    def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
+        classes = read_classes(labels, 2)
+        return targets_of(inputs, classes, weights, counted=classes >= 0)
 
     def _loss(
         self,
         outputs: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        labels: Any,
-        weights: Any,
+        targets: Targets,
+        divisors: Mapping[str, float],
         seed: int | None,
         into: Gradients | None,
     ) -> tuple[Metrics, dict[str, Array]]:
         sequence = outputs["sequence_output"]
         features = as_rows(sequence)
-        classes = read_labels(labels, sequence.shape[:2])
-        counted = read_weights(weights, sequence.shape[:2]) * (classes >= 0)
+        expect_shape("labels", targets.labels, sequence.shape[:2])
         logits = self._head.logits(features, seed)
-        sums, d_logits = mean_cross_entropy(self.encoder, logits, classes.ravel(), counted.ravel())
+        metrics, d_logits = classification(self.encoder, logits, targets, divisors["task"])
         if into is None:
-            return task_metrics(sums), {}
+            return metrics, {}
         d_features = self._head.backward(features, d_logits, seed, into)
-        return task_metrics(sums), {"sequence_output": d_features.reshape(sequence.shape)}
+        return metrics, {"sequence_output": d_features.reshape(sequence.shape)}

@@ -1,7 +1,8 @@
 """Training models: `fit`, `evaluate`, and the `Trainer` behind them, which can be stopped and taken up again.
 
-Everything random in a run (order of the examples, dropout, jitter, masking) is a function of its seed and of the number
-of batches done. So a run that was stopped and resumed gives the same weights, bit for bit, as one that was not.
+Everything random in a run (order of the examples, dropout, jitter, masking) is a function of its seed, of the updates
+that the optimiser has made, and of the place of a batch in its update. So a run that was stopped and resumed gives the
+same weights, bit for bit, as one that was not, and so do two runs of one epoch in the place of one run of two.
 """
 
 from sparse_mixer.training.callbacks import Callback, CSVLogger, EarlyStopping, JSONLLogger, ProgressBar

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Protocol
 
 import numpy as np
 
 from sparse_mixer._core.arguments import as_positive
+from sparse_mixer._core.seeds import Purpose, generator
 
 
 class Batches(Protocol):
@@ -23,16 +22,16 @@ class Batches(Protocol):
     settings: dict[str, Any]
     """The arguments that the batches depend on, JSON-able."""
 
-    def epoch(self, number: int, start: int) -> Iterator[Any]:
-        """Batches number `start` and following of epoch `number`; the same ones every time."""
+    def epoch(self, number: int, start: int, seed: int) -> Iterator[Any]:
+        """Batches number `start` and following of epoch `number`, shuffled by `seed`; the same ones every time."""
         ...
 
 
 class ArrayBatches:
-    """Cuts arrays of one first dimension into batches, in an order that depends on seed and epoch only."""
+    """Cuts arrays of one first dimension into batches, in their own order or in one that depends on a seed only."""
 
     def __init__(
-        self, data: Any, batch_size: int, shuffle: bool, seed: int, drop_remainder: bool, steps_per_epoch: int | None
+        self, data: Any, batch_size: int, shuffle: bool, drop_remainder: bool, steps_per_epoch: int | None
     ) -> None:
         sizes = {len(array) for array in _leaves(data)}
         if len(sizes) != 1:
@@ -41,7 +40,6 @@ class ArrayBatches:
         self._size = sizes.pop()
         self._batch_size = batch_size
         self._shuffle = shuffle
-        self._seed = seed
         whole, rest = divmod(self._size, batch_size)
         steps = whole if drop_remainder or not rest else whole + 1
         if steps == 0:
@@ -52,11 +50,11 @@ class ArrayBatches:
         self.examples: int | None = self._size
         self.settings = {"batch_size": batch_size, "shuffle": shuffle, "drop_remainder": drop_remainder}
 
-    def epoch(self, number: int, start: int) -> Iterator[Any]:
+    def epoch(self, number: int, start: int, seed: int) -> Iterator[Any]:
         """See `Batches`."""
         order = np.arange(self._size)
         if self._shuffle:
-            order = np.random.default_rng([self._seed, number]).permutation(self._size)
+            order = generator(Purpose.ORDER, seed).permutation(self._size)
         for step in range(start, self.steps or 0):
             rows = order[step * self._batch_size : (step + 1) * self._batch_size]
             yield _map_leaves(self._data, lambda array, rows=rows: array[rows])
@@ -73,7 +71,7 @@ class IterableBatches:
         self.steps: int | None = length if steps_per_epoch is None else steps_per_epoch
         self.settings: dict[str, Any] = {}
 
-    def epoch(self, number: int, start: int) -> Iterator[Any]:
+    def epoch(self, number: int, start: int, seed: int) -> Iterator[Any]:
         """See `Batches`; passed over batches are made and dropped."""
         batches = self._data(number) if callable(self._data) else self._data
         return itertools.islice(iter(batches), start, None)
@@ -95,7 +93,7 @@ class StreamBatches:
         self._stream = self._passes()
         self._position = 0
 
-    def epoch(self, number: int, start: int) -> Iterator[Any]:
+    def epoch(self, number: int, start: int, seed: int) -> Iterator[Any]:
         """See `Batches`; passed over batches are made and dropped.
 
         Raises:
@@ -143,7 +141,6 @@ def as_batches(
     data: Any,
     batch_size: int | None = None,
     shuffle: bool | None = None,
-    seed: int = 0,
     drop_remainder: bool | None = None,
     steps_per_epoch: int | None = None,
     argument: str = "data",
@@ -155,7 +152,6 @@ def as_batches(
             or a function from the epoch's number to one; with `steps_per_epoch` also an iterator.
         batch_size: Examples per batch, for arrays; None for 32.
         shuffle: Whether every epoch of arrays has an order of its own; None for yes.
-        seed: Source of the orders.
         drop_remainder: Whether a smaller last batch of arrays is left out; None for no.
         steps_per_epoch: Batches per epoch. Epochs of an iterable then go on where the one before ended.
         argument: The name of `data` in messages.
@@ -168,7 +164,7 @@ def as_batches(
     if are_arrays(data):
         size = 32 if batch_size is None else as_positive("batch_size", batch_size)
         arrays = _map_leaves(data, np.asarray)
-        return ArrayBatches(arrays, size, shuffle is None or bool(shuffle), seed, bool(drop_remainder), steps)
+        return ArrayBatches(arrays, size, shuffle is None or bool(shuffle), bool(drop_remainder), steps)
     for name, value in {"batch_size": batch_size, "shuffle": shuffle, "drop_remainder": drop_remainder}.items():
         if value is not None:
             raise ValueError(f"{name}: got {value!r}, but {argument} are not arrays; an iterable makes its own batches")
@@ -187,12 +183,6 @@ def as_batches(
 def are_arrays(data: Any) -> bool:
     """Whether `data` are arrays to be cut into batches."""
     return isinstance(data, Mapping) or (isinstance(data, tuple) and bool(data) and isinstance(data[0], Mapping))
-
-
-def derived_seed(*numbers: int) -> int:
-    """A seed of 64 bits that depends on all `numbers`."""
-    packed = struct.pack(f"<{len(numbers)}Q", *(number % 2**64 for number in numbers))
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little")
 
 
 def unpack(batch: Any) -> tuple[Mapping[str, Any], Any, Any]:

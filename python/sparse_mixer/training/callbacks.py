@@ -29,8 +29,14 @@ class Callback:
     def on_step_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
         """After each update; `logs` are the step's metrics, ``learning_rate`` and, if known, ``gradient_norm``."""
 
+    def on_step_skipped(self, trainer: Any) -> None:
+        """In the place of `on_step_end` when no label of the step's batches has a weight, so that no update is made."""
+
     def on_epoch_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
-        """After each epoch and its validation; `logs` are the epoch's means, ``val_...`` those of the validation."""
+        """After each epoch and its validation; `logs` are the epoch's means, ``val_...`` those of the validation.
+
+        ``skipped_steps`` among them is the number of steps without an update.
+        """
 
     def on_train_end(self, trainer: Any) -> None:
         """After the last step, also after an error or interrupt."""
@@ -105,7 +111,8 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
         """See `Callback`."""
-        value = self._sign * logs[self.monitor]
+        # Missing after an epoch whose steps were all skipped.
+        value = self._sign * logs.get(self.monitor, math.nan)
         best = math.inf if self.best is None else self._sign * self.best
         improved = value < best - self.min_delta
         if self.restore_best_weights and (improved or not self._best_weights):
@@ -143,7 +150,9 @@ class EarlyStopping(Callback):
 class JSONLLogger(Callback):
     """Appends one JSON object per step to a file, and one per validation; after a resumption, from where the state was.
 
-    Those of a validation have no ``loss``, but ``val_loss`` and the like, besides ``step`` and ``epoch``.
+    Those of a validation have no ``loss``, but ``val_loss`` and the like, besides ``step`` and ``epoch``. A skipped
+    step has the line ``{"step": ..., "epoch": ..., "skipped_batch": ...}`` with the number of batches done by then.
+    Numbers that are not finite, which JSON does not have, are null.
     """
 
     def __init__(self, path: str | Path, every: int = 1) -> None:
@@ -176,9 +185,15 @@ class JSONLLogger(Callback):
         if validation:
             self._write(trainer, validation)
 
+    def on_step_skipped(self, trainer: Any) -> None:
+        """See `Callback`."""
+        self._write(trainer, {"skipped_batch": trainer.batches_done})
+
     def _write(self, trainer: Any, logs: Mapping[str, float]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps({"step": trainer.step, "epoch": trainer.epoch, **logs}) + "\n")
+            finite = {name: value if math.isfinite(value) else None for name, value in logs.items()}
+            entry = {"step": trainer.step, "epoch": trainer.epoch, **finite}
+            self._file.write(json.dumps(entry, allow_nan=False) + "\n")
             self._file.flush()
 
     def _entries_until(self, trainer: Any) -> list[dict[str, Any]]:
@@ -187,7 +202,11 @@ class JSONLLogger(Callback):
         for line in self._path.read_text(errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-                known = entry["step"] <= trainer.step and ("loss" in entry or entry["epoch"] < trainer.epoch)
+                known = entry["step"] <= trainer.step and (
+                    entry["skipped_batch"] <= trainer.batches_done
+                    if "skipped_batch" in entry
+                    else "loss" in entry or entry["epoch"] < trainer.epoch
+                )
             except (ValueError, KeyError, TypeError):
                 break
             if known:
@@ -249,9 +268,16 @@ class ProgressBar(Callback):
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(0)
 
+    def on_step_skipped(self, trainer: Any) -> None:
+        """See `Callback`."""
+        self._bar.n = trainer.batches_done
+        self._bar.update(0)
+
     def on_epoch_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
         """See `Callback`."""
         text = ", ".join(f"{name} {value:.4f}" for name, value in logs.items() if _worth_a_line(name))
+        if logs.get("skipped_steps"):
+            text += f", skipped steps {logs['skipped_steps']:.0f}"
         self._bar.write(f"epoch {trainer.epoch + 1}: {text}")
 
     def on_train_end(self, trainer: Any) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sparse_mixer._core.atomic_file import replacing
 
-_FORMAT = "sparse_mixer training state, version 2"
+_FORMAT = "sparse_mixer training state, version 3"
 _META = "meta.json"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sparse_mixer.gradients import Gradients
@@ -20,10 +21,23 @@ class Trainable(Layer):
     encoder: Any
     parts: list[Any]
 
+    def loss_divisors(self, batch: Any) -> dict[str, float]:
+        """What the terms of a batch's loss are divided by, and as ``weight`` what its labels weigh altogether."""
+        raise NotImplementedError
+
     def loss_and_gradients(
-        self, batch: Any, *, seed: int, into: Gradients | None = None, recompute: bool = False
+        self,
+        batch: Any,
+        *,
+        seed: int | None = None,
+        into: Gradients | None = None,
+        recompute: bool = False,
+        divisors: Mapping[str, float] | None = None,
     ) -> tuple[Metrics, Gradients]:
-        """Metrics of a batch, among them ``loss``, and the gradients of that."""
+        """Metrics of a batch, among them ``loss``, and the gradients of that.
+
+        With the `divisors` of several batches, added up, the gradients of these add up to those of one large batch.
+        """
         raise NotImplementedError
 
     def test_step(self, batch: Any) -> Metrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from sparse_mixer._core import interrupts
-from sparse_mixer._core.arguments import as_int, as_positive
+from sparse_mixer._core.arguments import as_int, as_positive, as_seed
 from sparse_mixer._core.checks import as_list
+from sparse_mixer._core.seeds import Purpose, derived_seed, fresh_seed
 from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.optimizers import Optimizer
 from sparse_mixer.training import state as state_files
-from sparse_mixer.training.batches import Batches, are_arrays, as_batches, derived_seed, token_count
+from sparse_mixer.training.batches import Batches, are_arrays, as_batches, token_count
 from sparse_mixer.training.callbacks import Callback, ProgressBar
 from sparse_mixer.training.history import History
 from sparse_mixer.training.metrics import Metrics
@@ -39,6 +41,7 @@ class Trainer:
         batches_done: The same over all epochs.
         epoch_metrics: Sums over the epoch so far.
         history: Epochs and steps so far.
+        skipped_steps: Steps of this epoch that made no update, because no label in them had a weight.
         tokens_per_second: Moving average, without padding.
         stop: Set it to leave `run` after the step or epoch; `run` or a resumption goes on from there.
     """
@@ -54,7 +57,7 @@ class Trainer:
         steps_per_epoch: int | None = None,
         shuffle: bool | None = None,
         drop_remainder: bool | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         transform: Callable[[Any, int], Any] | None = None,
         accumulation_steps: int = 1,
         recompute: bool = False,
@@ -68,17 +71,21 @@ class Trainer:
         self.optimizer: Optimizer = _expect("optimizer", optimizer, Optimizer)
         listed = as_list("callbacks", callbacks, "callbacks")
         self._callbacks = [_expect("callbacks", callback, Callback) for callback in listed]
-        self._seed = as_int("seed", seed)
-        self.batches = as_batches(data, batch_size, shuffle, self._seed, drop_remainder, steps_per_epoch)
+        # Without a seed of its own, a resumption takes over that of the run.
+        self._is_seeded = seed is not None
+        self._seed = fresh_seed() if seed is None else as_seed("seed", seed)
+        self.batches = as_batches(data, batch_size, shuffle, drop_remainder, steps_per_epoch)
         self.epochs = as_int("epochs", epochs)
         if self.epochs < 0:
             raise ValueError(f"epochs: expected at least 0, got {epochs}")
-        self.epoch = self.batch = self.batches_done = 0
+        self.epoch = self.batch = self.batches_done = self.skipped_steps = 0
+        # Updates that the optimiser had made when the epoch began: with the seed, they decide its order.
+        self._updates_before_epoch = 0
         self.epoch_metrics = Metrics()
         self.history = History()
         self.tokens_per_second = 0.0
         self.stop = False
-        self._finished = False
+        self._finished = self._warned_of_skipping = False
         # What a resumption must have in common with the run that was saved.
         self._settings = {
             "seed": self._seed,
@@ -94,7 +101,9 @@ class Trainer:
         self._validation = None
         if validation_data is not None:
             size = batch_size if are_arrays(validation_data) else None
-            self._validation = as_batches(validation_data, size, argument="validation_data")
+            # In their own order, as in `evaluate`: what else is in a batch changes how experts are shared out.
+            shuffle = False if are_arrays(validation_data) else None
+            self._validation = as_batches(validation_data, size, shuffle, argument="validation_data")
         self._state_path = None if state_path is None else Path(state_path)
         self._save_every = None if save_every is None else as_positive("save_every", save_every)
         if save_every is not None and state_path is None:
@@ -152,7 +161,10 @@ class Trainer:
         return self.history
 
     def _run_epoch(self) -> None:
-        batches = self.batches.epoch(self.epoch, self.batch)
+        if not self.batch:
+            self._updates_before_epoch = self.step
+        order = derived_seed(Purpose.ORDER, self._seed, self._updates_before_epoch)
+        batches = self.batches.epoch(self.epoch, self.batch, order)
         while not self.stop:
             wanted = self._accumulation_steps
             if self.batches.steps is not None:
@@ -167,7 +179,7 @@ class Trainer:
             return
         if not self.batch:
             raise ValueError(f"data: an epoch has no batch (epoch {self.epoch + 1} of {self.epochs})")
-        logs = self.epoch_metrics.means()
+        logs = {"loss": math.nan, **self.epoch_metrics.means(), "skipped_steps": float(self.skipped_steps)}
         if self._validation is not None:
             results = _evaluate(self.model, self._validation)
             logs |= {f"val_{name}": value for name, value in results.items()}
@@ -176,22 +188,29 @@ class Trainer:
             for callback in self._callbacks:
                 callback.on_epoch_end(self, logs)
             self.epoch, self.batch, self.epoch_metrics = self.epoch + 1, 0, Metrics()
+            self.skipped_steps = 0
         if self._state_path is not None:
             self.save(self._state_path)
 
     def _update(self, chunk: Sequence[Any]) -> None:
-        """One update with the mean gradient of the batches in `chunk`."""
+        """One update with the gradient of the batches in `chunk` as if they were one batch."""
         start = time.perf_counter()
-        metrics, tokens = Metrics(), 0
+        chunk = [self._transformed(number, batch) for number, batch in enumerate(chunk)]
+        metrics, tokens = Metrics(), sum(token_count(batch) for batch in chunk)
+        # What the loss of all batches together is divided by, so that their gradients only need to be added.
+        divisors: dict[str, float] = {}
+        for batch in chunk:
+            for name, value in self.model.loss_divisors(batch).items():
+                divisors[name] = divisors.get(name, 0.0) + value
+        if not divisors["weight"]:
+            self._skip(len(chunk))
+            return
         self._gradients.clear()
-        for number, batch in enumerate(chunk, self.batches_done):
-            if self._transform is not None:
-                batch = self._transform(batch, derived_seed(self._seed, number, 1))
-            tokens += token_count(batch)
-            seed = derived_seed(self._seed, number)
+        for number, batch in enumerate(chunk):
+            seed = derived_seed(Purpose.BATCH, self._seed, self.step, number)
             try:
                 new, _ = self.model.loss_and_gradients(
-                    batch, seed=seed, into=self._gradients, recompute=self._recompute
+                    batch, seed=seed, into=self._gradients, recompute=self._recompute, divisors=divisors
                 )
             except FloatingPointError as error:
                 raise FloatingPointError(f"update {self.step + 1} was not made: {error}") from None
@@ -199,9 +218,8 @@ class Trainer:
         logs = metrics.means()
         logs["learning_rate"] = self.optimizer.current_learning_rate()
         with interrupts.deferred():
-            norm = self.optimizer.apply_gradients(self.model, self._gradients, scale=1.0 / len(chunk))
-            self.batch += len(chunk)
-            self.batches_done += len(chunk)
+            norm = self.optimizer.apply_gradients(self.model, self._gradients)
+            self._count(len(chunk))
             self.epoch_metrics.add(metrics)
             self.history.steps.append((logs["loss"], logs["learning_rate"]))
         if norm is not None:
@@ -210,6 +228,32 @@ class Trainer:
         self.tokens_per_second += (0.1 if self.tokens_per_second else 1.0) * (speed - self.tokens_per_second)
         for callback in self._callbacks:
             callback.on_step_end(self, logs)
+
+    def _transformed(self, number: int, batch: Any) -> Any:
+        """Batch `number` of the update, after the user's function."""
+        if self._transform is None:
+            return batch
+        return self._transform(batch, derived_seed(Purpose.TRANSFORM, self._seed, self.step, number))
+
+    def _count(self, batches: int) -> None:
+        self.batch += batches
+        self.batches_done += batches
+
+    def _skip(self, batches: int) -> None:
+        """Pass over batches that there is nothing to learn from: with an update, weights would only decay."""
+        if not self._warned_of_skipping:
+            self._warned_of_skipping = True
+            warnings.warn(
+                f"data: all labels of batch {self.batch + 1} of epoch {self.epoch + 1} have weight 0, so it makes no "
+                "update; skipped_steps in the logs counts such steps",
+                UserWarning,
+                stacklevel=7,
+            )
+        with interrupts.deferred():
+            self._count(batches)
+            self.skipped_steps += 1
+        for callback in self._callbacks:
+            callback.on_step_skipped(self)
 
     def save(self, path: str | Path) -> None:
         """Save weights, moments, counters, history and the callbacks' states, replacing `path` atomically."""
@@ -222,6 +266,8 @@ class Trainer:
             "epoch": self.epoch,
             "batch": self.batch,
             "batches_done": self.batches_done,
+            "skipped_steps": self.skipped_steps,
+            "updates_before_epoch": self._updates_before_epoch,
             "epoch_metrics": self.epoch_metrics,
             "epochs": self.history.epochs,
             "callbacks": {name: callback.get_state() for name, callback in self._named_callbacks().items()},
@@ -255,7 +301,9 @@ class Trainer:
             raise ValueError(f"{path}: {error}; {_REMEDY}") from error
         assign_all(variables, [weights[variable.key] for variable in variables])
         self._finished = meta["finished"]
+        self._seed = self._settings["seed"] = meta["run"]["seed"]
         self.epoch, self.batch, self.batches_done = meta["epoch"], meta["batch"], meta["batches_done"]
+        self.skipped_steps, self._updates_before_epoch = meta["skipped_steps"], meta["updates_before_epoch"]
         self.epoch_metrics = Metrics({name: (total, weight) for name, (total, weight) in meta["epoch_metrics"].items()})
         self.history = History(meta["epochs"], [tuple(step) for step in arrays["history/steps"].tolist()])
         for name, callback in callbacks.items():
@@ -272,7 +320,7 @@ class Trainer:
             differing = sorted(key for key in shapes | found if shapes.get(key) != found.get(key))
             raise ValueError(f"{path}: saved for another model; differing weights: {differing[:4]}; {_REMEDY}")
         for name, mine in self._settings.items():
-            if meta["run"].get(name) != mine:
+            if meta["run"].get(name) != mine and (name != "seed" or self._is_seeded):
                 theirs = meta["run"].get(name)
                 raise ValueError(f"{path}: saved by a run with {name} {theirs!r}, this one has {mine!r}; {_REMEDY}")
         if meta["moments"] != list(moments):
@@ -328,7 +376,7 @@ def fit(
     steps_per_epoch: int | None = None,
     shuffle: bool | None = None,
     drop_remainder: bool | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     transform: Callable[[Any, int], Any] | None = None,
     accumulation_steps: int = 1,
     recompute: bool = False,
@@ -353,17 +401,22 @@ def fit(
         steps_per_epoch: End an epoch after so many batches.
         shuffle: Whether each epoch of arrays has an order of its own, as it has unless this is False.
         drop_remainder: Leave out a smaller last batch of arrays.
-        seed: Source of order, dropout and jitter.
+        seed: Source of order, dropout and jitter, together with the optimiser's `iterations`: a second run with the
+            same optimiser goes on and does not repeat the first. None draws one (see `sparse_mixer.set_random_seed`),
+            or takes over that of the run that is resumed.
         transform: Called as ``transform(batch, seed)`` on every batch, with a seed of its own: for masking.
-        accumulation_steps: Batches per update; their gradients are averaged.
+        accumulation_steps: Batches per update. Together they count as one large batch: each of them as much as its
+            examples, labelled tokens or predictions.
         recompute: Compute blocks again in the backward pass: less memory, more time, the same bits.
-        validation_data: What `evaluate` is given after each epoch.
+        validation_data: What `evaluate` is given after each epoch, with the same `batch_size`.
         callbacks: See `sparse_mixer.training.callbacks`.
         state_path: Where the state is saved: after every epoch, every `save_every` updates, and on Ctrl-C. If it is
             that of a finished run, that run's result is returned.
         save_every: Updates between saves, besides those.
         resume: Go on from `state_path` if the file is there.
         progress: Show a progress bar; None shows one if tqdm is installed.
+
+    Batches in which no label has a weight make no update; ``skipped_steps`` in an epoch's logs counts them.
 
     Returns:
         The history.
@@ -416,6 +469,6 @@ def evaluate(model: Trainable, data: Any, *, batch_size: int | None = None) -> d
 
 def _evaluate(model: Trainable, batches: Batches) -> dict[str, float]:
     metrics = Metrics()
-    for batch in batches.epoch(0, 0):
+    for batch in batches.epoch(0, 0, seed=0):
         metrics.add(model.test_step(batch))
     return metrics.means()

@@ -12,9 +12,10 @@ use crate::kernels::{
 };
 use crate::layers::{bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::random::Purpose;
 use crate::runtime::{ActivationPanels, TaskScratch};
 
-use crate::network::pass::{DropoutSite, Pass, RowBlock};
+use crate::network::pass::{Pass, RowBlock};
 
 /// A projection with bias.
 #[derive(Clone, Debug)]
@@ -169,7 +170,7 @@ impl<R: Real> Attention<R> {
         let hidden = self.query.kernel.n();
         let head = hidden / self.heads;
         let dtype = self.key.kernel.dtype().of_activations();
-        let dropout = pass.dropout(pass.config.attention_dropout, DropoutSite::AttentionWeights, layer);
+        let dropout = pass.dropout(pass.config.attention_dropout, Purpose::AttentionDropout, layer);
         let scale = R::from_f64(1.0 / (head as f64).sqrt());
         let step = (MAX_SCORES / seq).clamp(1, block.rows);
         let ([queries, mixed, scores], [lhs, score_lhs]) =
@@ -243,7 +244,7 @@ impl<R: Real> Attention<R> {
             place(own, out, 1, hidden);
         })?;
         // Per example and head: [d query, d key, d value, mixed], each [S, D]
-        let dropout = pass.dropout(pass.config.attention_dropout, DropoutSite::AttentionWeights, layer);
+        let dropout = pass.dropout(pass.config.attention_dropout, Purpose::AttentionDropout, layer);
         let step = (MAX_SCORES / seq).clamp(1, seq);
         let size = seq * head;
         let mut by_head = context.buffer(pass.batch * heads * 4 * size);

@@ -90,12 +90,12 @@ fn pick_largest<R: Real>(count: usize, value: impl Fn(usize) -> R, picks: &mut [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::{RngStream, open_unit};
+    use crate::random::{Purpose, RngStream, open_unit};
 
     /// Probabilities on a coarse grid, so that there are ties.
     fn probabilities(seed: u64, tokens: usize, experts: usize) -> Vec<f64> {
         let mut p = vec![0.0; tokens * experts];
-        RngStream::new(seed, 0)
+        RngStream::new(seed, Purpose::RouterJitter, 0)
             .for_each_word(0, p.len(), |i, word| p[i] = (open_unit(word) * 8.0).floor() / 8.0);
         p
     }

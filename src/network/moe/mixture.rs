@@ -11,13 +11,14 @@ use crate::error::{Error, Result};
 use crate::kernels::{Real, add_in_place, axpy};
 use crate::layers::Activation;
 use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::random::Purpose;
 use crate::runtime::Buffer;
 
 use super::dispatch::Dispatch;
 use super::grouping::Grouping;
 use super::router::{Router, Routing};
 use crate::network::feed_forward::{FeedForward, Run};
-use crate::network::pass::{DropoutSite, Pass, RowBlock};
+use crate::network::pass::{Pass, RowBlock};
 
 /// Experts and router.
 #[derive(Clone, Debug)]
@@ -152,7 +153,7 @@ impl<R: Real> Moe<R> {
         let mut slots = Dispatch::new(&routing, pass.config.group_mixup);
         let metrics = LayerMetrics::new(pass.config, &routing, &slots);
         // 2. experts on their tokens, gathered; dropout counts the rows of all tokens
-        let dropout = pass.dropout(pass.config.expert_dropout(), DropoutSite::Expert, layer);
+        let dropout = pass.dropout(pass.config.expert_dropout(), Purpose::ExpertDropout, layer);
         if requested < pass.seq && dropout.is_none() {
             slots = slots.retain(|token| token % pass.seq < requested);
         }
@@ -222,7 +223,7 @@ impl<R: Real> Moe<R> {
         let (routing, slots) = (&mixture.routing, &mixture.slots);
         let (experts, rows) = (self.experts.len(), slots.rows().len());
         // 3. y[t] = sum of p * expert_out: gradients of the experts' results, and of p (one more column)
-        let dropout = pass.dropout(pass.config.expert_dropout(), DropoutSite::Expert, layer);
+        let dropout = pass.dropout(pass.config.expert_dropout(), Purpose::ExpertDropout, layer);
         let mut dout = pass.context.buffer(rows * hidden);
         let mut dp = pass.context.buffer(rows);
         let segments = self.segments(pass, slots);

@@ -17,12 +17,12 @@ use crate::kernels::{
 };
 use crate::layers::{bias_gradient, kernel_gradient};
 use crate::params::{Loader, Param, ParamMut, Spec};
-use crate::random::unit;
+use crate::random::{Purpose, RngStream, unit};
 use crate::runtime::Buffer;
 
 use super::assignment::{EMPTY, experts_choose, tokens_choose};
 use super::grouping::Grouping;
-use crate::network::pass::{DropoutSite, Pass, RowBlock, split_rows};
+use crate::network::pass::{Pass, RowBlock, split_rows};
 
 /// Router weights.
 #[derive(Clone, Debug)]
@@ -186,7 +186,7 @@ impl<R: Real> Router<R> {
     fn multiply_by_noise(&self, pass: &Pass<'_, R>, seed: u64, layer: usize, block: RowBlock, x: &mut [R]) {
         let noise = pass.config.jitter_noise as f32;
         let first = (block.example * pass.seq + block.first) * self.kernel.k();
-        Pass::<R>::stream(seed, DropoutSite::Jitter, layer).for_each_word(
+        RngStream::new(seed, Purpose::RouterJitter, layer as u64).for_each_word(
             first as u64,
             x.len(),
             |i, word| {
