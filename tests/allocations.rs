@@ -28,7 +28,7 @@ fn warm_call(config: SparseMixerConfig) -> (u64, u64) {
     let config = config.validated().unwrap();
     let seq = config.max_sequence_length;
     let mut number = 0.0f32;
-    let mut source = |spec: &Spec| {
+    let mut source = |_, spec: &Spec| {
         let values: Vec<f32> = (0..spec.len())
             .map(|_| {
                 number += 1.0;

@@ -4,8 +4,8 @@ use sparse_mixer::config::{
     ActivationConfig, MixingMechanism, RouterKind, SemanticsPreset, SparseMixerConfig,
 };
 use sparse_mixer::kernels::Isa;
-use sparse_mixer::network::{Cotangents, OwnedInputs, OwnedWords, RequestedOutputs, SparseMixer, specs};
-use sparse_mixer::params::{Gradients, ParamMut, Role};
+use sparse_mixer::network::{Cotangents, OwnedInputs, OwnedWords, RequestedOutputs, SparseMixer};
+use sparse_mixer::params::{Gradients, Role};
 use sparse_mixer::random::{Purpose, RngStream, open_unit};
 use sparse_mixer::runtime::{self, ScratchPool};
 
@@ -42,7 +42,7 @@ fn small() -> SparseMixerConfig {
 fn model(config: &SparseMixerConfig) -> SparseMixer<f64> {
     let config = config.clone().validated().expect("a valid configuration");
     let mut seed = 100;
-    SparseMixer::load(config, None, &mut |spec| {
+    SparseMixer::load(config, None, &mut |_, spec| {
         seed += 1;
         let values = noise(seed, spec.len(), 0.4);
         let values = if spec.role == Role::Scale { values.iter().map(|v| 1.0 + v).collect() } else { values };
@@ -111,7 +111,7 @@ fn loss_and_gradients(
         } else {
             vec![]
         };
-        let mut grads = Gradients::zeros(&specs(config));
+        let mut grads = Gradients::zeros(model.weights().specs());
         let cotangents = Cotangents {
             sequence_output: Some(&sequence),
             pooled_output: Some(&pooled),
@@ -125,37 +125,9 @@ fn loss_and_gradients(
 
 /// Adds `step * direction` to weight number `index`.
 fn nudge(model: &mut SparseMixer<f64>, index: usize, direction: &[f64], step: f64) {
-    let mut params = model.params_mut();
-    let mut at = 0;
-    match &mut params[index] {
-        ParamMut::Vectors(pieces) => {
-            for value in pieces.iter_mut().flat_map(|piece| piece.iter_mut()) {
-                *value += step * direction[at];
-                at += 1;
-            }
-        }
-        ParamMut::Table(table) => {
-            for value in table.full_precision_mut().expect("f64 weights are native") {
-                *value += step * direction[at];
-                at += 1;
-            }
-        }
-        ParamMut::Matrices(matrices) => {
-            for matrix in matrices {
-                let mut values = matrix.unpack();
-                for value in &mut values {
-                    *value += step * direction[at];
-                    at += 1;
-                }
-                **matrix = sparse_mixer::kernels::PackedMatrix::pack(
-                    matrix.k(),
-                    matrix.n(),
-                    matrix.dtype(),
-                    &values,
-                );
-            }
-        }
-    }
+    let mut values = model.weights().get(index).to_vec();
+    values.iter_mut().zip(direction).for_each(|(value, d)| *value += step * d);
+    model.weights_mut().set(index, values.into()).expect("as many values");
 }
 
 /// Compares directional derivatives, two random directions per weight.
@@ -169,13 +141,14 @@ fn check_with(config: &SparseMixerConfig, inputs: &OwnedInputs<f64>, training: O
     let given_rows = matches!(inputs.words, OwnedWords::Embeddings(_));
     let (_, grads, drows) = loss_and_gradients(&model, inputs, training, false);
     let recomputed = loss_and_gradients(&model, inputs, training, true);
-    assert_eq!(grads.tensors, recomputed.1.tensors, "recomputation changes bits");
-    let scale = grads.tensors.iter().flatten().fold(0.0f64, |m, g| m.max(g.abs()));
+    assert_eq!(grads.memory(), recomputed.1.memory(), "recomputation changes bits");
+    let scale = grads.memory().iter().fold(0.0f64, |m, g| m.max(g.abs()));
     const STEP: f64 = 1e-5;
-    for (index, spec) in specs(model.config()).iter().enumerate() {
+    for (index, spec) in model.weights().specs().to_vec().iter().enumerate() {
         for direction in 0..2 {
             let direction = noise(1000 + 2 * index as u64 + direction, spec.len(), 1.0);
-            let expected: f64 = grads.tensors[index].iter().zip(&direction).map(|(g, d)| g * d).sum();
+            let expected: f64 =
+                grads.view(index).row_major().iter().zip(&direction).map(|(g, d)| g * d).sum();
             nudge(&mut model, index, &direction, STEP);
             let above = loss_and_gradients(&model, inputs, training, false).0;
             nudge(&mut model, index, &direction, -2.0 * STEP);

@@ -7,7 +7,7 @@ use super::projection::{Projection, ProjectionConfig};
 use crate::error::Result;
 use crate::kernels::{Dtype, Real};
 use crate::layers::Activation;
-use crate::params::{Loader, Param, ParamMut, Source, Spec};
+use crate::params::{Source, Spec, WeightList, Weights};
 
 /// Configuration of a head.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,11 +19,20 @@ pub enum HeadConfig {
     MaskedLm(MaskedLmConfig),
 }
 
-/// Weights of a head.
+/// A head: its layers and its weights.
 #[derive(Clone, Debug)]
-pub enum Head<R> {
+pub struct Head<R> {
+    /// The layers.
+    pub kind: HeadKind<R>,
+    /// The weights.
+    pub weights: Weights<R>,
+}
+
+/// The layers of a head.
+#[derive(Clone, Debug)]
+pub enum HeadKind<R> {
     /// Features to logits.
-    Projection(Projection<R>),
+    Projection(Projection),
     /// Hidden states to words.
     MaskedLm(MaskedLm<R>),
 }
@@ -40,37 +49,31 @@ impl HeadConfig {
     }
 
     /// The weights, in Keras order.
-    pub fn specs(&self) -> Vec<Spec> {
-        match self {
-            HeadConfig::Projection(config) => config.specs(),
-            HeadConfig::MaskedLm(config) => config.specs(),
-        }
+    ///
+    /// # Errors
+    /// Those of [`HeadConfig::validate`].
+    pub fn specs(&self) -> Result<Vec<Spec>> {
+        let mut list = WeightList::new();
+        HeadKind::<f32>::new(&mut list, self)?;
+        Ok(list.into_specs())
+    }
+}
+
+impl<R: Real> HeadKind<R> {
+    /// Declares the layers.
+    fn new(list: &mut WeightList, config: &HeadConfig) -> Result<Self> {
+        Ok(match config {
+            HeadConfig::Projection(config) => HeadKind::Projection(Projection::new(list, config)),
+            HeadConfig::MaskedLm(config) => HeadKind::MaskedLm(MaskedLm::new(list, config)?),
+        })
     }
 }
 
 impl<R: Real> Head<R> {
     /// Builds a head with weights from `source`, asked for in the order of [`HeadConfig::specs`].
     pub fn load(config: &HeadConfig, source: Source<'_, R>) -> Result<Self> {
-        let mut loader = Loader::new(config.specs(), source, Dtype::Float32);
-        Ok(match config {
-            HeadConfig::Projection(config) => Head::Projection(Projection::load(config, &mut loader)?),
-            HeadConfig::MaskedLm(config) => Head::MaskedLm(MaskedLm::load(config, &mut loader)?),
-        })
-    }
-
-    /// The weights, in order.
-    pub fn params(&self) -> Vec<Param<'_, R>> {
-        match self {
-            Head::Projection(head) => head.params(),
-            Head::MaskedLm(head) => head.params(),
-        }
-    }
-
-    /// The same, to be changed.
-    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
-        match self {
-            Head::Projection(head) => head.params_mut(),
-            Head::MaskedLm(head) => head.params_mut(),
-        }
+        let mut list = WeightList::new();
+        let kind = HeadKind::new(&mut list, config)?;
+        Ok(Head { kind, weights: Weights::load(list, source, Dtype::Float32)? })
     }
 }

@@ -14,16 +14,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::cross_entropy::{LossSums, check_labels, first_largest};
-use super::dense::{self, Dense};
-use super::projection::as_dense;
 use super::word_blocks::{BLOCK, Targets, add_table_gradients, hidden_gradients, table_rows};
 use crate::config::ActivationConfig;
 use crate::error::{Error, Result};
-use crate::kernels::{
-    Dtype, Init, Panels, Real, layer_norm_backward, log_sum_exp, matmul, pack_full_precision, prepare_lhs,
-};
-use crate::layers::{Activation, LayerNorm, Table};
-use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::kernels::{Dtype, Init, Panels, Real, log_sum_exp, matmul, pack_full_precision, prepare_lhs};
+use crate::layers::{Activation, Dense, LayerNorm};
+use crate::params::{Gradients, Role, Table, VectorKey, WeightList, Weights};
 use crate::runtime::Context;
 use crate::sys::alloc_zeroed;
 
@@ -46,14 +42,14 @@ pub struct MaskedLmConfig {
     pub name: String,
 }
 
-/// The head's weights; the word table stays the encoder's.
+/// The head's layers; the word table stays the encoder's.
 #[derive(Clone, Debug)]
 pub struct MaskedLm<R> {
     config: MaskedLmConfig,
     activation: Activation<R>,
-    output_bias: Vec<R>,
-    transform: Dense<R>,
-    norm: LayerNorm<R>,
+    output_bias: VectorKey,
+    transform: Dense,
+    norm: LayerNorm,
 }
 
 /// Which rows are predicted, and what they should be.
@@ -70,8 +66,8 @@ pub struct Predictions<'a, R> {
 /// Where gradients are added to.
 #[derive(Debug)]
 pub struct MaskedLmGradients<'a, R> {
-    /// Of the head's weights, in their order.
-    pub weights: &'a mut [Vec<R>],
+    /// Of the head's weights.
+    pub weights: &'a mut Gradients<R>,
     /// Of the word table, `[V, W]`.
     pub table: &'a mut [R],
     /// Of the sequence output, `[B S, H]`.
@@ -94,52 +90,28 @@ struct Transformed<R> {
     h: Vec<R>,
 }
 
-impl MaskedLmConfig {
-    /// The weights, in Keras order.
-    pub fn specs(&self) -> Vec<Spec> {
-        let mut specs = vec![Spec::bias(format!("{}/output_bias/bias", self.name), &[self.vocab_size])];
-        let transform = format!("{}/transform", self.name);
-        specs.extend(dense::specs(&format!("{transform}/dense"), self.hidden_size, self.embedding_width));
-        specs.extend(Spec::layer_norm(&format!("{transform}/LayerNorm"), self.embedding_width));
-        specs
-    }
-}
-
 impl<R: Real> MaskedLm<R> {
-    /// Takes the weights in the order of [`MaskedLmConfig::specs`].
-    pub fn load(config: &MaskedLmConfig, loader: &mut Loader<'_, R>) -> Result<Self> {
-        let activation = Activation::from_config(&config.activation, None)?;
+    /// Declares the layers.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for an activation that is not known.
+    pub fn new(list: &mut WeightList, config: &MaskedLmConfig) -> Result<Self> {
+        let MaskedLmConfig { hidden_size, embedding_width, vocab_size, .. } = *config;
+        let name = &config.name;
         Ok(MaskedLm {
+            activation: Activation::from_config(&config.activation, None)?,
+            output_bias: list.vector(format!("{name}/output_bias/bias"), Role::Bias, &[vocab_size]),
+            transform: Dense::new(list, &format!("{name}/transform/dense"), hidden_size, embedding_width),
+            norm: LayerNorm::new(list, &format!("{name}/transform/LayerNorm"), embedding_width),
             config: config.clone(),
-            activation,
-            output_bias: loader.vector(config.vocab_size)?,
-            transform: Dense::load(loader, config.hidden_size, config.embedding_width)?,
-            norm: LayerNorm::load(loader, config.embedding_width)?,
         })
-    }
-
-    /// The weights, in order.
-    pub fn params(&self) -> Vec<Param<'_, R>> {
-        [Param::vector(&self.output_bias)]
-            .into_iter()
-            .chain(self.transform.params())
-            .chain(self.norm.params())
-            .collect()
-    }
-
-    /// The same, to be changed.
-    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
-        [ParamMut::vector(&mut self.output_bias)]
-            .into_iter()
-            .chain(self.transform.params_mut())
-            .chain(self.norm.params_mut())
-            .collect()
     }
 
     /// Logits `[rows.len(), V]` of rows of `sequence` (`[B S, H]`).
     pub fn logits(
         &self,
         context: &Context<'_, R>,
+        weights: &Weights<R>,
         table: &Table<R>,
         sequence: &[R],
         rows: &[usize],
@@ -148,9 +120,9 @@ impl<R: Real> MaskedLm<R> {
         let vocab = self.config.vocab_size;
         let mut logits = alloc_zeroed(rows.len() * vocab);
         for (rows, logits) in rows.chunks(CHUNK).zip(logits.chunks_mut(CHUNK * vocab)) {
-            let transformed = self.transform(context, sequence, rows)?;
+            let transformed = self.transform(context, weights, sequence, rows)?;
             let mut blocks = context.buffer(rows.len() * vocab);
-            self.logit_blocks(context, table, &transformed.h, &mut blocks, |_, _, _| {})?;
+            self.logit_blocks(context, weights, table, &transformed.h, &mut blocks, |_, _, _| {})?;
             for (block, values) in blocks.chunks(BLOCK * rows.len()).enumerate() {
                 let width = values.len() / rows.len();
                 for (row, values) in values.chunks_exact(width).enumerate() {
@@ -165,6 +137,7 @@ impl<R: Real> MaskedLm<R> {
     pub fn loss(
         &self,
         context: &Context<'_, R>,
+        values: &Weights<R>,
         table: &Table<R>,
         sequence: &[R],
         predictions: Predictions<'_, R>,
@@ -175,26 +148,36 @@ impl<R: Real> MaskedLm<R> {
         check_labels(labels, weights, rows.len(), self.config.vocab_size)?;
         let counted: Vec<usize> = (0..rows.len()).filter(|&p| weights[p] > R::ZERO).collect();
         let mut sums = LossSums::default();
+        if let Some(gradients) = &mut gradients {
+            // Also where no prediction counts.
+            gradients.weights.reach_all();
+        }
         for chunk in counted.chunks(CHUNK) {
             let rows: Vec<usize> = chunk.iter().map(|&p| rows[p]).collect();
             let labels: Vec<usize> = chunk.iter().map(|&p| labels[p] as usize).collect();
             let weights: Vec<R> = chunk.iter().map(|&p| weights[p]).collect();
-            let transformed = self.transform(context, sequence, &rows)?;
+            let transformed = self.transform(context, values, sequence, &rows)?;
             let mut blocks = context.buffer(rows.len() * self.config.vocab_size);
-            let normalisers =
-                self.add_losses(context, table, &transformed.h, &labels, &weights, &mut blocks, &mut sums)?;
+            let normalisers = self.add_losses(
+                context,
+                values,
+                table,
+                &transformed.h,
+                &labels,
+                &weights,
+                &mut blocks,
+                &mut sums,
+            )?;
             if let Some(gradients) = &mut gradients {
                 let factors: Vec<R> =
                     weights.iter().map(|w| R::from_f64(w.to_f64() * gradients.scale)).collect();
-                let [bias, rest @ ..] = &mut *gradients.weights else {
-                    return Err(Error::Internal("the head has five gradients".into()));
-                };
                 // z = h table^T + bias
                 let targets = Targets { labels: &labels, normalisers: &normalisers, factors: &factors };
+                let bias = gradients.weights.view_mut(self.output_bias).row_major();
                 add_table_gradients(context, &transformed.h, &mut blocks, targets, gradients.table, bias)?;
                 let dh = hidden_gradients(context, table, &blocks, rows.len())?;
                 // h = norm(activation(x Wt + bt))
-                let dx = self.transform_backward(context, &transformed, &dh, rest)?;
+                let dx = self.transform_backward(context, values, &transformed, &dh, gradients.weights)?;
                 let hidden = self.config.hidden_size;
                 for (&row, dx) in rows.iter().zip(dx.chunks_exact(hidden)) {
                     let out = &mut gradients.sequence[row * hidden..][..hidden];
@@ -222,38 +205,41 @@ impl<R: Real> MaskedLm<R> {
         }
     }
 
-    fn transform(&self, context: &Context<'_, R>, sequence: &[R], rows: &[usize]) -> Result<Transformed<R>> {
+    fn transform(
+        &self,
+        context: &Context<'_, R>,
+        weights: &Weights<R>,
+        sequence: &[R],
+        rows: &[usize],
+    ) -> Result<Transformed<R>> {
         let (hidden, width) = (self.config.hidden_size, self.config.embedding_width);
         let x: Vec<R> =
             rows.iter().flat_map(|row| sequence[row * hidden..][..hidden].iter().copied()).collect();
         let mut pre = alloc_zeroed(rows.len() * width);
-        self.transform.forward(context, &x, &mut pre)?;
+        self.transform.forward(context, weights, &x, &mut pre)?;
         let mut active = pre.clone();
         self.activation.forward(context.isa, &mut active, width)?;
         let mut h = alloc_zeroed(active.len());
         let mut stats = vec![R::ZERO; 2 * rows.len()];
-        self.norm.forward(context.isa, &active, &mut h, Some(&mut stats));
+        self.norm.forward(context.isa, weights, &active, &mut h, Some(&mut stats));
         Ok(Transformed { x, pre, active, stats, h })
     }
 
-    /// Undoes [`MaskedLm::transform`]; `gradients` are those of dense and norm.
+    /// Undoes [`MaskedLm::transform`].
     fn transform_backward(
         &self,
         context: &Context<'_, R>,
+        weights: &Weights<R>,
         transformed: &Transformed<R>,
         dh: &[R],
-        gradients: &mut [Vec<R>],
+        gradients: &mut Gradients<R>,
     ) -> Result<Vec<R>> {
         let Transformed { x, pre, active, stats, .. } = transformed;
-        let (dense, norm) = gradients.split_at_mut(2);
-        let [d_gamma, d_beta] = norm else {
-            return Err(Error::Internal("the head has five gradients".into()));
-        };
         let mut d_pre = alloc_zeroed(dh.len());
-        layer_norm_backward(context.isa, dh, active, stats, &self.norm.gamma, &mut d_pre, d_gamma, d_beta);
+        self.norm.backward(context.isa, weights, active, stats, dh, &mut d_pre, gradients);
         self.activation.backward(context.isa, pre, &mut d_pre, self.config.embedding_width)?;
         let mut dx = alloc_zeroed(x.len());
-        self.transform.backward(context, x, &d_pre, as_dense(dense)?, &mut dx)?;
+        self.transform.backward(context, weights, x, &d_pre, &mut dx, gradients)?;
         Ok(dx)
     }
 
@@ -262,6 +248,7 @@ impl<R: Real> MaskedLm<R> {
     fn logit_blocks(
         &self,
         context: &Context<'_, R>,
+        weights: &Weights<R>,
         table: &Table<R>,
         h: &[R],
         blocks: &mut [R],
@@ -278,7 +265,7 @@ impl<R: Real> MaskedLm<R> {
             let values = table_rows(table, first, words, widened);
             pack_full_precision(isa, values, width, true, width, 0..words, panels);
             let lhs = prepare_lhs(isa, h, rows, width, width, Dtype::Float32, lhs);
-            let bias = Init::Bias(&self.output_bias[first..first + words]);
+            let bias = Init::Bias(&weights.vector(self.output_bias)[first..first + words]);
             matmul(
                 isa,
                 rows,
@@ -297,6 +284,7 @@ impl<R: Real> MaskedLm<R> {
     fn add_losses(
         &self,
         context: &Context<'_, R>,
+        values: &Weights<R>,
         table: &Table<R>,
         h: &[R],
         labels: &[usize],
@@ -309,7 +297,7 @@ impl<R: Real> MaskedLm<R> {
         // Per block and row: logarithm of the block's sum of exponentials, largest logit and its word.
         let partial: Vec<std::sync::OnceLock<Vec<(R, R, usize)>>> =
             (0..count).map(|_| Default::default()).collect();
-        self.logit_blocks(context, table, h, blocks, |block, logits, first| {
+        self.logit_blocks(context, values, table, h, blocks, |block, logits, first| {
             let words = logits.len() / rows;
             let mut normalisers = vec![R::ZERO; rows];
             log_sum_exp(context.isa, logits, words, &mut normalisers);

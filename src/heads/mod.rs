@@ -3,15 +3,13 @@
 //! Heads always compute in the activations' type; their weights are small beside the encoder's.
 
 mod cross_entropy;
-mod dense;
 mod head;
 mod masked_lm;
 mod projection;
 mod word_blocks;
 
 pub use cross_entropy::{LossSums, cross_entropy};
-pub use dense::{Dense, DenseGradients};
-pub use head::{Head, HeadConfig};
+pub use head::{Head, HeadConfig, HeadKind};
 pub use masked_lm::{MaskedLm, MaskedLmConfig, MaskedLmGradients, Predictions};
 pub use projection::{Projection, ProjectionConfig};
 

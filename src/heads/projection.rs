@@ -10,11 +10,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::dense::{self, Dense, DenseGradients};
 use crate::error::{Error, Result};
 use crate::kernels::{Elementwise, Real, elementwise, elementwise_backward};
-use crate::layers::Dropout;
-use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::layers::{Dense, Dropout};
+use crate::params::{Gradients, WeightList, Weights};
 use crate::random::{Purpose, RngStream, place_of};
 use crate::runtime::Context;
 use crate::sys::alloc_zeroed;
@@ -39,12 +38,12 @@ pub struct ProjectionConfig {
     pub output_name: String,
 }
 
-/// The head's weights.
+/// The head's layers.
 #[derive(Clone, Debug)]
-pub struct Projection<R> {
+pub struct Projection {
     config: ProjectionConfig,
-    inner: Option<Dense<R>>,
-    output: Dense<R>,
+    inner: Option<Dense>,
+    output: Dense,
 }
 
 /// The values of a forward pass that backward reads.
@@ -80,71 +79,51 @@ impl ProjectionConfig {
         }
         Ok(())
     }
-
-    /// The weights, in order.
-    pub fn specs(&self) -> Vec<Spec> {
-        let mut specs = Vec::new();
-        let mut width = self.input_width;
-        if self.inner_width > 0 {
-            specs.extend(dense::specs(&self.inner_name, width, self.inner_width));
-            width = self.inner_width;
-        }
-        specs.extend(dense::specs(&self.output_name, width, self.num_classes));
-        specs
-    }
 }
 
-impl<R: Real> Projection<R> {
-    /// Takes the weights in the order of [`ProjectionConfig::specs`].
-    pub fn load(config: &ProjectionConfig, loader: &mut Loader<'_, R>) -> Result<Self> {
+impl Projection {
+    /// Declares the layers.
+    pub fn new(list: &mut WeightList, config: &ProjectionConfig) -> Self {
         let mut width = config.input_width;
         let mut inner = None;
         if config.inner_width > 0 {
-            inner = Some(Dense::load(loader, width, config.inner_width)?);
+            inner = Some(Dense::new(list, &config.inner_name, width, config.inner_width));
             width = config.inner_width;
         }
-        Ok(Projection {
-            config: config.clone(),
-            inner,
-            output: Dense::load(loader, width, config.num_classes)?,
-        })
-    }
-
-    /// The weights, in order.
-    pub fn params(&self) -> Vec<Param<'_, R>> {
-        self.inner.iter().chain([&self.output]).flat_map(Dense::params).collect()
-    }
-
-    /// The same, to be changed.
-    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
-        self.inner.iter_mut().chain([&mut self.output]).flat_map(Dense::params_mut).collect()
+        let output = Dense::new(list, &config.output_name, width, config.num_classes);
+        Projection { config: config.clone(), inner, output }
     }
 
     /// Logits `[rows, num_classes]` of `features` `[rows, input_width]`; dropout with the seed `training`, if any.
-    pub fn forward(&self, context: &Context<'_, R>, features: &[R], training: Option<u64>) -> Result<Vec<R>> {
-        let steps = self.steps(context, features, training)?;
+    pub fn forward<R: Real>(
+        &self,
+        context: &Context<'_, R>,
+        weights: &Weights<R>,
+        features: &[R],
+        training: Option<u64>,
+    ) -> Result<Vec<R>> {
+        let steps = self.steps(context, weights, features, training)?;
         let mut logits = alloc_zeroed(features.len() / self.config.input_width * self.config.num_classes);
-        self.output.forward(context, &steps.y, &mut logits)?;
+        self.output.forward(context, weights, &steps.y, &mut logits)?;
         Ok(logits)
     }
 
     /// From the gradient of the logits: adds the weights' gradients to `gradients` and returns the features'.
-    pub fn backward(
+    pub fn backward<R: Real>(
         &self,
         context: &Context<'_, R>,
+        weights: &Weights<R>,
         features: &[R],
         d_logits: &[R],
         training: Option<u64>,
-        gradients: &mut [Vec<R>],
+        gradients: &mut Gradients<R>,
     ) -> Result<Vec<R>> {
         let isa = context.isa;
         let [inner_dropout, input_dropout] = self.dropouts(training);
-        let Steps { x, pre, y } = self.steps(context, features, training)?;
-        let (inner_gradients, output_gradients) =
-            gradients.split_at_mut(if self.inner.is_some() { 2 } else { 0 });
+        let Steps { x, pre, y } = self.steps(context, weights, features, training)?;
         // logits = y W2 + b2
         let mut dy = alloc_zeroed(y.len());
-        self.output.backward(context, &y, d_logits, as_dense(output_gradients)?, &mut dy)?;
+        self.output.backward(context, weights, &y, d_logits, &mut dy, gradients)?;
         // y = dropout(tanh(pre)), pre = x W1 + b1
         inner_dropout.iter().for_each(|dropout| dropout.apply(context.isa, &mut dy, 0));
         let mut dx = match &self.inner {
@@ -152,7 +131,7 @@ impl<R: Real> Projection<R> {
             Some(inner) => {
                 elementwise_backward(isa, Elementwise::Tanh, &pre, &mut dy);
                 let mut dx = alloc_zeroed(x.len());
-                inner.backward(context, &x, &dy, as_dense(inner_gradients)?, &mut dx)?;
+                inner.backward(context, weights, &x, &dy, &mut dx, gradients)?;
                 dx
             }
         };
@@ -174,7 +153,13 @@ impl<R: Real> Projection<R> {
         ]
     }
 
-    fn steps(&self, context: &Context<'_, R>, features: &[R], training: Option<u64>) -> Result<Steps<R>> {
+    fn steps<R: Real>(
+        &self,
+        context: &Context<'_, R>,
+        weights: &Weights<R>,
+        features: &[R],
+        training: Option<u64>,
+    ) -> Result<Steps<R>> {
         if !features.len().is_multiple_of(self.config.input_width) {
             let message = format!("got {} values for rows of {}", features.len(), self.config.input_width);
             return Err(Error::value("features", message));
@@ -186,7 +171,7 @@ impl<R: Real> Projection<R> {
             None => (Vec::new(), x.clone()),
             Some(inner) => {
                 let mut pre = alloc_zeroed(x.len() / self.config.input_width * self.config.inner_width);
-                inner.forward(context, &x, &mut pre)?;
+                inner.forward(context, weights, &x, &mut pre)?;
                 let mut y = pre.clone();
                 elementwise(context.isa, Elementwise::Tanh, &mut y);
                 (pre, y)
@@ -194,13 +179,5 @@ impl<R: Real> Projection<R> {
         };
         inner_dropout.iter().for_each(|dropout| dropout.apply(context.isa, &mut y, 0));
         Ok(Steps { x, pre, y })
-    }
-}
-
-/// The first two of `gradients` as those of a dense layer.
-pub(super) fn as_dense<R>(gradients: &mut [Vec<R>]) -> Result<DenseGradients<'_, R>> {
-    match gradients {
-        [kernel, bias, ..] => Ok(DenseGradients { kernel, bias }),
-        _ => Err(Error::Internal("a dense layer has two gradients".into())),
     }
 }

@@ -1,9 +1,10 @@
 //! Heads against plain formulas, central differences in double precision, and themselves on other thread counts.
 
-use super::*;
+use super::cross_entropy::{LossSums, cross_entropy};
+use super::masked_lm::{MaskedLm, MaskedLmConfig, MaskedLmGradients, Predictions};
+use super::projection::{Projection, ProjectionConfig};
 use crate::kernels::{Dtype, Isa, Real};
-use crate::layers::Table;
-use crate::params::{Loader, ParamMut, Spec};
+use crate::params::{Gradients, Spec, Table, WeightList, Weights};
 use crate::runtime::{Context, ScratchPool, never, run};
 use crate::{Error, Result};
 
@@ -24,13 +25,18 @@ fn with_context<R: Real, T: Send>(
     run(isa, threads, &ScratchPool::new(), &never, work).expect("no error")
 }
 
-fn load<R: Real, T>(specs: Vec<Spec>, build: impl FnOnce(&mut Loader<'_, R>) -> Result<T>) -> T {
-    let mut seed = 0;
-    let mut source = |spec: &Spec| {
-        seed += 1;
-        Ok(values(seed, spec.len()).iter().map(|&x: &R| x * R::from_f64(0.5)).collect::<Vec<_>>().into())
+/// The layers that `declare` makes, and weights for them.
+fn load<R: Real, T>(declare: impl FnOnce(&mut WeightList) -> T) -> (T, Weights<R>) {
+    let mut list = WeightList::new();
+    let layers = declare(&mut list);
+    let mut source = |index, spec: &Spec| {
+        Ok(values(index as u64 + 1, spec.len())
+            .iter()
+            .map(|&x: &R| x * R::from_f64(0.5))
+            .collect::<Vec<_>>()
+            .into())
     };
-    build(&mut Loader::new(specs, &mut source, Dtype::Float32)).expect("fitting weights")
+    (layers, Weights::load(list, &mut source, Dtype::Float32).expect("fitting weights"))
 }
 
 fn projection_config(inner_width: usize) -> ProjectionConfig {
@@ -55,17 +61,11 @@ fn masked_lm_config() -> MaskedLmConfig {
     }
 }
 
-/// Adds `by` to element `at` of a weight.
-fn nudge(param: &mut ParamMut<'_, f64>, at: usize, by: f64) {
-    match param {
-        ParamMut::Vectors(v) => v[0][at] += by,
-        ParamMut::Table(t) => t.full_precision_mut().expect("native")[at] += by,
-        ParamMut::Matrices(m) => {
-            let (k, n) = (m[0].k(), m[0].n());
-            let packed = m[0].full_precision_mut().expect("native");
-            packed[(at % n / 32 * k + at / n) * 32 + at % n % 32] += by;
-        }
-    }
+/// Adds `by` to element `at` of weight number `index`.
+fn nudge(weights: &mut Weights<f64>, index: usize, at: usize, by: f64) {
+    let mut values = weights.get(index).to_vec();
+    values[at] += by;
+    weights.set(index, values.into()).expect("as many values");
 }
 
 /// Central difference of `loss` along one element that `nudge` moves.
@@ -134,28 +134,30 @@ fn bad_labels_are_named() {
 fn projection_gradients_are_slopes() {
     for inner in [0, 34] {
         let config = projection_config(inner);
-        let mut head = load::<f64, _>(config.specs(), |loader| Projection::load(&config, loader));
+        let (head, mut weights) = load::<f64, _>(|list| Projection::new(list, &config));
         let mut features = values::<f64>(50, 3 * 35);
         let d_logits = values::<f64>(51, 3 * 5);
-        let mut gradients: Vec<Vec<f64>> = config.specs().iter().map(|spec| vec![0.0; spec.len()]).collect();
-        let dx =
-            with_context(2, |context| head.backward(context, &features, &d_logits, Some(7), &mut gradients));
-        let loss = |head: &Projection<f64>, features: &[f64]| -> f64 {
-            let logits = with_context(1, |context| head.forward(context, features, Some(7)));
+        let specs = weights.specs().to_vec();
+        let mut gradients = Gradients::zeros(&specs);
+        let dx = with_context(2, |context| {
+            head.backward(context, &weights, &features, &d_logits, Some(7), &mut gradients)
+        });
+        let loss = |weights: &Weights<f64>, features: &[f64]| -> f64 {
+            let logits = with_context(1, |context| head.forward(context, weights, features, Some(7)));
             logits.iter().zip(&d_logits).map(|(z, d)| z * d).sum()
         };
-        for (i, spec) in config.specs().iter().enumerate() {
+        for (i, spec) in specs.iter().enumerate() {
             for at in (0..spec.len()).step_by(13) {
                 let expected = slope(
-                    &mut head,
-                    |head, by| nudge(&mut head.params_mut()[i], at, by),
-                    |head| loss(head, &features),
+                    &mut weights,
+                    |weights, by| nudge(weights, i, at, by),
+                    |weights| loss(weights, &features),
                 );
-                assert_slope(expected, gradients[i][at], &spec.name);
+                assert_slope(expected, gradients.view(i).row_major()[at], &spec.name);
             }
         }
         for at in (0..features.len()).step_by(7) {
-            let expected = slope(&mut features, |x, by| x[at] += by, |x| loss(&head, x));
+            let expected = slope(&mut features, |x, by| x[at] += by, |x| loss(&weights, x));
             assert_slope(expected, dx[at], "features");
         }
     }
@@ -164,9 +166,9 @@ fn projection_gradients_are_slopes() {
 #[test]
 fn dropout_is_only_for_training() {
     let config = projection_config(0);
-    let head = load::<f32, _>(config.specs(), |loader| Projection::load(&config, loader));
+    let (head, weights) = load::<f32, _>(|list| Projection::new(list, &config));
     let features = values::<f32>(50, 35);
-    let logits = |training| with_context(1, |context| head.forward(context, &features, training));
+    let logits = |training| with_context(1, |context| head.forward(context, &weights, &features, training));
     assert_eq!(logits(None), logits(None));
     assert_eq!(logits(Some(1)), logits(Some(1)));
     assert_ne!(logits(Some(1)), logits(Some(2)));
@@ -179,6 +181,7 @@ const LABELS: [i64; 5] = [5, 299, 255, 0, -1];
 
 struct MaskedLmCase<R> {
     head: MaskedLm<R>,
+    weights: Weights<R>,
     table: Table<R>,
     sequence: Vec<R>,
 }
@@ -186,8 +189,10 @@ struct MaskedLmCase<R> {
 impl<R: Real> MaskedLmCase<R> {
     fn new() -> Self {
         let config = masked_lm_config();
+        let (head, weights) = load(|list| MaskedLm::new(list, &config).expect("a known activation"));
         MaskedLmCase {
-            head: load(config.specs(), |loader| MaskedLm::load(&config, loader)),
+            head,
+            weights,
             table: Table::new(300, 37, Dtype::Float32, &values(70, 300 * 37)),
             sequence: values(71, 4 * 6),
         }
@@ -197,14 +202,13 @@ impl<R: Real> MaskedLmCase<R> {
         let weights = [1.0, 0.5, 2.0, 1.0, 0.0].map(R::from_f64);
         let predictions = Predictions { rows: &ROWS, labels: &LABELS, weights: &weights };
         with_context(threads, |context| {
-            self.head.loss(context, &self.table, &self.sequence, predictions, gradients)
+            self.head.loss(context, &self.weights, &self.table, &self.sequence, predictions, gradients)
         })
     }
 
     /// Gradients of half the loss: weights, then table, then sequence.
     fn gradients(&self, threads: usize) -> Vec<Vec<R>> {
-        let mut weights: Vec<Vec<R>> =
-            masked_lm_config().specs().iter().map(|spec| vec![R::ZERO; spec.len()]).collect();
+        let mut weights = Gradients::zeros(self.weights.specs());
         let (mut table, mut sequence) = (vec![R::ZERO; 300 * 37], vec![R::ZERO; 4 * 6]);
         let into = MaskedLmGradients {
             weights: &mut weights,
@@ -213,8 +217,7 @@ impl<R: Real> MaskedLmCase<R> {
             scale: 0.5,
         };
         self.loss(threads, Some(into));
-        weights.extend([table, sequence]);
-        weights
+        weights.iter().map(|view| view.row_major().to_vec()).chain([table, sequence]).collect()
     }
 }
 
@@ -222,7 +225,9 @@ impl<R: Real> MaskedLmCase<R> {
 fn masked_lm_loss_is_that_of_its_logits() {
     let case = MaskedLmCase::<f64>::new();
     let sums = case.loss(2, None);
-    let mut logits = with_context(2, |context| case.head.logits(context, &case.table, &case.sequence, &ROWS));
+    let mut logits = with_context(2, |context| {
+        case.head.logits(context, &case.weights, &case.table, &case.sequence, &ROWS)
+    });
     let isa = Isa::detect().expect("a known instruction set");
     let expected =
         cross_entropy(isa, &mut logits, 300, &LABELS, &[1.0, 0.5, 2.0, 1.0, 0.0], 1.0).expect("valid");
@@ -235,10 +240,10 @@ fn masked_lm_gradients_are_slopes() {
     let mut case = MaskedLmCase::<f64>::new();
     let gradients = case.gradients(2);
     let loss = |case: &MaskedLmCase<f64>| 0.5 * case.loss(1, None).loss;
-    let specs = masked_lm_config().specs();
+    let specs = case.weights.specs().to_vec();
     for (i, spec) in specs.iter().enumerate() {
         for at in (0..spec.len()).step_by(17) {
-            let expected = slope(&mut case, |case, by| nudge(&mut case.head.params_mut()[i], at, by), loss);
+            let expected = slope(&mut case, |case, by| nudge(&mut case.weights, i, at, by), loss);
             assert_slope(expected, gradients[i][at], &spec.name);
         }
     }
@@ -270,8 +275,10 @@ fn a_foreign_table_is_refused() {
     let case = MaskedLmCase::<f32>::new();
     let table = Table::new(300, 36, Dtype::Float32, &vec![0.0; 300 * 36]);
     with_context(1, |context| {
-        let error: Error =
-            case.head.logits(context, &table, &case.sequence, &ROWS).expect_err("a wrong width");
+        let error: Error = case
+            .head
+            .logits(context, &case.weights, &table, &case.sequence, &ROWS)
+            .expect_err("a wrong width");
         assert_eq!(error.to_string(), "embedding_table: got [300, 36], expected [300, 37]");
         Ok(())
     });

@@ -6,7 +6,7 @@ use crate::kernels::{
     Dtype, Elementwise, Init, LhsBuffer, PANEL, Panels, Real, elementwise, matmul, pack_full_precision,
     prepare_lhs, transpose,
 };
-use crate::layers::Table;
+use crate::params::Table;
 use crate::runtime::Context;
 use crate::sys::alloc_zeroed;
 

@@ -1,50 +1,70 @@
 //! Layer normalisation over the last axis: `(x - mean) / sqrt(var + 1e-12) * gamma + beta`.
 //!
-//! Source: `tf_keras.layers.LayerNormalization` as the reference network configures it. `docs/derivations` has the
-//! gradient.
+//! Source: `tf_keras.layers.LayerNormalization` as the reference network configures it.
 
-use crate::error::Result;
 use crate::kernels::{Isa, Real, layer_norm, layer_norm_backward};
-use crate::params::{Loader, Param, ParamMut};
+use crate::params::{Gradients, Role, VectorKey, WeightList, Weights};
 
 /// The reference network's, not the Keras default.
-pub(crate) const EPSILON: f64 = 1e-12;
+const EPSILON: f64 = 1e-12;
 
 /// Gamma and beta, `[H]` each.
-#[derive(Clone, Debug)]
-pub struct LayerNorm<R> {
-    /// Scale.
-    pub gamma: Vec<R>,
-    /// Offset.
-    pub beta: Vec<R>,
+#[derive(Clone, Copy, Debug)]
+pub struct LayerNorm {
+    gamma: VectorKey,
+    beta: VectorKey,
+    size: usize,
 }
 
-impl<R: Real> LayerNorm<R> {
-    /// Takes gamma and beta of `size`.
-    pub fn load(loader: &mut Loader<'_, R>, size: usize) -> Result<Self> {
-        Ok(LayerNorm { gamma: loader.vector(size)?, beta: loader.vector(size)? })
+impl LayerNorm {
+    /// Declares gamma and beta of `size` under `name`.
+    pub fn new(list: &mut WeightList, name: &str, size: usize) -> Self {
+        LayerNorm {
+            gamma: list.vector(format!("{name}/gamma"), Role::Scale, &[size]),
+            beta: list.vector(format!("{name}/beta"), Role::Bias, &[size]),
+            size,
+        }
     }
 
-    /// The weights.
-    pub fn params(&self) -> [Param<'_, R>; 2] {
-        [Param::vector(&self.gamma), Param::vector(&self.beta)]
-    }
-
-    /// The weights, to be changed.
-    pub fn params_mut(&mut self) -> [ParamMut<'_, R>; 2] {
-        [ParamMut::vector(&mut self.gamma), ParamMut::vector(&mut self.beta)]
+    /// `H`
+    pub fn size(self) -> usize {
+        self.size
     }
 
     /// Normalises rows of `x` into `out`; `stats` (`[rows, 2]`) receives what backward needs.
-    pub fn forward(&self, isa: Isa, x: &[R], out: &mut [R], stats: Option<&mut [R]>) {
-        layer_norm(isa, x, &self.gamma, &self.beta, EPSILON, out, stats);
+    pub fn forward<R: Real>(
+        self,
+        isa: Isa,
+        weights: &Weights<R>,
+        x: &[R],
+        out: &mut [R],
+        stats: Option<&mut [R]>,
+    ) {
+        layer_norm(isa, x, weights.vector(self.gamma), weights.vector(self.beta), EPSILON, out, stats);
     }
 
-    /// Undoes [`LayerNorm::forward`] for rows of `x`: writes `dx`, adds `[dgamma | dbeta]` to `partial` (`2 H`).
-    /// `scratch` holds `x.len() + 2 * rows` values, the first of which become the normalised rows.
-    pub fn backward_rows(
-        &self,
+    /// Undoes [`LayerNorm::forward`] for rows of `x`, whose `stats` it left: writes `dx`, adds to the gradients.
+    pub fn backward<R: Real>(
+        self,
         isa: Isa,
+        weights: &Weights<R>,
+        x: &[R],
+        stats: &[R],
+        dy: &[R],
+        dx: &mut [R],
+        gradients: &mut Gradients<R>,
+    ) {
+        let [dgamma, dbeta] = gradients.views_mut([self.gamma, self.beta]);
+        let (dgamma, dbeta) = (dgamma.row_major(), dbeta.row_major());
+        layer_norm_backward(isa, dy, x, stats, weights.vector(self.gamma), dx, dgamma, dbeta);
+    }
+
+    /// The same for a block of rows: adds `[dgamma | dbeta]` to `partial` (`2 H`) instead. `scratch` holds
+    /// `x.len() + 2 * rows` values, the first of which become the normalised rows.
+    pub fn backward_rows<R: Real>(
+        self,
+        isa: Isa,
+        weights: &Weights<R>,
         x: &[R],
         dy: &[R],
         dx: &mut [R],
@@ -52,19 +72,20 @@ impl<R: Real> LayerNorm<R> {
         scratch: &mut [R],
     ) {
         let (normal, stats) = scratch.split_at_mut(x.len());
-        let stats = &mut stats[..2 * x.len() / self.gamma.len()];
-        self.forward(isa, x, normal, Some(stats));
-        let (dgamma, dbeta) = partial.split_at_mut(self.gamma.len());
-        layer_norm_backward(isa, dy, x, stats, &self.gamma, dx, dgamma, dbeta);
+        let stats = &mut stats[..2 * x.len() / self.size];
+        self.forward(isa, weights, x, normal, Some(stats));
+        let (dgamma, dbeta) = partial.split_at_mut(self.size);
+        layer_norm_backward(isa, dy, x, stats, weights.vector(self.gamma), dx, dgamma, dbeta);
     }
 
-    /// Adds the partial sums of row blocks, in order, to the gradients of gamma and beta.
-    pub fn add_partials(&self, partials: &[R], grads: &mut [Vec<R>]) {
-        let n = self.gamma.len();
-        for partial in partials.chunks_exact(2 * n) {
-            for (grad, partial) in grads.iter_mut().zip(partial.chunks_exact(n)) {
-                grad.iter_mut().zip(partial).for_each(|(g, p)| *g += *p);
-            }
+    /// Adds the partial sums of row blocks, in order, to the gradients.
+    pub fn add_partials<R: Real>(self, partials: &[R], gradients: &mut Gradients<R>) {
+        let [dgamma, dbeta] = gradients.views_mut([self.gamma, self.beta]);
+        let (dgamma, dbeta) = (dgamma.row_major(), dbeta.row_major());
+        for partial in partials.chunks_exact(2 * self.size) {
+            let (own_gamma, own_beta) = partial.split_at(self.size);
+            dgamma.iter_mut().zip(own_gamma).for_each(|(sum, &part)| *sum += part);
+            dbeta.iter_mut().zip(own_beta).for_each(|(sum, &part)| *sum += part);
         }
     }
 }

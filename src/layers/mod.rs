@@ -1,17 +1,20 @@
-//! Parts that the network's files share.
+//! Parts that the network's files and the heads share.
 //!
-//! A layer lists its weights (`specs`), is built from them (`load`), and shows them (`params`), always in Keras order.
-//! `forward` computes a block of rows; what `backward` needs is put into an explicit cache. `backward` undoes the steps
-//! of `forward` in reverse, adds to gradients and returns the input's.
+//! A layer declares its weights when it is made (see [`crate::params`]) and finds them by key in the [`Weights`] of a pass.
+//! `forward` computes a block of rows. `backward` undoes the steps of `forward` in reverse, adds to the [`Gradients`] and
+//! gives the gradient of the input.
+//!
+//! [`Weights`]: crate::params::Weights
+//! [`Gradients`]: crate::params::Gradients
 
 mod activation;
+mod dense;
 mod dropout;
-mod gradients;
+mod embedding_table;
 mod layer_norm;
-mod table;
 
 pub use activation::{Activation, CustomActivation};
+pub use dense::{Dense, Product, kernel_gradient};
 pub use dropout::Dropout;
-pub use gradients::{bias_gradient, kernel_gradient};
+pub use embedding_table::EmbeddingTable;
 pub use layer_norm::LayerNorm;
-pub use table::Table;

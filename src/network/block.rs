@@ -14,7 +14,7 @@ use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Real, add_in_place};
 use crate::layers::{Activation, LayerNorm};
-use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::params::{Gradients, WeightList};
 use crate::random::Purpose;
 use crate::runtime::{Buffer, TaskScratch};
 
@@ -23,16 +23,13 @@ use super::mixing::{Mix, MixingCache, MixingState};
 use super::moe::mixture::{LossScales, Mixture, Moe};
 use super::pass::{Pass, RowBlock, split_rows};
 
-/// A block's gradients, divided: of mixing, of the second sublayer, of `LN1`, of `LN2`.
-type GradParts<'g, R> = (&'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>], &'g mut [Vec<R>]);
-
 /// The second sublayer.
-#[derive(Clone, Debug)]
-pub enum FeedForwardKind<R> {
+#[derive(Clone, Copy, Debug)]
+enum FeedForwardKind {
     /// The same weights for every token.
-    Dense(FeedForward<R>),
+    Dense(FeedForward),
     /// Experts.
-    Moe(Moe<R>),
+    Moe(Moe),
 }
 
 /// What a forward pass leaves behind: the mixture's routing for metrics, and, if the pass keeps it, what backward needs.
@@ -62,98 +59,34 @@ pub struct Block<R> {
     /// The first sublayer.
     pub mix: Mix<R>,
     /// The second sublayer.
-    pub feed: FeedForwardKind<R>,
+    feed: FeedForwardKind,
     /// `LN1`
-    pub mix_norm: LayerNorm<R>,
+    mix_norm: LayerNorm,
     /// `LN2`; a post-norm mixture without residual has none.
-    pub feed_norm: Option<LayerNorm<R>>,
+    feed_norm: Option<LayerNorm>,
     norm_first: bool,
     layer: usize,
 }
 
-/// The weights of block `layer`.
-pub fn specs(config: &SparseMixerConfig, layer: usize) -> Vec<Spec> {
-    let prefix = format!("transformer/layer_{layer}");
-    let hidden = config.hidden_size;
-    let mut specs = super::mixing::specs(&prefix, config, layer);
-    let norm = |name: &str| Spec::layer_norm(&format!("{prefix}/{name}_layer_norm"), hidden);
-    if config.is_moe(layer) {
-        specs.extend(super::moe::mixture::specs(
-            &prefix,
-            hidden,
-            config.expert_inner_dim(),
-            config.num_experts,
-        ));
-        specs.extend(norm("self_attention"));
-    } else {
-        specs.extend(norm("self_attention"));
-        specs.extend(super::feed_forward::specs(&prefix, hidden, config.inner_dim));
-    }
-    if has_feed_norm(config, layer) {
-        specs.extend(norm("output"));
-    }
-    specs
-}
-
-fn has_feed_norm(config: &SparseMixerConfig, layer: usize) -> bool {
-    !config.is_moe(layer) || config.norm_first || config.semantics().moe_residual
-}
-
 impl<R: Real> Block<R> {
-    /// Takes the weights in the order of [`specs`]; `before` are the blocks before this one.
-    pub fn load(
-        loader: &mut Loader<'_, R>,
-        config: &SparseMixerConfig,
-        layer: usize,
-        before: &[Self],
-    ) -> Result<Self> {
-        let hidden = config.hidden_size;
-        let other = before.iter().map(|block| &block.mix).find(|mix| matches!(mix, Mix::Dft(_)));
-        let mix = Mix::load(loader, config, layer, other)?;
-        let (feed, mix_norm) = if config.is_moe(layer) {
-            let moe = Moe::load(loader, config)?;
-            (FeedForwardKind::Moe(moe), LayerNorm::load(loader, hidden)?)
-        } else {
-            let norm = LayerNorm::load(loader, hidden)?;
-            (FeedForwardKind::Dense(FeedForward::load(loader, hidden, config.inner_dim)?), norm)
+    /// Declares block `layer`.
+    pub fn new(list: &mut WeightList, config: &SparseMixerConfig, layer: usize) -> Self {
+        let (prefix, hidden) = (format!("transformer/layer_{layer}"), config.hidden_size);
+        let norm = |list: &mut WeightList, name: &str| {
+            LayerNorm::new(list, &format!("{prefix}/{name}_layer_norm"), hidden)
         };
-        let feed_norm =
-            if has_feed_norm(config, layer) { Some(LayerNorm::load(loader, hidden)?) } else { None };
-        Ok(Block { mix, feed, mix_norm, feed_norm, norm_first: config.norm_first, layer })
-    }
-
-    /// The weights in the order of [`specs`].
-    pub fn params(&self) -> Vec<Param<'_, R>> {
-        let mut params = self.mix.params();
-        match &self.feed {
-            FeedForwardKind::Dense(dense) => {
-                params.extend(self.mix_norm.params());
-                params.extend(dense.params());
-            }
-            FeedForwardKind::Moe(moe) => {
-                params.extend(moe.params());
-                params.extend(self.mix_norm.params());
-            }
-        }
-        params.extend(self.feed_norm.iter().flat_map(LayerNorm::params));
-        params
-    }
-
-    /// The same, to be changed.
-    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
-        let mut params = self.mix.params_mut();
-        match &mut self.feed {
-            FeedForwardKind::Dense(dense) => {
-                params.extend(self.mix_norm.params_mut());
-                params.extend(dense.params_mut());
-            }
-            FeedForwardKind::Moe(moe) => {
-                params.extend(moe.params_mut());
-                params.extend(self.mix_norm.params_mut());
-            }
-        }
-        params.extend(self.feed_norm.iter_mut().flat_map(LayerNorm::params_mut));
-        params
+        let mix = Mix::new(list, &prefix, config, layer);
+        // Keras lists the first norm before a dense layer and after experts.
+        let (feed, mix_norm) = if config.is_moe(layer) {
+            let moe = Moe::new(list, &prefix, config);
+            (FeedForwardKind::Moe(moe), norm(list, "self_attention"))
+        } else {
+            let norm = norm(list, "self_attention");
+            (FeedForwardKind::Dense(FeedForward::new(list, &prefix, hidden, config.inner_dim)), norm)
+        };
+        let has_feed_norm = !config.is_moe(layer) || config.norm_first || config.semantics().moe_residual;
+        let feed_norm = has_feed_norm.then(|| norm(list, "output"));
+        Block { mix, feed, mix_norm, feed_norm, norm_first: config.norm_first, layer }
     }
 
     /// The block's output for the first `rows` rows of every example, `[B*rows, H]`, into `out`; `x` is `[B*S, H]`.
@@ -167,7 +100,8 @@ impl<R: Real> Block<R> {
         rows: usize,
         out: &mut [R],
     ) -> Result<BlockCache<R>> {
-        let (isa, seq, hidden) = (pass.context.isa, pass.seq, pass.config.hidden_size);
+        let (isa, weights) = (pass.context.isa, pass.weights);
+        let (seq, hidden) = (pass.seq, pass.config.hidden_size);
         // 1. what mixing needs of all tokens
         let normal = self.mix_input(pass, x)?;
         let q = normal.as_deref().unwrap_or(x);
@@ -175,6 +109,7 @@ impl<R: Real> Block<R> {
         let blocks = pass.row_blocks(rows);
         match &self.feed {
             FeedForwardKind::Dense(dense) if !activation.is_custom() && !pass.keep => {
+                let dense = dense.products(weights, 0);
                 pass.each_block(&blocks, out, hidden, |block, out, scratch| {
                     // 2. out = x + mix
                     self.add_mix(pass, &mixed, block, q, x, out, scratch);
@@ -182,7 +117,7 @@ impl<R: Real> Block<R> {
                     let lengths = [n, n, dense.scratch_len(activation, block.rows)];
                     let ([h, fed, slice], lhs) = scratch.split(lengths);
                     // 3. feed-forward and what surrounds it
-                    self.feed_input_norm().forward(isa, out, h, None);
+                    self.feed_input_norm().forward(isa, weights, out, h, None);
                     dense.forward(isa, activation, h, block.rows, fed, slice, lhs, None);
                     self.finish_dense(pass, block, h, fed, out);
                 })?;
@@ -197,9 +132,8 @@ impl<R: Real> Block<R> {
                 let mut fed = pass.context.buffer(all * hidden);
                 let mut pre = pass.training_buffer(all * pass.config.inner_dim);
                 let segments = Pass::<R>::fixed_blocks(all);
-                let layers = std::slice::from_ref(dense);
                 let copy = |segment: RowBlock, to: &mut [R]| to.copy_from_slice(segment.of(&h, all, hidden));
-                let run = Run { activation, layers, segments: &segments };
+                let run = Run { activation, layers: *dense, segments: &segments };
                 run.forward(pass, copy, &mut fed, pre.as_deref_mut(), |_, _| {})?;
                 pass.each_block_of(&blocks, [(out, hidden), (&mut fed, hidden)], |block, [out, fed], _| {
                     out.copy_from_slice(block.of(&sum, rows, hidden));
@@ -236,7 +170,7 @@ impl<R: Real> Block<R> {
                     fed.fill(R::ZERO);
                     mixture.add_rows(pass, block, fed);
                     add_in_place(isa, fed, block.of(&h, seq, hidden));
-                    norm.forward(isa, fed, out, None);
+                    norm.forward(isa, weights, fed, out, None);
                 })?;
                 Ok(BlockCache {
                     mixed,
@@ -249,7 +183,7 @@ impl<R: Real> Block<R> {
         }
     }
 
-    /// Undoes the block: writes `dx`, adds to the gradients (in the order of [`specs`]).
+    /// Undoes the block: writes `dx`, adds to the gradients.
     ///
     /// `x` is what `forward` read, `record` what it kept, `dy` the gradient of its result, all `[B*S, H]`.
     pub fn backward(
@@ -261,7 +195,7 @@ impl<R: Real> Block<R> {
         dy: &[R],
         scales: LossScales<R>,
         dx: &mut [R],
-        grads: &mut [Vec<R>],
+        gradients: &mut Gradients<R>,
     ) -> Result<()> {
         let (context, isa, hidden) = (pass.context, pass.context.isa, pass.config.hidden_size);
         let all = pass.batch * pass.seq;
@@ -269,19 +203,18 @@ impl<R: Real> Block<R> {
         let Some(sum) = &record.sum else {
             return Err(Error::Internal("a block without its training record".into()));
         };
-        let (mix_grads, feed_grads, mix_norm_grads, feed_norm_grads) = self.split_grads(grads);
         // 3. what surrounds the feed-forward: its result's gradient
         let mut dfed = context.buffer(all * hidden);
         let post_norm = self.post_norm();
         if let (Some(norm), Some(fed)) = (post_norm, &record.fed) {
-            norm_backward(pass, norm, fed, dy, &mut dfed, feed_norm_grads)?;
+            norm_backward(pass, norm, fed, dy, &mut dfed, gradients)?;
         } else {
             dfed.copy_from_slice(dy);
         }
         // 3. the second sublayer, on what it read
         let mut h = context.buffer(all * hidden);
         pass.each_block(&blocks, &mut h, hidden, |block, h, _| {
-            self.feed_input_norm().forward(isa, block.of(sum, pass.seq, hidden), h, None);
+            self.feed_input_norm().forward(isa, pass.weights, block.of(sum, pass.seq, hidden), h, None);
         })?;
         let mut dh = context.buffer(all * hidden);
         match (&self.feed, &record.pre, &record.mixture) {
@@ -291,15 +224,11 @@ impl<R: Real> Block<R> {
                     out.copy_from_slice(block.of(&dfed, pass.seq, hidden));
                     self.drop_rows(pass, Purpose::FeedForwardDropout, block, out);
                 })?;
-                let [kernel, bias, output_kernel, output_bias] = feed_grads else {
-                    return Err(Error::Internal("a feed-forward layer has four gradients".into()));
-                };
-                let grads = [&mut kernel[..], bias, output_kernel, output_bias];
-                dense.backward(pass, activation, all, &h, pre, &dropped, &mut dh, grads)?;
+                dense.backward(pass, activation, 0, &h, pre, &dropped, &mut dh, gradients)?;
             }
             (FeedForwardKind::Moe(moe), _, Some(mixture)) => {
                 let layer = self.layer;
-                moe.backward(pass, activation, layer, &h, mixture, &dfed, scales, &mut dh, feed_grads)?;
+                moe.backward(pass, activation, layer, &h, mixture, &dfed, scales, &mut dh, gradients)?;
             }
             _ => return Err(Error::Internal("a block without its training record".into())),
         }
@@ -310,8 +239,7 @@ impl<R: Real> Block<R> {
         }
         // 2. sum = x + dropped(mix): its gradient
         let mut dsum = dfed;
-        let norm_grads = if self.norm_first { &mut *feed_norm_grads } else { &mut *mix_norm_grads };
-        norm_backward(pass, self.feed_input_norm(), sum, &dh, &mut dsum, norm_grads)?;
+        norm_backward(pass, self.feed_input_norm(), sum, &dh, &mut dsum, gradients)?;
         if self.norm_first {
             pass.each_block(&blocks, &mut dsum, hidden, |block, dsum, _| {
                 add_in_place(isa, dsum, block.of(dy, pass.seq, hidden));
@@ -327,31 +255,14 @@ impl<R: Real> Block<R> {
         let normal = self.mix_input(pass, x)?;
         let q = normal.as_deref().unwrap_or(x);
         let mut dq = h;
-        self.mix.backward(pass, self.layer, q, x, record.mixed.as_ref(), &dmix, &mut dq, dx, mix_grads)?;
+        self.mix.backward(pass, self.layer, q, x, record.mixed.as_ref(), &dmix, &mut dq, dx, gradients)?;
         if self.norm_first {
-            norm_backward(pass, &self.mix_norm, x, &dq, &mut dsum, mix_norm_grads)?;
+            norm_backward(pass, self.mix_norm, x, &dq, &mut dsum, gradients)?;
         }
         let direct = if self.norm_first { &dsum } else { &dq };
         pass.each_block(&blocks, dx, hidden, |block, dx, _| {
             add_in_place(isa, dx, block.of(direct, pass.seq, hidden));
         })
-    }
-
-    /// The gradients' parts: of mixing, of the second sublayer, of `LN1`, of `LN2`.
-    fn split_grads<'g>(&self, grads: &'g mut [Vec<R>]) -> GradParts<'g, R> {
-        let (mix, rest) = grads.split_at_mut(self.mix.params().len());
-        match &self.feed {
-            FeedForwardKind::Dense(dense) => {
-                let (mix_norm, rest) = rest.split_at_mut(2);
-                let (feed, feed_norm) = rest.split_at_mut(dense.params().len());
-                (mix, feed, mix_norm, feed_norm)
-            }
-            FeedForwardKind::Moe(moe) => {
-                let (feed, rest) = rest.split_at_mut(moe.params().len());
-                let (mix_norm, feed_norm) = rest.split_at_mut(2);
-                (mix, feed, mix_norm, feed_norm)
-            }
-        }
     }
 
     /// What mixing reads: the normalised stream in pre-norm blocks; `None` for the stream itself.
@@ -362,7 +273,8 @@ impl<R: Real> Block<R> {
         let hidden = pass.config.hidden_size;
         let mut normal = pass.context.buffer(x.len());
         pass.each_block(&pass.row_blocks(pass.seq), &mut normal, hidden, |block, out, _| {
-            self.mix_norm.forward(pass.context.isa, block.of(x, pass.seq, hidden), out, None);
+            let x = block.of(x, pass.seq, hidden);
+            self.mix_norm.forward(pass.context.isa, pass.weights, x, out, None);
         })?;
         Ok(Some(normal))
     }
@@ -373,13 +285,13 @@ impl<R: Real> Block<R> {
     }
 
     /// `LN2` of post-norm blocks that have it.
-    fn post_norm(&self) -> Option<&LayerNorm<R>> {
-        self.feed_norm.as_ref().filter(|_| !self.norm_first)
+    fn post_norm(&self) -> Option<LayerNorm> {
+        self.feed_norm.filter(|_| !self.norm_first)
     }
 
     /// The norm whose result the second sublayer reads.
-    fn feed_input_norm(&self) -> &LayerNorm<R> {
-        self.feed_norm.as_ref().filter(|_| self.norm_first).unwrap_or(&self.mix_norm)
+    fn feed_input_norm(&self) -> LayerNorm {
+        self.feed_norm.filter(|_| self.norm_first).unwrap_or(self.mix_norm)
     }
 
     /// `out = x + dropout(mix)` for the rows of `block`.
@@ -413,7 +325,7 @@ impl<R: Real> Block<R> {
         let hidden = pass.config.hidden_size;
         pass.each_block_of(blocks, [(sum, hidden), (h, hidden)], |block, [sum, h], scratch| {
             self.add_mix(pass, mixed, block, q, x, sum, scratch);
-            self.feed_input_norm().forward(pass.context.isa, sum, h, None);
+            self.feed_input_norm().forward(pass.context.isa, pass.weights, sum, h, None);
         })
     }
 
@@ -424,7 +336,7 @@ impl<R: Real> Block<R> {
         match &self.feed_norm {
             Some(norm) if !self.norm_first => {
                 add_in_place(isa, fed, h);
-                norm.forward(isa, fed, out, None);
+                norm.forward(isa, pass.weights, fed, out, None);
             }
             _ => add_in_place(isa, out, fed),
         }
@@ -452,13 +364,13 @@ impl<R: Real> Block<R> {
 /// Undoes `norm` for all rows of `x`: writes `dx`, adds to the gradients of gamma and beta.
 fn norm_backward<R: Real>(
     pass: &Pass<'_, R>,
-    norm: &LayerNorm<R>,
+    norm: LayerNorm,
     x: &[R],
     dy: &[R],
     dx: &mut [R],
-    grads: &mut [Vec<R>],
+    gradients: &mut Gradients<R>,
 ) -> Result<()> {
-    let hidden = norm.gamma.len();
+    let hidden = norm.size();
     let rows = x.len() / hidden;
     let blocks = Pass::<R>::fixed_blocks(rows);
     let mut partials = pass.context.buffer(blocks.len() * 2 * hidden);
@@ -469,6 +381,7 @@ fn norm_backward<R: Real>(
         let ([own], _) = scratch.split([dx.len() + 2 * block.rows]);
         norm.backward_rows(
             pass.context.isa,
+            pass.weights,
             block.of(x, rows, hidden),
             block.of(dy, rows, hidden),
             dx,
@@ -476,6 +389,6 @@ fn norm_backward<R: Real>(
             own,
         );
     })?;
-    norm.add_partials(&partials, grads);
+    norm.add_partials(&partials, gradients);
     Ok(())
 }

@@ -6,19 +6,35 @@ use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Real};
 use crate::layers::{Activation, CustomActivation};
-use crate::params::{Loader, Param, ParamMut, Source, Spec};
+use crate::params::{Source, Spec, TableKey, WeightList, Weights};
 use crate::runtime::Interrupt;
 
-use super::block::{self, Block};
-use super::embed::{self, Embed};
-use super::pooler::{self, Pooler};
+use super::block::Block;
+use super::embed::Embed;
+use super::pooler::Pooler;
+
+/// The layers of an encoder.
+#[derive(Clone, Debug)]
+struct Layers<R> {
+    embed: Embed,
+    blocks: Vec<Block<R>>,
+    pooler: Pooler,
+}
+
+impl<R: Real> Layers<R> {
+    /// Declares all layers. Their order, and that in which each declares its weights, is the order of Keras.
+    fn new(list: &mut WeightList, config: &SparseMixerConfig) -> Self {
+        let embed = Embed::new(list, config);
+        let blocks = (0..config.num_layers).map(|layer| Block::new(list, config, layer)).collect();
+        Layers { embed, blocks, pooler: Pooler::new(list, config.hidden_size) }
+    }
+}
 
 /// The weights of an encoder, in Keras order.
 pub fn specs(config: &SparseMixerConfig) -> Vec<Spec> {
-    let mut specs = embed::specs(config);
-    specs.extend((0..config.num_layers).flat_map(|layer| block::specs(config, layer)));
-    specs.extend(pooler::specs(config.hidden_size));
-    specs
+    let mut list = WeightList::new();
+    Layers::<f32>::new(&mut list, config);
+    list.into_specs()
 }
 
 /// An encoder: configuration and weights, immutable while in use.
@@ -26,9 +42,10 @@ pub fn specs(config: &SparseMixerConfig) -> Vec<Spec> {
 pub struct SparseMixer<R> {
     pub(super) config: SparseMixerConfig,
     pub(super) activation: Activation<R>,
-    pub(super) embed: Embed<R>,
+    pub(super) weights: Weights<R>,
+    pub(super) embed: Embed,
     pub(super) blocks: Vec<Block<R>>,
-    pub(super) pool: Pooler<R>,
+    pub(super) pooler: Pooler,
 }
 
 impl<R: Real> SparseMixer<R> {
@@ -40,14 +57,12 @@ impl<R: Real> SparseMixer<R> {
         source: Source<'_, R>,
     ) -> Result<Self> {
         let activation = Activation::from_config(&config.inner_activation, custom)?;
-        let mut loader = Loader::new(specs(&config), source, config.dtype.into());
-        let embed = Embed::load(&mut loader, &config)?;
-        let mut blocks = Vec::new();
-        for layer in 0..config.num_layers {
-            blocks.push(Block::load(&mut loader, &config, layer, &blocks)?);
-        }
-        let pool = Pooler::load(&mut loader, config.hidden_size)?;
-        Ok(SparseMixer { config, activation, embed, blocks, pool })
+        let mut list = WeightList::new();
+        let Layers { embed, blocks, pooler } = Layers::new(&mut list, &config);
+        let weights = Weights::load(list, source, config.dtype)?;
+        let mut network = SparseMixer { config, activation, weights, embed, blocks, pooler };
+        network.refresh();
+        Ok(network)
     }
 
     /// The same encoder with weights stored as `dtype`.
@@ -60,14 +75,9 @@ impl<R: Real> SparseMixer<R> {
             Activation::Custom(function) => Some(function.clone()),
             _ => None,
         };
-        let params = self.params();
-        let mut params = params.iter();
-        let mut next = |spec: &Spec| match params.next() {
-            Some(_) if interrupt() => Err(Error::Interrupted),
-            Some(param) => Ok(param.to_vec().into()),
-            None => Err(Error::Internal(format!("no weight for {}", spec.name))),
-        };
-        SparseMixer::load(config, custom, &mut next)
+        SparseMixer::load(config, custom, &mut |index, _| {
+            if interrupt() { Err(Error::Interrupted) } else { Ok(self.weights.get(index).to_vec().into()) }
+        })
     }
 
     /// The configuration.
@@ -75,29 +85,27 @@ impl<R: Real> SparseMixer<R> {
         &self.config
     }
 
-    /// The weights in the order of [`specs`].
-    pub fn params(&self) -> Vec<Param<'_, R>> {
-        let mut params = self.embed.params();
-        params.extend(self.blocks.iter().flat_map(Block::params));
-        params.extend(self.pool.params());
-        params
+    /// The weights.
+    pub fn weights(&self) -> &Weights<R> {
+        &self.weights
     }
 
-    /// The same, to be changed.
-    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
-        let mut params = self.embed.params_mut();
-        params.extend(self.blocks.iter_mut().flat_map(Block::params_mut));
-        params.extend(self.pool.params_mut());
-        params
+    /// The weights, to be changed; [`SparseMixer::refresh`] afterwards saves later calls work.
+    pub fn weights_mut(&mut self) -> &mut Weights<R> {
+        self.blocks.iter_mut().for_each(|block| block.mix.invalidate());
+        &mut self.weights
     }
 
-    /// Makes what calls need of weights that were changed in place; without it, calls do so each time.
-    pub fn refresh(&mut self) -> Result<()> {
-        self.blocks.iter_mut().try_for_each(|block| block.mix.refresh())
+    /// The key of the word table, which masked language models share.
+    pub fn word_table(&self) -> TableKey {
+        self.embed.word.key()
     }
 
-    /// Bytes of all weights.
-    pub fn weight_bytes(&self) -> usize {
-        self.params().iter().map(Param::bytes).sum()
+    /// Makes what calls need beside the weights; without it, calls do so each time.
+    pub fn refresh(&mut self) {
+        let mut shared = None;
+        for block in &mut self.blocks {
+            block.mix.refresh(&self.weights, &self.config, &mut shared);
+        }
     }
 }

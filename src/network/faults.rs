@@ -19,8 +19,10 @@ fn encoder(mechanism: &str, use_fft: bool, norm_first: bool) -> SparseMixer<f32>
         "jitter_noise": 0.1, "semantics": "keras", "dtype": "float32", "seed": 3}}"#
     );
     let config = SparseMixerConfig::from_json(&text).unwrap();
-    SparseMixer::load(config.clone(), None, &mut |spec| initial_values(&config, spec, &never).map(Into::into))
-        .unwrap()
+    SparseMixer::load(config.clone(), None, &mut |_, spec| {
+        initial_values(&config, spec, &never).map(Into::into)
+    })
+    .unwrap()
 }
 
 fn inputs() -> OwnedInputs<f32> {
@@ -46,9 +48,9 @@ fn all_passes(network: &SparseMixer<f32>, scratch: &ScratchPool<f32>, threads: u
         let (_, tape) = network.forward_with_tape(context, inputs(), Some(5), requested, false)?;
         let pooled = vec![1.0; 16];
         let cotangents = Cotangents { pooled_output: Some(&pooled), ..Cotangents::default() };
-        let mut gradients = Gradients::zeros(&specs(network.config()));
+        let mut gradients = Gradients::zeros(network.weights().specs());
         results.extend(network.backward(context, &tape, &cotangents, 1.0, &mut gradients)?);
-        results.extend(gradients.tensors.concat());
+        results.extend(gradients.memory());
         Ok(results)
     })
 }

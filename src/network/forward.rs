@@ -80,7 +80,7 @@ impl<R: Real> SparseMixer<R> {
         }
         if requested.pooled_output {
             let mut pooled = alloc_zeroed(batch * hidden);
-            self.pool.forward(&pass, &x, last_rows, &mut pooled)?;
+            self.pooler.forward(&pass, &x, last_rows, &mut pooled)?;
             check_finite(requested, "the pooler is", &pooled)?;
             outputs.pooled_output = Some(pooled);
         }
@@ -103,7 +103,8 @@ impl<R: Real> SparseMixer<R> {
         keep: bool,
         attention_mask: &'a AttentionMask<R>,
     ) -> Pass<'a, R> {
-        Pass { context, config: &self.config, batch, seq, training, keep, attention_mask }
+        let (config, weights) = (&self.config, &self.weights);
+        Pass { context, config, weights, batch, seq, training, keep, attention_mask }
     }
 
     /// Rows per example of the last block's output.

@@ -4,6 +4,7 @@ use crate::config::SparseMixerConfig;
 use crate::error::Result;
 use crate::kernels::Real;
 use crate::layers::Dropout;
+use crate::params::Weights;
 use crate::random::{Purpose, RngStream};
 use crate::runtime::{Buffer, Context, TaskScratch};
 
@@ -15,6 +16,8 @@ pub struct Pass<'a, R> {
     pub context: &'a Context<'a, R>,
     /// The encoder's configuration.
     pub config: &'a SparseMixerConfig,
+    /// The encoder's weights.
+    pub weights: &'a Weights<R>,
     /// `B`
     pub batch: usize,
     /// `S`

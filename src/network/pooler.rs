@@ -1,51 +1,37 @@
 //! Pooler: `tanh(x[:, 0] W + b)`, `[B, H]`. Source: the reference's `pooler_transform` layer.
 
 use crate::error::Result;
-use crate::kernels::{Elementwise, Init, PackedMatrix, Real, elementwise, matmul, prepare_lhs};
-use crate::layers::{bias_gradient, kernel_gradient};
-use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::kernels::{Elementwise, Real, elementwise};
+use crate::layers::{Dense, Product};
+use crate::params::{Gradients, WeightList};
 
 use super::pass::{Pass, split_rows};
 
-/// Kernel `[H, H]` and bias `[H]`.
-#[derive(Clone, Debug)]
-pub struct Pooler<R> {
-    /// `W`
-    pub kernel: PackedMatrix<R>,
-    /// `b`
-    pub bias: Vec<R>,
-}
-
-/// The weights.
-pub fn specs(hidden: usize) -> [Spec; 2] {
-    [
-        Spec::kernel("pooler_transform/kernel", &[hidden, hidden]),
-        Spec::bias("pooler_transform/bias", &[hidden]),
-    ]
+/// The dense layer, `[H, H]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Pooler {
+    dense: Dense,
 }
 
 /// Examples per task.
 const EXAMPLES: usize = 32;
 
-impl<R: Real> Pooler<R> {
-    /// Takes the weights in the order of [`specs`].
-    pub fn load(loader: &mut Loader<'_, R>, hidden: usize) -> Result<Self> {
-        Ok(Pooler { kernel: loader.matrix(hidden, hidden)?, bias: loader.vector(hidden)? })
-    }
-
-    /// The weights in the order of [`specs`].
-    pub fn params(&self) -> [Param<'_, R>; 2] {
-        [Param::matrix(&self.kernel), Param::vector(&self.bias)]
-    }
-
-    /// The same, to be changed.
-    pub fn params_mut(&mut self) -> [ParamMut<'_, R>; 2] {
-        [ParamMut::matrix(&mut self.kernel), ParamMut::vector(&mut self.bias)]
+impl Pooler {
+    /// Declares the pooler.
+    pub fn new(list: &mut WeightList, hidden: usize) -> Self {
+        Pooler { dense: Dense::new(list, "pooler_transform", hidden, hidden) }
     }
 
     /// Pools `x` (`rows_per_example` rows of `H` per example) into `out` (`[B, H]`).
-    pub fn forward(&self, pass: &Pass<'_, R>, x: &[R], rows_per_example: usize, out: &mut [R]) -> Result<()> {
-        let (isa, hidden) = (pass.context.isa, self.bias.len());
+    pub fn forward<R: Real>(
+        self,
+        pass: &Pass<'_, R>,
+        x: &[R],
+        rows_per_example: usize,
+        out: &mut [R],
+    ) -> Result<()> {
+        let (isa, hidden) = (pass.context.isa, pass.config.hidden_size);
+        let product = self.dense.product(pass.weights);
         let lengths = (0..pass.batch).step_by(EXAMPLES).map(|b| EXAMPLES.min(pass.batch - b) * hidden);
         let tasks: Vec<_> = split_rows(out, lengths).enumerate().collect();
         pass.context.each(tasks.into_iter(), |(task, out), scratch| {
@@ -54,8 +40,7 @@ impl<R: Real> Pooler<R> {
             for (example, row) in (task * EXAMPLES..).zip(first.chunks_exact_mut(hidden)) {
                 row.copy_from_slice(&x[example * rows_per_example * hidden..][..hidden]);
             }
-            let first = prepare_lhs(isa, first, rows, hidden, hidden, self.kernel.dtype(), lhs);
-            matmul(isa, rows, first, self.kernel.view(), 0..hidden, out, hidden, Init::Bias(&self.bias));
+            product.rows(isa, first, rows, out, lhs);
             elementwise(isa, Elementwise::Tanh, out);
         })
     }
@@ -63,16 +48,16 @@ impl<R: Real> Pooler<R> {
     /// Undoes the layer: adds to the first row of every example of `dx` (`[B*S, H]`) and to the gradients.
     ///
     /// `x` is what `forward` read, `pooled` its result, `dy` the gradient of that.
-    pub fn backward(
-        &self,
+    pub fn backward<R: Real>(
+        self,
         pass: &Pass<'_, R>,
         x: &[R],
         pooled: &[R],
         dy: &[R],
         dx: &mut [R],
-        grads: &mut [Vec<R>],
+        gradients: &mut Gradients<R>,
     ) -> Result<()> {
-        let (isa, hidden, batch) = (pass.context.isa, self.bias.len(), pass.batch);
+        let (isa, hidden, batch) = (pass.context.isa, pass.config.hidden_size, pass.batch);
         let per_example = pass.seq * hidden;
         // tanh: its derivative from its value
         let mut dpre = pass.context.buffer(batch * hidden);
@@ -83,25 +68,13 @@ impl<R: Real> Pooler<R> {
         for (row, x) in first.chunks_exact_mut(hidden).zip(x.chunks_exact(per_example)) {
             row.copy_from_slice(&x[..hidden]);
         }
-        kernel_gradient(pass.context, self.kernel.dtype(), batch, &first, &dpre, &mut grads[0])?;
-        bias_gradient(pass.context, &dpre, &mut grads[1])?;
-        let transposed = pass.context.transposed(&self.kernel)?;
-        pass.context.each(
-            dx.chunks_exact_mut(per_example).zip(dpre.chunks_exact(hidden)),
-            |(dx, dpre), scratch| {
-                let (_, [lhs, _]) = scratch.split([]);
-                let dpre = prepare_lhs(isa, dpre, 1, hidden, hidden, self.kernel.dtype(), lhs);
-                matmul(
-                    isa,
-                    1,
-                    dpre,
-                    transposed.view(0),
-                    0..hidden,
-                    &mut dx[..hidden],
-                    hidden,
-                    Init::Accumulate,
-                );
-            },
-        )
+        self.dense.add_gradients(pass.context, pass.weights, 0, &first, &dpre, gradients)?;
+        let transposed = pass.context.transposed(self.dense.kernel(pass.weights, 0))?;
+        let transposed = Product::transposed(&transposed);
+        let examples = dx.chunks_exact_mut(per_example).zip(dpre.chunks_exact(hidden));
+        pass.context.each(examples, |(dx, dpre), scratch| {
+            let (_, [lhs, _]) = scratch.split([]);
+            transposed.add_rows(isa, dpre, 1, &mut dx[..hidden], lhs);
+        })
     }
 }

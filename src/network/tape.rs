@@ -132,7 +132,7 @@ impl<R: Real> SparseMixer<R> {
         }
         let last = self.blocks.len();
         let mut pooled = alloc_zeroed(batch * hidden);
-        self.pool.forward(&pass, &streams[last], seq, &mut pooled)?;
+        self.pooler.forward(&pass, &streams[last], seq, &mut pooled)?;
         check_finite(requested, "the pooler is", &pooled)?;
         if requested.encoder_outputs {
             outputs.encoder_outputs = streams[1..last].iter().map(|stream| stream.to_vec()).collect();
@@ -145,7 +145,7 @@ impl<R: Real> SparseMixer<R> {
         Ok((outputs, Tape { inputs, training, attention_mask, sums, streams, records, pooled }))
     }
 
-    /// Adds the gradients of all weights to `grads` and returns those of the word rows (looked up, given or dense),
+    /// Adds the gradients of all weights to `gradients` and returns those of the word rows (looked up, given or dense),
     /// `[B, S, W]`.
     ///
     /// `tape` must come from these weights. The scalar that is differentiated is the one whose gradients with respect to
@@ -156,7 +156,7 @@ impl<R: Real> SparseMixer<R> {
         tape: &Tape<R>,
         cotangents: &Cotangents<'_, R>,
         aux_loss_weight: f64,
-        grads: &mut Gradients<R>,
+        gradients: &mut Gradients<R>,
     ) -> Result<Vec<R>> {
         let (batch, seq, hidden) = (tape.inputs.batch, tape.inputs.seq, self.config.hidden_size);
         let (all, last) = (batch * seq, self.blocks.len());
@@ -166,14 +166,10 @@ impl<R: Real> SparseMixer<R> {
             z_loss: R::from_f64(aux_loss_weight * self.config.semantics().router_z_loss_weight),
             load_balancing: R::from_f64(aux_loss_weight * self.config.auxiliary_loss_factor),
         };
-        let Gradients { tensors, reached } = grads;
-        let mut split = tensors.len() - self.pool.params().len();
-        let (mut rest, pool_grads) = tensors.split_at_mut(split);
         let mut dy = context.buffer(all * hidden);
         dy.fill(R::ZERO);
         if let Some(dpooled) = cotangents.pooled_output {
-            self.pool.backward(&pass, &tape.streams[last], &tape.pooled, dpooled, &mut dy, pool_grads)?;
-            reached[split..].fill(true);
+            self.pooler.backward(&pass, &tape.streams[last], &tape.pooled, dpooled, &mut dy, gradients)?;
         }
         if let Some(dsequence) = cotangents.sequence_output {
             add_rows(&mut dy, dsequence, batch);
@@ -186,14 +182,9 @@ impl<R: Real> SparseMixer<R> {
                 depends = true;
             }
             depends |= aux_loss_weight != 0.0 && self.config.is_moe(layer);
-            let end = split;
-            split -= block.params().len();
-            let (before, own) = rest.split_at_mut(split);
-            rest = before;
             if !depends {
                 continue;
             }
-            reached[split..end].fill(true);
             let x = &tape.streams[layer];
             let again;
             let record = match tape.records.get(layer) {
@@ -205,17 +196,14 @@ impl<R: Real> SparseMixer<R> {
                 }
             };
             let mut dx = context.buffer(all * hidden);
-            block.backward(&pass, &self.activation, x, record, &dy, scales, &mut dx, own)?;
+            block.backward(&pass, &self.activation, x, record, &dy, scales, &mut dx, gradients)?;
             dy = dx;
         }
         let mut drows = alloc_zeroed(all * self.config.embedding_width);
         if !depends {
             return Ok(drows);
         }
-        // All but the word table, unless words were looked up in it.
-        reached[1..split].fill(true);
-        reached[0] |= matches!(tape.inputs.words, OwnedWords::Ids(_));
-        self.embed.backward(&pass, &tape.inputs.view(), &tape.sums, &dy, &mut drows, rest)?;
+        self.embed.backward(&pass, &tape.inputs.view(), &tape.sums, &dy, &mut drows, gradients)?;
         Ok(drows)
     }
 

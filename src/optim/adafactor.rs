@@ -280,10 +280,6 @@ impl<R: Real> Squares<R> {
         let Matrices { batches, rows, cols } = dims;
         let row_at = |row: usize| match gradient {
             Gradient::Dense(g) => &g[row * cols..][..cols],
-            Gradient::Rows { rows, values } => match rows.binary_search(&(row as u32)) {
-                Ok(at) => &values[at * cols..][..cols],
-                Err(_) => &[],
-            },
             Gradient::None => &[],
         };
         let row_squares = &mut self.row_squares[..batches * rows];

@@ -36,19 +36,10 @@ enum Source<'a, R> {
         stride: usize,
         width: usize,
     },
-    Rows {
-        rows: &'a [u32],
-        values: &'a [R],
-        table_width: usize,
-        offset: usize,
-    },
 }
 
 /// Rows of a panel whose gradients are gathered at a time.
 const GATHERED_ROWS: usize = 32;
-
-/// Longest run of elements that a sparse gradient does not name.
-const ZERO_RUN: usize = 1024;
 
 /// Cuts every parameter that has a gradient into blocks, in the order of storage. `slots[i]` are the moments of
 /// parameter `i`, each laid out as its storage, and then its master if it is stored rounded: the master is cut then.
@@ -116,11 +107,6 @@ fn next_source<'a, R: Real>(
     let dense = match gradient {
         Gradient::Dense(g) => g,
         Gradient::None => &[],
-        Gradient::Rows { rows, values } => {
-            let len = BLOCK.min(remaining);
-            let table_width = spec.shape.get(1).copied().unwrap_or(1);
-            return (len, Source::Rows { rows, values, table_width, offset: storage_offset });
-        }
     };
     match spec.layout {
         Layout::Flat => {
@@ -179,28 +165,6 @@ impl<R: Real, const SLOTS: usize> Block<'_, R, SLOTS> {
                     let (at, first) = (row * PANEL, offset + row * stride);
                     let slots = self.slots.each_mut().map(|s| &mut s[at..at + width]);
                     visit(first, &mut values[..width], slots, &gradient[first..first + width]);
-                }
-            }
-            Source::Rows { rows, values: row_values, table_width, offset } => {
-                let zeros = [R::ZERO; ZERO_RUN];
-                let end = offset + self.values.len();
-                let mut next = rows.partition_point(|&row| (row as usize + 1) * table_width <= offset);
-                let mut at = offset;
-                while at < end {
-                    let named = rows.get(next).map_or(usize::MAX, |&row| row as usize * table_width);
-                    let (stop, gradient) = if at < named {
-                        let stop = named.min(end).min(at + ZERO_RUN);
-                        (stop, &zeros[..stop - at])
-                    } else {
-                        let stop = (named + table_width).min(end);
-                        let from = next * table_width + (at - named);
-                        next += 1;
-                        (stop, &row_values[from..from + (stop - at)])
-                    };
-                    let range = at - offset..stop - offset;
-                    let slots = self.slots.each_mut().map(|s| &mut s[range.clone()]);
-                    visit(at, &mut self.values[range.clone()], slots, gradient);
-                    at = stop;
                 }
             }
         }

@@ -25,7 +25,7 @@ pub fn global_norm<'a, R: Real>(gradients: impl IntoIterator<Item = Gradient<'a,
         .into_iter()
         .flat_map(|gradient| match gradient {
             Gradient::None => [].chunks(BLOCK),
-            Gradient::Dense(values) | Gradient::Rows { values, .. } => values.chunks(BLOCK),
+            Gradient::Dense(values) => values.chunks(BLOCK),
         })
         .collect();
     let squares: Vec<f64> = map_in_order(pieces, sum_of_squares);

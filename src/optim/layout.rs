@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, LowPrecision, PANEL, Real};
-use crate::params::{Param, ParamMut, Spec};
+use crate::params::{Form, Spec, Weight};
 
 /// Storage order of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,13 +45,6 @@ pub enum Gradient<'a, R> {
     None,
     /// One number per element.
     Dense(&'a [R]),
-    /// Of a table `[V, W]` only some rows are not zero. The update is that of the dense gradient.
-    Rows {
-        /// Row numbers, strictly ascending.
-        rows: &'a [u32],
-        /// The rows' values, `[rows.len(), W]`.
-        values: &'a [R],
-    },
 }
 
 /// One parameter's part in a step.
@@ -122,15 +115,18 @@ impl<'a, R: Real> Update<'a, R> {
     ///
     /// # Errors
     /// If the weight is stored in 8 bits: those cannot be trained.
-    pub fn of(param: ParamMut<'a, R>, gradient: Gradient<'a, R>) -> Result<Self> {
+    pub fn of(weight: &'a mut Weight<R>, gradient: Gradient<'a, R>) -> Result<Self> {
         let mut update = Update { values: Vec::new(), rounded: Vec::new(), gradient };
-        match param {
-            ParamMut::Vectors(pieces) => update.values = pieces,
-            ParamMut::Table(table) if table.full_precision().is_some() => {
-                update.values.extend(table.full_precision_mut())
+        match weight {
+            Weight::Vector(values) => update.values.push(values),
+            Weight::Table(table) => {
+                if table.full_precision().is_some() {
+                    update.values.extend(table.full_precision_mut());
+                } else {
+                    update.rounded.extend(table.low_precision_mut().into_iter().flatten());
+                }
             }
-            ParamMut::Table(table) => update.rounded.extend(table.low_precision_mut().into_iter().flatten()),
-            ParamMut::Matrices(matrices) => {
+            Weight::Matrices(matrices) => {
                 for matrix in matrices {
                     match matrix.dtype() {
                         Dtype::Float32 => update.values.extend(matrix.full_precision_mut()),
@@ -160,19 +156,16 @@ pub(super) fn panels_len(k: usize, n: usize) -> usize {
 }
 
 impl ParameterSpec {
-    /// Describes the weight `spec` that a layer stores as `param`.
-    pub fn of<R: Real>(spec: &Spec, param: &Param<'_, R>, decay: bool, adapt: bool) -> Self {
-        let layout = match param {
-            Param::Vectors(_) | Param::Table(_) => Layout::Flat,
-            Param::Matrices(matrices) => {
-                let (k, n) = matrices.first().map_or((0, 0), |matrix| (matrix.k(), matrix.n()));
-                Layout::Panels { matrices: matrices.len(), k, n }
-            }
+    /// Describes the weight `spec` that is stored as `weight`.
+    pub fn of<R: Real>(spec: &Spec, weight: &Weight<R>, decay: bool, adapt: bool) -> Self {
+        let layout = match spec.form {
+            Form::Vector | Form::Table { .. } => Layout::Flat,
+            Form::Matrices { count: matrices, k, n, .. } => Layout::Panels { matrices, k, n },
         };
-        let rounded = match param {
-            Param::Vectors(_) => false,
-            Param::Table(table) => table.full_precision().is_none(),
-            Param::Matrices(matrices) => matrices.iter().any(|matrix| matrix.dtype() != Dtype::Float32),
+        let rounded = match weight {
+            Weight::Vector(_) => false,
+            Weight::Table(table) => table.full_precision().is_none(),
+            Weight::Matrices(matrices) => matrices.iter().any(|matrix| matrix.dtype() != Dtype::Float32),
         };
         ParameterSpec { name: spec.name.clone(), shape: spec.shape.clone(), layout, decay, adapt, rounded }
     }
@@ -230,35 +223,6 @@ impl ParameterSpec {
                 format!("gradient of {}", self.name),
                 format!("got {} elements, expected shape {:?}", g.len(), self.shape),
             )),
-            Gradient::Rows { rows, values } => self.check_rows(rows, values.len()),
-        }
-    }
-
-    fn check_rows(&self, rows: &[u32], len: usize) -> Result<()> {
-        let argument = || format!("gradient of {}", self.name);
-        let &[table_rows, width] = &self.shape[..] else {
-            return Err(Error::value(
-                argument(),
-                format!("got rows of a table, but the shape is {:?}", self.shape),
-            ));
-        };
-        if self.layout != Layout::Flat {
-            return Err(Error::Internal(format!("{}: row gradients need flat storage", self.name)));
-        }
-        if len != rows.len() * width {
-            return Err(Error::value(
-                argument(),
-                format!("got {len} values for {} rows of {width}", rows.len()),
-            ));
-        }
-        if !rows.windows(2).all(|w| w[0] < w[1]) {
-            return Err(Error::value(argument(), "row numbers must be strictly ascending"));
-        }
-        match rows.last() {
-            Some(&last) if last as usize >= table_rows => {
-                Err(Error::value(argument(), format!("got row {last}, expected less than {table_rows}")))
-            }
-            _ => Ok(()),
         }
     }
 }

@@ -12,13 +12,11 @@
 //! | `adafactor` | factored second moments |
 //! | `clip` | norms and the global clipping factor |
 //! | `schedule` | learning rates as functions of the step |
-//! | `accumulate` | sums of gradients over micro-batches |
 //! | `blocks` | how storage and gradient are cut into pieces that threads take |
 //!
 //! Work is shared by the threads of [`crate::runtime::parallel::with_threads`]. Pieces have a fixed size and
 //! sums over pieces are added in a fixed order, so the bits do not depend on the number of threads.
 
-mod accumulate;
 mod adafactor;
 mod adamw;
 mod blocks;
@@ -29,7 +27,6 @@ mod optimizer;
 mod schedule;
 mod sgd;
 
-pub use accumulate::{Accumulator, OwnedGradient};
 pub use adafactor::Adafactor;
 pub use adamw::{AdamW, EpsilonRule};
 pub use clip::{clip_factor, global_norm};

@@ -301,14 +301,14 @@ fn write_weights(
     interrupt: Interrupt<'_>,
 ) -> Result<()> {
     let since_look = &Cell::new(0);
-    let each = parts.iter().flat_map(|(specs, weights)| specs.iter().zip(weights.params()));
+    let each = parts.iter().flat_map(|(specs, weights)| specs.iter().zip(weights.weights().iter()));
     let tensors = each
-        .map(|(spec, param)| TensorToWrite {
+        .map(|(spec, weight)| TensorToWrite {
             name: spec.name.clone(),
             dtype: Dtype::F32,
             shape: spec.shape.clone(),
             content: Box::new(move |sink| {
-                param.try_for_each_piece(|piece| {
+                weight.try_for_each_piece(|piece| {
                     piece.chunks(VALUES_PER_LOOK).try_for_each(|values| {
                         // Looking waits for the interpreter: not for every small piece.
                         let passed = since_look.get() + values.len();

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Isa};
 use crate::layers::CustomActivation;
 use crate::network::{Grouping, SparseMixer, forward_bytes, is_small, specs};
-use crate::params::{Param, Spec};
+use crate::params::{Spec, Weight};
 use crate::runtime::{Interrupt, Shared, default_threads, run};
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
@@ -215,8 +215,7 @@ impl Encoder {
             let specs = indices.iter().map(|&index| self.spec(index)).collect::<PyResult<Vec<_>>>()?;
             let network = self.network(py)?;
             let values = enter_core(py, |interrupt| {
-                let params = network.params();
-                let copy = |&index: &usize| check(interrupt).map(|()| params[index].to_vec());
+                let copy = |&index: &usize| check(interrupt).map(|()| network.weights().get(index).to_vec());
                 indices.iter().map(copy).collect::<Result<Vec<_>>>()
             })?;
             values.into_iter().zip(specs).map(|(values, spec)| to_numpy(py, values, &spec.shape)).collect()
@@ -227,7 +226,7 @@ impl Encoder {
         guard(|| {
             let spec = self.spec(index)?;
             let network = self.network(py)?;
-            let values = enter_core(py, |_| Ok(network.params()[index].to_vec()))?;
+            let values = enter_core(py, |_| Ok(network.weights().get(index).to_vec()))?;
             to_numpy(py, values, &spec.shape)
         })
     }
@@ -239,8 +238,7 @@ impl Encoder {
             let ids = integers("ids", ids, 1)?.data;
             let network = self.network(py)?;
             let (values, width) = enter_core(py, |interrupt| {
-                let params = network.params();
-                let Param::Table(table) = &params[index] else {
+                let Weight::Table(table) = network.weights().get(index) else {
                     return Err(Error::value("index", "only tables are read by rows"));
                 };
                 let (rows, width) = (table.rows(), table.width());
@@ -364,7 +362,7 @@ impl Encoder {
             let (network, threads) = (self.network(py)?, self.effective_threads()?);
             enter_core(py, |_| {
                 Ok(forward_bytes(&self.config, batch, requested, threads)?
-                    .saturating_add(network.weight_bytes()))
+                    .saturating_add(network.weights().bytes()))
             })
         })
     }
@@ -379,7 +377,7 @@ impl Encoder {
 
     #[getter]
     fn weight_bytes(&self, py: Python<'_>) -> PyResult<usize> {
-        guard(|| Ok(self.network(py)?.weight_bytes()))
+        guard(|| Ok(self.network(py)?.weights().bytes()))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::optim::{Gradient, global_norm};
 use crate::params::{self, Spec};
 use crate::runtime::{Shared, catch};
 
-/// One gradient per weight, row-major.
+/// One gradient per weight.
 #[pyclass(frozen, module = "sparse_mixer._native")]
 pub struct Gradients {
     specs: Vec<Spec>,
@@ -67,7 +67,7 @@ impl Gradients {
     fn get<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
         guard(|| {
             let spec = self.spec(index)?;
-            let values = self.with(py, |gradients| gradients.tensors[index].clone())?;
+            let values = self.with(py, |gradients| gradients.view(index).row_major().to_vec())?;
             to_numpy(py, values, &spec.shape)
         })
     }
@@ -77,16 +77,13 @@ impl Gradients {
             let spec = self.spec(index)?;
             let value = floats(&spec.name, value, spec.shape.len())?;
             value.expect_shape(&spec.name, &spec.shape)?;
-            self.with(py, |gradients| {
-                gradients.tensors[index] = value.data;
-                gradients.reached[index] = true;
-            })
+            self.with(py, |gradients| gradients.view_mut(index).row_major().copy_from_slice(&value.data))
         })
     }
 
     /// Which gradients something has been added to, one flag per weight.
     fn reached(&self, py: Python<'_>) -> PyResult<Vec<bool>> {
-        guard(|| self.with(py, |gradients| gradients.reached.clone()))
+        guard(|| self.with(py, |gradients| gradients.reached().to_vec()))
     }
 
     fn clear(&self, py: Python<'_>) -> PyResult<()> {
@@ -96,7 +93,7 @@ impl Gradients {
     fn global_norm(&self, py: Python<'_>) -> PyResult<f64> {
         guard(|| {
             self.with(py, |gradients| {
-                global_norm(gradients.tensors.iter().map(|tensor| Gradient::Dense(tensor)))
+                global_norm(gradients.iter().map(|view| Gradient::Dense(view.row_major())))
             })
         })
     }

@@ -11,10 +11,8 @@ use super::enter::{SCRATCH, enter_core, guard, read_shared, to_py_err};
 use super::gradients::Gradients;
 use crate::config::InitializerConfig;
 use crate::error::{Error, Result};
-use crate::heads::{self, HeadConfig, LossSums, MaskedLmGradients, Predictions};
-use crate::layers::Table;
-use crate::network::SparseMixer;
-use crate::params::{Param, Spec, draw};
+use crate::heads::{self, HeadConfig, HeadKind, LossSums, MaskedLmGradients, Predictions};
+use crate::params::{Spec, draw};
 use crate::random::Purpose;
 use crate::runtime::{Shared, lock_all, run};
 use crate::sys::alloc_zeroed;
@@ -65,11 +63,12 @@ impl Head {
             config.validate().map_err(to_py_err)?;
             let initializer: InitializerConfig = parse("initializer", initializer)?;
             let weights = enter_core(py, |interrupt| {
-                heads::Head::load(&config, &mut |spec| {
+                heads::Head::load(&config, &mut |_, spec| {
                     draw(&initializer, seed, Purpose::HeadWeight, spec, &interrupt).map(Into::into)
                 })
             })?;
-            Ok(Head { specs: config.specs(), config, weights: Shared::new("weights", Arc::new(weights)) })
+            let specs = weights.weights.specs().to_vec();
+            Ok(Head { specs, config, weights: Shared::new("weights", Arc::new(weights)) })
         })
     }
 
@@ -81,13 +80,12 @@ impl Head {
     fn get_weights<'py>(&self, py: Python<'py>, indices: Option<Vec<usize>>) -> PyResult<Vec<Floats<'py>>> {
         guard(|| {
             let weights = self.weights(py)?;
-            let params = weights.params();
             indices
                 .unwrap_or_else(|| (0..self.specs.len()).collect())
                 .into_iter()
                 .map(|index| {
                     let spec = self.spec(index)?;
-                    to_numpy(py, params[index].to_vec(), &spec.shape)
+                    to_numpy(py, weights.weights.get(index).to_vec(), &spec.shape)
                 })
                 .collect()
         })
@@ -96,7 +94,7 @@ impl Head {
     fn get_weight<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Floats<'py>> {
         guard(|| {
             let spec = self.spec(index)?;
-            to_numpy(py, self.weights(py)?.params()[index].to_vec(), &spec.shape)
+            to_numpy(py, self.weights(py)?.weights.get(index).to_vec(), &spec.shape)
         })
     }
 
@@ -109,29 +107,24 @@ impl Head {
                 values.expect_shape(&spec.name, &spec.shape)?;
                 replaced[index] = Some(values.data);
             }
-            let given: Option<Vec<_>> = replaced.iter().cloned().collect();
-            if let Some(given) = given {
+            if replaced.iter().all(Option::is_some) {
                 // All of them: whatever was there before, also if an error left that broken.
                 return enter_core(py, |interrupt| {
-                    let mut given = given.into_iter();
-                    let mut source = |_: &Spec| Ok(given.next().unwrap_or_default().into());
+                    let mut source =
+                        |index: usize, _: &Spec| Ok(replaced[index].take().unwrap_or_default().into());
                     let changed = heads::Head::load(&self.config, &mut source)?;
                     self.weights.replace(interrupt, Arc::new(changed))
                 });
             }
             enter_core(py, |interrupt| {
-                let mut weights = self.weights.lock(interrupt)?;
-                let params = weights.params();
-                let mut pairs = replaced.into_iter().zip(&params);
-                let mut source = |_: &Spec| match pairs.next() {
-                    Some((Some(values), _)) => Ok(values.into()),
-                    Some((None, param)) => Ok(param.to_vec().into()),
-                    None => Err(Error::Internal("a head asks for more weights than it lists".into())),
-                };
-                let changed = heads::Head::load(&self.config, &mut source)?;
-                drop(pairs);
-                drop(params);
-                **weights = Arc::new(changed);
+                let mut current = self.weights.lock(interrupt)?;
+                let mut changed = heads::Head::clone(&current);
+                for (index, values) in replaced.into_iter().enumerate() {
+                    if let Some(values) = values {
+                        changed.weights.set(index, values.into())?;
+                    }
+                }
+                **current = Arc::new(changed);
                 Ok(())
             })
         })
@@ -152,7 +145,9 @@ impl Head {
             let weights = self.weights(py)?;
             let logits = enter_core(py, |interrupt| {
                 let head = projection(&weights)?;
-                run(isa, threads, &SCRATCH, interrupt, |context| head.forward(context, &features.data, seed))
+                run(isa, threads, &SCRATCH, interrupt, |context| {
+                    head.forward(context, &weights.weights, &features.data, seed)
+                })
             })?;
             let classes = logits.len().checked_div(features.shape[0]).unwrap_or(0);
             to_numpy(py, logits, &[features.shape[0], classes])
@@ -179,8 +174,8 @@ impl Head {
                 let head = projection(&weights)?;
                 let mut into = into.shared().lock(interrupt)?;
                 run(isa, threads, &SCRATCH, interrupt, |context| {
-                    into.reached.fill(true);
-                    head.backward(context, &features.data, &d_logits.data, seed, &mut into.tensors)
+                    let (features, d_logits) = (&features.data, &d_logits.data);
+                    head.backward(context, &weights.weights, features, d_logits, seed, &mut into)
                 })
             })?;
             to_numpy(py, d_features, &features.shape)
@@ -201,9 +196,9 @@ impl Head {
             let rows = positions(rows, sequence.shape[0] * sequence.shape[1])?;
             let (weights, network) = (self.weights(py)?, encoder.get().network(py)?);
             let (logits, vocab) = enter_core(py, |interrupt| {
-                let (head, table) = (masked_lm(&weights)?, word_table(&network)?);
+                let (head, table) = (masked_lm(&weights)?, network.weights().table(network.word_table()));
                 let logits = run(isa, threads, &SCRATCH, interrupt, |context| {
-                    head.logits(context, table, &sequence.data, &rows)
+                    head.logits(context, &weights.weights, table, &sequence.data, &rows)
                 })?;
                 Ok((logits, table.rows()))
             })?;
@@ -238,7 +233,8 @@ impl Head {
             let into = into.as_ref().map(|(own, encoders)| (own.get(), encoders.get()));
             let (head, network) = (self.weights(py)?, encoder.get().network(py)?);
             let (sums, d_sequence) = enter_core(py, |interrupt| {
-                let (head, table) = (masked_lm(&head)?, word_table(&network)?);
+                let (weights, word_table) = (&head.weights, network.word_table());
+                let (head, table) = (masked_lm(&head)?, network.weights().table(word_table));
                 let mut into = match into {
                     Some((own, encoders)) => Some(lock_all(interrupt, || {
                         let Some(own) = own.shared().try_lock()? else { return Ok(None) };
@@ -249,18 +245,18 @@ impl Head {
                 run(isa, threads, &SCRATCH, interrupt, |context| {
                     let predictions = Predictions { rows: &rows, labels: &labels, weights: &label_weights };
                     let Some((own, encoders)) = into.as_deref_mut() else {
-                        return Ok((head.loss(context, table, &sequence.data, predictions, None)?, None));
+                        let sums = head.loss(context, weights, table, &sequence.data, predictions, None)?;
+                        return Ok((sums, None));
                     };
                     let mut d_sequence = alloc_zeroed(sequence.data.len());
-                    own.reached.fill(true);
-                    encoders.reached[WORD_TABLE] = true;
                     let gradients = MaskedLmGradients {
-                        weights: &mut own.tensors,
-                        table: &mut encoders.tensors[WORD_TABLE],
+                        weights: own,
+                        table: encoders.view_mut(word_table).row_major(),
                         sequence: &mut d_sequence,
                         scale,
                     };
-                    let sums = head.loss(context, table, &sequence.data, predictions, Some(gradients))?;
+                    let sequence = &sequence.data;
+                    let sums = head.loss(context, weights, table, sequence, predictions, Some(gradients))?;
                     Ok((sums, Some(d_sequence)))
                 })
             })?;
@@ -297,27 +293,17 @@ pub fn cross_entropy<'py>(
     })
 }
 
-/// Place of the word table among an encoder's weights.
-const WORD_TABLE: usize = 0;
-
-fn word_table(network: &SparseMixer<f32>) -> Result<&Table<f32>> {
-    match network.params().into_iter().nth(WORD_TABLE) {
-        Some(Param::Table(table)) => Ok(table),
-        _ => Err(Error::Internal("the first weight is not the word table".into())),
-    }
-}
-
-fn projection(head: &heads::Head<f32>) -> Result<&heads::Projection<f32>> {
-    match head {
-        heads::Head::Projection(head) => Ok(head),
-        heads::Head::MaskedLm(_) => Err(Error::Internal("a masked-language head does not project".into())),
+fn projection(head: &heads::Head<f32>) -> Result<&heads::Projection> {
+    match &head.kind {
+        HeadKind::Projection(head) => Ok(head),
+        HeadKind::MaskedLm(_) => Err(Error::Internal("a masked-language head does not project".into())),
     }
 }
 
 fn masked_lm(head: &heads::Head<f32>) -> Result<&heads::MaskedLm<f32>> {
-    match head {
-        heads::Head::MaskedLm(head) => Ok(head),
-        heads::Head::Projection(_) => Err(Error::Internal("a projection knows no words".into())),
+    match &head.kind {
+        HeadKind::MaskedLm(head) => Ok(head),
+        HeadKind::Projection(_) => Err(Error::Internal("a projection knows no words".into())),
     }
 }
 

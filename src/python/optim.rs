@@ -66,21 +66,25 @@ impl<'a> UpdateLocks<'a> {
     fn apply(&mut self, how: optim::Step) -> Result<Option<f64>> {
         let mut updates = Vec::with_capacity(self.optimizer.specs().len());
         for (weights, gradients, takes_part) in &mut self.parts {
-            // This may copy the weights.
-            let params = catch(|| Ok(weights.params_mut()))?;
-            let gradients = gradients.tensors.iter().zip(&gradients.reached);
-            for ((param, (gradient, &reached)), &takes_part) in
-                params.into_iter().zip(gradients).zip(*takes_part)
-            {
-                let gradient = if takes_part && reached { Gradient::Dense(gradient) } else { Gradient::None };
-                updates.push(Update::of(param, gradient)?);
-            }
+            // This may copy weights.
+            catch(|| {
+                let each = weights.weights_mut().iter_mut().zip(*takes_part).enumerate();
+                for (index, (weight, &takes_part)) in each {
+                    let takes_part = takes_part && gradients.reached()[index];
+                    let gradient = takes_part.then(|| Gradient::Dense(gradients.view(index).row_major()));
+                    updates.push(Update::of(weight, gradient.unwrap_or(Gradient::None))?);
+                }
+                Ok(())
+            })?;
         }
         let norm = self.optimizer.apply(&mut updates, how)?;
         drop(updates);
         for (weights, ..) in &mut self.parts {
             // Without memory for it every call does the same for itself.
-            let _ = catch(|| weights.refresh());
+            let _ = catch(|| {
+                weights.refresh();
+                Ok(())
+            });
         }
         Ok(norm)
     }
@@ -98,9 +102,9 @@ impl Optimizer {
                 let part = object.part();
                 let weights = part.weights(py)?;
                 let flags = decay.iter().zip(adapt);
-                for ((spec, param), (&decay, &adapt)) in part.specs().iter().zip(weights.params()).zip(flags)
-                {
-                    specs.push(ParameterSpec::of(spec, &param, decay, adapt));
+                let weights = part.specs().iter().zip(weights.weights().iter());
+                for ((spec, weight), (&decay, &adapt)) in weights.zip(flags) {
+                    specs.push(ParameterSpec::of(spec, weight, decay, adapt));
                 }
             }
             let optimizer = optim::Optimizer::new(rule, specs).map_err(to_py_err)?;

@@ -9,7 +9,7 @@ use super::head::Head;
 use crate::error::Result;
 use crate::heads;
 use crate::network::SparseMixer;
-use crate::params::{Param, ParamMut, Spec};
+use crate::params::{Spec, Weights};
 
 /// An owner of weights as Python hands it over.
 #[derive(FromPyObject)]
@@ -93,29 +93,28 @@ impl<'a> TrainablePart<'a> {
 }
 
 impl PartWeights {
-    /// The weights, in order.
-    pub fn params(&self) -> Vec<Param<'_, f32>> {
+    /// The weights.
+    pub fn weights(&self) -> &Weights<f32> {
         match self {
-            PartWeights::Encoder(network) => network.params(),
-            PartWeights::Head(head) => head.params(),
+            PartWeights::Encoder(network) => network.weights(),
+            PartWeights::Head(head) => &head.weights,
         }
     }
 }
 
 impl LockedWeights<'_> {
     /// The weights, to be changed. Where another call still uses them, this copies them first.
-    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, f32>> {
+    pub fn weights_mut(&mut self) -> &mut Weights<f32> {
         match self {
-            LockedWeights::Encoder(network) => Arc::make_mut(network).params_mut(),
-            LockedWeights::Head(head) => Arc::make_mut(head).params_mut(),
+            LockedWeights::Encoder(network) => Arc::make_mut(network).weights_mut(),
+            LockedWeights::Head(head) => &mut Arc::make_mut(head).weights,
         }
     }
 
     /// To be called after a change.
-    pub fn refresh(&mut self) -> Result<()> {
-        match self {
-            LockedWeights::Encoder(network) => Arc::make_mut(network).refresh(),
-            LockedWeights::Head(_) => Ok(()),
+    pub fn refresh(&mut self) {
+        if let LockedWeights::Encoder(network) = self {
+            Arc::make_mut(network).refresh();
         }
     }
 }

@@ -84,7 +84,7 @@ impl Tape {
     ) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
         guard(|| {
             let config = self.network.config();
-            into.get().expect(&network::specs(config))?;
+            into.get().expect(self.network.weights().specs())?;
             let read = |name: &str, array: Option<&Bound<'py, PyAny>>, axes: usize| {
                 array.map(|array| finite(name, floats(name, array, axes)?.data)).transpose()
             };

@@ -26,7 +26,7 @@ pub fn provided(
     provider: &Py<PyAny>,
 ) -> PyResult<SparseMixer<f32>> {
     enter_core(py, |interrupt| {
-        SparseMixer::load(config, custom, &mut |spec| {
+        SparseMixer::load(config, custom, &mut |_, spec| {
             check(interrupt)?;
             Python::attach(|py| {
                 let shape = pyo3::types::PyTuple::new(py, &spec.shape)?;
@@ -54,9 +54,8 @@ pub fn planned(
     enter_core(py, |interrupt| {
         run(isa, threads, &SCRATCH, interrupt, |context| {
             let mut reader = PlanReader::new(plan, context);
-            let mut number = 0..;
-            SparseMixer::load(config, custom, &mut |spec| {
-                let values = reader.read(number.next().unwrap_or_default(), spec)?;
+            SparseMixer::load(config, custom, &mut |index, spec| {
+                let values = reader.read(index, spec)?;
                 values.ok_or_else(|| Error::value(spec.name.as_str(), "the file does not have this weight"))
             })
         })
@@ -91,16 +90,20 @@ pub fn with_weights<'a>(
     custom: &Custom,
     mut values: impl FnMut(usize, &Spec) -> Result<Option<Cow<'a, [f32]>>>,
 ) -> Result<SparseMixer<f32>> {
-    let params = before.map(SparseMixer::params);
-    let mut number = 0..;
-    SparseMixer::load(config.clone(), custom.clone(), &mut |spec| {
-        let index = number.next().unwrap_or_default();
-        match (values(index, spec)?, &params) {
-            (Some(values), _) => Ok(values),
-            (None, Some(params)) => Ok(params[index].to_vec().into()),
-            (None, None) => Err(Error::Internal(format!("{} is neither given nor there", spec.name))),
+    let Some(before) = before else {
+        return SparseMixer::load(config.clone(), custom.clone(), &mut |index, spec| {
+            let missing = || Error::Internal(format!("{} is neither given nor there", spec.name));
+            values(index, spec)?.ok_or_else(missing)
+        });
+    };
+    let mut after = before.clone();
+    for (index, spec) in before.weights().specs().iter().enumerate() {
+        if let Some(values) = values(index, spec)? {
+            after.weights_mut().set(index, values)?;
         }
-    })
+    }
+    after.refresh();
+    Ok(after)
 }
 
 /// Threads for filling the weights `specs` of an encoder that is to run with `threads`, 0 for the default.
@@ -123,7 +126,7 @@ pub fn drawn(
     let threads = loading_threads(&specs(&config), threads)?;
     enter_core(py, |interrupt| {
         run(isa, threads, &SCRATCH, interrupt, |context| {
-            SparseMixer::load(config.clone(), custom, &mut |spec| {
+            SparseMixer::load(config.clone(), custom, &mut |_, spec| {
                 initial_values(&config, spec, &|| context.poll()).map(Into::into)
             })
         })

@@ -7,36 +7,26 @@
 //! Source: `tf_keras.layers.MultiHeadAttention` and `SelfAttentionMask`.
 
 use crate::error::Result;
-use crate::kernels::{
-    Init, LhsBuffer, PackedMatrix, Real, matmul, prepare_lhs, softmax_backward, softmax_in_place, transpose,
-};
-use crate::layers::{bias_gradient, kernel_gradient};
-use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::kernels::{Init, Real, matmul, prepare_lhs, softmax_backward, softmax_in_place, transpose};
+use crate::layers::{Dense, Product};
+use crate::params::{Gradients, WeightList};
 use crate::random::Purpose;
 use crate::runtime::{ActivationPanels, TaskScratch};
 
 use crate::network::pass::{Pass, RowBlock};
 
-/// A projection with bias.
-#[derive(Clone, Debug)]
-pub struct Projection<R> {
-    /// `[H, N*D]`, of the output `[N*D, H]`
-    pub kernel: PackedMatrix<R>,
-    /// One value per output column.
-    pub bias: Vec<R>,
-}
-
 /// The four projections.
-#[derive(Clone, Debug)]
-pub struct Attention<R> {
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
     /// To queries.
-    pub query: Projection<R>,
+    query: Dense,
     /// To keys.
-    pub key: Projection<R>,
+    key: Dense,
     /// To values.
-    pub value: Projection<R>,
+    value: Dense,
     /// Back to the stream.
-    pub output: Projection<R>,
+    output: Dense,
+    hidden: usize,
     heads: usize,
 }
 
@@ -52,74 +42,26 @@ pub struct KeysValues<R: Real> {
 /// Score values that a task holds at once: bounds the block of queries for long sequences.
 pub(in crate::network) const MAX_SCORES: usize = 1 << 16;
 
-/// The weights.
-pub fn specs(prefix: &str, hidden: usize, heads: usize) -> Vec<Spec> {
-    let head = hidden / heads;
-    let mut specs = Vec::new();
-    for name in ["query", "key", "value"] {
-        specs.push(Spec::kernel(format!("{prefix}/self_attention/{name}/kernel"), &[hidden, heads, head]));
-        specs.push(Spec::bias(format!("{prefix}/self_attention/{name}/bias"), &[heads, head]));
-    }
-    let output = format!("{prefix}/self_attention/attention_output");
-    specs.push(Spec::kernel(format!("{output}/kernel"), &[heads, head, hidden]));
-    specs.push(Spec::bias(format!("{output}/bias"), &[hidden]));
-    specs
-}
-
-impl<R: Real> Projection<R> {
-    fn load(loader: &mut Loader<'_, R>, size: usize) -> Result<Self> {
-        Ok(Projection { kernel: loader.matrix(size, size)?, bias: loader.vector(size)? })
-    }
-
-    /// Adds to the gradients of kernel and bias, over all rows.
-    fn add_gradients(&self, pass: &Pass<'_, R>, x: &[R], dy: &[R], grads: &mut [Vec<R>]) -> Result<()> {
-        let rows = pass.batch * pass.seq;
-        kernel_gradient(pass.context, self.kernel.dtype(), rows, x, dy, &mut grads[0])?;
-        bias_gradient(pass.context, dy, &mut grads[1])
-    }
-
-    /// `out = x W + b` for `rows` rows.
-    fn forward(&self, pass: &Pass<'_, R>, x: &[R], rows: usize, out: &mut [R], lhs: &mut LhsBuffer) {
-        let (k, n) = (self.kernel.k(), self.kernel.n());
-        let isa = pass.context.isa;
-        let x = prepare_lhs(isa, x, rows, k, k, self.kernel.dtype(), lhs);
-        matmul(isa, rows, x, self.kernel.view(), 0..n, out, n, Init::Bias(&self.bias));
-    }
-}
-
-impl<R: Real> Attention<R> {
-    /// Takes the weights in the order of [`specs`].
-    pub fn load(loader: &mut Loader<'_, R>, hidden: usize, heads: usize) -> Result<Self> {
-        Ok(Attention {
-            query: Projection::load(loader, hidden)?,
-            key: Projection::load(loader, hidden)?,
-            value: Projection::load(loader, hidden)?,
-            output: Projection::load(loader, hidden)?,
-            heads,
-        })
-    }
-
-    /// The weights in the order of [`specs`].
-    pub fn params(&self) -> Vec<Param<'_, R>> {
-        [&self.query, &self.key, &self.value, &self.output]
-            .into_iter()
-            .flat_map(|p| [Param::matrix(&p.kernel), Param::vector(&p.bias)])
-            .collect()
-    }
-
-    /// The same, to be changed.
-    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
-        [&mut self.query, &mut self.key, &mut self.value, &mut self.output]
-            .into_iter()
-            .flat_map(|p| [ParamMut::matrix(&mut p.kernel), ParamMut::vector(&mut p.bias)])
-            .collect()
+impl Attention {
+    /// Declares the projections.
+    pub fn new(list: &mut WeightList, prefix: &str, hidden: usize, heads: usize) -> Self {
+        let head = hidden / heads;
+        let mut dense = |name: &str, kernel: &[usize], bias: &[usize]| {
+            Dense::shaped(list, &format!("{prefix}/self_attention/{name}"), 1, (hidden, hidden), kernel, bias)
+        };
+        let query = dense("query", &[hidden, heads, head], &[heads, head]);
+        let key = dense("key", &[hidden, heads, head], &[heads, head]);
+        let value = dense("value", &[hidden, heads, head], &[heads, head]);
+        let output = dense("attention_output", &[heads, head, hidden], &[hidden]);
+        Attention { query, key, value, output, hidden, heads }
     }
 
     /// Keys and values of all tokens of `x` (`[B*S, H]`).
-    pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<KeysValues<R>> {
-        let (context, seq, heads) = (pass.context, pass.seq, self.heads);
-        let hidden = self.key.kernel.n();
+    pub fn prepare<R: Real>(self, pass: &Pass<'_, R>, x: &[R]) -> Result<KeysValues<R>> {
+        let (context, seq) = (pass.context, pass.seq);
+        let Attention { hidden, heads, .. } = self;
         let head = hidden / heads;
+        let [key, value] = [self.key, self.value].map(|dense| dense.product(pass.weights));
         let mut rows = context.buffer(pass.batch * seq * 2 * hidden);
         // 1. rows of [key | value]
         let blocks = pass.row_blocks(seq);
@@ -127,11 +69,11 @@ impl<R: Real> Attention<R> {
             let x = block.of(x, seq, hidden);
             let (_, [lhs, _]) = scratch.split([]);
             let (keys, values) = out.split_at_mut(block.rows * hidden);
-            self.key.forward(pass, x, block.rows, keys, lhs);
-            self.value.forward(pass, x, block.rows, values, lhs);
+            key.rows(context.isa, x, block.rows, keys, lhs);
+            value.rows(context.isa, x, block.rows, values, lhs);
         })?;
         // 2. panels: keys transposed, values as they are
-        let dtype = self.key.kernel.dtype();
+        let dtype = key.dtype();
         let mut keys = context.panels(dtype, pass.batch * heads, head, seq);
         let mut values = context.panels(dtype, pass.batch * heads, seq, head);
         let tasks = keys.chunks_mut(usize::MAX).into_iter().zip(values.chunks_mut(usize::MAX)).enumerate();
@@ -156,8 +98,8 @@ impl<R: Real> Attention<R> {
     }
 
     /// `out` = attention output for the rows of `block`, whose queries come from `x` (`[rows, H]`).
-    pub fn rows(
-        &self,
+    pub fn rows<R: Real>(
+        self,
         pass: &Pass<'_, R>,
         state: &KeysValues<R>,
         layer: usize,
@@ -166,17 +108,17 @@ impl<R: Real> Attention<R> {
         out: &mut [R],
         scratch: &mut TaskScratch<R>,
     ) {
-        let (isa, seq) = (pass.context.isa, pass.seq);
-        let hidden = self.query.kernel.n();
+        let (isa, seq, hidden) = (pass.context.isa, pass.seq, self.hidden);
         let head = hidden / self.heads;
-        let dtype = self.key.kernel.dtype().of_activations();
+        let [query, output] = [self.query, self.output].map(|dense| dense.product(pass.weights));
+        let dtype = query.dtype().of_activations();
         let dropout = pass.dropout(pass.config.attention_dropout, Purpose::AttentionDropout, layer);
         let scale = R::from_f64(1.0 / (head as f64).sqrt());
         let step = (MAX_SCORES / seq).clamp(1, block.rows);
         let ([queries, mixed, scores], [lhs, score_lhs]) =
             scratch.split([block.rows * hidden, block.rows * hidden, step * seq]);
         // 1. q = (x Wq + bq) / sqrt D
-        self.query.forward(pass, x, block.rows, queries, lhs);
+        query.rows(isa, x, block.rows, queries, lhs);
         queries.iter_mut().for_each(|q| *q *= scale);
         for n in 0..self.heads {
             let matrix = block.example * self.heads + n;
@@ -204,15 +146,15 @@ impl<R: Real> Attention<R> {
             }
         }
         // 5. out = mixed Wo + bo
-        self.output.forward(pass, mixed, block.rows, out, lhs);
+        output.rows(isa, mixed, block.rows, out, lhs);
     }
 
     /// Undoes the layer: writes `dx` (gradient of what the queries come from), adds to `dkv` (of what keys and values come
-    /// from) and to the gradients, in the order of [`specs`]. All arrays are `[B*S, H]`.
+    /// from) and to the gradients. All arrays are `[B*S, H]`.
     ///
     /// `state` is what [`Attention::prepare`] made; queries and attention weights are computed again rather than kept.
-    pub fn backward(
-        &self,
+    pub fn backward<R: Real>(
+        self,
         pass: &Pass<'_, R>,
         state: &KeysValues<R>,
         layer: usize,
@@ -221,26 +163,28 @@ impl<R: Real> Attention<R> {
         dy: &[R],
         dx: &mut [R],
         dkv: &mut [R],
-        grads: &mut [Vec<R>],
+        gradients: &mut Gradients<R>,
     ) -> Result<()> {
-        let (context, isa, seq, heads) = (pass.context, pass.context.isa, pass.seq, self.heads);
-        let hidden = self.query.kernel.n();
+        let (context, isa, seq) = (pass.context, pass.context.isa, pass.seq);
+        let Attention { hidden, heads, .. } = self;
         let (head, all) = (hidden / heads, pass.batch * seq);
         let scale = R::from_f64(1.0 / (head as f64).sqrt());
-        let weights = self.key.kernel.dtype();
+        let query = self.query.product(pass.weights);
+        let weights = query.dtype();
         let dtype = weights.of_activations();
+        let transposed = |dense: Dense| context.transposed(dense.kernel(pass.weights, 0));
         let blocks = Pass::<R>::fixed_blocks(all);
         // Forward again, and 5. undone: rows of [query / sqrt D | d mixed = dy Wo^T]
         let mut rows = context.buffer(all * 2 * hidden);
-        let turned_output = context.transposed(&self.output.kernel)?;
+        let output = transposed(self.output)?;
+        let output = Product::transposed(&output);
         pass.each_block(&blocks, &mut rows, 2 * hidden, |block, out, scratch| {
             let ([own], [lhs, _]) = scratch.split([block.rows * hidden]);
             let of = |values| block.of(values, all, hidden);
-            self.query.forward(pass, of(x), block.rows, own, lhs);
+            query.rows(isa, of(x), block.rows, own, lhs);
             own.iter_mut().for_each(|q| *q *= scale);
             place(own, out, 0, hidden);
-            let dy = prepare_lhs(isa, of(dy), block.rows, hidden, hidden, weights, lhs);
-            matmul(isa, block.rows, dy, turned_output.view(0), 0..hidden, own, hidden, Init::Zero);
+            output.rows(isa, of(dy), block.rows, own, lhs);
             place(own, out, 1, hidden);
         })?;
         // Per example and head: [d query, d key, d value, mixed], each [S, D]
@@ -329,23 +273,19 @@ impl<R: Real> Attention<R> {
         }
         let [dqueries, dkeys, dvalues, mixed] = &parts;
         // 1 and 5. the projections
-        self.query.add_gradients(pass, x, dqueries, &mut grads[0..2])?;
-        self.key.add_gradients(pass, kv, dkeys, &mut grads[2..4])?;
-        self.value.add_gradients(pass, kv, dvalues, &mut grads[4..6])?;
-        self.output.add_gradients(pass, mixed, dy, &mut grads[6..8])?;
-        let [query, key, value] =
-            [&self.query, &self.key, &self.value].map(|p| context.transposed(&p.kernel));
-        let transposed = [query?, key?, value?];
+        let projections = [(self.query, x, dqueries), (self.key, kv, dkeys), (self.value, kv, dvalues)];
+        for (dense, x, dy) in projections {
+            dense.add_gradients(context, pass.weights, 0, x, dy, gradients)?;
+        }
+        self.output.add_gradients(context, pass.weights, 0, mixed, dy, gradients)?;
+        let [query, key, value] = [self.query, self.key, self.value].map(transposed);
+        let (query, key, value) = (query?, key?, value?);
+        let [query, key, value] = [&query, &key, &value].map(Product::transposed);
         pass.each_block_of(&blocks, [(dx, hidden), (dkv, hidden)], |block, [dx, dkv], scratch| {
             let (_, [lhs, _]) = scratch.split([]);
-            let mut back = |part: usize, out: &mut [R], init| {
-                let dy = block.of(&parts[part], all, hidden);
-                let dy = prepare_lhs(isa, dy, block.rows, hidden, hidden, weights, lhs);
-                matmul(isa, block.rows, dy, transposed[part].view(0), 0..hidden, out, hidden, init);
-            };
-            back(0, dx, Init::Zero);
-            back(1, dkv, Init::Accumulate);
-            back(2, dkv, Init::Accumulate);
+            query.rows(isa, block.of(dqueries, all, hidden), block.rows, dx, lhs);
+            key.add_rows(isa, block.of(dkeys, all, hidden), block.rows, dkv, lhs);
+            value.add_rows(isa, block.of(dvalues, all, hidden), block.rows, dkv, lhs);
         })
     }
 }

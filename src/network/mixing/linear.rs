@@ -6,45 +6,75 @@
 
 use crate::error::Result;
 use crate::kernels::{Init, PANEL, PackedMatrix, Real, matmul, prepare_lhs, transpose};
-use crate::layers::{Table, kernel_gradient};
-use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::layers::kernel_gradient;
+use crate::params::{Gradients, MatrixKey, Table, TableKey, WeightKey, WeightList, Weights};
 use crate::runtime::{ActivationPanels, TaskScratch};
 
 use crate::network::pass::{Pass, RowBlock};
 
+/// Learned matrices.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearMixing {
+    hidden: MatrixKey,
+    seq: TableKey,
+}
+
 /// The matrices of `t` terms.
+#[derive(Clone, Copy, Debug)]
+pub struct MixingMatrices<'m, R> {
+    /// `Wh` of each term, `[H, H]`.
+    pub hidden: &'m [PackedMatrix<R>],
+    /// `Ws` of all terms side by side, `[S, t S]`.
+    pub seq: &'m Table<R>,
+}
+
+/// The same for matrices that are no weights.
 #[derive(Clone, Debug)]
-pub struct LinearMixing<R> {
+pub struct OwnedMatrices<R> {
     /// `Wh` of each term, `[H, H]`.
     pub hidden: Vec<PackedMatrix<R>>,
     /// `Ws` of all terms side by side, `[S, t S]`.
     pub seq: Table<R>,
 }
 
-/// The weights.
-pub fn specs(prefix: &str, hidden: usize, seq: usize) -> [Spec; 2] {
-    [
-        Spec::kernel(format!("{prefix}/linear_transform/hidden_kernel"), &[hidden, hidden]),
-        Spec::kernel(format!("{prefix}/linear_transform/seq_kernel"), &[seq, seq]),
-    ]
+impl LinearMixing {
+    /// Declares both matrices.
+    pub fn new(list: &mut WeightList, prefix: &str, hidden: usize, seq: usize) -> Self {
+        LinearMixing {
+            hidden: list.matrix(format!("{prefix}/linear_transform/hidden_kernel"), hidden, hidden),
+            seq: list.table(format!("{prefix}/linear_transform/seq_kernel"), seq, seq),
+        }
+    }
+
+    /// The matrices.
+    pub fn matrices<R: Real>(self, weights: &Weights<R>) -> MixingMatrices<'_, R> {
+        MixingMatrices { hidden: weights.matrices(self.hidden), seq: weights.table(self.seq) }
+    }
+
+    /// Undoes the layer as [`MixingMatrices::backward`] does, and adds to the gradients.
+    pub fn backward<R: Real>(
+        self,
+        pass: &Pass<'_, R>,
+        x: &[R],
+        mixed: Option<&ActivationPanels<R>>,
+        dy: &[R],
+        dx: &mut [R],
+        gradients: &mut Gradients<R>,
+    ) -> Result<()> {
+        let [hidden, seq] = gradients.views_mut([self.hidden.index(), self.seq.index()]);
+        let into = Some([hidden.row_major(), seq.row_major()]);
+        self.matrices(pass.weights).backward(pass, x, mixed, dy, dx, into)
+    }
 }
 
-impl<R: Real> LinearMixing<R> {
-    /// Takes the weights in the order of [`specs`].
-    pub fn load(loader: &mut Loader<'_, R>, hidden: usize, seq: usize) -> Result<Self> {
-        Ok(LinearMixing { hidden: vec![loader.matrix(hidden, hidden)?], seq: loader.table(seq, seq)? })
+impl<R: Real> OwnedMatrices<R> {
+    /// The matrices.
+    pub fn view(&self) -> MixingMatrices<'_, R> {
+        MixingMatrices { hidden: &self.hidden, seq: &self.seq }
     }
+}
 
-    /// The weights in the order of [`specs`].
-    pub fn params(&self) -> [Param<'_, R>; 2] {
-        [Param::Matrices(self.hidden.iter().collect()), Param::Table(&self.seq)]
-    }
-
-    /// The same, to be changed.
-    pub fn params_mut(&mut self) -> [ParamMut<'_, R>; 2] {
-        [ParamMut::Matrices(self.hidden.iter_mut().collect()), ParamMut::Table(&mut self.seq)]
-    }
-
+impl<R: Real> MixingMatrices<'_, R> {
     /// `x[b] Wh` of every example, as right operands: the part that a row block needs all tokens for.
     pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<ActivationPanels<R>> {
         let isa = pass.context.isa;

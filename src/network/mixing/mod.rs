@@ -6,24 +6,25 @@ mod linear;
 mod spectral;
 mod structured;
 
+use std::sync::Arc;
+
 use crate::config::{MixingMechanism, SparseMixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::Real;
-use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::params::{Gradients, WeightList, Weights};
 use crate::runtime::{ActivationPanels, TaskScratch};
 
 use crate::network::pass::{Pass, RowBlock};
 use attention::{Attention, KeysValues};
-use linear::LinearMixing;
+use linear::{LinearMixing, MixingMatrices, OwnedMatrices};
 use spectral::{DftMixing, FftMixing, Spectrum};
 use structured::{StructuredMixing, StructuredMixingState};
 
 /// The first sublayer.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "one per block, beside weights of megabytes")]
 pub enum Mix<R> {
     /// Learned matrices.
-    Linear(LinearMixing<R>),
+    Linear(LinearMixing),
     /// Circulant or Toeplitz matrices from learned vectors.
     Structured(StructuredMixing<R>),
     /// Fixed matrices: a discrete Fourier transform.
@@ -31,13 +32,13 @@ pub enum Mix<R> {
     /// A fast Fourier transform.
     Fft(FftMixing<R>),
     /// Self-attention.
-    Attention(Attention<R>),
+    Attention(Attention),
 }
 
 /// What the first sublayer made of all tokens, for row blocks to finish.
 pub enum MixingState<'m, R: Real> {
     /// A product with the hidden kernels.
-    Panels(&'m LinearMixing<R>, ActivationPanels<R>),
+    Panels(MixingMatrices<'m, R>, ActivationPanels<R>),
     /// See [`StructuredMixingState`].
     Structured(StructuredMixingState<'m, R>),
     /// Both transforms.
@@ -55,81 +56,57 @@ pub enum MixingCache<R: Real> {
     KeysValues(KeysValues<R>),
 }
 
-/// The weights of the first sublayer of block `layer`.
-pub fn specs(prefix: &str, config: &SparseMixerConfig, layer: usize) -> Vec<Spec> {
-    let hidden = config.hidden_size;
-    if config.is_attention(layer) {
-        return attention::specs(prefix, hidden, config.num_attention_heads);
-    }
-    match config.mixing_mechanism {
-        MixingMechanism::Linear => linear::specs(prefix, hidden, config.max_sequence_length).into(),
-        MixingMechanism::Circulant | MixingMechanism::Toeplitz => structured::specs(prefix, config).into(),
-        MixingMechanism::Fourier | MixingMechanism::Hartley => Vec::new(),
-    }
-}
-
 impl<R: Real> Mix<R> {
-    /// Takes the weights in the order of [`specs`]; shares fixed matrices with `other`, the same sublayer of another
-    /// block.
-    pub fn load(
-        loader: &mut Loader<'_, R>,
-        config: &SparseMixerConfig,
-        layer: usize,
-        other: Option<&Self>,
-    ) -> Result<Self> {
+    /// Declares the first sublayer of block `layer`.
+    pub fn new(list: &mut WeightList, prefix: &str, config: &SparseMixerConfig, layer: usize) -> Self {
         let (hidden, seq) = (config.hidden_size, config.max_sequence_length);
         if config.is_attention(layer) {
-            return Ok(Mix::Attention(Attention::load(loader, hidden, config.num_attention_heads)?));
+            return Mix::Attention(Attention::new(list, prefix, hidden, config.num_attention_heads));
         }
-        Ok(match config.mixing_mechanism {
-            MixingMechanism::Linear => Mix::Linear(LinearMixing::load(loader, hidden, seq)?),
+        match config.mixing_mechanism {
+            MixingMechanism::Linear => Mix::Linear(LinearMixing::new(list, prefix, hidden, seq)),
             MixingMechanism::Circulant | MixingMechanism::Toeplitz => {
-                Mix::Structured(StructuredMixing::load(loader, config)?)
+                Mix::Structured(StructuredMixing::new(list, prefix, config))
             }
             mechanism if config.use_fft => Mix::Fft(FftMixing::new(mechanism, seq, hidden)),
-            mechanism => Mix::Dft(match other {
-                Some(Mix::Dft(mix)) => mix.clone(),
-                _ => DftMixing::new(mechanism, seq, hidden, loader.dtype),
-            }),
-        })
-    }
-
-    /// The weights in the order of [`specs`].
-    pub fn params(&self) -> Vec<Param<'_, R>> {
-        match self {
-            Mix::Linear(mix) => mix.params().into(),
-            Mix::Structured(mix) => mix.params().into(),
-            Mix::Dft(_) | Mix::Fft(_) => Vec::new(),
-            Mix::Attention(attend) => attend.params(),
+            mechanism => Mix::Dft(DftMixing::new(mechanism)),
         }
     }
 
-    /// The same, to be changed.
-    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
-        match self {
-            Mix::Linear(mix) => mix.params_mut().into(),
-            Mix::Structured(mix) => mix.params_mut().into(),
-            Mix::Dft(_) | Mix::Fft(_) => Vec::new(),
-            Mix::Attention(attend) => attend.params_mut(),
+    /// Forgets what was made of weights that are about to change.
+    pub fn invalidate(&mut self) {
+        if let Mix::Structured(mix) = self {
+            mix.invalidate();
         }
     }
 
-    /// Makes what calls need of weights that were changed in place.
-    pub fn refresh(&mut self) -> Result<()> {
+    /// Makes what calls need beside the weights, unless it is there. `shared` is what blocks have in common.
+    pub fn refresh(
+        &mut self,
+        weights: &Weights<R>,
+        config: &SparseMixerConfig,
+        shared: &mut Option<Arc<OwnedMatrices<R>>>,
+    ) {
         match self {
-            Mix::Structured(mix) => mix.refresh(),
-            _ => Ok(()),
+            Mix::Structured(mix) => mix.refresh(weights),
+            Mix::Dft(mix) => {
+                mix.refresh(config.max_sequence_length, config.hidden_size, weights.dtype(), shared);
+            }
+            Mix::Linear(_) | Mix::Fft(_) | Mix::Attention(_) => {}
         }
     }
 
     /// The part that needs all tokens: `q` is what queries and mixing read, `kv` what keys and values read.
-    pub fn prepare(&self, pass: &Pass<'_, R>, q: &[R], kv: &[R]) -> Result<MixingState<'_, R>> {
+    pub fn prepare<'m>(&'m self, pass: &Pass<'m, R>, q: &[R], kv: &[R]) -> Result<MixingState<'m, R>> {
         Ok(match self {
-            Mix::Linear(mix) => MixingState::Panels(mix, mix.prepare(pass, q)?),
+            Mix::Linear(mix) => {
+                let matrices = mix.matrices(pass.weights);
+                MixingState::Panels(matrices, matrices.prepare(pass, q)?)
+            }
             Mix::Structured(mix) => MixingState::Structured(mix.prepare(pass, q)?),
-            Mix::Dft(mix) => match mix.for_shorter(pass) {
-                Some(mix) => MixingState::Spectrum(mix.prepare(pass, q)?),
-                None => MixingState::Panels(&mix.matrices, mix.matrices.prepare(pass, q)?),
+            Mix::Dft(mix) => match mix.matrices(pass) {
+                Some(matrices) => MixingState::Panels(matrices, matrices.prepare(pass, q)?),
+                None => MixingState::Spectrum(mix.for_other_length(pass).prepare(pass, q)?),
             },
             Mix::Fft(mix) => MixingState::Spectrum(mix.prepare(pass, q)?),
             Mix::Attention(attend) => MixingState::KeysValues(attend.prepare(pass, kv)?),
@@ -179,32 +156,24 @@ impl<R: Real> Mix<R> {
         dy: &[R],
         dq: &mut [R],
         dkv: &mut [R],
-        grads: &mut [Vec<R>],
+        gradients: &mut Gradients<R>,
     ) -> Result<()> {
         match self {
             Mix::Linear(mix) => {
-                let [hidden, seq] = grads else {
-                    return Err(Error::Internal("linear mixing has two gradients".into()));
-                };
                 let mixed = if let Some(MixingCache::Panels(panels)) = kept { Some(panels) } else { None };
-                mix.backward(pass, q, mixed, dy, dq, Some([hidden, seq]))
+                mix.backward(pass, q, mixed, dy, dq, gradients)
             }
-            Mix::Structured(mix) => {
-                let [hidden, seq] = grads else {
-                    return Err(Error::Internal("structured mixing has two gradients".into()));
-                };
-                mix.backward(pass, q, dy, dq, [hidden, seq])
-            }
-            Mix::Dft(mix) => match mix.for_shorter(pass) {
-                Some(mix) => mix.backward(pass, dy, dq),
-                None => mix.matrices.backward(pass, q, None, dy, dq, None),
+            Mix::Structured(mix) => mix.backward(pass, q, dy, dq, gradients),
+            Mix::Dft(mix) => match mix.matrices(pass) {
+                Some(matrices) => matrices.backward(pass, q, None, dy, dq, None),
+                None => mix.for_other_length(pass).backward(pass, dy, dq),
             },
             Mix::Fft(mix) => mix.backward(pass, dy, dq),
             Mix::Attention(attend) => {
                 let Some(MixingCache::KeysValues(state)) = kept else {
                     return Err(Error::Internal("attention without its training record".into()));
                 };
-                attend.backward(pass, state, layer, q, kv, dy, dq, dkv, grads)
+                attend.backward(pass, state, layer, q, kv, dy, dq, dkv, gradients)
             }
         }
     }

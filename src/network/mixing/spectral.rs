@@ -16,34 +16,48 @@ use std::sync::Arc;
 use crate::config::MixingMechanism;
 use crate::error::Result;
 use crate::kernels::{ComplexFft, Dtype, PackedMatrix, Real, RealFft};
-use crate::layers::Table;
+use crate::params::Table;
 use crate::runtime::Buffer;
 
-use super::linear::LinearMixing;
+use super::linear::{MixingMatrices, OwnedMatrices};
 use crate::network::pass::{Pass, RowBlock, split_rows};
 
 /// Mixing by products with transform matrices.
 #[derive(Clone, Debug)]
 pub struct DftMixing<R> {
-    /// For sequences of full length; all blocks share them.
-    pub matrices: Arc<LinearMixing<R>>,
     mechanism: MixingMechanism,
+    /// For sequences of full length; all blocks share them. `None` until [`DftMixing::refresh`].
+    matrices: Option<Arc<OwnedMatrices<R>>>,
 }
 
 impl<R: Real> DftMixing<R> {
-    /// Makes the matrices.
-    pub fn new(mechanism: MixingMechanism, seq: usize, hidden: usize, dtype: Dtype) -> Self {
-        DftMixing { matrices: Arc::new(dft_matrices(mechanism, seq, hidden, dtype)), mechanism }
+    /// Without its matrices.
+    pub fn new(mechanism: MixingMechanism) -> Self {
+        DftMixing { mechanism, matrices: None }
     }
 
-    /// What to use instead for the shorter sequences of a call: the matrices belong to a length, fast transforms are
-    /// planned for any once.
-    pub fn for_shorter(&self, pass: &Pass<'_, R>) -> Option<FftMixing<R>> {
-        let (seq, hidden) = (pass.seq, pass.config.hidden_size);
-        if seq == self.matrices.seq.rows() {
-            return None;
-        }
-        Some(FftMixing::new(self.mechanism, seq, hidden))
+    /// Makes the matrices unless they are there, or `shared` holds those of another block.
+    pub fn refresh(
+        &mut self,
+        seq: usize,
+        hidden: usize,
+        dtype: Dtype,
+        shared: &mut Option<Arc<OwnedMatrices<R>>>,
+    ) {
+        let make = || Arc::new(dft_matrices(self.mechanism, seq, hidden, dtype));
+        let matrices = self.matrices.take().unwrap_or_else(|| shared.take().unwrap_or_else(make));
+        *shared = Some(matrices.clone());
+        self.matrices = Some(matrices);
+    }
+
+    /// The matrices, if they are those of the call's length.
+    pub fn matrices(&self, pass: &Pass<'_, R>) -> Option<MixingMatrices<'_, R>> {
+        self.matrices.as_ref().map(|matrices| matrices.view()).filter(|m| m.seq.rows() == pass.seq)
+    }
+
+    /// What to use for calls of other lengths: the matrices belong to a length, fast transforms are planned for any once.
+    pub fn for_other_length(&self, pass: &Pass<'_, R>) -> FftMixing<R> {
+        FftMixing::new(self.mechanism, pass.seq, pass.config.hidden_size)
     }
 }
 
@@ -53,7 +67,7 @@ fn dft_matrices<R: Real>(
     seq: usize,
     hidden: usize,
     dtype: Dtype,
-) -> LinearMixing<R> {
+) -> OwnedMatrices<R> {
     let dtype = dtype.of_activations();
     let wave = |n: usize| {
         move |p: usize, q: usize| {
@@ -82,7 +96,7 @@ fn dft_matrices<R: Real>(
             }));
         }
     }
-    LinearMixing { hidden: hidden_kernels, seq: Table::new(seq, 2 * seq, dtype, &rows) }
+    OwnedMatrices { hidden: hidden_kernels, seq: Table::new(seq, 2 * seq, dtype, &rows) }
 }
 
 /// Mixing by fast transforms.

@@ -12,32 +12,30 @@ use std::borrow::Cow;
 
 use crate::config::{MixingMechanism, SparseMixerConfig};
 use crate::error::Result;
-use crate::kernels::{Dtype, PackedMatrix, Real};
-use crate::layers::Table;
-use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::kernels::{PackedMatrix, Real};
+use crate::params::{Gradients, Role, Table, VectorKey, WeightList, Weights};
 use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
 
 use super::convolution::Convolution;
-use super::linear::LinearMixing;
+use super::linear::OwnedMatrices;
 use crate::network::pass::{Pass, RowBlock, split_rows};
 
 /// Both vectors, and what is made of them.
 #[derive(Clone, Debug)]
 pub struct StructuredMixing<R> {
     structure: Structure,
-    hidden: Vector<R>,
-    seq: Vector<R>,
-    dtype: Dtype,
+    hidden: Vector,
+    seq: Vector,
     use_fft: bool,
     /// `None` after a change of the vectors, until [`StructuredMixing::refresh`].
     prepared: Option<Prepared<R>>,
 }
 
 /// The values behind a matrix of size `size`.
-#[derive(Clone, Debug)]
-struct Vector<R> {
+#[derive(Clone, Copy, Debug)]
+struct Vector {
     size: usize,
-    values: Vec<R>,
+    values: VectorKey,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,15 +47,15 @@ enum Structure {
 /// The form in which the vectors are used.
 #[derive(Clone, Debug)]
 enum Prepared<R> {
-    Matrices(LinearMixing<R>),
+    Matrices(OwnedMatrices<R>),
     /// Along the hidden dimension, along the sequence.
     Convolutions([Convolution<R>; 2]),
 }
 
 /// What mixing made of all tokens.
 pub enum StructuredMixingState<'m, R: Real> {
-    /// See [`LinearMixing::prepare`].
-    Panels(Cow<'m, LinearMixing<R>>, ActivationPanels<R>),
+    /// See [`super::linear::MixingMatrices::prepare`].
+    Panels(Cow<'m, OwnedMatrices<R>>, ActivationPanels<R>),
     /// The result, `[B, H, S]`.
     Columns(Buffer<R>),
 }
@@ -91,75 +89,62 @@ impl Structure {
     }
 }
 
-/// The weights.
-pub fn specs(prefix: &str, config: &SparseMixerConfig) -> [Spec; 2] {
-    let structure = Structure::of(config.mixing_mechanism);
-    let spec =
-        |name: &str, n| Spec::kernel(format!("{prefix}/{}/{name}", structure.name()), &[structure.len(n)]);
-    [spec("hidden_kernel", config.hidden_size), spec("seq_kernel", config.max_sequence_length)]
-}
-
 impl<R: Real> StructuredMixing<R> {
-    /// Takes the weights in the order of [`specs`].
-    pub fn load(loader: &mut Loader<'_, R>, config: &SparseMixerConfig) -> Result<Self> {
+    /// Declares both vectors.
+    pub fn new(list: &mut WeightList, prefix: &str, config: &SparseMixerConfig) -> Self {
         let structure = Structure::of(config.mixing_mechanism);
-        let mut vector =
-            |size| -> Result<_> { Ok(Vector { size, values: loader.vector(structure.len(size))? }) };
-        let (hidden, seq) = (vector(config.hidden_size)?, vector(config.max_sequence_length)?);
-        let (dtype, use_fft) = (loader.dtype, config.use_fft);
-        let mut mix = StructuredMixing { structure, hidden, seq, dtype, use_fft, prepared: None };
-        mix.refresh()?;
-        Ok(mix)
+        let mut vector = |name: &str, size| {
+            let name = format!("{prefix}/{}/{name}", structure.name());
+            Vector { size, values: list.vector(name, Role::Kernel, &[structure.len(size)]) }
+        };
+        let hidden = vector("hidden_kernel", config.hidden_size);
+        let seq = vector("seq_kernel", config.max_sequence_length);
+        StructuredMixing { structure, hidden, seq, use_fft: config.use_fft, prepared: None }
     }
 
-    /// The weights in the order of [`specs`].
-    pub fn params(&self) -> [Param<'_, R>; 2] {
-        [Param::vector(&self.hidden.values), Param::vector(&self.seq.values)]
-    }
-
-    /// The same, to be changed; [`StructuredMixing::refresh`] afterwards saves later calls work.
-    pub fn params_mut(&mut self) -> [ParamMut<'_, R>; 2] {
+    /// Forgets what was made of the vectors, which are about to change. [`StructuredMixing::refresh`] afterwards saves later
+    /// calls work.
+    pub fn invalidate(&mut self) {
         self.prepared = None;
-        [ParamMut::vector(&mut self.hidden.values), ParamMut::vector(&mut self.seq.values)]
     }
 
     /// Makes what calls need of the vectors, unless it is there.
-    pub fn refresh(&mut self) -> Result<()> {
+    pub fn refresh(&mut self, weights: &Weights<R>) {
         if self.prepared.is_none() {
-            self.prepared = Some(self.prepare_vectors());
+            self.prepared = Some(self.prepare_vectors(weights));
         }
-        Ok(())
     }
 
-    fn prepare_vectors(&self) -> Prepared<R> {
+    fn prepare_vectors(&self, weights: &Weights<R>) -> Prepared<R> {
         if !self.use_fft {
-            return Prepared::Matrices(self.matrices());
+            return Prepared::Matrices(self.matrices(weights));
         }
-        let convolution = |vector: &Vector<R>| Convolution::new(self.first_column(vector));
-        Prepared::Convolutions([convolution(&self.hidden), convolution(&self.seq)])
+        let convolution =
+            |vector: Vector| Convolution::new(self.first_column(vector.size, weights.vector(vector.values)));
+        Prepared::Convolutions([convolution(self.hidden), convolution(self.seq)])
     }
 
     /// `M` as linear mixing has it: transposed on the hidden side.
-    fn matrices(&self) -> LinearMixing<R> {
-        let (h, s) = (self.hidden.size, self.seq.size);
-        let at = |vector: &Vector<R>, p, q| vector.values[self.structure.index(vector.size, p, q)];
-        let hidden: Vec<R> = (0..h * h).map(|i| at(&self.hidden, i % h, i / h)).collect();
-        let seq: Vec<R> = (0..s * s).map(|i| at(&self.seq, i / s, i % s)).collect();
-        LinearMixing {
-            hidden: vec![PackedMatrix::pack(h, h, self.dtype, &hidden)],
-            seq: Table::new(s, s, self.dtype, &seq),
+    fn matrices(&self, weights: &Weights<R>) -> OwnedMatrices<R> {
+        let (h, s, dtype) = (self.hidden.size, self.seq.size, weights.dtype());
+        let at =
+            |vector: Vector, p, q| weights.vector(vector.values)[self.structure.index(vector.size, p, q)];
+        let hidden: Vec<R> = (0..h * h).map(|i| at(self.hidden, i % h, i / h)).collect();
+        let seq: Vec<R> = (0..s * s).map(|i| at(self.seq, i / s, i % s)).collect();
+        OwnedMatrices {
+            hidden: vec![PackedMatrix::pack(h, h, dtype, &hidden)],
+            seq: Table::new(s, s, dtype, &seq),
         }
     }
 
-    /// First column of the circulant matrix whose corner `M` is.
-    fn first_column(&self, vector: &Vector<R>) -> Vec<R> {
-        let n = vector.size;
+    /// First column of the circulant matrix whose corner `M` of size `n` is.
+    fn first_column(&self, n: usize, values: &[R]) -> Vec<R> {
         match self.structure {
-            Structure::Circulant => vector.values.clone(),
+            Structure::Circulant => values.to_vec(),
             Structure::Toeplitz => {
                 let length = (2 * n - 1).next_power_of_two();
                 let mut column = vec![R::ZERO; length];
-                for (index, &value) in vector.values.iter().enumerate() {
+                for (index, &value) in values.iter().enumerate() {
                     // The value of p - q = n - 1 - index.
                     column[(length + n - 1 - index) % length] = value;
                 }
@@ -172,14 +157,14 @@ impl<R: Real> StructuredMixing<R> {
     pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<StructuredMixingState<'_, R>> {
         let prepared = match &self.prepared {
             Some(prepared) => Cow::Borrowed(prepared),
-            None => Cow::Owned(self.prepare_vectors()),
+            None => Cow::Owned(self.prepare_vectors(pass.weights)),
         };
         let (along_hidden, along_seq) = match prepared {
             Cow::Borrowed(Prepared::Matrices(mix)) => {
-                return Ok(StructuredMixingState::Panels(Cow::Borrowed(mix), mix.prepare(pass, x)?));
+                return Ok(StructuredMixingState::Panels(Cow::Borrowed(mix), mix.view().prepare(pass, x)?));
             }
             Cow::Owned(Prepared::Matrices(mix)) => {
-                let panels = mix.prepare(pass, x)?;
+                let panels = mix.view().prepare(pass, x)?;
                 return Ok(StructuredMixingState::Panels(Cow::Owned(mix), panels));
             }
             Cow::Borrowed(Prepared::Convolutions([hidden, seq])) => (hidden.clone(), seq.clone()),
@@ -223,18 +208,21 @@ impl<R: Real> StructuredMixing<R> {
         x: &[R],
         dy: &[R],
         dx: &mut [R],
-        [dhidden, dseq]: [&mut [R]; 2],
+        gradients: &mut Gradients<R>,
     ) -> Result<()> {
         let matrices = match &self.prepared {
             Some(Prepared::Matrices(matrices)) => Cow::Borrowed(matrices),
-            _ => Cow::Owned(self.matrices()),
+            _ => Cow::Owned(self.matrices(pass.weights)),
         };
         let (h, s) = (self.hidden.size, self.seq.size);
         let mut hidden_matrix = pass.context.buffer(h * h);
         let mut seq_matrix = pass.context.buffer(s * s);
         hidden_matrix.fill(R::ZERO);
         seq_matrix.fill(R::ZERO);
-        matrices.backward(pass, x, None, dy, dx, Some([&mut hidden_matrix, &mut seq_matrix]))?;
+        let into = Some([&mut hidden_matrix[..], &mut seq_matrix]);
+        matrices.view().backward(pass, x, None, dy, dx, into)?;
+        let [dhidden, dseq] = gradients.views_mut([self.hidden.values, self.seq.values]);
+        let (dhidden, dseq) = (dhidden.row_major(), dseq.row_major());
         for (i, &d) in hidden_matrix.iter().enumerate() {
             dhidden[self.structure.index(h, i % h, i / h)] += d;
         }
@@ -249,7 +237,7 @@ impl<R: Real> StructuredMixingState<'_, R> {
     /// `out` = mixed rows of `block`.
     pub fn rows(&self, pass: &Pass<'_, R>, block: RowBlock, out: &mut [R], scratch: &mut TaskScratch<R>) {
         match self {
-            StructuredMixingState::Panels(mix, panels) => mix.rows(pass, panels, block, out, scratch),
+            StructuredMixingState::Panels(mix, panels) => mix.view().rows(pass, panels, block, out, scratch),
             StructuredMixingState::Columns(columns) => {
                 let (seq, hidden) = (pass.seq, pass.config.hidden_size);
                 let columns = &columns[block.example * seq * hidden..][..seq * hidden];

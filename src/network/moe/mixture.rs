@@ -10,7 +10,7 @@ use crate::config::{RouterKind, SparseMixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::{Real, add_in_place, axpy};
 use crate::layers::Activation;
-use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::params::{Gradients, WeightList};
 use crate::random::Purpose;
 use crate::runtime::Buffer;
 
@@ -21,12 +21,14 @@ use crate::network::feed_forward::{FeedForward, Run};
 use crate::network::pass::{Pass, RowBlock};
 
 /// Experts and router.
-#[derive(Clone, Debug)]
-pub struct Moe<R> {
+#[derive(Clone, Copy, Debug)]
+pub struct Moe {
     /// The experts, feed-forward layers of one size.
-    pub experts: Vec<FeedForward<R>>,
-    /// The router.
-    pub router: Router<R>,
+    experts: FeedForward,
+    count: usize,
+    /// `F` of the experts.
+    inner: usize,
+    router: Router,
 }
 
 /// The routed tokens and what the experts made of them.
@@ -72,76 +74,21 @@ pub struct LossScales<R> {
     pub load_balancing: R,
 }
 
-/// The weights: experts, then router.
-pub fn specs(prefix: &str, hidden: usize, inner: usize, experts: usize) -> Vec<Spec> {
-    let base = format!("{prefix}/moe/experts");
-    let mut specs = vec![
-        Spec::kernel(format!("{base}/intermediate/kernel"), &[experts, hidden, inner]),
-        Spec::bias(format!("{base}/intermediate/bias"), &[experts, 1, inner]),
-        Spec::kernel(format!("{base}/output/kernel"), &[experts, inner, hidden]),
-        Spec::bias(format!("{base}/output/bias"), &[experts, 1, hidden]),
-    ];
-    specs.extend(super::router::specs(prefix, hidden, experts));
-    specs
-}
-
 /// Rows of one expert that a task takes at the most.
 pub(in crate::network) const MAX_ROWS: usize = 256;
 
-impl<R: Real> Moe<R> {
-    /// Takes the weights in the order of [`specs`].
-    pub fn load(loader: &mut Loader<'_, R>, config: &SparseMixerConfig) -> Result<Self> {
-        let (hidden, inner, experts) = (config.hidden_size, config.expert_inner_dim(), config.num_experts);
-        let intermediate = loader.matrices(experts, hidden, inner)?;
-        let intermediate_bias = loader.vector(experts * inner)?;
-        let output = loader.matrices(experts, inner, hidden)?;
-        let output_bias = loader.vector(experts * hidden)?;
-        let kernels = intermediate.into_iter().zip(output);
-        let biases = intermediate_bias.chunks_exact(inner).zip(output_bias.chunks_exact(hidden));
-        let experts =
-            kernels.zip(biases).map(|((intermediate, output), (intermediate_bias, output_bias))| {
-                let (intermediate_bias, output_bias) = (intermediate_bias.to_vec(), output_bias.to_vec());
-                FeedForward { intermediate, intermediate_bias, output, output_bias }
-            });
-        Ok(Moe { experts: experts.collect(), router: Router::load(loader, hidden, config.num_experts)? })
-    }
-
-    /// The weights in the order of [`specs`].
-    pub fn params(&self) -> Vec<Param<'_, R>> {
-        let experts = || self.experts.iter();
-        let mut params = vec![
-            Param::Matrices(experts().map(|e| &e.intermediate).collect()),
-            Param::Vectors(experts().map(|e| &e.intermediate_bias[..]).collect()),
-            Param::Matrices(experts().map(|e| &e.output).collect()),
-            Param::Vectors(experts().map(|e| &e.output_bias[..]).collect()),
-        ];
-        params.extend(self.router.params());
-        params
-    }
-
-    /// The same, to be changed.
-    pub fn params_mut(&mut self) -> Vec<ParamMut<'_, R>> {
-        let (mut kernels, mut biases, mut outputs, mut output_biases) = (vec![], vec![], vec![], vec![]);
-        for expert in &mut self.experts {
-            kernels.push(&mut expert.intermediate);
-            biases.push(&mut expert.intermediate_bias[..]);
-            outputs.push(&mut expert.output);
-            output_biases.push(&mut expert.output_bias[..]);
-        }
-        let mut params = vec![
-            ParamMut::Matrices(kernels),
-            ParamMut::Vectors(biases),
-            ParamMut::Matrices(outputs),
-            ParamMut::Vectors(output_biases),
-        ];
-        params.extend(self.router.params_mut());
-        params
+impl Moe {
+    /// Declares experts and router.
+    pub fn new(list: &mut WeightList, prefix: &str, config: &SparseMixerConfig) -> Self {
+        let (hidden, inner, count) = (config.hidden_size, config.expert_inner_dim(), config.num_experts);
+        let experts = FeedForward::stacked(list, &format!("{prefix}/moe/experts"), count, hidden, inner);
+        Moe { experts, count, inner, router: Router::new(list, prefix, hidden, count) }
     }
 
     /// Routes all tokens of `h` (`[B*S, H]`) in block `layer` and runs the experts for the first `requested` of every
     /// example.
-    pub fn forward(
-        &self,
+    pub fn forward<R: Real>(
+        self,
         pass: &Pass<'_, R>,
         activation: &Activation<R>,
         layer: usize,
@@ -161,27 +108,22 @@ impl<R: Real> Moe<R> {
         let mut expert_out = pass.context.buffer(rows * hidden);
         let gather = |task: RowBlock, x: &mut [R]| slots.gather(rows_of(&slots, task), h, x);
         let segments = self.segments(pass, &slots);
-        let mut pre = pass.training_buffer(rows * self.inner());
+        let mut pre = pass.training_buffer(rows * self.inner);
         let finish = |task: RowBlock, out: &mut [R]| {
             if let Some(dropout) = &dropout {
                 dropout.apply(pass.context.isa, out, rows_of(&slots, task).start * hidden);
             }
         };
-        let run = Run { activation, layers: &self.experts, segments: &segments };
+        let run = Run { activation, layers: self.experts, segments: &segments };
         run.forward(pass, gather, &mut expert_out, pre.as_deref_mut(), finish)?;
         Ok(Mixture { routing, metrics, slots, expert_out, pre })
     }
 
-    /// Inner width of the experts.
-    fn inner(&self) -> usize {
-        self.experts.first().map_or(0, |expert| expert.intermediate.n())
-    }
-
     /// Runs of rows of one expert (the block's `example`), in order.
-    fn segments(&self, pass: &Pass<'_, R>, slots: &Dispatch<R>) -> Vec<RowBlock> {
+    fn segments<R: Real>(self, pass: &Pass<'_, R>, slots: &Dispatch<R>) -> Vec<RowBlock> {
         let all = slots.rows().len();
         let size = all.div_ceil(pass.context.threads()).next_multiple_of(32).clamp(1, MAX_ROWS);
-        (0..self.experts.len())
+        (0..self.count)
             .flat_map(|example| {
                 let rows = slots.of_expert(example).len();
                 (0..rows).step_by(size).map(move |first| RowBlock {
@@ -200,12 +142,12 @@ fn rows_of<R: Real>(slots: &Dispatch<R>, task: RowBlock) -> Range<usize> {
     first..first + task.rows
 }
 
-impl<R: Real> Moe<R> {
-    /// Undoes [`Moe::forward`] on `h`: writes `dh`, adds to the gradients (in the order of [`specs`]).
+impl Moe {
+    /// Undoes [`Moe::forward`] on `h`: writes `dh`, adds to the gradients.
     ///
     /// `dy` is the gradient of the layer's result, `[B*S, H]`. Who goes where is held constant.
-    pub fn backward(
-        &self,
+    pub fn backward<R: Real>(
+        self,
         pass: &Pass<'_, R>,
         activation: &Activation<R>,
         layer: usize,
@@ -214,14 +156,14 @@ impl<R: Real> Moe<R> {
         dy: &[R],
         scales: LossScales<R>,
         dh: &mut [R],
-        grads: &mut [Vec<R>],
+        gradients: &mut Gradients<R>,
     ) -> Result<()> {
-        let (isa, hidden, inner) = (pass.context.isa, pass.config.hidden_size, self.inner());
+        let (isa, hidden, inner) = (pass.context.isa, pass.config.hidden_size, self.inner);
         let Some(pre) = &mixture.pre else {
             return Err(Error::Internal("a mixture without its training record".into()));
         };
         let (routing, slots) = (&mixture.routing, &mixture.slots);
-        let (experts, rows) = (self.experts.len(), slots.rows().len());
+        let (experts, rows) = (self.count, slots.rows().len());
         // 3. y[t] = sum of p * expert_out: gradients of the experts' results, and of p (one more column)
         let dropout = pass.dropout(pass.config.expert_dropout(), Purpose::ExpertDropout, layer);
         let mut dout = pass.context.buffer(rows * hidden);
@@ -244,31 +186,22 @@ impl<R: Real> Moe<R> {
         })?;
         // 2. the experts, on their tokens again
         let mut dx = pass.context.buffer(rows * hidden);
-        let [kernel, bias, output_kernel, output_bias, router_grads @ ..] = grads else {
-            return Err(Error::Internal("a mixture has six gradients".into()));
-        };
-        for (e, expert) in self.experts.iter().enumerate() {
+        for e in 0..experts {
             let rows = slots.of_expert(e);
             let mut x = pass.context.buffer(rows.len() * hidden);
             pass.each_block(&Pass::<R>::fixed_blocks(rows.len()), &mut x, hidden, |task, x, _| {
                 slots.gather(rows_of(slots, RowBlock { example: e, ..task }), h, x);
             })?;
             let at = |width: usize| rows.start * width..rows.end * width;
-            let own = |len: usize| e * len..(e + 1) * len;
-            expert.backward(
+            self.experts.backward(
                 pass,
                 activation,
-                rows.len(),
+                e,
                 &x,
                 &pre[at(inner)],
                 &dout[at(hidden)],
                 &mut dx[at(hidden)],
-                [
-                    &mut kernel[own(hidden * inner)],
-                    &mut bias[own(inner)],
-                    &mut output_kernel[own(inner * hidden)],
-                    &mut output_bias[own(hidden)],
-                ],
+                gradients,
             )?;
         }
         // 1. routing, and what came back to each token, by expert
@@ -277,16 +210,7 @@ impl<R: Real> Moe<R> {
         for (slot, &dp) in slots.rows().iter().zip(dp.iter()) {
             dprobabilities[slot.token as usize * experts + slot.expert as usize] += dp;
         }
-        self.router.backward(
-            pass,
-            layer,
-            h,
-            routing,
-            &mut dprobabilities,
-            scales.z_loss,
-            dh,
-            router_grads,
-        )?;
+        self.router.backward(pass, layer, h, routing, &mut dprobabilities, scales.z_loss, dh, gradients)?;
         pass.each_block(&pass.row_blocks(pass.seq), dh, hidden, |block, dh, _| {
             let first = block.example * pass.seq + block.first;
             for (token, dh) in (first..).zip(dh.chunks_exact_mut(hidden)) {

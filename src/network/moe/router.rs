@@ -10,13 +10,10 @@ use std::borrow::Cow;
 use half::bf16;
 
 use crate::config::RouterKind;
-use crate::error::{Error, Result};
-use crate::kernels::{
-    Dtype, Init, PackedMatrix, Real, axpy, log_sum_exp, matmul, prepare_lhs, softmax_backward,
-    softmax_in_place,
-};
-use crate::layers::{bias_gradient, kernel_gradient};
-use crate::params::{Loader, Param, ParamMut, Spec};
+use crate::error::Result;
+use crate::kernels::{Dtype, PackedMatrix, Real, axpy, log_sum_exp, softmax_backward, softmax_in_place};
+use crate::layers::{Dense, Product};
+use crate::params::{Gradients, WeightList};
 use crate::random::{Purpose, RngStream, unit};
 use crate::runtime::Buffer;
 
@@ -24,13 +21,10 @@ use super::assignment::{EMPTY, experts_choose, tokens_choose};
 use super::grouping::Grouping;
 use crate::network::pass::{Pass, RowBlock, split_rows};
 
-/// Router weights.
-#[derive(Clone, Debug)]
-pub struct Router<R> {
-    /// `[H, E]`
-    pub kernel: PackedMatrix<R>,
-    /// `[E]`
-    pub bias: Vec<R>,
+/// The dense layer that gives the logits, `[H, E]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Router {
+    dense: Dense,
 }
 
 /// Which token goes to which expert, and what the router thought.
@@ -55,38 +49,19 @@ pub struct Routing<R: Real> {
     pub load_balancing_loss: R,
 }
 
-/// The weights.
-pub fn specs(prefix: &str, hidden: usize, experts: usize) -> [Spec; 2] {
-    [
-        Spec::kernel(format!("{prefix}/moe/router/router_weights/kernel"), &[hidden, experts]),
-        Spec::bias(format!("{prefix}/moe/router/router_weights/bias"), &[experts]),
-    ]
-}
-
-impl<R: Real> Router<R> {
-    /// Takes the weights in the order of [`specs`].
-    pub fn load(loader: &mut Loader<'_, R>, hidden: usize, experts: usize) -> Result<Self> {
-        // Kept in full precision: a rounded router changes which tokens are picked.
-        Ok(Router {
-            kernel: loader.matrix_as(hidden, experts, Dtype::Float32)?,
-            bias: loader.vector(experts)?,
-        })
-    }
-
-    /// The weights in the order of [`specs`].
-    pub fn params(&self) -> [Param<'_, R>; 2] {
-        [Param::matrix(&self.kernel), Param::vector(&self.bias)]
-    }
-
-    /// The same, to be changed.
-    pub fn params_mut(&mut self) -> [ParamMut<'_, R>; 2] {
-        [ParamMut::matrix(&mut self.kernel), ParamMut::vector(&mut self.bias)]
+impl Router {
+    /// Declares the router.
+    pub fn new(list: &mut WeightList, prefix: &str, hidden: usize, experts: usize) -> Self {
+        let dense = Dense::new(list, &format!("{prefix}/moe/router/router_weights"), hidden, experts);
+        // A rounded router changes which tokens are picked.
+        list.keep_full_precision(dense.kernel);
+        Router { dense }
     }
 
     /// Routes all tokens of `h` (`[B*S, H]`) in block `layer`.
-    pub fn route(&self, pass: &Pass<'_, R>, layer: usize, h: &[R]) -> Result<Routing<R>> {
+    pub fn route<R: Real>(self, pass: &Pass<'_, R>, layer: usize, h: &[R]) -> Result<Routing<R>> {
         let (context, isa, config) = (pass.context, pass.context.isa, pass.config);
-        let (hidden, experts) = (self.kernel.k(), self.kernel.n());
+        let (hidden, experts) = (config.hidden_size, config.num_experts);
         let grouping = Grouping::new(config, pass.batch, pass.seq, pass.training.is_some())?;
         let Grouping { groups, tokens, .. } = grouping;
         // 1. logits, their log-sum-exp, probabilities
@@ -94,21 +69,20 @@ impl<R: Real> Router<R> {
         let mut probabilities = context.buffer(all * experts);
         let mut lse = context.buffer(all);
         let blocks = pass.row_blocks(pass.seq);
-        let rounds = rounds_to_bfloat16(config.router_dtype);
-        let kernel = self.used_kernel(rounds);
+        let rounds = rounds_to_bfloat16(pass);
+        let kernel = self.used_kernel(pass);
+        let bias = pass.weights.vector(self.dense.bias);
+        let product = Product::new(kernel.view(), (!rounds).then_some(bias));
         let outs = [(&mut probabilities[..], experts), (&mut lse[..], 1)];
         pass.each_block_of(&blocks, outs, |block, [logits, lse], scratch| {
             let ([changed], [lhs, _]) = scratch.split([block.rows * hidden]);
             let h = self.used_input(pass, layer, block, h, changed);
-            let h = prepare_lhs(isa, h, block.rows, hidden, hidden, Dtype::Float32, lhs);
+            product.rows(isa, h, block.rows, logits, lhs);
             if rounds {
-                matmul(isa, block.rows, h, kernel.view(), 0..experts, logits, experts, Init::Zero);
                 for (row, lse) in logits.chunks_exact_mut(experts).zip(lse) {
-                    *lse = rounded_softmax(row, &self.bias);
+                    *lse = rounded_softmax(row, bias);
                 }
             } else {
-                let bias = Init::Bias(&self.bias);
-                matmul(isa, block.rows, h, kernel.view(), 0..experts, logits, experts, bias);
                 log_sum_exp(isa, logits, experts, lse);
                 softmax_in_place(isa, logits, experts);
             }
@@ -147,29 +121,29 @@ impl<R: Real> Router<R> {
     }
 
     /// The kernel that products are made with.
-    fn used_kernel(&self, rounds: bool) -> Cow<'_, PackedMatrix<R>> {
-        if !rounds {
-            return Cow::Borrowed(&self.kernel);
+    fn used_kernel<'a, R: Real>(self, pass: &Pass<'a, R>) -> Cow<'a, PackedMatrix<R>> {
+        let kernel = self.dense.kernel(pass.weights, 0);
+        if !rounds_to_bfloat16(pass) {
+            return Cow::Borrowed(kernel);
         }
-        let mut values = self.kernel.unpack();
+        let mut values = kernel.unpack();
         values.iter_mut().for_each(|value| *value = rounded(*value));
-        let (k, n) = (self.kernel.k(), self.kernel.n());
-        Cow::Owned(PackedMatrix::pack(k, n, Dtype::Float32, &values))
+        Cow::Owned(PackedMatrix::pack(kernel.k(), kernel.n(), Dtype::Float32, &values))
     }
 
     /// Rows of `block` of `h` as products see them: multiplied by noise uniform on `[1 - jitter, 1 + jitter)` when
     /// training, and rounded; written to `changed` if either applies.
-    fn used_input<'h>(
-        &self,
+    fn used_input<'h, R: Real>(
+        self,
         pass: &Pass<'_, R>,
         layer: usize,
         block: RowBlock,
         h: &'h [R],
         changed: &'h mut [R],
     ) -> &'h [R] {
-        let h = block.of(h, pass.seq, self.kernel.k());
+        let h = block.of(h, pass.seq, pass.config.hidden_size);
         let noisy = pass.training.filter(|_| pass.config.jitter_noise > 0.0);
-        let rounds = rounds_to_bfloat16(pass.config.router_dtype);
+        let rounds = rounds_to_bfloat16(pass);
         if noisy.is_none() && !rounds {
             return h;
         }
@@ -183,9 +157,16 @@ impl<R: Real> Router<R> {
         changed
     }
 
-    fn multiply_by_noise(&self, pass: &Pass<'_, R>, seed: u64, layer: usize, block: RowBlock, x: &mut [R]) {
+    fn multiply_by_noise<R: Real>(
+        self,
+        pass: &Pass<'_, R>,
+        seed: u64,
+        layer: usize,
+        block: RowBlock,
+        x: &mut [R],
+    ) {
         let noise = pass.config.jitter_noise as f32;
-        let first = (block.example * pass.seq + block.first) * self.kernel.k();
+        let first = (block.example * pass.seq + block.first) * pass.config.hidden_size;
         RngStream::new(seed, Purpose::RouterJitter, layer as u64).for_each_word(
             first as u64,
             x.len(),
@@ -200,8 +181,8 @@ impl<R: Real> Router<R> {
     ///
     /// `dp` (`[B*S, E]`) is the gradient of the probabilities and becomes that of the logits; `z_loss_scale` is the
     /// gradient of the mean squared log-sum-exp.
-    pub fn backward(
-        &self,
+    pub fn backward<R: Real>(
+        self,
         pass: &Pass<'_, R>,
         layer: usize,
         h: &[R],
@@ -209,14 +190,15 @@ impl<R: Real> Router<R> {
         dp: &mut [R],
         z_loss_scale: R,
         dh: &mut [R],
-        grads: &mut [Vec<R>],
+        gradients: &mut Gradients<R>,
     ) -> Result<()> {
         let (context, isa) = (pass.context, pass.context.isa);
-        let (hidden, experts, all) = (self.kernel.k(), self.kernel.n(), pass.batch * pass.seq);
+        let (hidden, experts) = (pass.config.hidden_size, pass.config.num_experts);
+        let all = pass.batch * pass.seq;
         let z_scale = z_loss_scale * R::from_f64(2.0 / all as f64);
         let mut seen = context.buffer(all * hidden);
-        let transposed =
-            context.transposed(&self.used_kernel(rounds_to_bfloat16(pass.config.router_dtype)))?;
+        let transposed = context.transposed(&self.used_kernel(pass))?;
+        let transposed = Product::transposed(&transposed);
         let blocks = pass.row_blocks(pass.seq);
         let outs = [(&mut *dp, experts), (&mut seen[..], hidden), (dh, hidden)];
         pass.each_block_of(&blocks, outs, |block, [dp, seen, dh], scratch| {
@@ -228,23 +210,18 @@ impl<R: Real> Router<R> {
             for ((dp, p), &lse) in dp.chunks_exact_mut(experts).zip(p.chunks_exact(experts)).zip(lse) {
                 axpy(isa, dp, z_scale * lse, p);
             }
-            let dlogits = prepare_lhs(isa, dp, block.rows, experts, experts, Dtype::Float32, lhs);
-            matmul(isa, block.rows, dlogits, transposed.view(0), 0..hidden, dh, hidden, Init::Zero);
+            transposed.rows(isa, dp, block.rows, dh, lhs);
             if let Some(seed) = pass.training.filter(|_| pass.config.jitter_noise > 0.0) {
                 self.multiply_by_noise(pass, seed, layer, block, dh);
             }
         })?;
-        let [kernel, bias, ..] = grads else {
-            return Err(Error::Internal("a router has two gradients".into()));
-        };
-        kernel_gradient(context, Dtype::Float32, all, &seen, dp, kernel)?;
-        bias_gradient(context, dp, bias)
+        self.dense.add_gradients(context, pass.weights, 0, &seen, dp, gradients)
     }
 }
 
-/// Whether the router of this `router_dtype` rounds every intermediate result.
-fn rounds_to_bfloat16(router_dtype: Dtype) -> bool {
-    router_dtype == Dtype::Bfloat16
+/// Whether the router rounds every intermediate result.
+fn rounds_to_bfloat16<R>(pass: &Pass<'_, R>) -> bool {
+    pass.config.router_dtype == Dtype::Bfloat16
 }
 
 /// The nearest bfloat16, ties to even.

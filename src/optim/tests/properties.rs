@@ -1,7 +1,5 @@
-//! What must hold for every rule: bits that do not depend on threads, layout or sparsity; exact save and restore;
+//! What must hold for every rule: bits that do not depend on threads or layout; exact save and restore;
 //! errors that change nothing.
-
-use proptest::prelude::*;
 
 use super::*;
 use crate::runtime::parallel::with_threads;
@@ -131,14 +129,11 @@ fn errors_change_nothing() {
     let nan = [f32::NAN; 8];
     let two = [0.5; 2];
     let clipped = Step { clip_norm: Some(1.0), ..step(0.1) };
-    let cases: [(Gradient<'_, f32>, Step, &str); 7] = [
+    let cases: [(Gradient<'_, f32>, Step, &str); 4] = [
         (Gradient::Dense(&two), step(0.1), "gradient of table: got 2 elements, expected shape [4, 2]"),
         (Gradient::Dense(&nan), clipped, "gradients: their global norm is NaN"),
         (Gradient::Dense(&nan), step(-1.0), "learning_rate: got -1, expected a finite number, at least 0"),
         (Gradient::Dense(&nan), step(f64::NAN), "learning_rate"),
-        (Gradient::Rows { rows: &[4], values: &two }, step(0.1), "got row 4, expected less than 4"),
-        (Gradient::Rows { rows: &[1, 1], values: &[0.0; 4] }, step(0.1), "strictly ascending"),
-        (Gradient::Rows { rows: &[1, 2], values: &two }, step(0.1), "got 2 values for 2 rows of 2"),
     ];
     for (gradient, how, expected) in cases {
         let error = model.apply(&[gradient], how).expect_err(expected).to_string();
@@ -176,61 +171,7 @@ fn paper_schedule_starts_at_zero_and_restarts() {
 #[test]
 fn clipping_bounds_the_global_norm() {
     let (a, b) = ([3.0f32, 0.0], [4.0f32]);
-    let norm = global_norm([Gradient::Dense(&a), Gradient::None, Gradient::Rows { rows: &[7], values: &b }]);
+    let norm = global_norm([Gradient::Dense(&a), Gradient::None, Gradient::Dense(&b)]);
     assert_eq!(norm, 5.0);
     assert_eq!((clip_factor(norm, 1.0), clip_factor(norm, 5.0), clip_factor(norm, 6.0)), (0.2, 1.0, 1.0));
-}
-
-#[test]
-fn accumulated_gradients_are_sums() {
-    let specs = vec![spec("table", &[4, 1], Layout::Flat), spec("bias", &[2], Layout::Flat)];
-    let mut sum = Accumulator::<f32>::new();
-    let add = |sum: &mut Accumulator<f32>, rows: &[u32], values: &[f32], bias| {
-        let bias = [bias; 2];
-        sum.add(&specs, &[Gradient::Rows { rows, values }, Gradient::Dense(&bias)]).expect("fits");
-    };
-    for _ in 0..2 {
-        add(&mut sum, &[0, 2], &[1.0, 2.0], 0.5);
-        add(&mut sum, &[2, 3], &[4.0, 8.0], 0.25);
-        let sums: Vec<_> = sum.sums().collect();
-        assert!(matches!(sums[0], Gradient::Rows { rows: [0, 2, 3], values: [1.0, 6.0, 8.0] }), "{sums:?}");
-        assert!(matches!(sums[1], Gradient::Dense([0.75, 0.75])), "{sums:?}");
-        assert_eq!(sum.count(), 2);
-        sum.clear();
-    }
-    sum.add(&specs, &[Gradient::Dense(&[1.0; 4]), Gradient::None]).expect("fits");
-    add(&mut sum, &[1], &[2.0], 0.0);
-    assert!(matches!(sum.sums().next(), Some(Gradient::Dense([1.0, 3.0, 1.0, 1.0]))));
-    assert!(sum.add(&specs, &[Gradient::None]).is_err());
-    assert_eq!(sum.count(), 2);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
-
-    /// Rows of a table move exactly as with the dense gradient that has zeros elsewhere.
-    #[test]
-    fn row_gradients_are_dense_gradients_with_zeros(
-        width in 1usize..70, table_rows in 1usize..600, picks in prop::collection::btree_set(0u32..600, 0..40),
-    ) {
-        let rows: Vec<u32> = picks.into_iter().filter(|&row| (row as usize) < table_rows).collect();
-        let values = values::<f32>(3, rows.len() * width);
-        let mut dense = vec![0.0; table_rows * width];
-        for (&row, values) in rows.iter().zip(values.chunks(width)) {
-            dense[row as usize * width..][..width].copy_from_slice(values);
-        }
-        for rule in all_rules() {
-            let specs = vec![spec("table", &[table_rows, width], Layout::Flat)];
-            let mut by_rows = Model::<f32>::new(rule.clone(), specs.clone());
-            let mut by_all = Model::<f32>::new(rule.clone(), specs);
-            for _ in 0..2 {
-                by_rows.apply(&[Gradient::Rows { rows: &rows, values: &values }], step(0.01)).expect("a step");
-                by_all.apply(&[Gradient::Dense(&dense)], step(0.01)).expect("a step");
-            }
-            for (a, b) in by_rows.storage[0].iter().zip(&by_all.storage[0]) {
-                // LAMB and Adafactor form sums in another order.
-                prop_assert!(a == b || (a - b).abs() <= 2e-6 * (1.0 + b.abs()), "{rule:?}: {a} against {b}");
-            }
-        }
-    }
 }

@@ -1,0 +1,246 @@
+//! The dense layer `y = x W + b`, `[rows, k] -> [rows, n]`, with its gradients.
+//!
+//! Sums over rows run in row order: the same bits for any number of threads.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::kernels::{
+    Dtype, Init, Isa, Lhs, LhsBuffer, PANEL, PackedMatrix, Panels, Real, axpy, full_precision_stride, matmul,
+    prepare_lhs, transpose,
+};
+use crate::params::{Gradients, MatrixKey, Role, VectorKey, WeightList, Weights};
+use crate::runtime::{ActivationPanels, Context};
+
+/// Rows that a task of [`Dense::forward`] takes.
+const ROWS: usize = 64;
+/// Columns that a task transposes, or sums up.
+const COLUMNS: usize = 64;
+
+/// Kernel and bias; or several of one size, as experts have them.
+#[derive(Clone, Copy, Debug)]
+pub struct Dense {
+    /// `[k, n]` each.
+    pub kernel: MatrixKey,
+    /// `[n]` each.
+    pub bias: VectorKey,
+    count: usize,
+}
+
+/// A right operand and what is added to products with it: a layer's kernel and bias, or a kernel's transpose alone.
+#[derive(Clone, Copy)]
+pub struct Product<'a, R> {
+    right: Panels<'a, R>,
+    bias: Option<&'a [R]>,
+}
+
+impl Dense {
+    /// Declares kernel and bias under `name`.
+    pub fn new(list: &mut WeightList, name: &str, k: usize, n: usize) -> Self {
+        Self::shaped(list, name, 1, (k, n), &[k, n], &[n])
+    }
+
+    /// Declares kernels and biases of `experts` layers under `name`.
+    pub fn stacked(list: &mut WeightList, name: &str, experts: usize, k: usize, n: usize) -> Self {
+        Self::shaped(list, name, experts, (k, n), &[experts, k, n], &[experts, 1, n])
+    }
+
+    /// Declares `count` kernels and biases, which Keras keeps in the shapes `kernel` and `bias`.
+    pub fn shaped(
+        list: &mut WeightList,
+        name: &str,
+        count: usize,
+        (k, n): (usize, usize),
+        kernel: &[usize],
+        bias: &[usize],
+    ) -> Self {
+        Dense {
+            kernel: list.matrices(format!("{name}/kernel"), kernel, count, k, n),
+            bias: list.vector(format!("{name}/bias"), Role::Bias, bias),
+            count,
+        }
+    }
+
+    /// Kernel number `index`.
+    pub fn kernel<R: Real>(self, weights: &Weights<R>, index: usize) -> &PackedMatrix<R> {
+        &weights.matrices(self.kernel)[index]
+    }
+
+    /// Kernel and bias.
+    pub fn product<R: Real>(self, weights: &Weights<R>) -> Product<'_, R> {
+        self.product_of(weights, 0)
+    }
+
+    /// Kernel and bias number `index`.
+    pub fn product_of<R: Real>(self, weights: &Weights<R>, index: usize) -> Product<'_, R> {
+        let kernel = self.kernel(weights, index);
+        let bias = &weights.vector(self.bias)[index * kernel.n()..][..kernel.n()];
+        Product { right: kernel.view(), bias: Some(bias) }
+    }
+
+    /// `out = x W + b`, blocks of rows in parallel.
+    pub fn forward<R: Real>(
+        self,
+        context: &Context<'_, R>,
+        weights: &Weights<R>,
+        x: &[R],
+        out: &mut [R],
+    ) -> Result<()> {
+        self.product(weights).forward(context, x, out)
+    }
+
+    /// From `dy` (`[rows, n]`) adds to the gradients and writes `dx` (`[rows, k]`).
+    pub fn backward<R: Real>(
+        self,
+        context: &Context<'_, R>,
+        weights: &Weights<R>,
+        x: &[R],
+        dy: &[R],
+        dx: &mut [R],
+        gradients: &mut Gradients<R>,
+    ) -> Result<()> {
+        self.add_gradients(context, weights, 0, x, dy, gradients)?;
+        Product::transposed(&context.transposed(self.kernel(weights, 0))?).forward(context, dy, dx)
+    }
+
+    /// Adds to the gradients of kernel and bias number `index`; `x` and `dy` have as many rows.
+    pub fn add_gradients<R: Real>(
+        self,
+        context: &Context<'_, R>,
+        weights: &Weights<R>,
+        index: usize,
+        x: &[R],
+        dy: &[R],
+        gradients: &mut Gradients<R>,
+    ) -> Result<()> {
+        let kernel = self.kernel(weights, index);
+        let rows = x.len() / kernel.k();
+        let dw = gradients.view_mut(self.kernel).matrix(index, self.count).row_major();
+        kernel_gradient(context, kernel.dtype(), rows, x, dy, dw)?;
+        bias_gradient(context, dy, gradients.view_mut(self.bias).matrix(index, self.count).row_major())
+    }
+}
+
+impl<'a, R: Real> Product<'a, R> {
+    /// Products with `right`, added to `bias` if there is one.
+    pub fn new(right: Panels<'a, R>, bias: Option<&'a [R]>) -> Self {
+        Product { right, bias }
+    }
+
+    /// Products with a kernel that [`Context::transposed`] has transposed: `dx = dy W^T`.
+    pub fn transposed(kernel: &'a ActivationPanels<R>) -> Self {
+        Product { right: kernel.view(0), bias: None }
+    }
+
+    /// Width of what is multiplied.
+    pub fn k(&self) -> usize {
+        self.right.k
+    }
+
+    /// Width of the result.
+    pub fn n(&self) -> usize {
+        self.right.n
+    }
+
+    /// How left operands are to be prepared.
+    pub fn dtype(&self) -> Dtype {
+        self.right.dtype()
+    }
+
+    /// `rows` rows of `x`, `[rows, k]`, as a left operand.
+    pub fn prepare<'x>(&self, isa: Isa, x: &'x [R], rows: usize, lhs: &'x mut LhsBuffer) -> Lhs<'x, R> {
+        prepare_lhs(isa, x, rows, self.k(), self.k(), self.dtype(), lhs)
+    }
+
+    /// `out = x W + b` for `rows` rows.
+    pub fn rows(&self, isa: Isa, x: &[R], rows: usize, out: &mut [R], lhs: &mut LhsBuffer) {
+        let x = self.prepare(isa, x, rows, lhs);
+        self.columns(isa, x, rows, 0..self.n(), out);
+    }
+
+    /// `out += x W` for `rows` rows.
+    pub fn add_rows(&self, isa: Isa, x: &[R], rows: usize, out: &mut [R], lhs: &mut LhsBuffer) {
+        let x = self.prepare(isa, x, rows, lhs);
+        matmul(isa, rows, x, self.right, 0..self.n(), out, self.n(), Init::Accumulate);
+    }
+
+    /// Columns `columns` of `x W + b`, `[rows, columns.len()]`.
+    pub fn columns(&self, isa: Isa, x: Lhs<'_, R>, rows: usize, columns: Range<usize>, out: &mut [R]) {
+        let width = columns.len();
+        matmul(isa, rows, x, self.right, columns, out, width, self.init());
+    }
+
+    /// The part of `out = x W + b` that columns `inner` of `x` give, which is all that `x` holds: the first part sets
+    /// `out`, the others add to it.
+    pub fn inner(&self, isa: Isa, x: Lhs<'_, R>, rows: usize, inner: Range<usize>, out: &mut [R]) {
+        let init = if inner.start == 0 { self.init() } else { Init::Accumulate };
+        matmul(isa, rows, x, self.right.k_range(inner), 0..self.n(), out, self.n(), init);
+    }
+
+    /// `out = x W + b`, blocks of rows in parallel.
+    pub fn forward(&self, context: &Context<'_, R>, x: &[R], out: &mut [R]) -> Result<()> {
+        let (k, n) = (self.k(), self.n());
+        if x.len() / k * n != out.len() {
+            let (values, results) = (x.len(), out.len());
+            return Err(Error::Internal(format!("{values} values for rows of {k} and {results} of {n}")));
+        }
+        let tasks: Vec<_> = x.chunks(ROWS * k).zip(out.chunks_mut(ROWS * n)).collect();
+        context.each(tasks.into_iter(), |(x, out), scratch| {
+            let ([], [lhs, _]) = scratch.split([]);
+            self.rows(context.isa, x, x.len() / k, out, lhs);
+        })
+    }
+
+    fn init(&self) -> Init<'a, R> {
+        self.bias.map_or(Init::Zero, Init::Bias)
+    }
+}
+
+/// `dw += x^T dy`, `[k, n]`: the sum runs over rows `0..rows` in order.
+///
+/// `x` has `rows` rows of `k`, `dy` rows of `n`; both are rounded to `dtype` first (full precision: not at all).
+pub fn kernel_gradient<R: Real>(
+    context: &Context<'_, R>,
+    dtype: Dtype,
+    rows: usize,
+    x: &[R],
+    dy: &[R],
+    dw: &mut [R],
+) -> Result<()> {
+    if rows == 0 {
+        return Ok(());
+    }
+    let (isa, k, n) = (context.isa, x.len() / rows, dy.len() / rows);
+    // 1. x^T, [k, rows]
+    let stride = full_precision_stride::<R>(rows);
+    let mut transposed = context.buffer(k * stride);
+    context.each(transposed.chunks_mut(COLUMNS * stride).enumerate(), |(task, out), _| {
+        transpose(isa, &x[task * COLUMNS..], rows, out.len() / stride, k, out, stride);
+    })?;
+    // 2. dy in panels
+    let mut panels = context.panels(dtype, 1, rows, n);
+    const PER_TASK: usize = COLUMNS / PANEL;
+    context.each(panels.chunks_mut(PER_TASK).into_iter().enumerate(), |(task, mut out), _| {
+        let first = task * COLUMNS;
+        out.pack(isa, &dy[first..], n, false, rows, COLUMNS.min(n - first));
+    })?;
+    // 3. products, some rows of dw per task
+    let panels = panels.view(0);
+    context.each(dw.chunks_mut(COLUMNS * n).enumerate(), |(task, dw), scratch| {
+        let (_, [lhs, _]) = scratch.split([]);
+        let own = dw.len() / n;
+        let x = &transposed[task * COLUMNS * stride..];
+        let x = prepare_lhs(isa, x, own, rows, stride, panels.dtype(), lhs);
+        matmul(isa, own, x, panels, 0..n, dw, n, Init::Accumulate);
+    })
+}
+
+/// `db += sum over rows of dy`, rows of `db.len()`.
+fn bias_gradient<R: Real>(context: &Context<'_, R>, dy: &[R], db: &mut [R]) -> Result<()> {
+    let n = db.len();
+    context.each(db.chunks_mut(4 * COLUMNS).enumerate(), |(task, db), _| {
+        for row in dy.chunks_exact(n) {
+            axpy(context.isa, db, R::ONE, &row[task * 4 * COLUMNS..][..db.len()]);
+        }
+    })
+}

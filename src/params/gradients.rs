@@ -1,0 +1,163 @@
+//! The gradients of a part's weights.
+
+use std::ops::Range;
+
+use super::list::WeightKey;
+use super::spec::Spec;
+use crate::kernels::Real;
+use crate::sys::AlignedVec;
+
+/// Bytes to whose multiples every gradient is aligned: a cache line, a 512-bit register.
+const ALIGNMENT: usize = 64;
+
+/// The gradients of all weights of a part, in one piece of memory. They lie in the order in which backward finishes them:
+/// the weight that was declared last comes first. So what is finished is always one range from the start.
+#[derive(Clone, Debug)]
+pub struct Gradients<R> {
+    memory: AlignedVec<R>,
+    /// Where in the memory the gradient of each weight is, by the weight's number.
+    ranges: Vec<Range<usize>>,
+    reached: Vec<bool>,
+}
+
+/// One gradient. How its values lie in memory is for this type to know.
+#[derive(Clone, Copy, Debug)]
+pub struct GradientView<'a, R> {
+    values: &'a [R],
+}
+
+/// One gradient, to be added to.
+#[derive(Debug)]
+pub struct GradientViewMut<'a, R> {
+    values: &'a mut [R],
+}
+
+impl<R: Real> Gradients<R> {
+    /// Zeros for the weights `specs`.
+    pub fn zeros(specs: &[Spec]) -> Self {
+        let mut ranges = vec![0..0; specs.len()];
+        let mut end = 0;
+        for (range, spec) in ranges.iter_mut().zip(specs).rev() {
+            *range = end..end + spec.len();
+            end = range.end.next_multiple_of(ALIGNMENT / size_of::<R>());
+        }
+        Gradients { memory: AlignedVec::zeros(end), ranges, reached: vec![false; specs.len()] }
+    }
+
+    /// The gradient of a weight.
+    pub fn view(&self, key: impl WeightKey) -> GradientView<'_, R> {
+        GradientView { values: &self.memory[self.range(key)] }
+    }
+
+    /// The same, to be added to: the weight counts as reached from now on.
+    pub fn view_mut(&mut self, key: impl WeightKey) -> GradientViewMut<'_, R> {
+        self.reached[key.index()] = true;
+        let range = self.range(key);
+        GradientViewMut { values: &mut self.memory[range] }
+    }
+
+    /// Two different gradients at once, to be added to.
+    pub fn views_mut(&mut self, keys: [impl WeightKey; 2]) -> [GradientViewMut<'_, R>; 2] {
+        let ranges = keys.map(|key| {
+            self.reached[key.index()] = true;
+            self.range(key)
+        });
+        match self.memory.get_disjoint_mut(ranges) {
+            Ok(views) => views.map(|values| GradientViewMut { values }),
+            Err(error) => unreachable!("gradients of two weights: {error}"),
+        }
+    }
+
+    /// Per weight, whether something has been differentiated that depends on it. Other weights have no gradient at all,
+    /// rather than one of zeros: an optimiser leaves them alone.
+    pub fn reached(&self) -> &[bool] {
+        &self.reached
+    }
+
+    /// Counts every weight as reached.
+    pub fn reach_all(&mut self) {
+        self.reached.fill(true);
+    }
+
+    /// All gradients, each in its [`Gradients::range`], with zeros between them.
+    pub fn memory(&self) -> &[R] {
+        &self.memory
+    }
+
+    /// Where in [`Gradients::memory`] the gradient of a weight is. Ranges follow each other from the last weight to the
+    /// first, each from a multiple of 64 bytes on.
+    pub fn range(&self, key: impl WeightKey) -> Range<usize> {
+        self.ranges[key.index()].clone()
+    }
+
+    /// One view per weight, in the order of the weights.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = GradientView<'_, R>> {
+        (0..self.ranges.len()).map(|index| self.view(index))
+    }
+
+    /// Sets every value to zero, and no weight as reached.
+    pub fn clear(&mut self) {
+        self.memory.fill(R::ZERO);
+        self.reached.fill(false);
+    }
+}
+
+impl<'a, R: Real> GradientView<'a, R> {
+    /// The values in the order of the weight's elements.
+    pub fn row_major(self) -> &'a [R] {
+        self.values
+    }
+}
+
+impl<'a, R: Real> GradientViewMut<'a, R> {
+    /// The values in the order of the weight's elements.
+    pub fn row_major(self) -> &'a mut [R] {
+        self.values
+    }
+
+    /// The gradient of matrix number `index` of a weight of `count` matrices.
+    pub fn matrix(self, index: usize, count: usize) -> Self {
+        let len = self.values.len() / count;
+        GradientViewMut { values: &mut self.values[index * len..][..len] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::list::WeightList;
+    use super::super::spec::Role;
+    use super::*;
+
+    fn specs() -> Vec<Spec> {
+        let mut list = WeightList::new();
+        list.table("first", 3, 7);
+        list.vector("second", Role::Bias, &[16]);
+        list.matrix("third", 5, 5);
+        list.into_specs()
+    }
+
+    #[test]
+    fn what_is_finished_is_a_range_from_the_start() {
+        let gradients = Gradients::<f32>::zeros(&specs());
+        assert_eq!([0, 1, 2].map(|i| gradients.range(i)), [48..69, 32..48, 0..25]);
+        assert_eq!(gradients.memory().len(), 80);
+        for view in gradients.iter() {
+            assert!(view.row_major().as_ptr().addr().is_multiple_of(ALIGNMENT));
+        }
+        assert_eq!(Gradients::<f64>::zeros(&specs()).range(1), 32..48);
+    }
+
+    #[test]
+    fn views_that_are_added_to_are_reached_and_others_stay() {
+        let mut gradients = Gradients::<f64>::zeros(&specs());
+        gradients.view_mut(2).matrix(0, 1).row_major().fill(2.0);
+        let [a, b] = gradients.views_mut([1, 0]);
+        (a.row_major()[0], b.row_major()[0]) = (3.0, 4.0);
+        assert_eq!([0, 1, 2].map(|i| gradients.view(i).row_major().iter().sum::<f64>()), [4.0, 3.0, 50.0]);
+        assert_eq!(gradients.reached(), [true; 3]);
+        gradients.clear();
+        assert!(gradients.memory().iter().all(|&value| value == 0.0) && !gradients.reached()[2]);
+        gradients.view_mut(1).row_major()[3] = 1.0;
+        assert_eq!(gradients.reached(), [false, true, false]);
+    }
+}

@@ -1,0 +1,254 @@
+//! The values of a part's weights, in the form in which layers use them.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::list::{MatrixKey, TableKey, VectorKey, WeightKey, WeightList};
+use super::spec::{Form, Spec};
+use super::table::Table;
+use crate::error::{Error, Result};
+use crate::kernels::{Dtype, PackedMatrix, Real};
+use crate::runtime::{inject_fault, parallel};
+
+/// Gives the row-major values of each weight, by its number and what is known of it; borrowed where they need not be made,
+/// such as those of a mapped file.
+pub type Source<'a, R> = &'a mut dyn FnMut(usize, &Spec) -> Result<Cow<'a, [R]>>;
+
+/// The values of one weight.
+#[derive(Clone, Debug)]
+pub enum Weight<R> {
+    /// See [`Form::Vector`].
+    Vector(Vec<R>),
+    /// See [`Form::Table`].
+    Table(Table<R>),
+    /// See [`Form::Matrices`].
+    Matrices(Vec<PackedMatrix<R>>),
+}
+
+/// The weights of a part. A clone shares the values; whoever changes some of them gets a copy of those.
+#[derive(Clone, Debug)]
+pub struct Weights<R> {
+    specs: Arc<[Spec]>,
+    dtype: Dtype,
+    values: Vec<Arc<Weight<R>>>,
+}
+
+impl<R: Real> Weights<R> {
+    /// The weights of `list` with values from `source`, which is asked for one after the other. Large ones are packed
+    /// with the threads of [`parallel::with_threads`].
+    ///
+    /// # Errors
+    /// Those of `source`; [`Error::Value`] if it gives too few values or too many.
+    pub fn load(list: WeightList, source: Source<'_, R>, dtype: Dtype) -> Result<Self> {
+        let specs: Arc<[Spec]> = list.into_specs().into();
+        let mut values = Vec::with_capacity(specs.len());
+        for (index, spec) in specs.iter().enumerate() {
+            inject_fault();
+            values.push(Arc::new(Weight::new(spec, source(index, spec)?, dtype)?));
+        }
+        Ok(Weights { specs, dtype, values })
+    }
+
+    /// What there is to know of each weight.
+    pub fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    /// What matrices and tables are stored as.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Each weight, in the order of the list.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Weight<R>> {
+        self.values.iter().map(|weight| &**weight)
+    }
+
+    /// The same, to be changed.
+    pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut Weight<R>> {
+        self.values.iter_mut().map(Arc::make_mut)
+    }
+
+    /// A weight by number or key.
+    pub fn get(&self, key: impl WeightKey) -> &Weight<R> {
+        &self.values[key.index()]
+    }
+
+    /// Replaces a weight by row-major `values`.
+    ///
+    /// # Errors
+    /// [`Error::Value`] if they are too few or too many.
+    pub fn set(&mut self, key: impl WeightKey, values: Cow<'_, [R]>) -> Result<()> {
+        let index = key.index();
+        inject_fault();
+        self.values[index] = Arc::new(Weight::new(&self.specs[index], values, self.dtype)?);
+        Ok(())
+    }
+
+    /// A vector.
+    pub fn vector(&self, key: VectorKey) -> &[R] {
+        match self.get(key) {
+            Weight::Vector(values) => values,
+            _ => unreachable!("the list made the key of a vector"),
+        }
+    }
+
+    /// A table.
+    pub fn table(&self, key: TableKey) -> &Table<R> {
+        match self.get(key) {
+            Weight::Table(table) => table,
+            _ => unreachable!("the list made the key of a table"),
+        }
+    }
+
+    /// All right operands of one weight.
+    pub fn matrices(&self, key: MatrixKey) -> &[PackedMatrix<R>] {
+        match self.get(key) {
+            Weight::Matrices(matrices) => matrices,
+            _ => unreachable!("the list made the key of matrices"),
+        }
+    }
+
+    /// Bytes of all weights.
+    pub fn bytes(&self) -> usize {
+        self.iter().map(Weight::bytes).sum()
+    }
+}
+
+impl<R: Real> Weight<R> {
+    /// Stores row-major `values` as `spec` and `dtype` say.
+    fn new(spec: &Spec, values: Cow<'_, [R]>, dtype: Dtype) -> Result<Self> {
+        if values.len() != spec.len() {
+            let (got, expected) = (values.len(), spec.len());
+            return Err(Error::value(
+                spec.name.as_str(),
+                format!("got {got} values, expected {expected} for shape {:?}", spec.shape),
+            ));
+        }
+        Ok(match spec.form {
+            Form::Vector => Weight::Vector(values.into_owned()),
+            Form::Table { rows, width } => {
+                Weight::Table(Table::new_with(rows, width, dtype, &values, parallel::as_parallel_for()))
+            }
+            Form::Matrices { count, k, n, full_precision } => {
+                let dtype = if full_precision { Dtype::Float32 } else { dtype };
+                if count == 1 {
+                    let matrix = PackedMatrix::pack_with(k, n, dtype, &values, parallel::as_parallel_for());
+                    return Ok(Weight::Matrices(vec![matrix]));
+                }
+                let pack = |i: usize| PackedMatrix::pack(k, n, dtype, &values[i * k * n..][..k * n]);
+                Weight::Matrices(parallel::map(0..count, pack))
+            }
+        })
+    }
+
+    /// Row-major values, widened from the storage type.
+    pub fn to_vec(&self) -> Vec<R> {
+        match self {
+            Weight::Vector(values) => values.clone(),
+            Weight::Table(table) => table.to_vec(),
+            Weight::Matrices(matrices) => {
+                let mut values = vec![R::ZERO; matrices.iter().map(|m| m.k() * m.n()).sum()];
+                let mut rest = &mut values[..];
+                for matrix in matrices {
+                    let (own, others) = rest.split_at_mut(matrix.k() * matrix.n());
+                    matrix.unpack_into(own);
+                    rest = others;
+                }
+                values
+            }
+        }
+    }
+
+    /// Hands the values of [`Weight::to_vec`] to `visit` in pieces, in order: for large weights cheaper than all at once.
+    ///
+    /// # Errors
+    /// The first one of `visit`.
+    pub fn try_for_each_piece(&self, mut visit: impl FnMut(&[R]) -> Result<()>) -> Result<()> {
+        match self {
+            Weight::Vector(values) => visit(values),
+            Weight::Table(table) => match table.full_precision() {
+                Some(values) => visit(values),
+                None => visit(&table.to_vec()),
+            },
+            Weight::Matrices(matrices) => {
+                // A piece stays in the L2 cache until `visit` has it.
+                const VALUES: usize = 1 << 16;
+                let mut values = Vec::new();
+                for matrix in matrices {
+                    let rows = (VALUES / matrix.n().max(1)).max(1);
+                    for first in (0..matrix.k()).step_by(rows) {
+                        values.resize(rows.min(matrix.k() - first) * matrix.n(), R::ZERO);
+                        matrix.unpack_rows_into(first, &mut values);
+                        visit(&values)?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Weight::Vector(values) => size_of_val(&values[..]),
+            Weight::Table(table) => table.bytes(),
+            Weight::Matrices(matrices) => matrices.iter().map(PackedMatrix::bytes).sum(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spec::Role;
+    use super::*;
+
+    fn list() -> WeightList {
+        let mut list = WeightList::new();
+        list.vector("bias", Role::Bias, &[3]);
+        list.table("table", 2, 5);
+        list.matrices("kernels", &[2, 3, 4], 2, 3, 4);
+        list
+    }
+
+    fn weights(dtype: Dtype) -> Weights<f32> {
+        let mut source = |index, spec: &Spec| {
+            Ok((0..spec.len()).map(|i| (i + 100 * index) as f32 / 8.0).collect::<Vec<_>>().into())
+        };
+        Weights::load(list(), &mut source, dtype).expect("values of the right number")
+    }
+
+    #[test]
+    fn values_come_back_row_major_whole_and_in_pieces() {
+        for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
+            let weights = weights(dtype);
+            for (index, (spec, weight)) in weights.specs().iter().zip(weights.iter()).enumerate() {
+                let expected: Vec<f32> = (0..spec.len()).map(|i| (i + 100 * index) as f32 / 8.0).collect();
+                assert_eq!(weight.to_vec(), expected, "{} as {dtype:?}", spec.name);
+                let mut pieces = Vec::new();
+                let taken = weight.try_for_each_piece(|piece| {
+                    pieces.extend_from_slice(piece);
+                    Ok(())
+                });
+                taken.expect("no error");
+                assert_eq!(pieces, expected, "{} in pieces", spec.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_leaves_clones_alone() {
+        let mut weights = weights(Dtype::Float32);
+        let before = weights.clone();
+        weights.set(1, vec![7.0; 10].into()).expect("ten values");
+        for weight in weights.iter_mut().take(1) {
+            let Weight::Vector(values) = weight else { panic!("the first is a vector") };
+            values[0] = -1.0;
+        }
+        assert_eq!((weights.get(1).to_vec(), weights.get(0).to_vec()[0]), (vec![7.0; 10], -1.0));
+        assert_eq!((before.get(1).to_vec()[0], before.get(0).to_vec()[0]), (12.5, 0.0));
+        assert!(Arc::ptr_eq(&weights.values[2], &before.values[2]), "what nobody changed is shared");
+        let error = weights.set(1, vec![7.0; 9].into()).expect_err("too few");
+        assert_eq!(error.to_string(), "table: got 9 values, expected 10 for shape [2, 5]");
+    }
+}
