@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -163,6 +166,36 @@ def test_any_exception_of_a_callback_comes_through() -> None:
 
     with pytest.raises(SystemExit, match="3"):
         small_encoder(inner_activation=leave, num_threads=2)(small_inputs())
+
+
+@needs_posix
+def test_errors_of_callbacks_are_let_go(alarm: list[float]) -> None:
+    """Also where a signal comes out instead of them."""
+    alive: weakref.WeakSet[Exception] = weakref.WeakSet()
+
+    class OwnError(Exception):
+        pass
+
+    def fail(_: Any) -> Any:
+        error = OwnError()
+        alive.add(error)
+        time.sleep(0.002)
+        raise error
+
+    encoder, inputs = small_encoder(inner_activation=fail, num_threads=2), small_inputs()
+    came_late = 0
+    for number in range(40):
+        signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0001 * number)
+        try:
+            with contextlib.suppress(OwnError):
+                encoder(inputs)
+            came_late += 1
+            time.sleep(1)
+        except AlarmError:
+            pass
+    gc.collect()
+    assert 0 < came_late < 40
+    assert not alive
 
 
 @needs_posix

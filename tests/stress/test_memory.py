@@ -113,6 +113,52 @@ except MemoryError:
     assert done == 1
 
 
+@pytest.mark.parametrize("rule", ["AdamW", "LAMB", "SGD", "Adafactor"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_an_update_that_is_refused_memory_changes_nothing(rule: str, step: int) -> None:
+    """Neither weights nor moments nor the number of steps; with memory the update is that of an undisturbed run."""
+    (done,) = python(f"""
+import resource
+from sparse_mixer import optimizers
+from sparse_mixer.gradients import Gradients
+def optimizer():
+    return optimizers.SGD(0.1, momentum=0.9) if {rule!r} == "SGD" else getattr(optimizers, {rule!r})(0.1)
+def trained(steps):
+    encoder, rule = small_encoder(vocab_size=200_000, hidden_size=64, embedding_width=64, num_threads=2), optimizer()
+    for _ in range(steps): rule.apply_gradients(encoder, ones(encoder))
+    return encoder, rule
+def ones(encoder):
+    gradients = Gradients(encoder)
+    for variable in encoder.weights: gradients.set(variable.key, np.ones(variable.shape, np.float32))
+    return gradients
+expected, _ = trained({step})
+encoder, rule = trained({step - 1})
+before = encoder.get_weights()
+grads = ones(encoder)
+# A snapshot in use: the update must copy the weights.
+_, vjp = encoder.vjp(small_inputs(1))
+trim()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + (24 << 20), limits[1]))
+for _ in range(2):
+    try:
+        rule.apply_gradients(encoder, grads)
+    except MemoryError:
+        pass
+    else:
+        raise AssertionError("there was memory")
+resource.setrlimit(resource.RLIMIT_AS, limits)
+assert rule.iterations == {step - 1}
+assert all(map(np.array_equal, encoder.get_weights(), before))
+rule.apply_gradients(encoder, grads)
+assert rule.iterations == {step}
+assert all(map(np.array_equal, encoder.get_weights(), expected.get_weights()))
+print(1)
+""")
+    assert done == 1
+
+
 LARGE = "vocab_size=20_000, hidden_size=256, inner_dim=1024, max_sequence_length=128"
 CASES = {
     "linear": ("num_layers=3, moe_layers=(), attention_layers=()", 64, ""),
