@@ -232,13 +232,33 @@ class SparseMixer(Encoder):
             TypeError: Inputs of a wrong type.
             KeyboardInterrupt: Interrupted; the encoder is unchanged.
         """
+        options: dict[str, Any] = {
+            "training": training,
+            "seed": seed,
+            "outputs": outputs,
+            "check_finite": check_finite,
+        }
+        if type(self).call is not SparseMixer.call:
+            # A subclass's own may take fewer arguments: it gets those that are not at their defaults.
+            defaults = {"training": None, "seed": None, "outputs": _OUTPUTS, "check_finite": False}
+            options = {name: value for name, value in options.items() if value is not defaults[name]}
+        return self.call(inputs, **options)
+
+    def call(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        training: bool | None = None,
+        seed: int | None = None,
+        outputs: Sequence[str] = _OUTPUTS,
+        check_finite: bool = False,
+    ) -> dict[str, Any]:
+        """What a call computes; subclasses may override it, and `__call__` calls it. Arguments as there."""
         arrays = self._read(inputs)
         options = self._call_options(training, seed, outputs, check_finite)
         results, aux = self.core.forward(**arrays._asdict(), **options)
-        self._remember(aux)
+        self._remember(aux, stacklevel=5)
         return results
-
-    call = __call__
 
     def vjp(
         self,
@@ -276,12 +296,16 @@ class SparseMixer(Encoder):
 
         Raises:
             ValueError, TypeError, KeyboardInterrupt: As a call.
+            TypeError: A subclass overrides `call` and not this.
         """
+        if type(self).call is not SparseMixer.call and type(self).vjp is SparseMixer.vjp:
+            kind = type(self).__name__
+            raise TypeError(f"vjp: {kind} overrides call, which cannot be differentiated here; override vjp, too")
         arrays = self._read(inputs)
         options = self._call_options(training, seed, outputs, check_finite)
         options["recompute"] = as_bool("recompute", recompute)
         results, aux, tape = _native.record(self.core, **arrays._asdict(), **options)
-        self._remember(aux)
+        self._remember(aux, stacklevel=4)
         return results, VJP(self, tape, arrays)
 
     def _read(self, inputs: Mapping[str, Any]) -> model_inputs.Inputs:
@@ -304,11 +328,11 @@ class SparseMixer(Encoder):
             "check_finite": as_bool("check_finite", check_finite),
         }
 
-    def _remember(self, aux: dict[str, Any]) -> None:
+    def _remember(self, aux: dict[str, Any], stacklevel: int) -> None:
         """Keep a call's auxiliary values for `losses`, `aux_losses` and `metrics`."""
         self._last.aux = aux
         self._metrics.update(aux)
-        _warn_of_zero_capacity(aux)
+        _warn_of_zero_capacity(aux, stacklevel)
 
     def _call_seed(self, training: bool, seed: int | None) -> int:
         if seed is not None:
@@ -548,11 +572,11 @@ def _default_name() -> str:
     return f"sparse_mixer_{number}" if number else "sparse_mixer"
 
 
-def _warn_of_zero_capacity(aux: Mapping[str, Any]) -> None:
+def _warn_of_zero_capacity(aux: Mapping[str, Any], stacklevel: int) -> None:
     # Infinite where experts choose, as in TensorFlow.
     if (aux["fraction_tokens_left_behind"] >= 1).any():
         warnings.warn(
             "the expert capacity rounds to 0: MoE layers pass no token to any expert; raise the capacity factor",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )

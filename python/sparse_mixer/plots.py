@@ -1,7 +1,7 @@
 """Pictures of what an encoder does. Needs matplotlib (``pip install "sparse_mixer[plot]"``).
 
-Figures are returned, not shown: ``figure.savefig("routing.png")``, or the last expression of a notebook cell. No global
-state of matplotlib is used.
+Figures are returned: ``figure.savefig("routing.png")``, or the last line of a notebook cell, which shows them. No
+global state of matplotlib is used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer._core.checks import as_list
-from sparse_mixer._core.extras import require
+from sparse_mixer._core.extras import new_figure
 
 
 def combine_weights(
@@ -79,7 +79,7 @@ def routing_figure(
     groups = routing[0]["indices"].shape[0]
     if not 0 <= group < groups:
         raise ValueError(f"group: expected 0 to {groups - 1}, got {group}")
-    figure = require("matplotlib.figure", "plot").Figure(figsize=(10, 1 + 1.9 * len(routing)), layout="constrained")
+    figure = new_figure(10, 1 + 1.9 * len(routing))
     panels = figure.subplots(len(routing), 1, sharex=True, squeeze=False)[:, 0]
     length = routing[0]["probabilities"].shape[1]
     if mask is not None and np.shape(mask) != (length,):

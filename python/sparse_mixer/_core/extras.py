@@ -23,3 +23,15 @@ def require(module: str, extra: str) -> Any:
             raise
         message = f'{error.name} is not installed; it comes with: pip install "sparse_mixer[{extra}]"'
         raise ImportError(message, name=error.name) from error
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of matplotlib, of a size in inches, that notebooks show by themselves.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    require("matplotlib.figure", "plot")
+    from sparse_mixer._core.figure import Figure  # imports matplotlib
+
+    return Figure(figsize=(width, height), layout="constrained")

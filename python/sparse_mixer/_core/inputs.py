@@ -21,6 +21,9 @@ KEYS = (
     "dense_type_ids",
 )
 
+# How alike, of 1, a key must be to one of these to be taken for a slip.
+_MISSPELT = 0.88
+
 
 class InputSpec(NamedTuple):
     """Name, shape (None: any size) and type of one input."""
@@ -71,23 +74,37 @@ def read(
     Ranges, lengths and finiteness are checked by the core, once.
 
     Args:
-        inputs: The dict that the encoder was called with; unknown keys are ignored.
+        inputs: The dict that the encoder was called with, or a table of pandas with such columns. Keys that are none
+            of ours and unlike them are ignored.
         needs_mask: Whether a missing mask is an error.
         embedding_layer: The user's own word embeddings, called with ``input_word_ids``; None for the core's table.
         pad_id: Where word ids have this value, positions are padding if there is no mask.
 
     Raises:
-        ValueError: Not a dict, a missing entry, or an entry of a wrong rank.
+        ValueError: Not a dict, a missing or misspelt entry, one that has no use without another that is missing, or
+            an entry of a wrong rank.
         TypeError: An entry of a wrong type, such as fractional ids.
     """
-    if not isinstance(inputs, Mapping):
-        raise ValueError(f"inputs: expected a dict with the keys {', '.join(KEYS[:3])}, got {type(inputs).__name__}")
-    word_ids = None
+    inputs = as_inputs(inputs)
+    word_ids = _optional(inputs, "input_word_ids", _ids)
     word_embeddings = _optional(inputs, "input_word_embeddings", _embeddings)
     dense_inputs = _optional(inputs, "dense_inputs", _embeddings)
     mask = _optional(inputs, "input_mask", _mask)
-    if word_embeddings is None:
-        word_ids = _required(inputs, "input_word_ids", _ids)
+    if dense_inputs is None:
+        for key in ("dense_mask", "dense_type_ids"):
+            if inputs.get(key) is not None:
+                raise ValueError(f"{key}: given without dense_inputs, which it belongs to")
+    if word_embeddings is not None:
+        if word_ids is not None and word_ids.shape != word_embeddings.shape[:2]:
+            expected = list(word_embeddings.shape[:2])
+            raise ValueError(
+                f"input_word_ids: expected shape {expected}, that of the embeddings, got {list(word_ids.shape)}"
+            )
+        # The embeddings replace them.
+        word_ids = None
+    else:
+        if word_ids is None:
+            word_ids = _required(inputs, "input_word_ids", _ids)
         if mask is None and pad_id is not None and (embedding_layer is not None or dense_inputs is not None):
             # The core finds padding itself where it gets ids and nothing else.
             mask = (word_ids != pad_id).astype(np.float32)
@@ -98,7 +115,7 @@ def read(
     if mask is None and needs_mask and not ids_tell:
         mask = _required(inputs, "input_mask", _mask)
     take_mask = _required if needs_mask else _optional
-    return Inputs(
+    read_inputs = Inputs(
         word_ids=word_ids,
         mask=mask,
         type_ids=_required(inputs, "input_type_ids", _ids),
@@ -107,6 +124,30 @@ def read(
         dense_mask=None if dense_inputs is None else take_mask(inputs, "dense_mask", _mask),
         dense_type_ids=None if dense_inputs is None else _required(inputs, "dense_type_ids", _ids),
     )
+    _refuse_misspelt(inputs)
+    return read_inputs
+
+
+def as_inputs(inputs: Any) -> Mapping[str, Any]:
+    """The inputs as a mapping: a dict, or a table of pandas with a column per input.
+
+    Raises:
+        ValueError: Anything else.
+    """
+    if isinstance(inputs, Mapping):
+        return inputs
+    if hasattr(inputs, "columns") and hasattr(inputs, "__getitem__"):
+        return {str(name): inputs[name] for name in inputs.columns}
+    raise ValueError(f"inputs: expected a dict with the keys {', '.join(KEYS[:3])}, got {type(inputs).__name__}")
+
+
+def _refuse_misspelt(inputs: Mapping[str, Any]) -> None:
+    """Other keys are no business of an encoder's, unless one is meant to be an input that may be left out."""
+    absent = [key for key in KEYS if inputs.get(key) is None]
+    for name in inputs:
+        close = difflib.get_close_matches(str(name), absent, n=1, cutoff=_MISSPELT)
+        if name not in KEYS and close:
+            raise ValueError(f"inputs: unknown key {name!r} (is {close[0]!r} meant?)")
 
 
 def _optional(inputs: Mapping[str, Any], key: str, convert: Callable[[str, Any], Any]) -> Any:

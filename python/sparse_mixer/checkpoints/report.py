@@ -27,7 +27,7 @@ class Mismatch(NamedTuple):
         return f"{self.name} (expected {self.expected}, '{self.file_name}' has {self.found})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadReport:
     """What a file offers of an encoder's weights.
 
@@ -73,6 +73,10 @@ class LoadReport:
             if names:
                 parts.append(f"{kind}: {', '.join(map(str, names[:_SHOWN]))}{more}")
         return "; ".join(parts)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.loaded)} loaded, {len(self.missing)} missing, {len(self.unexpected)} unexpected"
+        return f"<LoadReport of {self.path!r}: {counts}>"
 
     def __str__(self) -> str:
         where = f" below '{self.prefix}'" if self.prefix else ""

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import numpy.typing as npt
 
 from sparse_mixer._core.arguments import as_positive
+from sparse_mixer._core.checks import as_float, as_int
 from sparse_mixer._core.atomic_file import replacing
 from sparse_mixer._core.extras import require
 
@@ -22,6 +23,9 @@ class Callback:
     `trainer` is the `sparse_mixer.training.Trainer`; setting ``trainer.stop`` interrupts training after the step or
     epoch, ``trainer.finish()`` ends it for good.
     """
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
 
     def on_train_begin(self, trainer: Any) -> None:
         """Before the first step, also after a resumption."""
@@ -62,6 +66,7 @@ class EarlyStopping(Callback):
     def __init__(
         self,
         monitor: str = "val_loss",
+        *,
         patience: int = 0,
         min_delta: float = 0.0,
         mode: str = "auto",
@@ -73,7 +78,8 @@ class EarlyStopping(Callback):
             monitor: A name in the epochs' logs.
             patience: Epochs without improvement after which training ends; with 0 it ends after one, too.
             min_delta: Changes up to this do not count as improvement.
-            mode: ``"min"``, ``"max"``, or ``"auto"``: larger is better for accuracies, smaller for all else.
+            mode: ``"min"``, ``"max"``, or ``"auto"``: larger is better for names that end in ``acc``, ``accuracy`` or
+                ``auc``, smaller for all else.
             restore_best_weights: Go back to the weights of the best epoch when training is over.
         """
         if mode not in ("auto", "min", "max"):
@@ -81,10 +87,10 @@ class EarlyStopping(Callback):
         if not isinstance(monitor, str):
             raise TypeError(f"monitor: expected a string, got {monitor!r}")
         self.monitor = monitor
-        self.patience = patience
-        self.min_delta = abs(min_delta)
+        self.patience = as_int("patience", patience)
+        self.min_delta = abs(as_float("min_delta", min_delta))
         self.restore_best_weights = restore_best_weights
-        self._sign = -1.0 if mode == "max" or (mode == "auto" and monitor.endswith("accuracy")) else 1.0
+        self._sign = -1.0 if mode == "max" or (mode == "auto" and monitor.endswith(("acc", "accuracy", "auc"))) else 1.0
         self.best: float | None = None
         self.wait = 0
         self._best_weights: dict[str, npt.NDArray[Any]] = {}
@@ -129,6 +135,9 @@ class EarlyStopping(Callback):
         """See `Callback`."""
         if self._best_weights and trainer.finished:
             trainer.model.set_weights(list(self._best_weights.values()))
+
+    def __repr__(self) -> str:
+        return f"<EarlyStopping monitor={self.monitor!r} patience={self.patience} best={self.best} wait={self.wait}>"
 
     def get_state(self) -> dict[str, Any]:
         """See `Callback`."""

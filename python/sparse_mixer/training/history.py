@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sparse_mixer._core.extras import require
+from sparse_mixer._core.extras import new_figure
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What happened in a run.
 
@@ -23,6 +23,14 @@ class History:
 
     epochs: list[dict[str, float]] = field(default_factory=list)
     steps: list[tuple[float, float]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self.epochs)} epochs", f"{len(self.steps)} updates"]
+        for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+            values = [epoch[name] for epoch in self.epochs if name in epoch]
+            if values:
+                parts.append(f"{name} {values[0]:.4g}" + (f" to {values[-1]:.4g}" if len(values) > 1 else ""))
+        return f"<History of {', '.join(parts)}>"
 
     @property
     def history(self) -> dict[str, list[float]]:
@@ -36,13 +44,13 @@ class History:
         Needs matplotlib.
 
         Returns:
-            A `matplotlib.figure.Figure`.
+            A `matplotlib.figure.Figure`, which notebooks show as the last line of a cell.
         """
         by_metric = self.history
         accuracies = [name for name in by_metric if name.endswith("accuracy")]
         shares = [name for name in _SHARES if name in by_metric]
         count = 1 + bool(accuracies) + bool(shares)
-        figure = require("matplotlib.figure", "plot").Figure(figsize=(1 + 4.5 * count, 4), layout="constrained")
+        figure = new_figure(1 + 4.5 * count, 4)
         panels = figure.subplots(1, count, squeeze=False)[0]
         self._plot_losses(panels[0], by_metric)
         epochs = range(1, len(self.epochs) + 1)

@@ -17,3 +17,7 @@ class Metrics(dict[str, tuple[float, float]]):
     def means(self) -> dict[str, float]:
         """Sum by weight of every metric; NaN where the weight is 0."""
         return {name: total / weight if weight else float("nan") for name, (total, weight) in self.items()}
+
+    def __repr__(self) -> str:
+        shown = [f"{name} {value:.4g}" for name, value in self.means().items() if "/" not in name]
+        return f"<Metrics: {', '.join(shown) or 'none'}>"
