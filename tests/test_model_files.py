@@ -16,7 +16,7 @@ from sparse_mixer.checkpoints import encoder_files
 
 def every_model() -> list[models.Model]:
     heads = [
-        models.ClassificationHead(WIDTH, 2, 0.2, name="order"),
+        models.ClassificationHead(WIDTH, 2, dropout_rate=0.2, name="order"),
         models.ClassificationHead(0, 3, use_encoder_pooler=True, name="topic"),
     ]
     return [

@@ -197,7 +197,7 @@ def test_weights_that_are_not_reached_stay() -> None:
 def test_bits_do_not_depend_on_threads(rule: str, dtype: str) -> None:
     """With batches of 320 rows, which are more than one block of the core, and more than one of the moments."""
     inputs, labels = labelled(80)
-    heads = [models.ClassificationHead(WIDTH, 2, 0.1, use_encoder_pooler=True)]
+    heads = [models.ClassificationHead(WIDTH, 2, dropout_rate=0.1, use_encoder_pooler=True)]
     results = []
     for threads in (1, 2, 3):
         encoder = small_encoder(num_threads=threads, dtype=dtype, jitter_noise=0.1)
@@ -303,7 +303,7 @@ def make_run(
     """A run with everything random: shuffling, dropout, jitter, masking, accumulation."""
     encoder = small_encoder(jitter_noise=0.1, dtype=dtype)
     model = models.BertPretrainerV2(
-        encoder, "gelu", classification_heads=[models.ClassificationHead(WIDTH, 2, 0.1)], seed=0
+        encoder, "gelu", classification_heads=[models.ClassificationHead(WIDTH, 2, dropout_rate=0.1)], seed=0
     )
     inputs, labels = labelled(20)
     return training.Trainer(

@@ -158,16 +158,22 @@ class Optimizer:
         return self._core.apply(updates, rate, self.global_clipnorm, float(scale))
 
     def _build(self, parts: Sequence[Any], state: tuple[int, list[tuple[str, Array]]] | None) -> None:
+        core, keys = self._made_for(parts, state)
+        self._core, self._keys, self._restored = core, keys, None
+
+    def _made_for(
+        self, parts: Sequence[Any], state: tuple[int, list[tuple[str, Array]]] | None
+    ) -> tuple[_native.Optimizer, list[str]]:
+        """The core's optimiser of these parts, and the keys of their weights."""
         specs = [
             (part.core, [not _matches(self._no_decay, key) for key in keys], [self._adapts(key) for key in keys])
             for part in parts
             for keys in [part.weight_keys]
         ]
-        native = _native.Optimizer(json.dumps(self._rule), specs)
+        core = _native.Optimizer(json.dumps(self._rule), specs)
         if state is not None:
-            native.restore(*state)
-        self._keys = [key for part in parts for key in part.weight_keys]
-        self._core, self._restored = native, None
+            core.restore(*state)
+        return core, [key for part in parts for key in part.weight_keys]
 
     def _adapts(self, key: str) -> bool:
         return not _matches(self._no_adaptation or self._no_decay, key)
@@ -191,16 +197,37 @@ class Optimizer:
         Raises:
             ValueError: Moments of other weights or shapes; nothing has changed then.
         """
-        count = as_step("iterations", iterations)
-        if not isinstance(moments, Mapping):
-            raise TypeError(f"moments: expected a mapping, got {type(moments).__name__}")
-        arrays = [(name, np.array(as_float32(name, array))) for name, array in moments.items()]
-        if self._core is not None:
-            self._core.restore(count, arrays)
-        elif target is not None:
-            self._build(parts_of(target), (count, arrays))
+        if self._core is None and target is None:
+            self._restored = _checked_state(iterations, moments)
         else:
-            self._restored = (count, arrays)
+            self.staged_state(iterations, moments, target)()
+
+    def staged_state(self, iterations: int, moments: Mapping[str, npt.ArrayLike], target: Any) -> Callable[[], None]:
+        """Check a state and make it ready: `set_state` in two steps, the second of which cannot fail.
+
+        Args:
+            iterations: As in `set_state`.
+            moments: As there.
+            target: As there; None for what has been updated so far.
+
+        Returns:
+            A function that takes the state over.
+
+        Raises:
+            ValueError: Moments of other weights or shapes; nothing has changed then.
+        """
+        state = _checked_state(iterations, moments)
+        core = self._core
+        if target is None:
+            if core is None:
+                raise ValueError("target: missing, and nothing has been updated so far")
+            return lambda: core.restore(*state)
+        staged, keys = self._made_for(parts_of(target), state)
+
+        def commit() -> None:
+            self._core, self._keys, self._restored = staged, keys, None
+
+        return commit
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__, _core=None)
@@ -409,6 +436,13 @@ def _not_negative(argument: str, value: Any) -> float:
     if number < 0.0:
         raise ValueError(f"{argument}: expected at least 0, got {number}")
     return number
+
+
+def _checked_state(iterations: int, moments: Mapping[str, npt.ArrayLike]) -> tuple[int, list[tuple[str, Array]]]:
+    count = as_step("iterations", iterations)
+    if not isinstance(moments, Mapping):
+        raise TypeError(f"moments: expected a mapping, got {type(moments).__name__}")
+    return count, [(name, np.array(as_float32(name, array))) for name, array in moments.items()]
 
 
 def _patterns(argument: str, patterns: Sequence[str]) -> list[re.Pattern[str]]:

@@ -6,7 +6,8 @@ import contextlib
 import copy
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from sparse_mixer import checkpoints, training
 from sparse_mixer._core.arguments import as_bool, as_seed
+from sparse_mixer._core.inputs import as_inputs
 from sparse_mixer._core.router_metrics import METRIC_NAMES
 from sparse_mixer._core.variables import assign_all
 from sparse_mixer.checkpoints import flax, model_files
@@ -21,6 +23,7 @@ from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets
 from sparse_mixer.models.heads import Array, Head
 from sparse_mixer.networks import SparseMixer
+from sparse_mixer.optimizers import Optimizer
 from sparse_mixer.training.batches import unpack
 from sparse_mixer.training.metrics import Metrics
 from sparse_mixer.training.trainable import Trainable
@@ -58,6 +61,22 @@ class Model(Trainable):
             raise ValueError("classification_heads: expected heads of different names")
         variables = [variable for part in self.parts for variable in part.all_variables]
         super().__init__(name, variables, self.parts)
+
+    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> Any:
+        """What `call` gives, which subclasses may override.
+
+        Args:
+            inputs: As in a call of the encoder.
+            training: As there.
+            seed: As there; also the source of dropout in the heads.
+        """
+        options: dict[str, Any] = {"training": training if training else None, "seed": seed}
+        # An own `call` may take fewer arguments.
+        return self.call(as_inputs(inputs), **{name: value for name, value in options.items() if value is not None})
+
+    def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> Any:
+        """What a call gives; see the class."""
+        raise NotImplementedError
 
     def loss_divisors(self, batch: Any) -> dict[str, float]:
         """What the terms of a batch's loss are divided by.
@@ -128,9 +147,10 @@ class Model(Trainable):
 
     def _call_seed(self, training: bool | None, seed: int | None) -> int | None:
         """The seed of dropout in encoder and heads for one call; None at inference."""
+        given = None if seed is None else as_seed("seed", seed)
         if training is None or not as_bool("training", training):
             return None
-        return self.encoder.next_call_seed() if seed is None else as_seed("seed", seed)
+        return self.encoder.next_call_seed() if given is None else given
 
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to the parts comes from these.
@@ -226,9 +246,51 @@ class Model(Trainable):
         """
         model_files.load_weights(self, source)
 
-    def fit(self, data: Any, **arguments: Any) -> Any:
-        """Train; see `sparse_mixer.training.fit` for the arguments and what is returned."""
-        return training.fit(self, data, **arguments)
+    def fit(
+        self,
+        data: Any,
+        *,
+        optimizer: Optimizer,
+        epochs: int = 1,
+        batch_size: int | None = None,
+        steps_per_epoch: int | None = None,
+        shuffle: bool | None = None,
+        drop_remainder: bool | None = None,
+        seed: int | None = None,
+        transform: Callable[[Any, int], Any] | None = None,
+        accumulation_steps: int = 1,
+        recompute: bool = False,
+        validation_data: Any = None,
+        callbacks: Sequence[training.Callback] = (),
+        state_path: str | Path | None = None,
+        save_every: int | None = None,
+        resume: bool = True,
+        progress: bool | None = None,
+    ) -> training.History:
+        """Train this model; the arguments are those of `sparse_mixer.training.fit`."""
+        return training.fit(
+            self,
+            data,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            steps_per_epoch=steps_per_epoch,
+            shuffle=shuffle,
+            drop_remainder=drop_remainder,
+            seed=seed,
+            transform=transform,
+            accumulation_steps=accumulation_steps,
+            recompute=recompute,
+            validation_data=validation_data,
+            callbacks=callbacks,
+            state_path=state_path,
+            save_every=save_every,
+            resume=resume,
+            progress=progress,
+        )
+
+    # The same description in both places where `help` is asked for it.
+    fit.__doc__ = (training.fit.__doc__ or "").replace("        model: One of `sparse_mixer.models`.\n", "")
 
     def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
         """Means of all metrics over `data`; see `sparse_mixer.training.evaluate`."""

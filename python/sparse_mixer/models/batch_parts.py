@@ -8,11 +8,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._core.arrays import as_float32, as_integers
+from sparse_mixer._core.arrays import as_array, as_float32, as_integers
 from sparse_mixer.losses import Targets
 from sparse_mixer.networks import SparseMixer
 
 Array = npt.NDArray[np.float32]
+
+
+def check_output(output: Any) -> str:
+    """``"logits"`` or ``"predictions"``, as the Model Garden's models know them."""
+    if output not in ("logits", "predictions"):
+        raise ValueError(f"output: expected 'logits' or 'predictions', got {output!r}")
+    return str(output)
+
+
+def log_softmax(logits: Array) -> Array:
+    """Logarithms of the probabilities over the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    result: Array = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
 
 
 def as_rows(sequence: Array) -> Array:
@@ -69,7 +83,7 @@ def read_weights(weights: Any, shape: tuple[int, ...]) -> Array:
 def position_count(inputs: Mapping[str, Any]) -> float:
     """Positions of a batch, padding among them: what the router's losses are means over."""
     names = ["input_type_ids"] + ["dense_type_ids"] * (inputs.get("dense_inputs") is not None)
-    return float(sum(np.size(inputs[name]) for name in names if inputs.get(name) is not None))
+    return float(sum(as_array(name, inputs[name]).size for name in names if inputs.get(name) is not None))
 
 
 def targets_of(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._core.arguments import as_int
+from sparse_mixer._core.arguments import as_int, as_positive
 from sparse_mixer._core.arrays import as_float32
+from sparse_mixer._core.inputs import KEYS, as_inputs
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, classification, squared_error
 from sparse_mixer.models.base import Model, stored
 from sparse_mixer.models.batch_parts import check_encoder, expect_shape, read_classes, targets_of
 from sparse_mixer.models.heads import Array, ProjectionHead
 from sparse_mixer.networks import SparseMixer
+from sparse_mixer.training.batches import cut
 from sparse_mixer.training.metrics import Metrics
 
 
@@ -74,16 +77,25 @@ class BertClassifier(Model):
         )
         super().__init__("bert_classifier", network, [self._head])
 
-    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> Array:
+    def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> Array:
         """Logits ``[B, num_classes]``."""
         drops = self._call_seed(training, seed)
         outputs = self.encoder(inputs, training=training, seed=drops, outputs=self._outputs)
         return self._head.logits(self._features(outputs), drops)
 
-    def predict(self, inputs: Mapping[str, Any]) -> npt.NDArray[Any]:
-        """Most likely class ``[B]`` of each example; for regression the numbers."""
-        logits = self(inputs)
-        return logits[:, 0] if self.num_classes == 1 else logits.argmax(-1)
+    def predict(self, inputs: Mapping[str, Any], *, batch_size: int = 32) -> npt.NDArray[Any]:
+        """Most likely class ``[B]`` of each example; for regression the numbers.
+
+        Args:
+            inputs: As in a call; any number of examples.
+            batch_size: Examples that are computed at once, rounded up to whole routing groups.
+        """
+        size = as_positive("batch_size", batch_size)
+        group = max(1, math.ceil(self.encoder.arguments.examples_per_group))
+        given = {name: value for name, value in as_inputs(inputs).items() if name in KEYS and value is not None}
+        logits = [self(batch) for batch in cut(given, math.ceil(size / group) * group)] or [self(inputs)]
+        numbers = np.concatenate(logits).reshape(-1, self.num_classes)
+        return numbers[:, 0] if self.num_classes == 1 else numbers.argmax(-1)
 
     def _features(self, outputs: Mapping[str, Any]) -> Array:
         if self.use_encoder_pooler:

@@ -10,12 +10,19 @@ import numpy as np
 
 from sparse_mixer import activations
 from sparse_mixer._core.arguments import as_int
-from sparse_mixer._core.arrays import as_float32
-from sparse_mixer._core.checks import as_list
+from sparse_mixer._core.arrays import as_float32, as_integers
+from sparse_mixer._core.checks import as_float, as_list
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, cross_entropy, reciprocal
 from sparse_mixer.models.base import Model, stored
-from sparse_mixer.models.batch_parts import check_encoder, expect_shape, position_count, read_classes, read_integers
+from sparse_mixer.models.batch_parts import (
+    as_rows,
+    check_encoder,
+    expect_shape,
+    position_count,
+    read_classes,
+    read_integers,
+)
 from sparse_mixer.models.heads import Array, MaskedLMHead, ProjectionHead
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
@@ -23,29 +30,50 @@ from sparse_mixer.training.metrics import Metrics
 
 @dataclass(frozen=True)
 class ClassificationHead:
-    """A head of `BertPretrainerV2` on the first position: a tanh layer, dropout, logits.
+    """A head of `BertPretrainerV2`: a tanh layer on one position, dropout, logits ``[B, num_classes]``.
 
-    The heads of the paper's JAX code are ``ClassificationHead(0, 2, use_encoder_pooler=True)``.
+    Without the tanh layer it sees all positions, as in the Model Garden, and gives ``[B, S, num_classes]``. The heads
+    of the paper's JAX code are ``ClassificationHead(0, 2, use_encoder_pooler=True)``.
 
     Attributes:
-        inner_dim: Width of the tanh layer; 0 for none.
+        inner_dim: Width of the tanh layer; 0 or None for none.
         num_classes: Number of classes.
+        cls_token_idx: Position that the tanh layer sees.
+        activation: ``"tanh"``; there is no other.
         dropout_rate: Dropout before the last layer.
         initializer: Of the kernels.
         name: Prefix of the weights; ``<name>_labels`` are its labels in a batch.
-        use_encoder_pooler: Whether the head sees ``pooled_output`` instead of the first row of ``sequence_output``.
+        use_encoder_pooler: Whether the head sees ``pooled_output`` instead of ``sequence_output``.
     """
 
-    inner_dim: int
+    inner_dim: int | None
     num_classes: int
+    cls_token_idx: int = 0
+    activation: Any = "tanh"
     dropout_rate: float = 0.0
     initializer: Any = "glorot_uniform"
     name: str = "next_sentence"
     use_encoder_pooler: bool = False
 
+    def __post_init__(self) -> None:
+        as_int("inner_dim", self.inner_dim or 0)
+        as_int("num_classes", self.num_classes)
+        as_int("cls_token_idx", self.cls_token_idx)
+        as_float("dropout_rate", self.dropout_rate)
+        if activations.serialize(activations.resolve(self.activation, "activation")) != "tanh":
+            raise ValueError(f"activation: expected 'tanh', got {self.activation!r}")
+        if not isinstance(self.name, str):
+            raise TypeError(f"name: expected a string, got {self.name!r}")
+
+    @property
+    def sees_all_positions(self) -> bool:
+        """Whether there are logits for every position."""
+        return not self.inner_dim and not self.use_encoder_pooler
+
     def get_config(self) -> dict[str, Any]:
         """The attributes by name, without the initialiser."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "initializer"}
+        config = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "initializer"}
+        return {**config, "activation": "tanh"}
 
 
 @stored
@@ -56,9 +84,9 @@ class BertPretrainerV2(Model):
     ``masked_lm_positions`` ``[B, P]`` among the inputs, and one array of logits per classification head under its name.
 
     A batch for training is the dict of inputs with ``masked_lm_positions``, ``masked_lm_ids`` and
-    ``masked_lm_weights``, each ``[B, P]``, and ``<head>_labels`` ``[B]`` for each head; `masking.mask_tokens`
-    makes the former. The loss is the mean over predictions, by their weights, plus the means of the heads. A batch
-    without a prediction teaches nothing, the heads neither.
+    ``masked_lm_weights``, each ``[B, P]``, and ``<head>_labels`` for each head, ``[B]`` or ``[B, S]`` as its logits;
+    `masking.mask_tokens` makes the former. The loss is the mean over predictions, by their weights, plus the means of
+    the heads. A batch without a prediction teaches nothing, the heads neither.
     """
 
     def __init__(
@@ -109,12 +137,12 @@ class BertPretrainerV2(Model):
             )
             for head in heads
         ]
-        self._pools = [bool(head.use_encoder_pooler) for head in heads]
-        if any(self._pools):
+        self._seen = heads
+        if any(head.use_encoder_pooler for head in heads):
             self._outputs = ("sequence_output", "pooled_output")
         super().__init__(name, encoder_network, [self.masked_lm, *self.classification_heads])
 
-    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> dict[str, Any]:
+    def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> dict[str, Any]:
         """The encoder's outputs and the heads' logits."""
         drops = self._call_seed(training, seed)
         outputs: dict[str, Any] = self.encoder(inputs, training=training, seed=drops)
@@ -123,7 +151,9 @@ class BertPretrainerV2(Model):
             outputs["mlm_logits"] = self.masked_lm.logits(sequence, read_integers(inputs, "masked_lm_positions"))
         features = self._features(outputs)
         for number, head in enumerate(self.classification_heads):
-            outputs[head.name] = head.logits(features[number], drops)
+            logits = head.logits(features[number], drops)
+            seen = self._seen[number]
+            outputs[head.name] = logits.reshape(*sequence.shape[:2], -1) if seen.sees_all_positions else logits
         return outputs
 
     @classmethod
@@ -133,13 +163,30 @@ class BertPretrainerV2(Model):
         return cls(encoder, **{**config, "classification_heads": heads})
 
     def _features(self, outputs: Mapping[str, Any]) -> list[Array]:
-        """What each classification head sees, [B, H]."""
-        first = np.ascontiguousarray(outputs["sequence_output"][:, 0])
-        return [outputs["pooled_output"] if pools else first for pools in self._pools]
+        """What each classification head sees, [B, H] or [B * S, H]."""
+        sequence = outputs["sequence_output"]
+        features: list[Array] = []
+        for head in self._seen:
+            if head.use_encoder_pooler:
+                features.append(outputs["pooled_output"])
+            elif head.sees_all_positions:
+                features.append(as_rows(sequence))
+            elif -sequence.shape[1] <= head.cls_token_idx < sequence.shape[1]:
+                features.append(np.ascontiguousarray(sequence[:, head.cls_token_idx]))
+            else:
+                raise ValueError(
+                    f"cls_token_idx: got {head.cls_token_idx}, but there are {sequence.shape[1]} positions"
+                )
+        return features
 
     def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
+        if labels is not None:
+            raise ValueError("labels: BertPretrainerV2 finds its labels among the inputs; pass one dict")
+        if weights is not None:
+            raise ValueError("sample_weight: BertPretrainerV2 weighs predictions by masked_lm_weights")
         positions = read_integers(inputs, "masked_lm_positions")
         ids = read_integers(inputs, "masked_lm_ids")
+        _check_other_labels(inputs, {f"{head.name}_labels" for head in self._seen}, len(positions))
         counted = as_float32("masked_lm_weights", inputs.get("masked_lm_weights", np.ones(positions.shape)))
         if not positions.shape == ids.shape == counted.shape:
             raise ValueError(
@@ -147,13 +194,13 @@ class BertPretrainerV2(Model):
                 f"{positions.shape}, got {ids.shape} and {counted.shape}"
             )
         classes = [
-            read_classes(inputs.get(f"{head.name}_labels"), 1, f"{head.name}_labels")
-            for head in self.classification_heads
+            read_classes(inputs.get(f"{head.name}_labels"), 1 + head.sees_all_positions, f"{head.name}_labels")
+            for head in self._seen
         ]
         # As in the Model Garden's task: these weights choose predictions, they do not make some dearer.
         weight = float(counted.sum(dtype=np.float64))
         heads = {
-            f"head/{head.name}": float(len(own)) for head, own in zip(self.classification_heads, classes, strict=True)
+            f"head/{head.name}": float(own.size) for head, own in zip(self.classification_heads, classes, strict=True)
         }
         learnable = float(np.abs(counted).sum(dtype=np.float64))
         divisors = {"weight": learnable, "task": weight, **heads, "auxiliary": position_count(inputs)}
@@ -173,25 +220,39 @@ class BertPretrainerV2(Model):
         sums, d_sequence = self.masked_lm.loss(sequence, positions, ids, targets.weights, scale=scale, into=into)
         metrics = Metrics(mlm_loss=(sums.loss, sums.weight), mlm_accuracy=(sums.hits, sums.weight))
         total = sums.loss
-        d_pooled = np.zeros((len(sequence), sequence.shape[-1]), np.float32) if any(self._pools) else None
+        pools = any(head.use_encoder_pooler for head in self._seen)
+        d_pooled = np.zeros((len(sequence), sequence.shape[-1]), np.float32) if pools else None
         for number, (head, features) in enumerate(zip(self.classification_heads, self._features(outputs), strict=True)):
             logits = head.logits(features, seed)
-            expect_shape(f"{head.name}_labels", classes[number], (len(features),))
+            seen, own_classes = self._seen[number], classes[number]
+            shape = sequence.shape[: 1 + seen.sees_all_positions]
+            expect_shape(f"{head.name}_labels", own_classes, shape)
             divisor = divisors[f"head/{head.name}"]
             ones = np.ones(len(features), np.float32)
-            own, d_logits = cross_entropy(self.encoder, logits, classes[number], ones, reciprocal(divisor))
+            own, d_logits = cross_entropy(self.encoder, logits, own_classes.ravel(), ones, reciprocal(divisor))
             metrics[f"{head.name}_loss"] = (own.loss, own.weight)
             metrics[f"{head.name}_accuracy"] = (own.hits, own.weight)
             # Divided by the predictions like the rest of the task's loss, this is a mean over the head's examples.
             total += own.loss * divisors["task"] * reciprocal(divisor)
             if into is not None and d_sequence is not None:
                 d_features = head.backward(features, d_logits, seed, into)
-                if d_pooled is not None and self._pools[number]:
+                if d_pooled is not None and seen.use_encoder_pooler:
                     d_pooled += d_features
+                elif seen.sees_all_positions:
+                    d_sequence += d_features.reshape(d_sequence.shape)
                 else:
-                    d_sequence[:, 0] += d_features
+                    d_sequence[:, seen.cls_token_idx] += d_features
         metrics["task_loss"] = (total, sums.weight)
         if d_sequence is None:
             return metrics, {}
         gradients = {"sequence_output": d_sequence}
         return metrics, gradients if d_pooled is None else {**gradients, "pooled_output": d_pooled}
+
+
+def _check_other_labels(inputs: Mapping[str, Any], own: set[str], batch: int) -> None:
+    """Labels of heads that the model lacks, such as the pipelines of the Model Garden give, have no use; check them."""
+    for name, value in inputs.items():
+        if str(name).endswith("_labels") and name not in own and value is not None:
+            labels = as_integers(str(name), value, booleans=True)
+            if labels.shape[:1] != (batch,):
+                raise ValueError(f"{name}: expected one entry per example, {batch}, got shape {list(labels.shape)}")

@@ -10,7 +10,16 @@ import numpy as np
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, classification
 from sparse_mixer.models.base import Model, stored
-from sparse_mixer.models.batch_parts import as_rows, check_encoder, expect_shape, read_classes, read_weights, targets_of
+from sparse_mixer.models.batch_parts import (
+    as_rows,
+    check_encoder,
+    check_output,
+    expect_shape,
+    log_softmax,
+    read_classes,
+    read_weights,
+    targets_of,
+)
 from sparse_mixer.models.heads import Array, ProjectionHead
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
@@ -23,15 +32,26 @@ class BertSpanLabeler(Model):
     Labels are a dict of ``start_positions`` and ``end_positions``, or a pair of such, each ``[B]``.
     """
 
-    def __init__(self, network: SparseMixer, initializer: Any = "glorot_uniform", *, seed: int | None = None) -> None:
+    _labels_are_pairs = True
+
+    def __init__(
+        self,
+        network: SparseMixer,
+        initializer: Any = "glorot_uniform",
+        output: str = "logits",
+        *,
+        seed: int | None = None,
+    ) -> None:
         """Put a span head on an encoder.
 
         Args:
             network: The encoder.
             initializer: Of the head's kernel.
+            output: ``"logits"``, or ``"predictions"`` for the logarithms of probabilities.
             seed: Source of the head's initial weights; None draws one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
+        self._config = {"output": check_output(output)}
         self._head = ProjectionHead(
             "span_labeling",
             network,
@@ -42,11 +62,13 @@ class BertSpanLabeler(Model):
         )
         super().__init__("bert_span_labeler", network, [self._head])
 
-    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> list[Array]:
+    def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> list[Array]:
         """``[start_logits, end_logits]``."""
         drops = self._call_seed(training, seed)
         sequence = self.encoder(inputs, training=training, seed=drops, outputs=self._outputs)["sequence_output"]
-        return list(self._logits(sequence, drops))
+        logits = self._logits(sequence, drops)
+        start, end = logits if self._config["output"] == "logits" else log_softmax(logits)
+        return [start.copy(), end.copy()]
 
     def _logits(self, sequence: Array, seed: int | None) -> Array:
         """``[2, B, S]``."""

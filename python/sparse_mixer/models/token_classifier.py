@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparse_mixer._core.arguments import as_int
+from sparse_mixer._core.arguments import as_bool, as_int
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, classification
 from sparse_mixer.models.base import Model, stored
-from sparse_mixer.models.batch_parts import as_rows, check_encoder, expect_shape, read_classes, targets_of
+from sparse_mixer.models.batch_parts import (
+    as_rows,
+    check_encoder,
+    check_output,
+    expect_shape,
+    log_softmax,
+    read_classes,
+    targets_of,
+)
 from sparse_mixer.models.heads import Array, ProjectionHead
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
@@ -27,7 +35,9 @@ class BertTokenClassifier(Model):
         network: SparseMixer,
         num_classes: int,
         initializer: Any = "glorot_uniform",
+        output: str = "logits",
         dropout_rate: float = 0.1,
+        output_encoder_outputs: bool = False,
         *,
         seed: int | None = None,
     ) -> None:
@@ -37,11 +47,18 @@ class BertTokenClassifier(Model):
             network: The encoder.
             num_classes: Number of classes.
             initializer: Of the head's kernel.
+            output: ``"logits"``, or ``"predictions"`` for the logarithms of probabilities, under that name.
             dropout_rate: Dropout on the encoder's output.
+            output_encoder_outputs: Whether ``encoder_outputs`` has the encoder's last output.
             seed: Source of the head's initial weights; None draws one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
-        self._config = {"num_classes": as_int("num_classes", num_classes), "dropout_rate": float(dropout_rate)}
+        self._config = {
+            "num_classes": as_int("num_classes", num_classes),
+            "output": check_output(output),
+            "dropout_rate": float(dropout_rate),
+            "output_encoder_outputs": as_bool("output_encoder_outputs", output_encoder_outputs),
+        }
         self._head = ProjectionHead(
             "predictions",
             network,
@@ -53,14 +70,14 @@ class BertTokenClassifier(Model):
         )
         super().__init__("bert_token_classifier", network, [self._head])
 
-    def __call__(
-        self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None
-    ) -> dict[str, Array]:
-        """``{"logits": [B, S, num_classes]}``."""
+    def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> dict[str, Array]:
+        """``{"logits": [B, S, num_classes]}``, or what `output` and `output_encoder_outputs` say."""
         drops = self._call_seed(training, seed)
         sequence = self.encoder(inputs, training=training, seed=drops, outputs=self._outputs)["sequence_output"]
         logits = self._head.logits(as_rows(sequence), drops)
-        return {"logits": logits.reshape(*sequence.shape[:2], -1)}
+        logits = logits.reshape(*sequence.shape[:2], -1)
+        results = {"logits": logits} if self._config["output"] == "logits" else {"predictions": log_softmax(logits)}
+        return {**results, "encoder_outputs": sequence} if self._config["output_encoder_outputs"] else results
 
     def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
         classes = read_classes(labels, 2)

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from sparse_mixer._core.arguments import as_positive
+from sparse_mixer._core.arrays import as_array
+from sparse_mixer._core.inputs import KEYS, as_inputs
 from sparse_mixer._core.seeds import Purpose, generator
 
 
@@ -19,6 +21,8 @@ class Batches(Protocol):
     """Batches per epoch, if known."""
     examples: int | None
     """Examples in all, if known."""
+    data: Any
+    """What the batches are made of."""
     settings: dict[str, Any]
     """The arguments that the batches depend on, JSON-able."""
 
@@ -33,11 +37,8 @@ class ArrayBatches:
     def __init__(
         self, data: Any, batch_size: int, shuffle: bool, drop_remainder: bool, steps_per_epoch: int | None
     ) -> None:
-        sizes = {len(array) for array in _leaves(data)}
-        if len(sizes) != 1:
-            raise ValueError(f"data: expected arrays of one first dimension, got lengths {sorted(sizes)}")
-        self._data = data
-        self._size = sizes.pop()
+        self.data = data
+        self._size = _common_length(data)
         self._batch_size = batch_size
         self._shuffle = shuffle
         whole, rest = divmod(self._size, batch_size)
@@ -50,6 +51,9 @@ class ArrayBatches:
         self.examples: int | None = self._size
         self.settings = {"batch_size": batch_size, "shuffle": shuffle, "drop_remainder": drop_remainder}
 
+    def __repr__(self) -> str:
+        return f"<{self.steps} batches of {self._size} examples: {self.settings}>"
+
     def epoch(self, number: int, start: int, seed: int) -> Iterator[Any]:
         """See `Batches`."""
         order = np.arange(self._size)
@@ -57,7 +61,7 @@ class ArrayBatches:
             order = generator(Purpose.ORDER, seed).permutation(self._size)
         for step in range(start, self.steps or 0):
             rows = order[step * self._batch_size : (step + 1) * self._batch_size]
-            yield _map_leaves(self._data, lambda array, rows=rows: array[rows])
+            yield _map_leaves(self.data, lambda array, rows=rows: array[rows])
 
 
 class IterableBatches:
@@ -66,14 +70,14 @@ class IterableBatches:
     examples: int | None = None
 
     def __init__(self, data: Iterable[Any] | Callable[[int], Iterable[Any]], steps_per_epoch: int | None) -> None:
-        self._data = data
+        self.data = data
         length = None if callable(data) or not isinstance(data, Sized) else len(data)
         self.steps: int | None = length if steps_per_epoch is None else steps_per_epoch
         self.settings: dict[str, Any] = {}
 
     def epoch(self, number: int, start: int, seed: int) -> Iterator[Any]:
         """See `Batches`; passed over batches are made and dropped."""
-        batches = self._data(number) if callable(self._data) else self._data
+        batches = self.data(number) if callable(self.data) else self.data
         return itertools.islice(iter(batches), start, None)
 
 
@@ -86,7 +90,7 @@ class StreamBatches:
     examples: int | None = None
 
     def __init__(self, data: Iterable[Any], steps_per_epoch: int) -> None:
-        self._data = data
+        self.data = data
         self._steps = steps_per_epoch
         self.steps: int | None = steps_per_epoch
         self.settings: dict[str, Any] = {}
@@ -101,7 +105,7 @@ class StreamBatches:
         """
         wanted = number * self._steps + start
         if wanted < self._position:
-            if isinstance(self._data, Iterator):
+            if isinstance(self.data, Iterator):
                 raise ValueError(
                     f"data: an iterator cannot go back from batch {self._position} to {wanted}; pass a new one"
                 )
@@ -112,7 +116,7 @@ class StreamBatches:
             yield batch
 
     def __getstate__(self) -> dict[str, Any]:
-        if isinstance(self._data, Iterator):
+        if isinstance(self.data, Iterator):
             raise TypeError("data: an iterator cannot be copied or pickled; pass an iterable, or a function")
         # A copy finds its place by passing over batches.
         return dict(self.__dict__, _stream=None, _position=0)
@@ -130,7 +134,7 @@ class StreamBatches:
         """All batches of the iterable, again and again unless there are none."""
         while True:
             some = False
-            for batch in self._data:
+            for batch in self.data:
                 some = True
                 yield batch
             if not some:
@@ -144,17 +148,20 @@ def as_batches(
     drop_remainder: bool | None = None,
     steps_per_epoch: int | None = None,
     argument: str = "data",
+    pairs: bool = False,
 ) -> Batches:
     """A source of batches for what a user gave.
 
     Args:
-        data: Arrays, as a dict, ``(inputs, labels)`` or ``(inputs, labels, sample_weight)``; or an iterable of batches,
+        data: Arrays, as a dict, ``(inputs, labels)`` or ``(inputs, labels, sample_weight)``, in whatever a call of the
+            encoder takes; or an iterable of batches,
             or a function from the epoch's number to one; with `steps_per_epoch` also an iterator.
         batch_size: Examples per batch, for arrays; None for 32.
         shuffle: Whether every epoch of arrays has an order of its own; None for yes.
         drop_remainder: Whether a smaller last batch of arrays is left out; None for no.
         steps_per_epoch: Batches per epoch. Epochs of an iterable then go on where the one before ended.
         argument: The name of `data` in messages.
+        pairs: Whether labels are pairs of start and end positions.
 
     Raises:
         TypeError: No such data; an iterator, which cannot start again, without `steps_per_epoch`.
@@ -163,8 +170,9 @@ def as_batches(
     steps = None if steps_per_epoch is None else as_positive("steps_per_epoch", steps_per_epoch)
     if are_arrays(data):
         size = 32 if batch_size is None else as_positive("batch_size", batch_size)
-        arrays = _map_leaves(data, np.asarray)
-        return ArrayBatches(arrays, size, shuffle is None or bool(shuffle), bool(drop_remainder), steps)
+        return ArrayBatches(
+            _read(data, argument, pairs), size, shuffle is None or bool(shuffle), bool(drop_remainder), steps
+        )
     for name, value in {"batch_size": batch_size, "shuffle": shuffle, "drop_remainder": drop_remainder}.items():
         if value is not None:
             raise ValueError(f"{name}: got {value!r}, but {argument} are not arrays; an iterable makes its own batches")
@@ -181,17 +189,91 @@ def as_batches(
 
 
 def are_arrays(data: Any) -> bool:
-    """Whether `data` are arrays to be cut into batches."""
-    return isinstance(data, Mapping) or (isinstance(data, tuple) and bool(data) and isinstance(data[0], Mapping))
+    """Whether `data` are arrays to be cut into batches: inputs, or a tuple or list of inputs, labels and weights."""
+    if not isinstance(data, tuple | list):
+        return _are_inputs(data)
+    if not data or not _are_inputs(data[0]):
+        return False
+    # A list may also be one of batches: of dicts with inputs and labels.
+    return isinstance(data, tuple) or (2 <= len(data) <= 3 and not _is_batch(data[1]))
+
+
+def cut(inputs: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
+    """Batches of inputs, in their order; none of no examples."""
+    arrays = _read(inputs, "inputs", pairs=False)
+    for start in range(0, _common_length(arrays), batch_size):
+        yield {name: array[start : start + batch_size] for name, array in arrays.items()}
 
 
 def unpack(batch: Any) -> tuple[Mapping[str, Any], Any, Any]:
     """Inputs, labels and sample weights of a batch."""
-    if isinstance(batch, Mapping):
-        return batch, None, None
-    if isinstance(batch, Sequence) and 2 <= len(batch) <= 3 and isinstance(batch[0], Mapping):
-        return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+    if _are_inputs(batch):
+        return as_inputs(batch), None, None
+    if isinstance(batch, Sequence) and 2 <= len(batch) <= 3 and _are_inputs(batch[0]):
+        return as_inputs(batch[0]), batch[1], batch[2] if len(batch) == 3 else None
     raise TypeError("batch: expected a dict of inputs, (inputs, labels) or (inputs, labels, sample_weight)")
+
+
+def _are_inputs(data: Any) -> bool:
+    """A dict, or a table of pandas."""
+    return isinstance(data, Mapping) or (hasattr(data, "columns") and hasattr(data, "__getitem__"))
+
+
+def _is_batch(data: Any) -> bool:
+    if isinstance(data, tuple | list):
+        return bool(data) and _are_inputs(data[0])
+    return _are_inputs(data) and "input_type_ids" in as_inputs(data)
+
+
+def _read(data: Any, argument: str, pairs: bool) -> Any:
+    """The same as arrays: a dict, or a tuple of a dict, labels and weights."""
+    if _are_inputs(data):
+        return {name: _read_input(str(name), value) for name, value in as_inputs(data).items() if value is not None}
+    if len(data) > 3:
+        raise ValueError(f"{argument}: expected inputs, labels and sample weights, got {len(data)} things")
+    inputs, labels, weights = (*data, None, None)[:3]
+    read_labels: Any = labels
+    if pairs and isinstance(labels, tuple | list) and len(labels) == 2:
+        labels = dict(zip(("start_positions", "end_positions"), labels, strict=True))
+    if _are_inputs(labels):
+        read_labels = {name: as_array(str(name), value) for name, value in as_inputs(labels).items()}
+    elif labels is not None:
+        read_labels = as_array("labels", labels)
+    parts = (
+        _read(inputs, argument, pairs),
+        read_labels,
+        None if weights is None else as_array("sample_weight", weights),
+    )
+    return parts[: len(data)]
+
+
+def _read_input(name: str, value: Any) -> Any:
+    # What is none of ours, such as names of examples, may be of any type.
+    own = name in KEYS or name.startswith("masked_lm_") or name.endswith("_labels")
+    return as_array(name, value) if own else np.asarray(value)
+
+
+def _common_length(data: Any) -> int:
+    """Number of examples in arrays that must agree about it."""
+    lengths: dict[str, int] = {}
+    for name, array in _named_leaves(data, ""):
+        if not array.ndim:
+            raise ValueError(f"data: {name}: expected an entry per example, got a single value")
+        lengths[name] = len(array)
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"data: expected arrays of one first dimension, got lengths {lengths}")
+    return next(iter(lengths.values()))
+
+
+def _named_leaves(data: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _named_leaves(value, f"{name}[{key!r}]" if name else str(key))
+    elif isinstance(data, tuple):
+        for part, value in zip(("inputs", "labels", "sample_weight"), data, strict=False):
+            yield from _named_leaves(value, "" if part == "inputs" else part)
+    elif data is not None:
+        yield name, data
 
 
 def token_count(batch: Any) -> int:
@@ -204,25 +286,15 @@ def token_count(batch: Any) -> int:
     inputs = unpack(batch)[0]
     mask = inputs.get("input_mask")
     if mask is not None:
-        return int(np.count_nonzero(mask))
+        return int(np.count_nonzero(as_array("input_mask", mask)))
     if "input_type_ids" not in inputs:
         raise ValueError("input_type_ids: missing")
-    return int(np.size(inputs["input_type_ids"]))
+    return int(as_array("input_type_ids", inputs["input_type_ids"]).size)
 
 
 def _map_leaves(data: Any, function: Callable[..., Any]) -> Any:
     if isinstance(data, Mapping):
         return {name: _map_leaves(value, function) for name, value in data.items()}
-    if isinstance(data, tuple | list):
+    if isinstance(data, tuple):
         return tuple(_map_leaves(value, function) for value in data)
     return None if data is None else function(data)
-
-
-def _leaves(data: Any) -> Iterator[Any]:
-    if isinstance(data, Mapping):
-        data = tuple(data.values())
-    if isinstance(data, tuple):
-        for value in data:
-            yield from _leaves(value)
-    elif data is not None:
-        yield data

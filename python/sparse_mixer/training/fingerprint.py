@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from sparse_mixer._core.checks import short
 from sparse_mixer.optimizers import Optimizer
 
 # Elements that are converted at once.
 _PIECE = 1 << 20
+# Differences that a message has room for.
+_MOST = 4
+# What is compared by digests, which tell nobody anything.
+_DIGESTS = frozenset({"inputs", "labels", "sample_weight", "batches"})
 
 
 def of_optimizer(optimizer: Optimizer) -> dict[str, Any]:
@@ -62,6 +67,17 @@ def of_function(function: Any) -> str | None:
     return None if function is None else _named(function)
 
 
+def differences(theirs: dict[str, Any], mine: dict[str, Any], passed_over: Sequence[str]) -> str:
+    """What two runs differ in, as the end of a sentence; empty if in nothing."""
+    names = [name for name in theirs | mine if theirs.get(name) != mine.get(name) and name not in passed_over]
+    told = []
+    for name in names:
+        values = f" {short(theirs.get(name))}, this one has {short(mine.get(name))}"
+        told.append(f"other {name}" if name in _DIGESTS else f"{name}{values}")
+    more = f"; and {len(told) - _MOST} more differences" if len(told) > _MOST else ""
+    return "; ".join(told[:_MOST]) + more
+
+
 def _feed(state: Any, value: Any) -> None:
     if isinstance(value, Mapping):
         for name in sorted(value, key=str):
@@ -90,9 +106,9 @@ def _plain(described: dict[str, Any]) -> dict[str, Any]:
 
 def _named(value: Any) -> str:
     """A name that is the same in every process."""
+    if isinstance(value, np.generic):
+        return repr(value.item())
     name = getattr(value, "__qualname__", None) or type(value).__qualname__
     if hasattr(value, "get_config"):
         return f"{name}({json.dumps(value.get_config(), default=_named, sort_keys=True)})"
-    if isinstance(value, np.generic):
-        return repr(value.item())
     return str(name)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sparse_mixer._core.arguments import as_step
+from sparse_mixer._core.arrays import as_float32
 from sparse_mixer._core.atomic_file import replacing
+from sparse_mixer._core.checks import as_float
+from sparse_mixer.training.history import History
+from sparse_mixer.training.metrics import Metrics
 
+REMEDY = "pass resume=False to begin anew, or another state_path"
 _FORMAT = "sparse_mixer training state, version 3"
 _META = "meta.json"
 
@@ -48,3 +55,100 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     if not isinstance(meta, dict) or meta.pop("format", None) != _FORMAT:
         raise ValueError(f"{path}: not a training state of this version")
     return meta, arrays
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a training state holds, checked as far as it can be without the run.
+
+    Attributes:
+        run: What a resumption must have in common.
+        finished: Whether the run has ended for good.
+        iterations: Updates of the optimiser.
+        counters: ``epoch``, ``batch``, ``batches_done``, ``skipped_steps`` and ``updates_before_epoch``.
+        epoch_metrics: Sums over the epoch so far.
+        history: Epochs and steps.
+        weights: float32 arrays by key.
+        moments: float32 arrays by name.
+        callbacks: State and arrays of each callback.
+    """
+
+    run: dict[str, Any]
+    finished: bool
+    iterations: int
+    counters: dict[str, int]
+    epoch_metrics: Metrics
+    history: History
+    weights: dict[str, npt.NDArray[np.float32]]
+    moments: dict[str, npt.NDArray[np.float32]]
+    callbacks: dict[str, tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]]
+
+
+COUNTERS = ("epoch", "batch", "batches_done", "skipped_steps", "updates_before_epoch")
+
+
+def read(path: Path) -> State:
+    """Read what `save` wrote, and check all of it.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is damaged, or no training state.
+    """
+    meta, arrays = load(path)
+    try:
+        return _parse(meta, arrays)
+    except KeyError as error:
+        raise ValueError(f"{path}: damaged: it has no {error}; {REMEDY}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged: {error}; {REMEDY}") from error
+
+
+def _parse(meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> State:
+    weights, moments, of_callbacks = (_below(f"{kind}/", arrays) for kind in ("weights", "moments", "callbacks"))
+    if meta["moments"] != list(moments):
+        raise ValueError("it has not all moments that it lists")
+    run, finished = dict(meta["run"]), meta["finished"]
+    if not isinstance(finished, bool):
+        raise TypeError(f"finished: expected true or false, got {finished!r}")
+    # Metrics may be NaN; a loss is a number.
+    metrics = {
+        str(name): (_number(total), as_float(name, weight)) for name, (total, weight) in _items(meta, "epoch_metrics")
+    }
+    epochs = [{str(name): _number(value) for name, value in epoch.items()} for epoch in meta["epochs"]]
+    steps = _steps(arrays["history/steps"])
+    callbacks = {}
+    for name, state in _items(meta, "callbacks"):
+        callbacks[str(name)] = (dict(state), _below(f"{name}/", of_callbacks))
+    return State(
+        run=run,
+        finished=finished,
+        iterations=as_step("iterations", meta["iterations"]),
+        counters={name: as_step(name, meta[name]) for name in COUNTERS},
+        epoch_metrics=Metrics(metrics),
+        history=History(epochs, [(float(loss), float(rate)) for loss, rate in steps.tolist()]),
+        weights={key: as_float32(key, array) for key, array in weights.items()},
+        moments={name: as_float32(name, array) for name, array in moments.items()},
+        callbacks=callbacks,
+    )
+
+
+def _steps(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Loss and rate of every step."""
+    if array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] != 2:
+        raise ValueError(f"history/steps: expected floats [n, 2], got {array.dtype} {list(array.shape)}")
+    return array.astype(np.float64, copy=False)
+
+
+def _items(meta: Mapping[str, Any], name: str) -> Any:
+    return meta[name].items()
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str) or value is None:
+        raise TypeError(f"expected a number, got {value!r}")
+    return float(value)
+
+
+def _below(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

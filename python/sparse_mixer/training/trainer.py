@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,13 @@ from sparse_mixer._core.seeds import Purpose, derived_seed, fresh_seed
 from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.optimizers import Optimizer
+from sparse_mixer.training import fingerprint
 from sparse_mixer.training import state as state_files
 from sparse_mixer.training.batches import Batches, are_arrays, as_batches, token_count
 from sparse_mixer.training.callbacks import Callback, ProgressBar
 from sparse_mixer.training.history import History
 from sparse_mixer.training.metrics import Metrics
 from sparse_mixer.training.trainable import Trainable
-
-_REMEDY = "pass resume=False to begin anew, or another state_path"
 
 
 class Trainer:
@@ -74,7 +73,8 @@ class Trainer:
         # Without a seed of its own, a resumption takes over that of the run.
         self._is_seeded = seed is not None
         self._seed = fresh_seed() if seed is None else as_seed("seed", seed)
-        self.batches = as_batches(data, batch_size, shuffle, drop_remainder, steps_per_epoch)
+        pairs = getattr(model, "_labels_are_pairs", False)
+        self.batches = as_batches(data, batch_size, shuffle, drop_remainder, steps_per_epoch, pairs=pairs)
         self.epochs = as_int("epochs", epochs)
         if self.epochs < 0:
             raise ValueError(f"epochs: expected at least 0, got {epochs}")
@@ -93,8 +93,11 @@ class Trainer:
             **self.batches.settings,
             "batches per epoch": self.batches.steps,
             "accumulation_steps": as_positive("accumulation_steps", accumulation_steps),
-            "optimizer": optimizer.name,
+            "transform": fingerprint.of_function(transform),
+            **fingerprint.of_optimizer(optimizer),
+            **fingerprint.of_model(model),
         }
+        self._digests: dict[str, Any] | None = None
         self._transform = transform
         self._accumulation_steps = accumulation_steps
         self._recompute = recompute
@@ -103,7 +106,7 @@ class Trainer:
             size = batch_size if are_arrays(validation_data) else None
             # In their own order, as in `evaluate`: what else is in a batch changes how experts are shared out.
             shuffle = False if are_arrays(validation_data) else None
-            self._validation = as_batches(validation_data, size, shuffle, argument="validation_data")
+            self._validation = as_batches(validation_data, size, shuffle, argument="validation_data", pairs=pairs)
         self._state_path = None if state_path is None else Path(state_path)
         self._save_every = None if save_every is None else as_positive("save_every", save_every)
         if save_every is not None and state_path is None:
@@ -259,7 +262,7 @@ class Trainer:
         """Save weights, moments, counters, history and the callbacks' states, replacing `path` atomically."""
         iterations, moments = self.optimizer.get_state()
         meta = {
-            "run": self._settings,
+            "run": self._fingerprint(),
             "finished": self._finished,
             "iterations": iterations,
             "moments": list(moments),
@@ -282,52 +285,75 @@ class Trainer:
         state_files.save(Path(path), meta, {**arrays, "history/steps": steps})
 
     def restore(self, path: str | Path) -> None:
-        """Go on from what `save` wrote, for the same model, data, optimiser and callbacks.
+        """Go on from what `save` wrote, for the same model, data, optimiser, schedule and callbacks.
 
-        The number of epochs may be another one, and so may the optimiser's learning rate and other numbers.
+        Only the number of epochs may be another one.
 
         Raises:
             OSError: The file cannot be read.
             ValueError: It is damaged or of another run; nothing has changed then.
         """
-        meta, arrays = state_files.load(Path(path))
-        weights, moments, of_callbacks = (_below(f"{kind}/", arrays) for kind in ("weights", "moments", "callbacks"))
-        variables, callbacks = self._own_variables(), self._named_callbacks()
-        self._check_same_run(path, meta, weights, moments)
-        # The last thing that can fail.
+        state = state_files.read(Path(path))
+        self._check_same_run(path, state)
+        variables = self._own_variables()
         try:
-            self.optimizer.set_state(meta["iterations"], moments, self.model)
+            take_moments = self.optimizer.staged_state(state.iterations, state.moments, self.model)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; {_REMEDY}") from error
-        assign_all(variables, [weights[variable.key] for variable in variables])
-        self._finished = meta["finished"]
-        self._seed = self._settings["seed"] = meta["run"]["seed"]
-        self.epoch, self.batch, self.batches_done = meta["epoch"], meta["batch"], meta["batches_done"]
-        self.skipped_steps, self._updates_before_epoch = meta["skipped_steps"], meta["updates_before_epoch"]
-        self.epoch_metrics = Metrics({name: (total, weight) for name, (total, weight) in meta["epoch_metrics"].items()})
-        self.history = History(meta["epochs"], [tuple(step) for step in arrays["history/steps"].tolist()])
-        for name, callback in callbacks.items():
-            if meta["callbacks"].get(name):
-                callback.set_state(meta["callbacks"][name])
-            callback.set_arrays(_below(f"{name}/", of_callbacks))
+            raise ValueError(f"{path}: {error}; {state_files.REMEDY}") from error
+        with interrupts.deferred():
+            self._restore_callbacks(path, state)
+            assign_all(variables, [state.weights[variable.key] for variable in variables])
+            # Nothing below can fail.
+            take_moments()
+            self._finished = state.finished
+            self._seed = self._settings["seed"] = state.run["seed"]
+            counters = state.counters
+            self.epoch, self.batch, self.batches_done = counters["epoch"], counters["batch"], counters["batches_done"]
+            self.skipped_steps = counters["skipped_steps"]
+            self._updates_before_epoch = counters["updates_before_epoch"]
+            self.epoch_metrics, self.history = state.epoch_metrics, state.history
 
-    def _check_same_run(
-        self, path: str | Path, meta: dict[str, Any], weights: Mapping[str, Any], moments: Mapping[str, Any]
-    ) -> None:
+    def _restore_callbacks(self, path: str | Path, state: state_files.State) -> None:
+        """Give all callbacks their states, or on an error back those that they had."""
+        done: list[tuple[Callback, dict[str, Any], dict[str, Any]]] = []
+        try:
+            for name, callback in self._named_callbacks().items():
+                own, arrays = state.callbacks.get(name, ({}, {}))
+                done.append((callback, callback.get_state(), callback.get_arrays()))
+                if own:
+                    callback.set_state(own)
+                callback.set_arrays(arrays)
+        except Exception as error:
+            for callback, before, arrays in done:
+                callback.set_state(before)
+                callback.set_arrays(arrays)
+            raise ValueError(
+                f"{path}: damaged: a callback refuses its state: {error!r}; {state_files.REMEDY}"
+            ) from error
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What a resumption must have in common with this run, as a file holds it."""
+        if self._digests is None:
+            self._digests = fingerprint.of_arrays(self.batches.data)
+        return {**self._settings, **self._digests}
+
+    def _check_same_run(self, path: str | Path, state: state_files.State) -> None:
         shapes = {variable.key: variable.shape for variable in self._own_variables()}
-        found = {key: values.shape for key, values in weights.items()}
+        found = {key: values.shape for key, values in state.weights.items()}
         if shapes != found:
             differing = sorted(key for key in shapes | found if shapes.get(key) != found.get(key))
-            raise ValueError(f"{path}: saved for another model; differing weights: {differing[:4]}; {_REMEDY}")
-        for name, mine in self._settings.items():
-            if meta["run"].get(name) != mine and (name != "seed" or self._is_seeded):
-                theirs = meta["run"].get(name)
-                raise ValueError(f"{path}: saved by a run with {name} {theirs!r}, this one has {mine!r}; {_REMEDY}")
-        if meta["moments"] != list(moments):
-            raise ValueError(f"{path}: damaged: it has not all moments that it lists; {_REMEDY}")
-        missing = sorted({name for name, state in meta["callbacks"].items() if state} - set(self._named_callbacks()))
+            message = f"saved for another model; differing weights: {differing[:4]}"
+            raise ValueError(f"{path}: {message}; {state_files.REMEDY}")
+        differences = fingerprint.differences(state.run, self._fingerprint(), () if self._is_seeded else ("seed",))
+        if differences:
+            raise ValueError(f"{path}: saved by a run with {differences}; {state_files.REMEDY}")
+        missing = sorted({name for name, (own, _) in state.callbacks.items() if own} - set(self._named_callbacks()))
         if missing:
-            raise ValueError(f"{path}: saved by a run with callbacks that this one lacks: {missing}; {_REMEDY}")
+            message = f"saved by a run with callbacks that this one lacks: {missing}"
+            raise ValueError(f"{path}: {message}; {state_files.REMEDY}")
+
+    def __repr__(self) -> str:
+        return f"<Trainer of {self.model.name!r}: epoch {self.epoch} of {self.epochs}, {self.step} updates>"
 
     def _named_callbacks(self) -> dict[str, Callback]:
         """The callbacks by class, from the second of a class on with a number."""
@@ -359,11 +385,6 @@ def _warn_of_untrained(encoder: Any) -> None:
             UserWarning,
             stacklevel=5,
         )
-
-
-def _below(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries whose names start with `prefix`, without it."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def fit(
@@ -410,8 +431,9 @@ def fit(
         recompute: Compute blocks again in the backward pass: less memory, more time, the same bits.
         validation_data: What `evaluate` is given after each epoch, with the same `batch_size`.
         callbacks: See `sparse_mixer.training.callbacks`.
-        state_path: Where the state is saved: after every epoch, every `save_every` updates, and on Ctrl-C. If it is
-            that of a finished run, that run's result is returned.
+        state_path: Where the state is saved: after every epoch, every `save_every` updates, and on Ctrl-C. A state
+            of a run with another model, optimiser, schedule, data or labels is refused; that of the same run, if it
+            is finished, gives that run's result and a warning.
         save_every: Updates between saves, besides those.
         resume: Go on from `state_path` if the file is there.
         progress: Show a progress bar; None shows one if tqdm is installed.
@@ -453,6 +475,13 @@ def fit(
     )
     if resume and state_path is not None and Path(state_path).exists():
         trainer.restore(state_path)
+        if trainer.finished:
+            warnings.warn(
+                f"{state_path}: this run is finished after {trainer.epoch} epochs: nothing is trained, its result is "
+                f"returned; {state_files.REMEDY}, or ask for more epochs",
+                UserWarning,
+                stacklevel=2,
+            )
     return trainer.run()
 
 
@@ -464,7 +493,9 @@ def evaluate(model: Trainable, data: Any, *, batch_size: int | None = None) -> d
         data: As for `fit`.
         batch_size: Examples per batch, when `data` are arrays; 32 unless given.
     """
-    return _evaluate(model, as_batches(data, batch_size, shuffle=False if are_arrays(data) else None))
+    pairs = getattr(model, "_labels_are_pairs", False)
+    shuffle = False if are_arrays(data) else None
+    return _evaluate(model, as_batches(data, batch_size, shuffle, pairs=pairs))
 
 
 def _evaluate(model: Trainable, batches: Batches) -> dict[str, float]:
