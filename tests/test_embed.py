@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 import pytest
+from encoders import small_encoder
 from isolated import encoder_with, inputs_of, normalised_rows
 
 Array = np.ndarray[Any, Any]
@@ -105,3 +107,30 @@ def test_word_embeddings_replace_the_ids(rng: np.random.Generator) -> None:
     encoder = encoder_with({})
     wild = inputs_of(rows) | {"input_word_ids": np.full((2, 6), -5)}
     np.testing.assert_array_equal(encoder(wild)["sequence_output"], encoder(inputs_of(rows))["sequence_output"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+def test_a_lookup_gives_rows_of_the_table(dtype: str) -> None:
+    layer = small_encoder(dtype=dtype).get_embedding_layer()
+    table = layer.embeddings.numpy()
+    for ids in (3, [3, 0, 49], [[3, 3], [7, 1]], np.zeros((2, 0), np.uint8), np.array([[[4.0]]])):
+        rows = layer(ids)
+        np.testing.assert_array_equal(rows, table[np.asarray(ids, int)])
+        assert rows.dtype == np.float32
+        assert not np.shares_memory(rows, layer(ids))
+
+
+def test_a_lookup_reads_rows_only() -> None:
+    """Not the whole table, which takes far longer to copy."""
+    encoder = small_encoder(vocab_size=200_000, num_layers=1, moe_layers=(), attention_layers=())
+    layer = encoder.get_embedding_layer()
+
+    def seconds(call: Any) -> float:
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(lambda: layer([[1, 199_999]])) < seconds(layer.embeddings.numpy) / 10

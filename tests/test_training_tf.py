@@ -10,12 +10,13 @@ import sparse_mixer
 import tensorflow_reference as reference
 from closeness import assert_gradients_close
 from encoders import ARGUMENTS, LENGTH, VOCAB_SIZE, small_inputs
-from sparse_mixer import models, optimizers
+from sparse_mixer import models, optimizers, schedules, training
 from sparse_mixer.masking import mask_tokens
 
 with reference._quiet():
     import tensorflow as tf
     import tf_keras
+    from official.modeling.optimization import lr_schedule
     from official.nlp.modeling import layers as official_layers
     from official.nlp.modeling import models as official_models
 
@@ -124,20 +125,24 @@ def test_span_labeler() -> None:
     np.testing.assert_allclose(ours(inputs), expected, atol=2e-5, rtol=1e-4)
 
 
-def test_pretrainer() -> None:
+@pytest.mark.parametrize(
+    ("inner", "position"), [(16, 0), (16, -1), (0, 0), (None, 0)], ids=["first", "last", "all", "all, None"]
+)
+def test_pretrainer(inner: int | None, position: int) -> None:
     theirs, encoder = encoders()
-    labels = np.arange(BATCH) % 2
+    labels = np.arange(BATCH) % 2 if inner else small_inputs(BATCH)["input_word_ids"] % 2
     batch = mask_tokens(
         small_inputs(BATCH), seed=1, mask_id=1, vocab_size=VOCAB_SIZE, special_ids=range(4), max_predictions=3, rate=0.5
     )
     batch["masked_lm_weights"][2] = 0  # an example that counts for nothing
     with reference._quiet():
-        head = official_layers.ClassificationHead(16, 2, name="next_sentence")
+        head = official_layers.ClassificationHead(inner, 2, cls_token_idx=position, name="next_sentence")
         model = official_models.BertPretrainerV2(
             theirs, mlm_activation=tf_keras.activations.gelu, classification_heads=[head]
         )
         expected = {name: np.asarray(x) for name, x in model(tensors(batch)).items() if name != "encoder_outputs"}
-    ours = models.BertPretrainerV2(encoder, "gelu", classification_heads=[models.ClassificationHead(16, 2)], seed=0)
+    heads = [models.ClassificationHead(inner, 2, position)]
+    ours = models.BertPretrainerV2(encoder, "gelu", classification_heads=heads, seed=0)
     lm = [weight for weight in model.masked_lm.weights if "word_embeddings" not in weight.name]
 
     def loss(outputs: Any) -> Any:
@@ -158,6 +163,85 @@ def test_pretrainer() -> None:
     actual = ours(batch)
     for name in ("mlm_logits", "next_sentence", "pooled_output"):
         np.testing.assert_allclose(actual[name], expected[name], atol=2e-5, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("output", ["logits", "predictions"])
+def test_styles_of_output(output: str) -> None:
+    theirs, encoder = encoders()
+    inputs = small_inputs(BATCH)
+    with reference._quiet():
+        tokens = official_models.BertTokenClassifier(theirs, 3, output=output, output_encoder_outputs=True)
+        spans = official_models.BertSpanLabeler(theirs, output=output)
+        expected = {name: np.asarray(values) for name, values in tokens(tensors(inputs)).items()}
+        expected_spans = [np.asarray(values) for values in spans(tensors(inputs))]
+    ours = models.BertTokenClassifier(encoder, 3, output=output, output_encoder_outputs=True, seed=0)
+    our_spans = models.BertSpanLabeler(encoder, output=output, seed=0)
+    for model, head, weights in (
+        (ours, "predictions", tokens.classifier.weights),
+        (our_spans, "span_labeling", spans.span_labeling.weights),
+    ):
+        for mine, their in zip(model.heads[head].weights, weights, strict=True):
+            mine.assign(their.numpy())
+    actual = ours(inputs)
+    assert list(actual) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(actual[name], values, atol=2e-5, rtol=1e-4)
+    np.testing.assert_allclose(our_spans(inputs), expected_spans, atol=2e-5, rtol=1e-4)
+
+
+def test_schedules_at_their_corners() -> None:
+    theirs, ours = tf_keras.optimizers.schedules, schedules
+    for name, arguments in [
+        ("PolynomialDecay", (0.1, 10)),
+        ("PolynomialDecay", (0.1, 1, 0.2)),
+        ("PolynomialDecay", (0.1, 10, 0.01, 0.5)),
+        ("CosineDecay", (0.1, 10)),
+        ("CosineDecay", (0.1, 10, 0.5)),
+    ]:
+        their, own = getattr(theirs, name)(*arguments), getattr(ours, name)(*arguments)
+        for step in (0, 1, 5, 9, 10, 11, 1000):
+            assert own(tf.constant(step)) == pytest.approx(float(their(step)), rel=1e-5, abs=1e-8)
+        for warmup in (0, 1, 3, 9):
+            if warmup >= arguments[1]:
+                continue  # draws a warning: the decay would be over
+            by_theirs = ours.LinearWarmup(their, warmup)
+            reference_warmup = lr_schedule.LinearWarmup(their, warmup, 0.0)
+            for step in (0, 1, 2, 3, 9, 10, 11):
+                assert by_theirs(step) == pytest.approx(float(reference_warmup(step)), rel=1e-5, abs=1e-8)
+                assert ours.LinearWarmup(own, warmup)(step) == pytest.approx(by_theirs(step), rel=1e-5, abs=1e-8)
+    assert ours.Constant(1e-3)(tf.constant(1.0)) == 1e-3
+    foreign = ours.LinearWarmup(theirs.ExponentialDecay(0.1, 5, 0.5), 3)
+    assert foreign(8) == pytest.approx(float(theirs.ExponentialDecay(0.1, 5, 0.5)(8)), rel=1e-6)
+
+
+def test_early_stopping_at_its_corners() -> None:
+    nan = float("nan")
+    for values, options in [
+        ([3, 2, 1, 1, 1, 1], {}),
+        ([3, 2, 1, 1, 1, 1], {"patience": 1}),
+        ([3, 2, 1, 1, 1, 1], {"patience": 2}),
+        ([1, 2, 3], {}),
+        ([nan, 1, 2], {}),
+        ([1, nan, nan], {"patience": 2}),
+        ([1, 0.95, 0.9], {"min_delta": 0.1}),
+        ([1, 0.95, 0.9], {"min_delta": -0.1}),
+        ([1, 2, 3], {"monitor": "acc"}),
+        ([1, 2, 3], {"monitor": "accuracy"}),
+        ([3, 2], {"monitor": "auc"}),
+    ]:
+        monitor = options.get("monitor", "loss")
+        their = tf_keras.callbacks.EarlyStopping(**{"monitor": monitor, **options})
+        their.model = type("M", (), {"stop_training": False, "get_weights": list})()
+        own = training.EarlyStopping(**{"monitor": monitor, **options})
+        run = type("T", (), {"epoch": 0, "stopped": False, "finish": lambda self: setattr(self, "stopped", True)})()
+        their.on_train_begin()
+        for epoch, value in enumerate(values):
+            run.epoch = epoch
+            their.on_epoch_end(epoch, {monitor: value})
+            own.on_epoch_end(run, {monitor: value})
+            assert run.stopped == their.model.stop_training, (values, options, epoch)
+            if run.stopped:
+                break
 
 
 def test_200_steps_of_adamw_follow_tensorflow() -> None:
