@@ -10,7 +10,9 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from sparse_mixer.text import train_tokenizer
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
@@ -75,3 +77,18 @@ def _joined(texts: Iterable[str], characters: int) -> Iterator[str]:
             piece, size = [], 0
     if piece:
         yield "\n\n".join(piece)
+
+
+def tokenizer_of_run(texts: Iterable[str], folder: Path, vocab_size: int = 4096) -> Any:
+    """Train a tokenizer and save it in `folder`; where there is the state of a run, load the one that it began with.
+
+    Two tokenizers of the same texts can differ, and with them the inputs: a run goes on with its own alone.
+    """
+    import tokenizers  # the corpus by itself does without
+
+    path = folder / "tokenizer.json"
+    if path.exists() and (folder / "state.npz").exists():
+        return tokenizers.Tokenizer.from_file(str(path))
+    tokenizer = train_tokenizer(texts, vocab_size=vocab_size)
+    tokenizer.save(str(path))
+    return tokenizer

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import sparse_mixer
 import tokenizers
-from corpus import Passage, stdlib_passages
+from corpus import Passage, stdlib_passages, tokenizer_of_run
 from sparse_mixer import models, optimizers, schedules, text
 
 LENGTH = 128
@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load_data(classes: int) -> tuple[Data, Data, list[str], tokenizers.Tokenizer]:
+def load_data(classes: int, folder: Path) -> tuple[Data, Data, list[str], tokenizers.Tokenizer]:
     """Return training data, validation data, the classes' names, and the tokenizer."""
     passages = list(stdlib_passages(characters=400))
     names = [name for name, _ in Counter(p.package for p in passages).most_common(classes)]
@@ -50,7 +50,7 @@ def load_data(classes: int) -> tuple[Data, Data, list[str], tokenizers.Tokenizer
     split = len(order) // HELD_OUT
 
     training = [passages[i] for i in order[split:]]
-    tokenizer = text.train_tokenizer((p.text for p in training), vocab_size=4096)
+    tokenizer = tokenizer_of_run((p.text for p in training), folder)
 
     def prepared(chosen: list[Passage]) -> Data:
         labels = np.array([names.index(p.package) for p in chosen], np.int32)
@@ -85,7 +85,7 @@ def main() -> None:
     """Train, report and save."""
     given = arguments()
     given.output.mkdir(parents=True, exist_ok=True)
-    training, validation, names, tokenizer = load_data(given.classes)
+    training, validation, names, tokenizer = load_data(given.classes, given.output)
     vocab_size = tokenizer.get_vocab_size()
     print(f"{len(training[1])} passages to learn from, {len(validation[1])} to check, of {', '.join(names)}")
 
@@ -133,7 +133,6 @@ def main() -> None:
     print(f"counting words: naive Bayes {naive_bayes:.1%}")
     print(f"{len(history.steps)} updates, {minutes:.1f} minutes")
     model.save(given.output / "model.safetensors")
-    tokenizer.save(str(given.output / "tokenizer.json"))
     (given.output / "classes.txt").write_text("\n".join(names) + "\n")
     history.plot().savefig(given.output / "learning_curve.png", dpi=120)
     print(f"model, tokenizer, classes and learning curve saved to {given.output}/")
