@@ -25,7 +25,7 @@ EMBEDDINGS = np.ones((2, LENGTH, WIDTH), np.float32)
         ({"input_mask": np.ones((2, LENGTH - 1))}, "input_mask"),
         ({"input_mask": np.full((2, LENGTH), np.nan)}, "input_mask"),
         ({"input_word_embeddings": EMBEDDINGS, "input_word_ids": "rubbish"}, "input_word_ids: expected integers"),
-        ({"input_word_embeddings": EMBEDDINGS, "input_word_ids": [[1, 2]]}, "input_word_ids: expected shape"),
+        ({"input_word_embeddings": EMBEDDINGS, "input_word_ids": [[1, 2]]}, "the positions of input_word_ids"),
         ({"input_word_embeddings": EMBEDDINGS, "input_masks": [[1]]}, "inputs: unknown key 'input_masks'|input_mask"),
         ({"dense_input": EMBEDDINGS}, r"inputs: unknown key 'dense_input' \(is 'dense_inputs' meant\?\)"),
     ],

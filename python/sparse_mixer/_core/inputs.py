@@ -96,10 +96,8 @@ def read(
                 raise ValueError(f"{key}: given without dense_inputs, which it belongs to")
     if word_embeddings is not None:
         if word_ids is not None and word_ids.shape != word_embeddings.shape[:2]:
-            expected = list(word_embeddings.shape[:2])
-            raise ValueError(
-                f"input_word_ids: expected shape {expected}, that of the embeddings, got {list(word_ids.shape)}"
-            )
+            expected, got = list(word_ids.shape), list(word_embeddings.shape)
+            raise ValueError(f"input_word_embeddings: expected the positions of input_word_ids, {expected}, got {got}")
         # The embeddings replace them.
         word_ids = None
     else:
