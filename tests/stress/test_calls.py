@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from odd_values import FORMS, REFUSED, many, odd_arrays, odd_values
 from sparse_mixer import (
-    callbacks,
     gradients,
     initializers,
     layouts,
@@ -27,6 +26,7 @@ from sparse_mixer import (
     schedules,
     text,
 )
+from sparse_mixer.training import callbacks
 
 ENCODER = small_encoder(num_threads=1)
 EXPECTED = ENCODER(small_inputs())["sequence_output"].tobytes()
