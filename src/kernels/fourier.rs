@@ -17,7 +17,7 @@ const MAX_PLANS: usize = 64;
 /// Transforms of real vectors of one length, and back. Unscaled: there and back multiplies by the length.
 pub trait RealFft<R>: Send + Sync + fmt::Debug {
     /// Numbers of a vector, `n`. Its spectrum has `n / 2 + 1` pairs; the others are their mirror images.
-    fn len(&self) -> usize;
+    fn size(&self) -> usize;
     /// Numbers that both directions need as scratch.
     fn scratch_len(&self) -> usize;
     /// Writes the spectrum of `values`, which are used as scratch.
@@ -53,7 +53,7 @@ impl<T: FftNum> fmt::Debug for RealPlan<T> {
 }
 
 impl<T: FftNum + Pod> RealFft<T> for RealPlan<T> {
-    fn len(&self) -> usize {
+    fn size(&self) -> usize {
         self.forward.len()
     }
 
@@ -199,7 +199,7 @@ mod tests {
         let first = plans.real(32);
         assert!(Arc::ptr_eq(&first, &plans.real(32)));
         assert!(Arc::ptr_eq(&plans.complex(9), &plans.complex(9)));
-        (1..=3 * MAX_PLANS).for_each(|len| assert_eq!(plans.real(len).len(), len));
+        (1..=3 * MAX_PLANS).for_each(|len| assert_eq!(plans.real(len).size(), len));
         assert!(plans.real.0.lock().unwrap().len() <= MAX_PLANS, "memory has a bound");
     }
 
@@ -207,7 +207,7 @@ mod tests {
     fn a_lock_that_is_held_for_ever_stops_nobody() {
         let plans = FftPlans::<f32>::new();
         let held = plans.real.0.lock().unwrap();
-        assert_eq!(plans.real(10).len(), 10);
+        assert_eq!(plans.real(10).size(), 10);
         drop(held);
     }
 }

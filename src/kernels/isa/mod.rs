@@ -18,6 +18,7 @@ mod vector_loop;
 mod x86_64;
 
 pub use level::Isa;
+#[cfg(target_arch = "x86_64")]
 pub(super) use level::Level;
 pub use number::Number;
 pub use real::Real;

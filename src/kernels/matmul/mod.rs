@@ -22,6 +22,7 @@ mod panel_product;
 mod panels;
 mod product;
 mod quantize;
+mod register_tile;
 mod transposed;
 mod widened;
 

@@ -28,12 +28,12 @@ impl<R: Real> Convolution<R> {
 
     /// Numbers that `apply` needs as scratch.
     pub fn scratch_len(&self) -> usize {
-        self.fft.len() + self.spectrum.len() + self.fft.scratch_len()
+        self.fft.size() + self.spectrum.len() + self.fft.scratch_len()
     }
 
     /// Replaces `x`, a vector or the beginning of one that goes on with zeros, by as much of the product with it.
     pub fn apply(&self, x: &mut [R], scratch: &mut [R]) {
-        let (padded, rest) = scratch.split_at_mut(self.fft.len());
+        let (padded, rest) = scratch.split_at_mut(self.fft.size());
         let (values, scratch) = rest.split_at_mut(self.spectrum.len());
         padded[..x.len()].copy_from_slice(x);
         padded[x.len()..].fill(R::ZERO);
