@@ -14,9 +14,10 @@ use sparse_mixer::error::{Error, Result};
 use sparse_mixer::kernels::{Dtype, Isa};
 use sparse_mixer::network::{Cotangents, OwnedInputs, OwnedWords, RequestedOutputs, SparseMixer, specs};
 use sparse_mixer::optim::{
-    Adafactor, AdamW, EpsilonRule, Gradient, Lamb, NamedArray, Optimizer, ParameterSpec, Rule, Sgd, Step, Update,
+    Adafactor, AdamW, EpsilonRule, Gradient, Lamb, NamedArray, Optimizer, ParameterSpec, Rule, Sgd, Step,
+    Update,
 };
-use sparse_mixer::params::{Gradients, Spec};
+use sparse_mixer::params::{GradientView, Gradients, Spec};
 use sparse_mixer::runtime::parallel::with_threads;
 use sparse_mixer::runtime::{ScratchPool, catch, never, run};
 
@@ -37,7 +38,8 @@ impl Refusing {
         if size < LARGE {
             return false;
         }
-        let before = LEFT.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left >= 0).then(|| left - 1));
+        let before =
+            LEFT.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left >= 0).then(|| left - 1));
         let refuses = before == Ok(0);
         if refuses && std::env::var_os("TRACE_REFUSED").is_some() && !TRACING.replace(true) {
             eprintln!("refused {size} bytes\n{}", std::backtrace::Backtrace::force_capture());
@@ -57,12 +59,20 @@ unsafe impl GlobalAlloc for Refusing {
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller promises.
-        if Refusing::refuses(layout.size()) { std::ptr::null_mut() } else { unsafe { System.alloc_zeroed(layout) } }
+        if Refusing::refuses(layout.size()) {
+            std::ptr::null_mut()
+        } else {
+            unsafe { System.alloc_zeroed(layout) }
+        }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: as the caller promises.
-        if Refusing::refuses(size) { std::ptr::null_mut() } else { unsafe { System.realloc(memory, layout, size) } }
+        if Refusing::refuses(size) {
+            std::ptr::null_mut()
+        } else {
+            unsafe { System.realloc(memory, layout, size) }
+        }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
@@ -112,7 +122,7 @@ type State = (Vec<Vec<f32>>, Vec<NamedArray<f32>>, u64);
 impl Training {
     fn new(config: &SparseMixerConfig, rule: &Rule) -> Self {
         let mut number = 0.0f32;
-        let mut source = |spec: &Spec| {
+        let mut source = |_: usize, spec: &Spec| {
             let values: Vec<f32> = (0..spec.len())
                 .map(|_| {
                     number += 1.0;
@@ -122,10 +132,9 @@ impl Training {
             Ok(values.into())
         };
         let network = SparseMixer::<f32>::load(config.clone(), None, &mut source).unwrap();
-        let params = network.params();
-        let of = |(spec, param): (&Spec, _)| ParameterSpec::of(spec, param, true, true);
-        let parameters = specs(config).iter().zip(&params).map(of).collect();
-        drop(params);
+        let specs = specs(config);
+        let each = specs.iter().zip(network.weights().iter());
+        let parameters = each.map(|(spec, weight)| ParameterSpec::of(spec, weight, true, true)).collect();
         let optimizer = Optimizer::new(rule.clone(), parameters).unwrap();
         Training { network: Arc::new(network), optimizer, scratch: ScratchPool::new() }
     }
@@ -153,15 +162,18 @@ impl Training {
             network.backward(context, &tape, &cotangents, 1.0, &mut gradients)?;
             Ok(gradients)
         })?;
-        let params = catch(|| Ok(Arc::make_mut(&mut self.network).params_mut()))?;
-        let pairs = params.into_iter().zip(&gradients.tensors);
-        let mut updates = pairs.map(|(p, g)| Update::of(p, Gradient::Dense(g))).collect::<Result<Vec<_>>>()?;
+        let weights = catch(|| Ok(Arc::make_mut(&mut self.network).weights_mut()))?;
+        let pairs = weights.iter_mut().zip(gradients.iter());
+        let of = |(weight, gradient): (_, GradientView<'_, f32>)| {
+            Update::of(weight, Gradient::Dense(gradient.row_major()))
+        };
+        let mut updates = pairs.map(of).collect::<Result<Vec<_>>>()?;
         let how = Step { learning_rate: 0.01, clip_norm: Some(1.0), gradient_scale: 1.0 };
         with_threads(threads, || self.optimizer.apply(&mut updates, how)).map(drop)
     }
 
     fn state(&self) -> State {
-        let weights = self.network.params().iter().map(|param| param.to_vec()).collect();
+        let weights = self.network.weights().iter().map(|weight| weight.to_vec()).collect();
         (weights, self.optimizer.state(), self.optimizer.step())
     }
 }

@@ -77,7 +77,7 @@ impl<'a> UpdateLocks<'a> {
                 Ok(())
             })?;
         }
-        let norm = self.optimizer.apply(&mut updates, how)?;
+        let result = self.optimizer.apply(&mut updates, how);
         drop(updates);
         for (weights, ..) in &mut self.parts {
             // Without memory for it every call does the same for itself.
@@ -86,7 +86,7 @@ impl<'a> UpdateLocks<'a> {
                 Ok(())
             });
         }
-        Ok(norm)
+        result
     }
 }
 
