@@ -77,11 +77,13 @@ pub(super) struct EntryList<L> {
     names_bytes: usize,
 }
 
-impl<L> EntryList<L> {
-    pub(super) fn new() -> Self {
+impl<L> Default for EntryList<L> {
+    fn default() -> Self {
         Self { entries: Vec::new(), places: Vec::new(), seen: HashSet::new(), names_bytes: 0 }
     }
+}
 
+impl<L> EntryList<L> {
     /// Adds an entry that lies at `place`.
     pub(super) fn push(
         &mut self,
@@ -124,7 +126,7 @@ mod tests {
 
     #[test]
     fn duplicates_and_long_names_are_refused() {
-        let mut list = EntryList::new();
+        let mut list = EntryList::default();
         list.push("a".into(), Dtype::F32, vec![2], ()).unwrap();
         assert!(list.push("a".into(), Dtype::F32, vec![2], ()).is_err());
         assert!(list.push("b".repeat(MAX_NAME_BYTES + 1), Dtype::F32, vec![], ()).is_err());

@@ -11,8 +11,14 @@ pub const MAX_RANK: usize = 16;
 pub const MAX_NAME_BYTES: usize = 1024;
 /// All tensor names together, in bytes. Formats that compress names could otherwise blow up a small file.
 pub const MAX_NAMES_BYTES: usize = 8 << 20;
-/// Longest safetensors header. Parsing takes some thirty times the header's size in the worst case.
-pub const MAX_SAFETENSORS_HEADER: usize = 1 << 20;
+/// Longest safetensors header: what the format allows. The header is part of the file, so that this many bytes are there.
+pub const MAX_SAFETENSORS_HEADER: usize = 100_000_000;
+/// Longest text in a safetensors header.
+pub const MAX_HEADER_STRING: usize = 4 << 20;
+/// Most keys of a file's metadata; checksums of tensors are not counted.
+pub const MAX_METADATA_ENTRIES: usize = 10_000;
+/// All metadata together, in bytes.
+pub const MAX_METADATA_BYTES: usize = 8 << 20;
 /// Deepest nesting of maps in a msgpack document.
 pub const MAX_DEPTH: usize = 64;
 /// Longest header of a `.npy` array.

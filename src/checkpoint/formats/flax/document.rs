@@ -35,7 +35,7 @@ impl Document {
         let Token::Map(length) = decoder.next()? else {
             return Err(FormatError::new("not a Flax checkpoint: it does not start with a map"));
         };
-        let mut tree = Tree { bytes: &bytes, path: String::new(), leaves: EntryList::new() };
+        let mut tree = Tree { bytes: &bytes, path: String::new(), leaves: EntryList::default() };
         tree.walk_map(&mut decoder, length, MAX_DEPTH)?;
         if !decoder.is_at_end() {
             return Err(FormatError::new("there is something after the end of the checkpoint"));

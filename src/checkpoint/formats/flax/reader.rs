@@ -75,7 +75,7 @@ impl Flax {
         let by_name: Vec<HashMap<&str, usize>> = shards.iter().map(Document::by_name).collect();
         let sizes: HashMap<&str, &[usize]> =
             first.entries.iter().map(|entry| (entry.name.as_str(), &entry.shape[..])).collect();
-        let mut list = EntryList::new();
+        let mut list = EntryList::default();
         for (index, entry) in first.entries.iter().enumerate() {
             let is_placeholder = entry.shape == [0] && entry.name.contains(SHARDED_MARK);
             if !is_placeholder {

@@ -40,7 +40,7 @@ impl Npz {
     }
 
     fn parse(bytes: FileBytes, path: &str) -> Result<Self, FormatError> {
-        let mut list = EntryList::new();
+        let mut list = EntryList::default();
         for member in members(&bytes)? {
             let Some(name) = member.name.strip_suffix(".npy") else {
                 return Err(FormatError::new(format!(

@@ -35,7 +35,7 @@ impl ShardedSafetensors {
             let message = format!("there are {} of {count} files model-*-of-*.safetensors", files.len());
             return Err(FormatError::new(message).in_file(&path));
         }
-        let mut list = EntryList::new();
+        let mut list = EntryList::default();
         let mut shards = Vec::with_capacity(files.len());
         for file in files.into_values() {
             let shard = Safetensors::open(&file)?;

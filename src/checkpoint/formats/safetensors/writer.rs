@@ -1,16 +1,17 @@
-//! Writes our own format; its layout is described in the reader, [`super::reader`].
+//! Writes our own format; its layout is described in [`super::header`].
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use super::reader::{
+use super::header::{
     CHECKSUM_BLANK, CHECKSUM_PREFIX, FORMAT_VERSION, LENGTH_BYTES, OWN_FORMAT, TENSOR_CHECKSUM_KEY,
     header_checksum,
 };
 use crate::checkpoint::error::FormatError;
 use crate::checkpoint::io::atomic_file::AtomicFile;
 use crate::checkpoint::io::limits::MAX_SAFETENSORS_HEADER;
+use crate::checkpoint::source::EntryList;
 use crate::checkpoint::tensor::Dtype;
 use crate::checkpoint::tensor_to_write::TensorToWrite;
 use crate::runtime::Interrupt;
@@ -79,12 +80,11 @@ impl Header {
         }
         text.push('}');
 
-        let mut names = std::collections::HashSet::new();
+        // What the reader will ask.
+        let mut listed = EntryList::default();
         let mut offset = 0usize;
         for tensor in tensors {
-            if !names.insert(&tensor.name) {
-                return Err(FormatError::new(format!("two tensors are called '{}'", tensor.name)));
-            }
+            listed.push(tensor.name.clone(), tensor.dtype.clone(), tensor.shape.clone(), ())?;
             let end = offset
                 .checked_add(tensor.byte_count()?)
                 .ok_or_else(|| FormatError::new("the tensors are too large"))?;
@@ -200,6 +200,18 @@ mod tests {
         let header_bytes = u64::from_le_bytes(*sample().first_chunk().unwrap()) as usize;
         assert_eq!((LENGTH_BYTES + header_bytes) % DATA_ALIGNMENT, 0);
         assert_eq!(read_all(sample()).unwrap(), [vec![1.0, 2.0, 3.0, 4.0, 5.0, -0.5], vec![], vec![2.5]]);
+    }
+
+    #[test]
+    fn very_many_tensors_are_read_back() {
+        let names: Vec<String> =
+            (0..20_000).map(|number| format!("transformer/layer_{number}/output/bias")).collect();
+        let bytes =
+            written(names.iter().map(|name| TensorToWrite::from_f32(name, &[1], &[0.5])).collect()).unwrap();
+        assert!(u64::from_le_bytes(*bytes.first_chunk().unwrap()) > 2 << 20);
+        let file = Safetensors::from_bytes(FileBytes::from(bytes), "memory").unwrap();
+        assert_eq!(file.entries().len(), 20_000);
+        assert_eq!(file.read(19_999, &never).unwrap().to_f32().unwrap(), [0.5]);
     }
 
     #[test]

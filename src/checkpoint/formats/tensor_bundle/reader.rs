@@ -135,7 +135,7 @@ struct Index {
 impl Index {
     fn parse(file: &[u8]) -> Result<Self, FormatError> {
         let mut shard_count = None;
-        let mut entries = EntryList::new();
+        let mut entries = EntryList::default();
         for_each_entry(file, |key, value| {
             if key.is_empty() {
                 shard_count = Some(read_header(value)?);
