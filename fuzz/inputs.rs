@@ -105,7 +105,7 @@ fn read_source(source: &dyn TensorSource) {
         .take(100)
         .map(|entry| TargetWeight { name: entry.name.clone(), shape: entry.shape.clone() })
         .collect();
-    let plan = LoadPlan::new(source.entries(), &targets, None);
+    let plan = LoadPlan::of_source(source, &targets, None);
     for read in plan.iter().flat_map(|plan| &plan.reads) {
         match read.read(source, &targets[read.target], &never) {
             Ok(tensor) => assert_eq!(tensor.shape(), targets[read.target].shape),

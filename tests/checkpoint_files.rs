@@ -39,11 +39,11 @@ fn every_file_that_tensorflow_writes_has_the_same_weights() {
         ("functional/ckpt.index", Scheme::TfCheckpoint, "layer_with_weights-0"),
         ("encoder/ckpt", Scheme::TfCheckpoint, "encoder"),
         ("pretrainer/ckpt", Scheme::TfCheckpoint, "encoder"),
-        ("saved_model", Scheme::SavedModel, ""),
+        ("saved_model", Scheme::SavedModel, "layer_with_weights-0"),
         ("weights.npz", Scheme::Keras, ""),
     ] {
         let source = open(&golden("checkpoints").join(path)).unwrap();
-        let plan = LoadPlan::new(source.entries(), &targets, None).unwrap();
+        let plan = LoadPlan::of_source(source.as_ref(), &targets, None).unwrap();
         assert_complete(&plan);
         assert_eq!((plan.scheme, plan.root.as_str()), (scheme, root), "{path}");
         for (index, read) in plan.reads.iter().enumerate() {
@@ -65,7 +65,7 @@ fn an_encoder_inside_a_classifier_is_found() {
     let weights = open(&golden("checkpoints/weights.npz")).unwrap();
     let targets = targets_of(weights.as_ref());
     let source = open(&golden("checkpoints/classifier/ckpt")).unwrap();
-    let plan = LoadPlan::new(source.entries(), &targets, None).unwrap();
+    let plan = LoadPlan::of_source(source.as_ref(), &targets, None).unwrap();
     assert_complete(&plan);
     assert_eq!(plan.reads.len(), targets.len());
     assert!(source.entries().len() > targets.len() + 2, "the classifier has more than the encoder");
@@ -165,7 +165,7 @@ fn flax_targets() -> Vec<TargetWeight> {
 fn flax_parameters_take_our_names_and_layout() {
     let targets = flax_targets();
     let source = open(&golden("jax/ckpt_linear_2_devices")).unwrap();
-    let plan = LoadPlan::new(source.entries(), &targets, None).unwrap();
+    let plan = LoadPlan::of_source(source.as_ref(), &targets, None).unwrap();
     assert_complete(&plan);
     assert_eq!((plan.scheme, plan.root.as_str()), (Scheme::Flax, "params/encoder"));
     let read = |name: &str| {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::error::FormatError;
-use super::formats::detect::detect_format;
+use super::formats::detect::{ORBAX, detect_format};
 use super::formats::flax::reader::Flax;
 use super::formats::flax::step_files::is_step_file;
 use super::formats::npz::reader::Npz;
@@ -18,9 +18,16 @@ use crate::Result;
 /// Longest `checkpoint` file, which names the latest checkpoint of a folder.
 const MAX_STATE_FILE: usize = 64 << 10;
 
+/// How the name of the file ends that says which of several safetensors files has which tensor.
+const SHARD_INDEX: &str = ".safetensors.index.json";
+/// Files that Orbax writes into the folder of a checkpoint.
+const OF_ORBAX: [&str; 3] = ["_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"];
+/// How deep below the folder that is given Orbax keeps them: `<step>/default/_METADATA`.
+const ORBAX_DEPTH: usize = 2;
+
 /// Opens the checkpoint at `path`: a safetensors, Flax or `.npz` file, a TensorFlow checkpoint (its prefix, its
 /// `.index` file, or its folder), a SavedModel folder, the folder of a Flax training step, or a folder with a
-/// `model.safetensors`, whole or in several files. Formats are told by content, not by name.
+/// `model.safetensors`, whole or in several files, or the index of such. Formats are told by content, not by name.
 ///
 /// # Errors
 /// There is no such file, its format is not read here, or it is damaged.
@@ -31,10 +38,34 @@ pub fn open(path: &Path) -> Result<Box<dyn TensorSource>> {
     if let Some(prefix) = bundle_prefix(path) {
         return Ok(Box::new(TensorBundle::open(&prefix)?));
     }
+    if let Some(index) = path.to_str()
+        && let Some(stem) = index.strip_suffix(SHARD_INDEX)
+        && path.is_file()
+    {
+        return open_shards(Path::new(stem), index);
+    }
     if path.file_name().is_some_and(|name| is_step_file(&name.to_string_lossy())) {
         return Ok(Box::new(Flax::open(path)?));
     }
     open_bytes(FileBytes::open(path)?, &path.display().to_string())
+}
+
+/// Opens the safetensors files that lie beside the index at the path `label` and begin with `stem`.
+fn open_shards(stem: &Path, label: &str) -> Result<Box<dyn TensorSource>> {
+    let folder = match stem.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let stem = stem.file_name().unwrap_or_default().to_string_lossy();
+    match ShardedSafetensors::open(folder, &stem)? {
+        Some(model) => Ok(Box::new(model)),
+        None => {
+            let message = format!(
+                "this is the index of a model in several files {stem}-*-of-*.safetensors, which are not beside it"
+            );
+            Err(FormatError::new(message).in_file(label))
+        }
+    }
 }
 
 /// Opens a file of any format with this content; `label` is its name in messages.
@@ -63,15 +94,31 @@ fn open_folder(folder: &Path) -> Result<Box<dyn TensorSource>> {
     if hugging_face.is_file() {
         return Ok(Box::new(Safetensors::open(&hugging_face)?));
     }
-    if let Some(model) = ShardedSafetensors::open(folder)? {
+    if let Some(model) = ShardedSafetensors::open(folder, "model")? {
         return Ok(Box::new(model));
+    }
+    if is_orbax(folder, 0) {
+        return Err(FormatError::new(ORBAX).in_file(&label));
     }
     let state = folder.join("checkpoint");
     if state.is_file() {
         let prefix = latest_checkpoint(&state).map_err(|error| error.in_file(&label))?;
         return Ok(Box::new(TensorBundle::open(&folder.join(prefix))?));
     }
-    Ok(Box::new(Flax::open(folder)?))
+    match Flax::open(folder) {
+        Ok(step) => Ok(Box::new(step)),
+        Err(_) if is_orbax(folder, ORBAX_DEPTH) => Err(FormatError::new(ORBAX).in_file(&label)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether Orbax has written a checkpoint into `folder`, or into a folder at most `depth` below.
+fn is_orbax(folder: &Path, depth: usize) -> bool {
+    let below = || {
+        let inner = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        inner.filter(|path| path.is_dir()).any(|path| is_orbax(&path, depth - 1))
+    };
+    OF_ORBAX.iter().any(|name| folder.join(name).is_file()) || (depth > 0 && below())
 }
 
 /// The prefix of the TensorFlow checkpoint that `path` means, if it means one.

@@ -17,6 +17,8 @@ pub struct Listing {
     pub path: String,
     /// All tensors, in the file's order.
     pub entries: Vec<Entry>,
+    /// The same tensors under names that say what they are, where the file numbers them and tells their names apart.
+    pub by_path: Option<Vec<Entry>>,
     /// Text that the file carries beside its tensors.
     pub metadata: BTreeMap<String, String>,
 }
@@ -24,7 +26,7 @@ pub struct Listing {
 impl Listing {
     /// That of a file without text.
     pub(super) fn new(format: Format, path: &str, entries: Vec<Entry>) -> Self {
-        Self { format, path: path.to_owned(), entries, metadata: BTreeMap::new() }
+        Self { format, path: path.to_owned(), entries, by_path: None, metadata: BTreeMap::new() }
     }
 }
 

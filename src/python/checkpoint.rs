@@ -93,7 +93,7 @@ impl Checkpoint {
         guard(|| {
             let targets = to_targets(targets);
             let plan = enter_core(py, |_| {
-                checkpoint::LoadPlan::new(self.source.entries(), &targets, prefix.as_deref())
+                checkpoint::LoadPlan::of_source(&*self.source, &targets, prefix.as_deref())
                     .map_err(|error| error.in_file(self.source.path()))
             })?;
             let file_names = file_names(&plan, self.source.entries());

@@ -69,6 +69,25 @@ pub struct LoadPlan {
 }
 
 impl LoadPlan {
+    /// Finds the `targets` among what `source` offers, as [`LoadPlan::new`] does. Where the file numbers its tensors
+    /// (a SavedModel), by the names that it tells apart.
+    ///
+    /// # Errors
+    /// As [`LoadPlan::new`].
+    pub fn of_source(
+        source: &dyn TensorSource,
+        targets: &[TargetWeight],
+        root: Option<&str>,
+    ) -> Result<Self, FormatError> {
+        if let Some(named) = &source.listing().by_path {
+            let plan = Self::new(named, targets, root)?;
+            if 2 * plan.reads.len() > targets.len() {
+                return Ok(Self { scheme: Scheme::SavedModel, ..plan });
+            }
+        }
+        Self::new(source.entries(), targets, root)
+    }
+
     /// Finds the `targets`, given in Keras order, among a file's `entries`. The naming scheme is the one that
     /// fits best; `root` says where the encoder is if the file has several.
     ///
@@ -298,9 +317,70 @@ fn saved_model_window(
         window.iter().zip(targets).all(|(&(_, index), weight)| entries[index].shape == weight.shape)
     };
     let mut windows = variables.windows(targets.len()).filter(|window| fits(window));
-    let Some(first) = windows.next() else { return Ok(None) };
+    let Some(first) = windows.next() else {
+        let mut left: HashMap<&[usize], usize> = HashMap::new();
+        for &(_, index) in &variables {
+            *left.entry(&entries[index].shape).or_default() += 1;
+        }
+        let has_all = targets.iter().all(|weight| match left.get_mut(&weight.shape[..]) {
+            Some(count) if *count > 0 => {
+                *count -= 1;
+                true
+            }
+            _ => false,
+        });
+        return match has_all {
+            true => Err(FormatError::new(
+                "the variables have the shapes of this encoder's weights, but are in another order (frozen layers?), \
+                 and the file does not name them; save the weights as .weights.h5 or as a training checkpoint, or the \
+                 model with all layers trainable",
+            )),
+            false => Ok(None),
+        };
+    };
     if windows.next().is_some() {
         return Err(FormatError::new("several runs of variables have the shapes of this encoder's weights"));
     }
     Ok(Some(first.iter().map(|&(_, index)| index).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::tensor::Dtype;
+
+    fn targets(shapes: &[&[usize]]) -> Vec<TargetWeight> {
+        let target = |(number, shape): (usize, &&[usize])| TargetWeight {
+            name: format!("transformer/layer_{number}/output/bias"),
+            shape: shape.to_vec(),
+        };
+        shapes.iter().enumerate().map(target).collect()
+    }
+
+    fn numbered(shapes: &[&[usize]]) -> Vec<Entry> {
+        let entry = |(number, shape): (usize, &&[usize])| Entry {
+            name: format!("variables/{number}{TF_SUFFIX}"),
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+        };
+        shapes.iter().enumerate().map(entry).collect()
+    }
+
+    #[test]
+    fn numbered_variables_are_told_by_their_shapes_in_order() {
+        let wanted = targets(&[&[2, 3], &[3], &[3, 1]]);
+        let plan = LoadPlan::new(&numbered(&[&[7], &[2, 3], &[3], &[3, 1], &[9]]), &wanted, None).unwrap();
+        let entries: Vec<usize> = plan.reads.iter().map(|read| read.entry).collect();
+        assert_eq!((plan.scheme, entries), (Scheme::SavedModel, vec![1, 2, 3]));
+        let other = LoadPlan::new(&numbered(&[&[2, 3], &[4], &[3, 1]]), &wanted, None).unwrap();
+        assert_eq!(other.missing.len(), 3);
+    }
+
+    #[test]
+    fn another_order_of_numbered_variables_is_said() {
+        let wanted = targets(&[&[2, 3], &[3], &[3, 1]]);
+        let frozen = LoadPlan::new(&numbered(&[&[3], &[3, 1], &[5], &[2, 3]]), &wanted, None).unwrap_err();
+        let message = frozen.in_file("saved").to_string();
+        assert!(message.contains("another order (frozen layers?)"), "{message}");
+    }
 }

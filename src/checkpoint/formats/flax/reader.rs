@@ -16,6 +16,7 @@ use super::document::Document;
 use super::step_files::files_of_step;
 use crate::Result;
 use crate::checkpoint::error::FormatError;
+use crate::checkpoint::formats::detect::refuse_other_content;
 use crate::checkpoint::io::file_bytes::FileBytes;
 use crate::checkpoint::permute::permute_axes;
 use crate::checkpoint::source::{EntryList, Listing, TensorSource};
@@ -54,7 +55,9 @@ impl Flax {
             .iter()
             .map(|file| {
                 let label = file.display().to_string();
-                Document::parse(FileBytes::open(file)?).map_err(|error| error.in_file(&label))
+                let bytes = FileBytes::open(file)?;
+                refuse_other_content(&bytes).map_err(|error| error.in_file(&label))?;
+                Document::parse(bytes).map_err(|error| error.in_file(&label))
             })
             .collect::<Result<Vec<_>>>()?;
         Self::assemble(documents, &label).map_err(|error| error.in_file(&label))

@@ -41,12 +41,14 @@ impl Npz {
 
     fn parse(bytes: FileBytes, path: &str) -> Result<Self, FormatError> {
         let mut list = EntryList::default();
-        for member in members(&bytes)? {
+        let members = members(&bytes)?;
+        if let Some(what) = other_archive(&members) {
+            return Err(FormatError::new(what));
+        }
+        for member in members {
             let Some(name) = member.name.strip_suffix(".npy") else {
                 return Err(FormatError::new(format!(
-                    "'{}' is not an array, so this is not an .npz archive. If it holds a checkpoint, unpack this \
-                     archive and give its folder; .keras files are read by the Python package (extra 'h5'), \
-                     PyTorch's .bin and .pt files are not read since opening them can run any code",
+                    "'{}' is not an array, so this is not an .npz archive; unpack it and give the file or folder in it",
                     member.name
                 )));
             };
@@ -91,6 +93,19 @@ impl Npz {
         let bytes = permute_axes(&data, item_size, &reversed, &axes);
         Tensor::new(entry.dtype.clone(), entry.shape.clone(), Cow::Owned(bytes))
     }
+}
+
+/// What an archive is that holds something else than arrays.
+fn other_archive(members: &[Member]) -> Option<&'static str> {
+    let ends = |end: &str| members.iter().any(|member| member.name.ends_with(end));
+    if ends("/data.pkl") {
+        return Some(
+            "this is a PyTorch file (.bin, .pt), which holds a Python pickle that can run any code when it is opened and \
+             is therefore not read; convert it to safetensors: \
+             safetensors.torch.save_file(torch.load(path, weights_only=True), \"model.safetensors\")",
+        );
+    }
+    ends("model.weights.h5").then_some(".keras files are read by the Python package (extra 'h5')")
 }
 
 impl TensorSource for Npz {

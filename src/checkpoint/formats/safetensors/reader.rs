@@ -7,6 +7,7 @@ use std::path::Path;
 use super::header::Header;
 use crate::Result;
 use crate::checkpoint::error::FormatError;
+use crate::checkpoint::formats::detect::refuse_other_content;
 use crate::checkpoint::io::checksum;
 use crate::checkpoint::io::file_bytes::FileBytes;
 use crate::checkpoint::source::{Listing, TensorSource};
@@ -30,7 +31,9 @@ impl Safetensors {
     /// # Errors
     /// The file cannot be read or is not a valid safetensors file.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::from_bytes(FileBytes::open(path)?, &path.display().to_string())
+        let (bytes, label) = (FileBytes::open(path)?, path.display().to_string());
+        refuse_other_content(&bytes).map_err(|error| error.in_file(&label))?;
+        Self::from_bytes(bytes, &label)
     }
 
     /// Reads a file's content; `path` is its name in messages.

@@ -6,16 +6,21 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use super::protobuf::{Value, fields};
-use super::sorted_table::{for_each_entry, masked_crc32c};
+use super::object_graph::{GRAPH_NAME, names_by_path};
+use super::protobuf::{Value, fields, take, take_varint};
+use super::sorted_table::{MAGIC, for_each_entry, masked, masked_crc32c};
 use crate::Result;
 use crate::checkpoint::error::FormatError;
+use crate::checkpoint::formats::detect::{LFS, is_lfs_pointer, refuse_other_content};
 use crate::checkpoint::io::file_bytes::FileBytes;
 use crate::checkpoint::io::limits::{MAX_RANK, MAX_SHARDS, part};
 use crate::checkpoint::source::{EntryList, Listing, TensorSource};
 use crate::checkpoint::tensor::Format;
-use crate::checkpoint::tensor::{Dtype, Tensor};
+use crate::checkpoint::tensor::{Dtype, Entry, Tensor};
 use crate::runtime::Interrupt;
+
+/// How the names of a SavedModel's variables begin; a number follows.
+const NUMBERED: &str = "variables/";
 
 /// A TensorFlow checkpoint.
 #[derive(Debug)]
@@ -39,7 +44,10 @@ impl Place {
     fn find(self, shards: &[FileBytes]) -> Result<&[u8], FormatError> {
         let shard = usize::try_from(self.shard).ok().and_then(|shard| shards.get(shard));
         let shard = shard.ok_or_else(|| FormatError::new(format!("there is no data file {}", self.shard)))?;
-        part(shard, self.offset, self.size, "the content")
+        part(shard, self.offset, self.size, "the content").map_err(|error| match is_lfs_pointer(shard) {
+            true => FormatError::new(LFS),
+            false => error,
+        })
     }
 }
 
@@ -78,7 +86,9 @@ impl TensorBundle {
         for (entry, place) in entries.iter().zip(&places).filter(|(_, place)| !place.is_partitioned) {
             place.find(&shards).map_err(|error| error.at(&entry.name))?;
         }
-        Ok(Self { listing: Listing::new(Format::TensorBundle, path, entries), shards, places })
+        let by_path = entries_by_path(&entries, &places, &shards).map_err(|error| error.at(GRAPH_NAME))?;
+        let listing = Listing { by_path, ..Listing::new(Format::TensorBundle, path, entries) };
+        Ok(Self { listing, shards, places })
     }
 
     fn read_tensor(&self, index: usize) -> Result<Tensor<'_>, FormatError> {
@@ -120,6 +130,45 @@ impl TensorSource for TensorBundle {
     }
 }
 
+/// The entries of a SavedModel under the paths of their objects, if they are numbered and the file has the graph.
+fn entries_by_path(
+    entries: &[Entry],
+    places: &[Place],
+    shards: &[FileBytes],
+) -> Result<Option<Vec<Entry>>, FormatError> {
+    let graph = entries.iter().position(|entry| entry.name == GRAPH_NAME && entry.shape.is_empty());
+    let (true, Some(graph)) = (entries.iter().any(|entry| entry.name.starts_with(NUMBERED)), graph) else {
+        return Ok(None);
+    };
+    let mut names = names_by_path(read_text(places[graph].find(shards)?, places[graph].masked_crc32c)?)?;
+    let mut list = EntryList::default();
+    for entry in entries {
+        let name = names.remove(entry.name.as_str()).unwrap_or_else(|| entry.name.clone());
+        list.push(name, entry.dtype.clone(), entry.shape.clone(), ())?;
+    }
+    Ok(Some(list.finish().0))
+}
+
+/// The one text in the content of a tensor of texts: its length, a checksum of the length, the text. The tensor's own
+/// checksum covers the length as a number of 32 bits, or of 64 where it needs them.
+/// Source: `tensorflow/core/util/tensor_bundle/tensor_bundle.cc`, `WriteStringTensor`.
+fn read_text(mut content: &[u8], masked_checksum: u32) -> Result<&[u8], FormatError> {
+    let length = take_varint(&mut content)?;
+    let stored = take(&mut content, 4)?;
+    let checksum = match u32::try_from(length) {
+        Ok(short) => crc32c::crc32c(&short.to_le_bytes()),
+        Err(_) => crc32c::crc32c(&length.to_le_bytes()),
+    };
+    let whole = crc32c::crc32c_append(crc32c::crc32c_append(checksum, stored), content);
+    if stored != masked(checksum).to_le_bytes()
+        || masked(whole) != masked_checksum
+        || content.len() as u64 != length
+    {
+        return Err(FormatError::new("the content does not match its checksum; the file is damaged"));
+    }
+    Ok(content)
+}
+
 fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
     let mut path = prefix.as_os_str().to_owned();
     path.push(suffix);
@@ -134,6 +183,9 @@ struct Index {
 
 impl Index {
     fn parse(file: &[u8]) -> Result<Self, FormatError> {
+        if !file.ends_with(&MAGIC) {
+            refuse_other_content(file)?;
+        }
         let mut shard_count = None;
         let mut entries = EntryList::default();
         for_each_entry(file, |key, value| {

@@ -19,7 +19,12 @@ const MASK_DELTA: u32 = 0xa282_ead8;
 
 /// The CRC-32C of `bytes` in the masked form that files store.
 pub(super) fn masked_crc32c(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(MASK_DELTA)
+    masked(crc32c::crc32c(bytes))
+}
+
+/// The form in which files store a CRC-32C.
+pub(super) fn masked(checksum: u32) -> u32 {
+    checksum.rotate_right(15).wrapping_add(MASK_DELTA)
 }
 
 /// Calls `visit(key, value)` for every entry of the table `file`, in key order.
