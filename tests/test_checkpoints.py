@@ -226,6 +226,31 @@ def test_saving_onto_the_loaded_file(tmp_path: Path, ending: str) -> None:
         assert_unchanged(encoder, expected)
 
 
+@pytest.mark.parametrize(
+    ("num_layers", "changes"),
+    [
+        (400, {"moe_layers": range(400), "attention_layers": range(400)}),
+        (650, {"moe_layers": (), "attention_layers": ()}),
+        (1500, {"moe_layers": (), "attention_layers": range(0, 1500, 2)}),
+    ],
+    ids=["400 of experts and attention", "650 dense", "1500 of both"],
+)
+def test_whatever_can_be_built_can_be_saved_and_loaded(
+    tmp_path: Path, num_layers: int, changes: dict[str, Any]
+) -> None:
+    """Headers of more than a megabyte; the format allows a hundred."""
+    sizes = {"hidden_size": 4, "num_attention_heads": 2, "inner_dim": 4, "num_experts": 2, "embedding_width": 4}
+    encoder = small_encoder(**sizes, num_layers=num_layers, **changes)
+    path = tmp_path / "deep.safetensors"
+    encoder.save(path)
+    with path.open("rb") as file:
+        assert int.from_bytes(file.read(8), "little") > 1 << 20
+    loaded = SparseMixer.load(path)
+    assert loaded.get_config() == encoder.get_config()
+    assert_unchanged(loaded, weights_of(encoder))
+    assert len(safetensors.numpy.load_file(path)) == len(encoder.weights)
+
+
 def test_an_own_activation_is_no_data(tmp_path: Path) -> None:
     encoder = small_encoder(inner_activation=np.tanh)
     with pytest.raises(ValueError, match=r"callable.*\.npz"):

@@ -131,6 +131,20 @@ def test_encoders_inside_larger_models_give_their_outputs(name: str, kind: str, 
     assert prefix == PREFIXES.get((name, kind), prefix)
 
 
+@pytest.mark.parametrize("frozen", [["_embedding_layer"], ["_transformer_layers.0", "_embedding_norm_layer"], [""]])
+def test_saved_models_with_frozen_layers_give_their_outputs(frozen: list[str], tmp_path: Path) -> None:
+    """TensorFlow stores the variables of frozen layers last, under numbers."""
+    config = arguments({})
+    reference = reference_of(config)
+    for path in frozen:
+        layer: Any = reference.layer
+        for step in filter(None, path.split(".")):
+            layer = layer[int(step)] if step.isdigit() else getattr(layer, step)
+        layer.trainable = False
+    saved = save(functional(reference.layer), "saved_model", tmp_path)
+    assert_gives_the_outputs(saved, config, reference, tmp_path)
+
+
 def test_tensorflow_reads_our_weights_h5(case: Any, tmp_path: Path) -> None:
     config, reference = case
     encoder = sparse_mixer.SparseMixer(**config)

@@ -158,6 +158,38 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes | dict[str, bytes]]]] = {
             ).encode()
         ),
     ),
+    "header of 90 MB of tensors of no size": (
+        "a.safetensors",
+        lambda: safetensors_file(
+            b"{"
+            + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % n for n in range(1_600_000))
+            + b"}"
+        ),
+    ),
+    "header of 90 MB of metadata": (
+        "a.safetensors",
+        lambda: safetensors_file(b'{"__metadata__":{' + b",".join(b'"%d":""' % n for n in range(8 * LARGE)) + b"}}"),
+    ),
+    "header of 90 MB of checksums": (
+        "a.safetensors",
+        lambda: safetensors_file(
+            b'{"__metadata__":{' + b",".join(b'"crc32c:%d":"0"' % n for n in range(4 * LARGE)) + b"}}"
+        ),
+    ),
+    "shape of 45 million ones": (
+        "a.safetensors",
+        lambda: safetensors_file(b'{"a":{"dtype":"F32","shape":[' + b"1," * 45 * LARGE + b'1],"data_offsets":[0,4]}}'),
+    ),
+    "name of 90 MB in escapes": (
+        "a.safetensors",
+        lambda: safetensors_file(
+            b'{"' + b"\\u0041" * 15 * LARGE + b'":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+        ),
+    ),
+    "90 MB of text in the place of a shape": (
+        "a.safetensors",
+        lambda: safetensors_file(b'{"a":{"dtype":"F32","shape":"' + b"x" * 90 * LARGE + b'","data_offsets":[0,4]}}'),
+    ),
     "deeply nested header": ("a.safetensors", lambda: safetensors_file(b'{"a":' + b"[" * 500_000)),
     "sizes whose product overflows": (
         "a.safetensors",

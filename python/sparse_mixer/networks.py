@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
@@ -24,6 +23,7 @@ from sparse_mixer._core.arguments import (
 from sparse_mixer._core.checks import as_strings
 from sparse_mixer._core.construction import make_core, provider, weight_seed
 from sparse_mixer._core.encoder import Encoder
+from sparse_mixer._core.paths import PathLike
 from sparse_mixer._core.vjp import VJP
 from sparse_mixer.activations import Activation
 from sparse_mixer.initializers import Initializer
@@ -401,7 +401,7 @@ class SparseMixer(Encoder):
 
     # Files --------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str], *, file_format: str | None = None) -> None:
+    def save(self, path: PathLike, *, file_format: str | None = None) -> None:
         """Write the encoder to a file, which is replaced in one step: a crash leaves the old file or the new one.
 
         Args:
@@ -423,7 +423,7 @@ class SparseMixer(Encoder):
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: PathLike,
         *,
         config: Mapping[str, Any] | None = None,
         prefix: str | None = None,
@@ -454,7 +454,7 @@ class SparseMixer(Encoder):
     @classmethod
     def from_flax(
         cls,
-        params: str | os.PathLike[str] | Mapping[str, Any],
+        params: PathLike | Mapping[str, Any],
         config: Mapping[str, Any],
         *,
         prefix: str | None = None,
@@ -489,7 +489,7 @@ class SparseMixer(Encoder):
     def from_preset(
         cls,
         name: str,
-        weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        weights: PathLike | Mapping[str, Any] | None = None,
         *,
         prefix: str | None = None,
         num_threads: int | None = None,
@@ -524,7 +524,7 @@ class SparseMixer(Encoder):
 
     def load_weights(
         self,
-        source: str | os.PathLike[str] | Mapping[str, Any],
+        source: PathLike | Mapping[str, Any],
         *,
         strict: bool = True,
         prefix: str | None = None,
@@ -555,9 +555,7 @@ class SparseMixer(Encoder):
         """
         return checkpoints.load_weights(self, source, strict=strict, prefix=prefix)
 
-    def load_report(
-        self, source: str | os.PathLike[str] | Mapping[str, Any], *, prefix: str | None = None
-    ) -> checkpoints.LoadReport:
+    def load_report(self, source: PathLike | Mapping[str, Any], *, prefix: str | None = None) -> checkpoints.LoadReport:
         """What `load_weights` would load and what does not fit; reads no weight and changes nothing.
 
         Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -14,9 +13,11 @@ import numpy.typing as npt
 from sparse_mixer import _native
 from sparse_mixer._core.construction import make_core
 from sparse_mixer._core.encoder import Encoder
+from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer._native import CheckpointError as CheckpointError
 from sparse_mixer.checkpoints import flax
-from sparse_mixer.checkpoints.keras_h5_writer import save_weights_h5
+from sparse_mixer.checkpoints.endings import format_of
+from sparse_mixer.checkpoints.keras_h5_writer import can_be_weights_h5, save_weights_h5
 from sparse_mixer.checkpoints.opening import open_weights
 from sparse_mixer.checkpoints.presets import note, preset
 from sparse_mixer.checkpoints.report import LoadReport, Mismatch
@@ -26,7 +27,6 @@ from sparse_mixer.checkpoints.stored_config import stored_config as stored_confi
 from sparse_mixer.checkpoints.weight_files import WeightFile
 
 AnyEncoder = TypeVar("AnyEncoder", bound=Encoder)
-PathLike = str | os.PathLike[str]
 
 _NAME_KEY = "name"
 _WORD_TABLE = "word_embeddings/embeddings"
@@ -37,8 +37,11 @@ _WORD_TABLE = "word_embeddings/embeddings"
 
 def save(encoder: Encoder, path: PathLike, *, file_format: str | None = None) -> None:
     """`SparseMixer.save`."""
-    target = os.fspath(path)
-    kind = format_of(target) if file_format is None else file_format
+    target = file_name(path)
+    if file_format is None:
+        kind = "weights_h5" if target.endswith(".weights.h5") else format_of(target, _formats(encoder))
+    else:
+        kind = file_format
     if kind == "safetensors":
         _native.save([("", encoder.core)], target, kind, metadata(encoder))
     elif kind == "npz":
@@ -49,17 +52,9 @@ def save(encoder: Encoder, path: PathLike, *, file_format: str | None = None) ->
         raise ValueError(f"file_format: expected 'safetensors', 'npz' or 'weights_h5', got {kind!r}")
 
 
-def format_of(path: str) -> str:
-    """The format that the ending of `path` stands for."""
-    if path.endswith(".npz"):
-        return "npz"
-    if path.endswith(".weights.h5"):
-        return "weights_h5"
-    if path.endswith((".h5", ".keras", ".ckpt", ".pt", ".bin", ".msgpack")):
-        raise ValueError(
-            f"path: {path!r} has the ending of a format that is not written; use .safetensors, .npz or .weights.h5"
-        )
-    return "safetensors"
+def _formats(encoder: Encoder) -> list[str]:
+    """The formats that can hold `encoder`'s weights."""
+    return ["safetensors", "npz", "weights_h5"] if can_be_weights_h5(encoder) else ["safetensors", "npz"]
 
 
 def metadata(encoder: Encoder) -> dict[str, str]:
@@ -88,11 +83,11 @@ def load(
 ) -> AnyEncoder:
     """`SparseMixer.load`."""
     with contextlib.closing(open_weights(path)) as file:
-        stored = stored_config(file, os.fspath(path)) if config is None else None
+        stored = stored_config(file, file_name(path)) if config is None else None
         given = config if stored is None else stored
         if given is None:
             raise ValueError(
-                f"config: {os.fspath(path)} holds weights without a configuration; give the constructor's arguments "
+                f"config: {file_name(path)} holds weights without a configuration; give the constructor's arguments "
                 "as config={...}, or build the encoder and call load_weights"
             )
         return build(cls, file, given, prefix, num_threads, isa, changes=changes, stored=stored is not None)

@@ -43,10 +43,12 @@ def config_path(path: str) -> str:
 def read_hugging_face(path: str) -> dict[str, Any] | None:
     """The constructor's arguments for the BERT or FNet model at `path`: no experts; attention or Fourier everywhere.
 
-    None if there is no model of the `transformers` package.
+    None if there is no model of the `transformers` package: no ``config.json``, or one without ``model_type`` beside a
+    file.
 
     Raises:
-        CheckpointError: Another model, a variant that this encoder does not compute, or a damaged configuration.
+        CheckpointError: Another model, a folder whose ``config.json`` is not a model's, a variant that this encoder
+            does not compute, or a damaged configuration.
     """
     file = config_path(path)
     try:
@@ -57,7 +59,12 @@ def read_hugging_face(path: str) -> dict[str, Any] | None:
         # The folder was given as a model, not a file that happens to be in it.
         raise
     if "model_type" not in config:
-        return None
+        if not os.path.isdir(path):
+            return None
+        raise CheckpointError(
+            f"{file}: there is no 'model_type', which tells a BERT or FNet of Hugging Face; if these are the arguments "
+            "of SparseMixer, give them as config=json.load(open(...))"
+        )
     kind = config["model_type"]
     if not isinstance(kind, str) or kind not in _VARIANTS:
         raise CheckpointError(f"{file}: model_type {kind!r} is not read, only {', '.join(map(repr, _VARIANTS))}")

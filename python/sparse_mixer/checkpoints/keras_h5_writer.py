@@ -60,6 +60,15 @@ def _write_h5(file: Any, name: str, array: npt.NDArray[np.float32]) -> None:
         dataset[start : start + rows] = array[start : start + rows]
 
 
+def can_be_weights_h5(encoder: Encoder) -> bool:
+    """Whether TensorFlow's class has all weights of `encoder`."""
+    try:
+        _weights_h5_names(encoder)
+    except ValueError:
+        return False
+    return True
+
+
 def _weights_h5_names(encoder: Encoder) -> list[str]:
     """The names of all weights in ``.weights.h5``; refuses weights that TensorFlow's class would not have."""
     arguments, seed = encoder.arguments, encoder.weight_seed

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from sparse_mixer import _native
+from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer._native import CheckpointError
 from sparse_mixer.checkpoints import encoder_files
+from sparse_mixer.checkpoints.endings import format_of
 from sparse_mixer.checkpoints.opening import open_weights
 from sparse_mixer.checkpoints.stored_config import stored_config
 from sparse_mixer.checkpoints.weight_files import Array, WeightFile
 
-PathLike = str | os.PathLike[str]
-
+_FORMATS = ("safetensors", "npz")
 _MODEL_KEY = "model"
 ENCODER = "encoder"
 """Where in a model's file the encoder is."""
@@ -36,9 +36,14 @@ class StoredModel(Protocol):
 
 def save(model: StoredModel, path: PathLike, *, file_format: str | None = None) -> None:
     """`Model.save`."""
-    target = os.fspath(path)
-    kind = encoder_files.format_of(target) if file_format is None else file_format
-    if kind not in ("safetensors", "npz"):
+    target = file_name(path)
+    if file_format is None and target.endswith(".weights.h5"):
+        raise ValueError(
+            f"path: {target!r}: .weights.h5 is written for encoders alone (model.encoder.save); models are written as "
+            ".safetensors or .npz"
+        )
+    kind = format_of(target, _FORMATS) if file_format is None else file_format
+    if kind not in _FORMATS:
         raise ValueError(f"file_format: models are written as 'safetensors' or 'npz', got {kind!r}")
     metadata = {}
     if kind == "safetensors":
@@ -69,7 +74,7 @@ def load(
         isa: As in the encoder's constructor.
         **changes: Arguments of the encoder's constructor that replace those of the file.
     """
-    name = os.fspath(path)
+    name = file_name(path)
     with contextlib.closing(open_weights(path)) as file:
         text = file.metadata.get(_MODEL_KEY)
         config = stored_config(file, name)

@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer.checkpoints.keras_h5 import HDF5_MAGIC, H5File, has_keras_weights
 from sparse_mixer.checkpoints.weight_files import ArrayMapping, NativeFile, WeightFile
 
 
-def open_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> WeightFile:
+def open_weights(source: PathLike | Mapping[str, Any]) -> WeightFile:
     """Open a weight file, or wrap a mapping of names to arrays.
 
     Args:
@@ -19,11 +20,12 @@ def open_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> WeightFi
     Raises:
         CheckpointError: It is damaged, or of a kind that is not read.
         OSError: It cannot be read.
+        TypeError: It is neither.
         ImportError: An HDF5 file without h5py.
     """
     if isinstance(source, Mapping):
         return ArrayMapping(source)
-    path = os.fspath(source)
+    path = file_name(source, "source")
     if os.path.isfile(path):
         with open(path, "rb") as file:
             start = file.read(8)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
@@ -16,6 +14,7 @@ import numpy as np
 from sparse_mixer import checkpoints, training
 from sparse_mixer._core.arguments import as_bool, as_seed
 from sparse_mixer._core.inputs import as_inputs
+from sparse_mixer._core.paths import PathLike
 from sparse_mixer._core.router_metrics import METRIC_NAMES
 from sparse_mixer._core.variables import assign_all
 from sparse_mixer.checkpoints import flax, model_files
@@ -161,7 +160,7 @@ class Model(Trainable):
         self.layers = list(self.parts)
         self._variables = [variable for part in self.parts for variable in part._variables]
 
-    def load_flax_heads(self, params: str | os.PathLike[str] | Mapping[str, Any]) -> None:
+    def load_flax_heads(self, params: PathLike | Mapping[str, Any]) -> None:
         """Replace the weights of the heads by those in a checkpoint of the paper's JAX code: all, or on failure none.
 
         For `BertClassifier` on the encoder's pooler, and for ``BertPretrainerV2(encoder, "gelu_tanh",
@@ -190,7 +189,7 @@ class Model(Trainable):
         """A model from what `get_config` returned."""
         return cls(encoder, **config)
 
-    def save(self, path: str | os.PathLike[str], *, file_format: str | None = None) -> None:
+    def save(self, path: PathLike, *, file_format: str | None = None) -> None:
         """Write encoder and heads to a file, which is replaced in one step: a crash leaves the old file or the new one.
 
         `SparseMixer.load` reads the encoder alone from it.
@@ -210,7 +209,7 @@ class Model(Trainable):
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: PathLike,
         *,
         num_threads: int | None = None,
         isa: str | None = None,
@@ -233,7 +232,7 @@ class Model(Trainable):
         model: Self = model_files.load(cls, _STORED, SparseMixer, path, num_threads=num_threads, isa=isa, **changes)
         return model
 
-    def load_weights(self, source: str | os.PathLike[str] | Mapping[str, Any]) -> None:
+    def load_weights(self, source: PathLike | Mapping[str, Any]) -> None:
         """Replace the weights of encoder and heads: all at once, or on failure none.
 
         Args:
@@ -262,7 +261,7 @@ class Model(Trainable):
         recompute: bool = False,
         validation_data: Any = None,
         callbacks: Sequence[training.Callback] = (),
-        state_path: str | Path | None = None,
+        state_path: PathLike | None = None,
         save_every: int | None = None,
         resume: bool = True,
         progress: bool | None = None,

@@ -15,6 +15,7 @@ from sparse_mixer._core.arguments import as_positive
 from sparse_mixer._core.atomic_file import replacing
 from sparse_mixer._core.checks import as_float, as_int
 from sparse_mixer._core.extras import require
+from sparse_mixer._core.paths import PathLike, file_name
 
 
 class Callback:
@@ -164,14 +165,14 @@ class JSONLLogger(Callback):
     Numbers that are not finite, which JSON does not have, are null.
     """
 
-    def __init__(self, path: str | Path, every: int = 1) -> None:
+    def __init__(self, path: PathLike, every: int = 1) -> None:
         """Make one.
 
         Args:
             path: The file.
             every: Steps per line.
         """
-        self._path = Path(path)
+        self._path = Path(file_name(path))
         self._every = as_positive("every", every)
         self._file: TextIO | None = None
 
@@ -236,9 +237,9 @@ class JSONLLogger(Callback):
 class CSVLogger(Callback):
     """Writes the history, one line per epoch, after each epoch."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: PathLike) -> None:
         """Make one for the file `path`."""
-        self._path = Path(path)
+        self._path = Path(file_name(path))
 
     def on_epoch_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
         """See `Callback`."""

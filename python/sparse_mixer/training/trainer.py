@@ -15,6 +15,7 @@ import numpy as np
 from sparse_mixer._core import interrupts
 from sparse_mixer._core.arguments import as_int, as_positive, as_seed
 from sparse_mixer._core.checks import as_list
+from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer._core.seeds import Purpose, derived_seed, fresh_seed
 from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer.gradients import Gradients
@@ -62,7 +63,7 @@ class Trainer:
         recompute: bool = False,
         validation_data: Any = None,
         callbacks: Sequence[Callback] = (),
-        state_path: str | Path | None = None,
+        state_path: PathLike | None = None,
         save_every: int | None = None,
     ) -> None:
         """See `fit` for the arguments."""
@@ -107,7 +108,7 @@ class Trainer:
             # In their own order, as in `evaluate`: what else is in a batch changes how experts are shared out.
             shuffle = False if are_arrays(validation_data) else None
             self._validation = as_batches(validation_data, size, shuffle, argument="validation_data", pairs=pairs)
-        self._state_path = None if state_path is None else Path(state_path)
+        self._state_path = None if state_path is None else Path(file_name(state_path, "state_path"))
         self._save_every = None if save_every is None else as_positive("save_every", save_every)
         if save_every is not None and state_path is None:
             raise ValueError("save_every: needs state_path")
@@ -258,7 +259,7 @@ class Trainer:
         for callback in self._callbacks:
             callback.on_step_skipped(self)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: PathLike) -> None:
         """Save weights, moments, counters, history and the callbacks' states, replacing `path` atomically."""
         iterations, moments = self.optimizer.get_state()
         meta = {
@@ -282,9 +283,9 @@ class Trainer:
         for name, callback in self._named_callbacks().items():
             arrays |= {f"callbacks/{name}/{key}": values for key, values in callback.get_arrays().items()}
         steps = np.array(self.history.steps, np.float64).reshape(-1, 2)
-        state_files.save(Path(path), meta, {**arrays, "history/steps": steps})
+        state_files.save(Path(file_name(path)), meta, {**arrays, "history/steps": steps})
 
-    def restore(self, path: str | Path) -> None:
+    def restore(self, path: PathLike) -> None:
         """Go on from what `save` wrote, for the same model, data, optimiser, schedule and callbacks.
 
         Only the number of epochs may be another one.
@@ -293,15 +294,16 @@ class Trainer:
             OSError: The file cannot be read.
             ValueError: It is damaged or of another run; nothing has changed then.
         """
-        state = state_files.read(Path(path))
-        self._check_same_run(path, state)
+        name = file_name(path)
+        state = state_files.read(Path(name))
+        self._check_same_run(name, state)
         variables = self._own_variables()
         try:
             take_moments = self.optimizer.staged_state(state.iterations, state.moments, self.model)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}; {state_files.REMEDY}") from error
+            raise ValueError(f"{name}: {error}; {state_files.REMEDY}") from error
         with interrupts.deferred():
-            self._restore_callbacks(path, state)
+            self._restore_callbacks(name, state)
             assign_all(variables, [state.weights[variable.key] for variable in variables])
             # Nothing below can fail.
             take_moments()
@@ -313,7 +315,7 @@ class Trainer:
             self._updates_before_epoch = counters["updates_before_epoch"]
             self.epoch_metrics, self.history = state.epoch_metrics, state.history
 
-    def _restore_callbacks(self, path: str | Path, state: state_files.State) -> None:
+    def _restore_callbacks(self, path: str, state: state_files.State) -> None:
         """Give all callbacks their states, or on an error back those that they had."""
         done: list[tuple[Callback, dict[str, Any], dict[str, Any]]] = []
         try:
@@ -337,7 +339,7 @@ class Trainer:
             self._digests = fingerprint.of_arrays(self.batches.data)
         return {**self._settings, **self._digests}
 
-    def _check_same_run(self, path: str | Path, state: state_files.State) -> None:
+    def _check_same_run(self, path: str, state: state_files.State) -> None:
         shapes = {variable.key: variable.shape for variable in self._own_variables()}
         found = {key: values.shape for key, values in state.weights.items()}
         if shapes != found:
@@ -403,7 +405,7 @@ def fit(
     recompute: bool = False,
     validation_data: Any = None,
     callbacks: Sequence[Callback] = (),
-    state_path: str | Path | None = None,
+    state_path: PathLike | None = None,
     save_every: int | None = None,
     resume: bool = True,
     progress: bool | None = None,
@@ -473,7 +475,7 @@ def fit(
         state_path=state_path,
         save_every=save_every,
     )
-    if resume and state_path is not None and Path(state_path).exists():
+    if resume and state_path is not None and Path(file_name(state_path, "state_path")).exists():
         trainer.restore(state_path)
         if trainer.finished:
             warnings.warn(
