@@ -15,7 +15,7 @@ import numpy as np
 from sparse_mixer import layouts
 from sparse_mixer._core.arguments import as_int
 from sparse_mixer._native import CheckpointError
-from sparse_mixer.checkpoints.weight_files import Array, ArrayMapping, Floats, Wanted, WeightFile
+from sparse_mixer.checkpoints.weight_files import Array, ArrayMapping, Floats, TargetWeights, WeightFile
 
 # Adam's state is the first of a chain; clipping of gradients stands before it and adds a level.
 _ADAM_STATE = re.compile(r"(opt_state/(?:\d+/){1,2})mu/")
@@ -141,12 +141,12 @@ def read_flax_config(config: Mapping[str, Any], vocab_size: int | None) -> tuple
     return arguments, ignored
 
 
-def read_adam_state(file: WeightFile, wanted: Wanted) -> tuple[int, dict[str, Floats]]:
-    """Adam's number of updates and moments of the `wanted` weights in a training state.
+def read_adam_state(file: WeightFile, targets: TargetWeights) -> tuple[int, dict[str, Floats]]:
+    """Adam's number of updates and moments of the `targets` weights in a training state.
 
     Args:
         file: A checkpoint with ``opt_state``.
-        wanted: Names and shapes of the weights, ours.
+        targets: Names and shapes of the weights, ours.
 
     Returns:
         What `Optimizer.set_state` takes.
@@ -165,11 +165,11 @@ def read_adam_state(file: WeightFile, wanted: Wanted) -> tuple[int, dict[str, Fl
         arrays = ArrayMapping(
             {name.removeprefix(below): file.read(index) for name, index in places.items() if name.startswith(below)}
         )
-        plan = arrays.plan(wanted, None)
-        if len(plan.reads) != len(wanted):
+        plan = arrays.plan(targets, None)
+        if len(plan.reads) != len(targets):
             raise CheckpointError(f"{file.path}: the moments below {below} are not those of this encoder's weights")
         for index, entry, swap in plan.reads:
-            name, shape = wanted[index]
+            name, shape = targets[index]
             moments[f"{name}/{ours}"] = arrays.weight(entry, swap, shape)
     return int(file.read(places[f"{root}count"])), moments
 
@@ -186,7 +186,7 @@ def read_heads(file: WeightFile, keys: Sequence[str]) -> list[Array]:
     """
     paths: dict[str, tuple[str, bool]] = {}
     for key in keys:
-        found = [(theirs, turned) for ours, theirs, turned in _HEADS if key.endswith(f"/{ours}")]
+        found = [(theirs, transposed) for ours, theirs, transposed in _HEADS if key.endswith(f"/{ours}")]
         if not found or found[0] in paths.values():
             raise CheckpointError(f"{file.path}: the JAX code has no weight like {key}")
         paths[key] = found[0]
@@ -195,8 +195,8 @@ def read_heads(file: WeightFile, keys: Sequence[str]) -> list[Array]:
     missing = [path for path, _ in paths.values() if path not in places]
     if missing:
         raise CheckpointError(f"{file.path}: missing: {', '.join(missing)}")
-    arrays = [(file.read(places[path]), turned) for path, turned in paths.values()]
-    return [np.ascontiguousarray(array.T) if turned else array for array, turned in arrays]
+    arrays = [(file.read(places[path]), transposed) for path, transposed in paths.values()]
+    return [np.ascontiguousarray(array.T) if transposed else array for array, transposed in arrays]
 
 
 def _as_mapping(config: Any) -> Mapping[str, Any]:

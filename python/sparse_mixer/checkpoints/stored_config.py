@@ -13,7 +13,7 @@ from sparse_mixer._core.construction import weight_seed
 from sparse_mixer._core.encoder import Encoder
 from sparse_mixer._native import CheckpointError
 from sparse_mixer.checkpoints.hugging_face import read_hugging_face
-from sparse_mixer.checkpoints.weight_files import Wanted, WeightFile
+from sparse_mixer.checkpoints.weight_files import TargetWeights, WeightFile
 
 CONFIG_KEY = "config"
 # A layer of any kind has at least two layer norms, or one and a router, and two dense layers.
@@ -40,7 +40,7 @@ def stored_config(file: WeightFile, path: str) -> Mapping[str, Any] | None:
 
 def resolve(
     cls: type[Encoder], file: WeightFile, config: Mapping[str, Any], changes: Mapping[str, Any], *, stored: bool
-) -> tuple[Arguments, int, Wanted]:
+) -> tuple[Arguments, int, TargetWeights]:
     """What an encoder that `file` has the weights of would be: arguments, seed, and names and shapes of its weights.
 
     Args:
@@ -66,7 +66,7 @@ def resolve(
         raise
 
 
-def _resolve(cls: type[Encoder], config: Mapping[str, Any]) -> tuple[Arguments, int, Wanted]:
+def _resolve(cls: type[Encoder], config: Mapping[str, Any]) -> tuple[Arguments, int, TargetWeights]:
     arguments = _arguments(cls, config)
     seed = weight_seed(arguments)
     return arguments, seed, _native.weight_specs(arguments.native_config(seed))

@@ -17,7 +17,7 @@ from sparse_mixer import _native
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Entry = tuple[str, str, Sequence[int]]
-Wanted = Sequence[tuple[str, Sequence[int]]]
+TargetWeights = Sequence[tuple[str, Sequence[int]]]
 
 
 class WeightFile(Protocol):
@@ -33,8 +33,8 @@ class WeightFile(Protocol):
     def read(self, index: int) -> Array:
         """The tensor at `index`; bfloat16 is widened to float32."""
 
-    def plan(self, wanted: Wanted, prefix: str | None) -> _native.LoadPlan:
-        """Match the `wanted` weights, names and shapes in Keras order, with the file's tensors."""
+    def plan(self, targets: TargetWeights, prefix: str | None) -> _native.LoadPlan:
+        """Match the `targets` weights, names and shapes in Keras order, with the file's tensors."""
 
     def provider(self, plan: _native.LoadPlan) -> Any:
         """What `_native.Encoder` takes to get its weights from this file."""
@@ -69,9 +69,9 @@ class NativeFile:
             return (halves << 16).view(np.float32).reshape(shape)
         return np.frombuffer(content, np.dtype(dtype).newbyteorder("<")).reshape(shape)
 
-    def plan(self, wanted: Wanted, prefix: str | None) -> _native.LoadPlan:
-        """Match the `wanted` weights with the file's tensors."""
-        return self._checkpoint.plan(wanted, prefix)
+    def plan(self, targets: TargetWeights, prefix: str | None) -> _native.LoadPlan:
+        """Match the `targets` weights with the file's tensors."""
+        return self._checkpoint.plan(targets, prefix)
 
     def provider(self, plan: _native.LoadPlan) -> Any:
         """The plan itself: the core reads without a detour through Python."""
@@ -98,9 +98,9 @@ class PythonFile:
         """See `WeightFile`."""
         raise NotImplementedError
 
-    def plan(self, wanted: Wanted, prefix: str | None) -> _native.LoadPlan:
-        """Match the `wanted` weights with the file's tensors."""
-        return _native.plan_load(self.entries(), wanted, prefix, path=self.path)
+    def plan(self, targets: TargetWeights, prefix: str | None) -> _native.LoadPlan:
+        """Match the `targets` weights with the file's tensors."""
+        return _native.plan_load(self.entries(), targets, prefix, path=self.path)
 
     def provider(self, plan: _native.LoadPlan) -> Callable[[str, tuple[int, ...]], Floats]:
         """A function from name and shape of each weight, in Keras order, to its values."""
