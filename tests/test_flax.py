@@ -273,7 +273,7 @@ def test_folders_as_archives_and_flax_itself_make_them(tmp_path: Path) -> None:
         SparseMixer.from_flax(tmp_path, config)
     with zipfile.ZipFile(tmp_path / "sm.zip", "w") as archive:
         archive.write(step, f"sm/{step.name}")
-    with pytest.raises(CheckpointError, match="unpack this archive"):
+    with pytest.raises(CheckpointError, match=r"not an \.npz archive; unpack it"):
         SparseMixer.from_flax(tmp_path / "sm.zip", config)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no checkpoint that is read"):

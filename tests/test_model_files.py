@@ -96,8 +96,10 @@ def test_files_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
             np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="holds a BertClassifier, not a BertSpanLabeler"):
         models.BertSpanLabeler.load(path)
-    with pytest.raises(ValueError, match=r"file_format: models are written as .*, got 'weights_h5'"):
+    with pytest.raises(ValueError, match=r"path: .*x\.weights\.h5.*models are written as \.safetensors or \.npz"):
         cases[0].save(tmp_path / "x.weights.h5")
+    with pytest.raises(ValueError, match=r"file_format: models are written as .*, got 'weights_h5'"):
+        cases[0].save(tmp_path / "x", file_format="weights_h5")
     small_encoder().save(tmp_path / "encoder.safetensors")
     with pytest.raises(ValueError, match="does not say which model it holds"):
         models.BertClassifier.load(tmp_path / "encoder.safetensors")

@@ -8,6 +8,9 @@ use crate::checkpoint::tensor::Format;
 /// Bytes at the start of a text file that are looked at.
 const LOOKED_AT: usize = 512;
 
+/// The member of PyTorch's archives with the pickle.
+const PICKLE: &[u8] = b"/data.pkl";
+
 /// Tells the format of a file from its content.
 ///
 /// # Errors
@@ -77,8 +80,13 @@ fn other_content(bytes: &[u8]) -> Option<&'static str> {
     if bytes.starts_with(b"\x0c\xdb\x3a\x2a") {
         return Some(ORBAX);
     }
+    if bytes.starts_with(&zip::LOCAL_HEADER) {
+        // PyTorch writes this member first.
+        let start = &bytes[..bytes.len().min(LOOKED_AT)];
+        return Some(if start.windows(PICKLE.len()).any(|name| name == PICKLE) { PYTORCH } else { ARCHIVE });
+    }
     if ARCHIVES.iter().any(|magic| bytes.starts_with(magic)) || bytes.get(257..262) == Some(b"ustar") {
-        return Some("this is an archive; unpack it and give the file or folder in it");
+        return Some(ARCHIVE);
     }
     other_text(&bytes[..bytes.len().min(LOOKED_AT)])
 }
@@ -106,6 +114,11 @@ fn other_text(bytes: &[u8]) -> Option<&'static str> {
     None
 }
 
+const ARCHIVE: &str = "this is an archive; unpack it and give the file or folder in it";
+/// What to say of PyTorch's files.
+pub(crate) const PYTORCH: &str = "this is a PyTorch file (.bin, .pt), which holds a Python pickle that can run any code when \
+     it is opened and is therefore not read; convert it to safetensors: \
+     safetensors.torch.save_file(torch.load(path, weights_only=True), \"model.safetensors\")";
 /// What to say of a pointer of Git LFS.
 pub(crate) const LFS: &str = "this is a Git LFS pointer, a short text in the place of the weights; run `git lfs pull` in \
      the repository, or download the file itself";

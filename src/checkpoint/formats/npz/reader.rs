@@ -7,6 +7,7 @@ use super::npy::NpyHeader;
 use super::zip::{Member, members};
 use crate::Result;
 use crate::checkpoint::error::FormatError;
+use crate::checkpoint::formats::detect::PYTORCH;
 use crate::checkpoint::io::file_bytes::FileBytes;
 use crate::checkpoint::io::limits::{MAX_NPY_HEADER, byte_count};
 use crate::checkpoint::permute::permute_axes;
@@ -99,11 +100,7 @@ impl Npz {
 fn other_archive(members: &[Member]) -> Option<&'static str> {
     let ends = |end: &str| members.iter().any(|member| member.name.ends_with(end));
     if ends("/data.pkl") {
-        return Some(
-            "this is a PyTorch file (.bin, .pt), which holds a Python pickle that can run any code when it is opened and \
-             is therefore not read; convert it to safetensors: \
-             safetensors.torch.save_file(torch.load(path, weights_only=True), \"model.safetensors\")",
-        );
+        return Some(PYTORCH);
     }
     ends("model.weights.h5").then_some(".keras files are read by the Python package (extra 'h5')")
 }
