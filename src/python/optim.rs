@@ -41,10 +41,13 @@ struct UpdatedPart<'a> {
     takes_part: &'a [bool],
 }
 
+/// A part's weights and gradients, locked, and which of its weights take part.
+type LockedPart<'a> = (LockedWeights<'a>, MutexGuard<'a, params::Gradients<f32>>, &'a [bool]);
+
 /// All that an update changes or reads, locked.
 struct UpdateLocks<'a> {
     optimizer: MutexGuard<'a, optim::Optimizer<f32>>,
-    parts: Vec<(LockedWeights<'a>, MutexGuard<'a, params::Gradients<f32>>, &'a [bool])>,
+    parts: Vec<LockedPart<'a>>,
 }
 
 impl<'a> UpdateLocks<'a> {
