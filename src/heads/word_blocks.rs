@@ -38,7 +38,7 @@ pub(super) fn add_table_gradients<R: Real>(
     let rows = labels.len();
     let width = h.len() / rows;
     let mut right = context.panels(Dtype::Float32, 1, rows, width);
-    context.each(right.chunks_mut(1).enumerate(), |(panel, mut chunk), _| {
+    context.each(right.chunks_mut(1).into_iter().enumerate(), |(panel, mut chunk), _| {
         let first = panel * PANEL;
         chunk.pack(isa, &h[first..], width, false, rows, PANEL.min(width - first));
     })?;

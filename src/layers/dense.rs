@@ -220,7 +220,7 @@ pub fn kernel_gradient<R: Real>(
     // 2. dy in panels
     let mut panels = context.panels(dtype, 1, rows, n);
     const PER_TASK: usize = COLUMNS / PANEL;
-    context.each(panels.chunks_mut(PER_TASK).enumerate(), |(task, mut out), _| {
+    context.each(panels.chunks_mut(PER_TASK).into_iter().enumerate(), |(task, mut out), _| {
         let first = task * COLUMNS;
         out.pack(isa, &dy[first..], n, false, rows, COLUMNS.min(n - first));
     })?;

@@ -1,48 +1,42 @@
 //! Which keys a query attends to.
 
 use crate::config::SparseMixerConfig;
-use crate::error::Result;
 use crate::kernels::{Isa, Real, add_in_place};
-use crate::runtime::{Buffer, Context};
+use crate::sys::alloc_collect;
 
 use super::inputs::{Inputs, Words};
 
 /// What becomes of attention scores before the softmax.
 #[derive(Debug)]
-pub enum AttentionMask<R: Real> {
+pub enum AttentionMask<R> {
     /// There is no attention.
     Unused,
     /// Added to the scores of every query of an example, `[B, S]`: `(1 - mask) * -1e9`, rounded as 32-bit arithmetic
     /// rounds it. A fully masked example attends evenly. Source: `SelfAttentionMask`.
-    Additive(Buffer<R>),
-    /// 1 for real tokens, 0 for padding, `[B, S]`. Real queries see real keys; padding attends evenly to all positions, padding
+    Additive(Vec<R>),
+    /// Whether a token is real, `[B, S]`. Real queries see real keys; padding attends evenly to all positions, padding
     /// included. Source: `layers.AttentionLayer` of the JAX code, whose mask replaces scores by the smallest number.
-    Pairwise(Buffer<R>),
+    Pairwise(Vec<bool>),
 }
 
 impl<R: Real> AttentionMask<R> {
     /// That of a call with `inputs`, which have been checked.
-    ///
-    /// # Errors
-    /// [`Error::Interrupted`](crate::error::Error::Interrupted)
-    pub fn new(context: &Context<'_, R>, config: &SparseMixerConfig, inputs: &Inputs<'_, R>) -> Result<Self> {
+    pub fn new(config: &SparseMixerConfig, inputs: &Inputs<'_, R>) -> Self {
         if config.attention_layers.is_empty() {
-            return Ok(AttentionMask::Unused);
+            return AttentionMask::Unused;
         }
-        let is_real = |real| if real { R::ONE } else { R::ZERO };
-        Ok(match (config.semantics().pad_id, inputs.mask, inputs.words) {
+        match (config.semantics().pad_id, inputs.mask, inputs.words) {
             (None, Some(mask), _) => {
-                let add = |&m: &R| (R::ONE - m) * R::from_f64(-1e9);
-                AttentionMask::Additive(each_value(context, mask, add)?)
+                AttentionMask::Additive(alloc_collect(mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9))))
             }
             (Some(_), Some(mask), _) => {
-                AttentionMask::Pairwise(each_value(context, mask, |&m| is_real(m != R::ZERO))?)
+                AttentionMask::Pairwise(alloc_collect(mask.iter().map(|&m| m != R::ZERO)))
             }
             (Some(pad_id), None, Words::Ids(ids)) => {
-                AttentionMask::Pairwise(each_value(context, ids, |&id| is_real(id != pad_id))?)
+                AttentionMask::Pairwise(alloc_collect(ids.iter().map(|&id| id != pad_id)))
             }
             _ => AttentionMask::Unused,
-        })
+        }
     }
 
     /// Masks `scores`, rows of `seq` keys, of the queries `first..` of `example`.
@@ -57,7 +51,7 @@ impl<R: Real> AttentionMask<R> {
                 let keys = &real[example * seq..][..seq];
                 for (row, &query) in scores.chunks_exact_mut(seq).zip(&keys[first..]) {
                     for (score, &key) in row.iter_mut().zip(keys) {
-                        if query == R::ZERO || key == R::ZERO {
+                        if !(query && key) {
                             *score = R::from_f32(f32::MIN);
                         }
                     }
@@ -70,24 +64,10 @@ impl<R: Real> AttentionMask<R> {
     pub fn mask_gradient(&self, example: usize, first: usize, dscores: &mut [R], seq: usize) {
         if let AttentionMask::Pairwise(real) = self {
             let queries = &real[example * seq + first..(example + 1) * seq];
-            for (row, _) in dscores.chunks_exact_mut(seq).zip(queries).filter(|(_, real)| **real == R::ZERO) {
+            for (row, _) in dscores.chunks_exact_mut(seq).zip(queries).filter(|(_, real)| !**real) {
                 // Of a real query's row, the softmax has left nothing where keys were replaced.
                 row.fill(R::ZERO);
             }
         }
     }
-}
-
-/// `value` of each of `values`.
-fn each_value<R: Real, T: Sync>(
-    context: &Context<'_, R>,
-    values: &[T],
-    value: impl Fn(&T) -> R + Sync,
-) -> Result<Buffer<R>> {
-    const PER_TASK: usize = 1 << 14;
-    let mut out = context.buffer(values.len());
-    context.each(out.chunks_mut(PER_TASK).zip(values.chunks(PER_TASK)), |(out, values), _| {
-        out.iter_mut().zip(values).for_each(|(out, from)| *out = value(from));
-    })?;
-    Ok(out)
 }

@@ -21,7 +21,7 @@ use crate::runtime::{Buffer, TaskScratch};
 use super::feed_forward::{FeedForward, Run};
 use super::mixing::{Mix, MixingCache, MixingState};
 use super::moe::mixture::{LossScales, Mixture, Moe};
-use super::pass::{MAX_BLOCK, Pass, RowBlock, split_rows};
+use super::pass::{Pass, RowBlock, split_rows};
 
 /// The second sublayer.
 #[derive(Clone, Copy, Debug)]
@@ -131,8 +131,7 @@ impl<R: Real> Block<R> {
                 self.mix_all(pass, &mixed, &blocks, q, x, &mut sum, &mut h)?;
                 let mut fed = pass.context.buffer(all * hidden);
                 let mut pre = pass.training_buffer(all * pass.config.inner_dim);
-                let listed = pass.context.enough_tasks().saturating_mul(MAX_BLOCK).min(all);
-                let segments = Pass::<R>::fixed_blocks(listed);
+                let segments = Pass::<R>::fixed_blocks(all);
                 let copy = |segment: RowBlock, to: &mut [R]| to.copy_from_slice(segment.of(&h, all, hidden));
                 let run = Run { activation, layers: *dense, segments: &segments };
                 run.forward(pass, copy, &mut fed, pre.as_deref_mut(), |_, _| {})?;

@@ -20,6 +20,7 @@ mod work;
 
 pub use encoder::{SparseMixer, specs};
 pub use inputs::{Inputs, Words};
+pub use memory::forward_bytes;
 pub use moe::grouping::Grouping;
 pub use moe::mixture::LayerMetrics;
 pub use outputs::{Outputs, RequestedOutputs, RoutingRecord};

@@ -11,7 +11,7 @@ use crate::runtime::{Buffer, Context, TaskScratch};
 use super::attention_mask::AttentionMask;
 
 /// What every layer of one call has to know.
-pub struct Pass<'a, R: Real> {
+pub struct Pass<'a, R> {
     /// Threads and memory.
     pub context: &'a Context<'a, R>,
     /// The encoder's configuration.
@@ -69,7 +69,6 @@ impl<'a, R: Real> Pass<'a, R> {
             .flat_map(|example| {
                 starts.clone().map(move |first| RowBlock { example, first, rows: size.min(rows - first) })
             })
-            .take(self.context.enough_tasks())
             .collect()
     }
 
@@ -101,10 +100,11 @@ impl<'a, R: Real> Pass<'a, R> {
         work: impl Fn(RowBlock, [&mut [R]; COUNT], &mut TaskScratch<R>) + Sync,
     ) -> Result<()> {
         let mut pieces = outs.map(|(out, width)| split_rows(out, blocks.iter().map(move |b| b.rows * width)));
-        let tasks = blocks
+        let tasks: Vec<_> = blocks
             .iter()
-            .map(|block| (*block, pieces.each_mut().map(|pieces| pieces.next().unwrap_or_default())));
-        self.context.each(tasks, |(block, outs), scratch| work(block, outs, scratch))
+            .map(|block| (*block, pieces.each_mut().map(|pieces| pieces.next().unwrap_or_default())))
+            .collect();
+        self.context.each(tasks.into_iter(), |(block, outs), scratch| work(block, outs, scratch))
     }
 }
 

@@ -33,8 +33,8 @@ impl Pooler {
         let (isa, hidden) = (pass.context.isa, pass.config.hidden_size);
         let product = self.dense.product(pass.weights);
         let lengths = (0..pass.batch).step_by(EXAMPLES).map(|b| EXAMPLES.min(pass.batch - b) * hidden);
-        let tasks = split_rows(out, lengths).enumerate();
-        pass.context.each(tasks, |(task, out), scratch| {
+        let tasks: Vec<_> = split_rows(out, lengths).enumerate().collect();
+        pass.context.each(tasks.into_iter(), |(task, out), scratch| {
             let rows = out.len() / hidden;
             let ([first], [lhs, _]) = scratch.split([rows * hidden]);
             for (example, row) in (task * EXAMPLES..).zip(first.chunks_exact_mut(hidden)) {

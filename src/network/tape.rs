@@ -112,7 +112,7 @@ impl<R: Real> SparseMixer<R> {
         }
         let all = batch * seq;
         let rows = self.output_rows(seq);
-        let attention_mask = AttentionMask::new(context, &self.config, &inputs.view())?;
+        let attention_mask = AttentionMask::new(&self.config, &inputs.view());
         let pass = self.pass(context, (batch, seq), training, !recompute, &attention_mask);
         let mut outputs = Outputs::new(seq, rows);
         let mut sums = context.buffer(all * self.config.embedding_width);
@@ -123,7 +123,7 @@ impl<R: Real> SparseMixer<R> {
         for (layer, block) in self.blocks.iter().enumerate() {
             let mut out = context.buffer(all * hidden);
             let record = block.forward(&pass, &self.activation, &streams[layer], seq, &mut out)?;
-            outputs.add(context, &record, requested);
+            outputs.add(&record, requested);
             check_finite(requested, format_args!("block {layer} is"), &out)?;
             streams.push(out);
             if !recompute {

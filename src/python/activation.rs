@@ -43,11 +43,6 @@ impl CustomActivation<f32> for PyActivation {
         Ok(())
     }
 
-    fn copies(&self) -> usize {
-        // The function's argument and its result, then the result and the copy of it that is read.
-        2
-    }
-
     fn backward(&self, x: &[f32], dy: &mut [f32], width: usize) -> Result<()> {
         let Some(derivative) = &self.derivative else {
             return Err(Error::value(

@@ -19,7 +19,7 @@ use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Isa};
 use crate::layers::CustomActivation;
-use crate::network::{Grouping, SparseMixer, is_small, specs};
+use crate::network::{Grouping, SparseMixer, forward_bytes, is_small, specs};
 use crate::params::{Spec, Weight};
 use crate::runtime::{Interrupt, Shared, default_threads, run};
 
@@ -359,9 +359,11 @@ impl Encoder {
     fn memory_estimate(&self, py: Python<'_>, batch: usize, outputs: Option<Vec<String>>) -> PyResult<usize> {
         guard(|| {
             let requested = outputs::requested(outputs.as_deref(), false)?;
-            let threads = self.threads_for(batch, self.config.max_sequence_length)?;
-            let network = self.network(py)?;
-            enter_core(py, |_| network.memory_estimate(batch, requested, threads))
+            let (network, threads) = (self.network(py)?, self.effective_threads()?);
+            enter_core(py, |_| {
+                Ok(forward_bytes(&self.config, batch, requested, threads)?
+                    .saturating_add(network.weights().bytes()))
+            })
         })
     }
 

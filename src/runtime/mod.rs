@@ -2,7 +2,6 @@
 
 mod context;
 mod cpus;
-mod dry_run;
 mod fault;
 pub mod fork;
 mod interrupt;
@@ -14,7 +13,6 @@ mod shared;
 
 pub use context::{Context, run};
 pub use cpus::{default_threads, set_default_threads};
-pub use dry_run::dry_run;
 #[cfg(any(test, feature = "fault-injection"))]
 pub use fault::Fault;
 pub(crate) use fault::inject_fault;

@@ -3,10 +3,8 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bytemuck::Zeroable;
 use half::bf16;
 
-use super::dry_run::Ledger;
 use super::fork::Section;
 use super::panics::lock;
 use crate::kernels::{
@@ -22,9 +20,6 @@ pub struct ScratchPool<R> {
     tasks: Mutex<Vec<TaskScratches<R>>>,
     buffers: Arc<FreeList<R>>,
     bfloat16: Arc<FreeList<bf16>>,
-    numbers: Arc<FreeList<u32>>,
-    /// Of a dry run: counts the memory, which is not there.
-    ledger: Option<Ledger>,
     /// What goes wrong in computations that use this memory.
     #[cfg(any(test, feature = "fault-injection"))]
     pub fault: super::Fault,
@@ -43,8 +38,6 @@ pub struct TaskScratch<R> {
     lhs: [LhsBuffer; 2],
 }
 
-/// How many times larger than asked for a buffer may be: a large one is soon needed for what is large.
-const MOST_WASTE: usize = 4;
 /// Buffers that a task may hold at once.
 const TASK_BUFFERS: usize = 6;
 
@@ -64,12 +57,6 @@ impl<R: Real> TaskScratch<R> {
             None => &mut [],
         });
         (buffers, &mut self.lhs)
-    }
-
-    /// Bytes held.
-    pub(super) fn bytes(&self) -> usize {
-        let buffers = self.buffers.iter().map(|buffer| size_of_val(&buffer[..]));
-        buffers.chain(self.lhs.iter().map(LhsBuffer::bytes)).sum()
     }
 }
 
@@ -91,25 +78,11 @@ impl<R: Real> ScratchPool<R> {
         drop(exchange(&self.tasks, std::mem::take));
         drop(exchange(&self.buffers, std::mem::take));
         drop(exchange(&self.bfloat16, std::mem::take));
-        drop(exchange(&self.numbers, std::mem::take));
     }
 
     /// A buffer of `len` elements with unspecified contents; goes back to the pool when dropped.
     pub fn buffer(&self, len: usize) -> Buffer<R> {
-        Buffer::take(&self.buffers, self.ledger(), len)
-    }
-
-    /// The same for indices.
-    pub(super) fn numbers(&self, len: usize) -> Buffer<u32> {
-        Buffer::take(&self.numbers, self.ledger(), len)
-    }
-
-    pub(super) fn counting() -> Self {
-        ScratchPool { ledger: Some(Ledger::default()), ..ScratchPool::default() }
-    }
-
-    pub(super) fn ledger(&self) -> Option<&Ledger> {
-        self.ledger.as_ref()
+        Buffer::take(&self.buffers, len)
     }
 
     pub(super) fn check_out(&self, threads: usize) -> CallScratch<'_, R> {
@@ -142,53 +115,43 @@ impl<R> Drop for CallScratch<'_, R> {
     }
 }
 
-/// What buffers have: plain numbers.
-pub trait Element: Copy + Default + Zeroable {}
-impl<T: Copy + Default + Zeroable> Element for T {}
-
 /// A buffer on loan; goes back when dropped.
 #[derive(Debug)]
-pub struct Buffer<T: Element> {
+pub struct Buffer<T: Copy + Default> {
     home: Arc<FreeList<T>>,
     data: AlignedVec<T>,
     len: usize,
 }
 
-impl<T: Element> Buffer<T> {
-    /// The smallest free buffer that is large enough, unless it is much too large: else the largest of those that are too
-    /// small, grown.
-    pub(super) fn take(home: &Arc<FreeList<T>>, ledger: Option<&Ledger>, len: usize) -> Self {
+impl<T: Copy + Default> Buffer<T> {
+    /// The smallest free buffer that is large enough, else the largest, grown.
+    fn take(home: &Arc<FreeList<T>>, len: usize) -> Self {
         let chosen = exchange(home, |free| {
-            let sizes = || free.iter().map(|data| data.len()).enumerate();
-            let fitting = sizes().filter(|&(_, size)| len <= size && size / MOST_WASTE <= len);
-            let small = sizes().filter(|&(_, size)| size < len);
-            let chosen = fitting.min_by_key(|&(_, size)| size).or(small.max_by_key(|&(_, size)| size));
-            chosen.map(|(i, _)| free.swap_remove(i))
+            let fitting = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
+            let chosen = fitting.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
+            chosen.map(|i| free.swap_remove(i))
         });
         let mut data = chosen.unwrap_or_default();
-        match ledger {
-            None => data.ensure_len(len),
-            Some(ledger) => ledger.ensure_len(&mut data, len),
-        }
+        data.ensure_len(len);
         Buffer { home: home.clone(), data, len }
     }
 }
 
-impl<T: Element> Deref for Buffer<T> {
+impl<T: Copy + Default> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         &self.data[..self.len]
     }
 }
 
-impl<T: Element> DerefMut for Buffer<T> {
+impl<T: Copy + Default> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let len = self.len;
         &mut self.data[..len]
     }
 }
 
-impl<T: Element> Drop for Buffer<T> {
+impl<T: Copy + Default> Drop for Buffer<T> {
     fn drop(&mut self) {
         let data = std::mem::take(&mut self.data);
         exchange(&self.home, |free| free.push(data));
@@ -226,9 +189,7 @@ impl<R: Real> ActivationPanels<R> {
         let dtype = dtype.of_activations();
         let len = packed_len(k, n, dtype);
         let data = match dtype {
-            Dtype::Bfloat16 => {
-                PanelStorage::Bfloat16(Buffer::take(&scratch.bfloat16, scratch.ledger(), count * len))
-            }
+            Dtype::Bfloat16 => PanelStorage::Bfloat16(Buffer::take(&scratch.bfloat16, count * len)),
             _ => PanelStorage::FullPrecision(scratch.buffer(count * len)),
         };
         ActivationPanels { k, n, len, data }
@@ -255,16 +216,21 @@ impl<R: Real> ActivationPanels<R> {
     }
 
     /// All matrices, each cut into runs of `panels` panels, to be filled by independent tasks.
-    pub fn chunks_mut(&mut self, panels: usize) -> impl Iterator<Item = PanelsMut<'_, R>> {
-        let (len, all) = (self.len, self.n.div_ceil(PANEL));
-        let chunk = len / all * panels.min(all);
-        let (full, half) = match &mut self.data {
-            PanelStorage::FullPrecision(v) => (&mut v[..], &mut [][..]),
-            PanelStorage::Bfloat16(v) => (&mut [][..], &mut v[..]),
-        };
-        let full = full.chunks_exact_mut(len).flat_map(move |m| m.chunks_mut(chunk));
-        let half = half.chunks_exact_mut(len).flat_map(move |m| m.chunks_mut(chunk));
-        full.map(PanelsMut::FullPrecision).chain(half.map(PanelsMut::Bfloat16))
+    pub fn chunks_mut(&mut self, panels: usize) -> Vec<PanelsMut<'_, R>> {
+        let all = self.n.div_ceil(PANEL);
+        let chunk = self.len / all * panels.min(all);
+        match &mut self.data {
+            PanelStorage::FullPrecision(v) => v
+                .chunks_exact_mut(self.len)
+                .flat_map(|m| m.chunks_mut(chunk))
+                .map(PanelsMut::FullPrecision)
+                .collect(),
+            PanelStorage::Bfloat16(v) => v
+                .chunks_exact_mut(self.len)
+                .flat_map(|m| m.chunks_mut(chunk))
+                .map(PanelsMut::Bfloat16)
+                .collect(),
+        }
     }
 }
 

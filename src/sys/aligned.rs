@@ -8,9 +8,6 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
-use bytemuck::Zeroable;
-use memmap2::{MmapMut, MmapOptions};
-
 use super::huge_pages::{HUGE_PAGE, advise_huge_pages};
 use super::out_of_memory::OutOfMemory;
 use super::parallel::ParallelFor;
@@ -23,8 +20,6 @@ pub struct AlignedVec<T> {
     data: NonNull<T>,
     len: usize,
     owns: PhantomData<T>,
-    /// Where the memory is, if it is no allocation.
-    map: Option<MmapMut>,
 }
 
 // SAFETY: the vector owns its elements exclusively, like `Vec`.
@@ -33,12 +28,7 @@ unsafe impl<T: Send> Send for AlignedVec<T> {}
 unsafe impl<T: Sync> Sync for AlignedVec<T> {}
 
 impl<T> AlignedVec<T> {
-    const EMPTY: Self = Self::without_memory(0);
-
-    /// `len` elements without a size, or none.
-    const fn without_memory(len: usize) -> Self {
-        AlignedVec { data: NonNull::dangling(), len, owns: PhantomData, map: None }
-    }
+    const EMPTY: Self = AlignedVec { data: NonNull::dangling(), len: 0, owns: PhantomData };
 
     /// The memory of `len` elements.
     fn layout(len: usize) -> Layout {
@@ -56,7 +46,7 @@ impl<T> AlignedVec<T> {
     pub(crate) unsafe fn filled(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Self {
         let layout = Self::layout(len);
         if layout.size() == 0 {
-            return Self::without_memory(len);
+            return AlignedVec { len, ..Self::EMPTY };
         }
         // SAFETY: the layout's size is not zero.
         let bytes = unsafe { alloc(layout) };
@@ -64,7 +54,7 @@ impl<T> AlignedVec<T> {
         // Before the first touch, which is what decides the size of a page.
         advise_huge_pages(bytes, layout);
         // In place before `fill`, so that the memory is freed if that panics; plain numbers have nothing to drop.
-        let filled = AlignedVec { data, len, owns: PhantomData, map: None };
+        let filled = AlignedVec { data, len, owns: PhantomData };
         // SAFETY: the allocation holds `len` elements, is ours alone, and may be uninitialised at this type.
         fill(unsafe { std::slice::from_raw_parts_mut(data.as_ptr().cast(), len) });
         filled
@@ -128,25 +118,10 @@ impl<T: Copy + Default> AlignedVec<T> {
     }
 }
 
-impl<T: Zeroable> AlignedVec<T> {
-    /// `len` zeros in memory of which only what is written to is ever there: as long as need be on systems that give
-    /// out more memory than they have.
-    pub fn untouched(len: usize) -> Self {
-        let bytes = Self::layout(len).size();
-        if bytes == 0 {
-            return Self::without_memory(len);
-        }
-        let map = MmapOptions::new().len(bytes).no_reserve_swap().map_anon();
-        let mut map = map.unwrap_or_else(|_| OutOfMemory::raise(bytes));
-        let data = NonNull::from(&mut map[..]).cast();
-        AlignedVec { data, len, owns: PhantomData, map: Some(map) }
-    }
-}
-
 impl<T> Drop for AlignedVec<T> {
     fn drop(&mut self) {
         let layout = Self::layout(self.len);
-        if layout.size() > 0 && self.map.is_none() {
+        if layout.size() > 0 {
             // SAFETY: allocated in `filled` with this very layout.
             unsafe { dealloc(self.data.as_ptr().cast(), layout) };
         }
@@ -188,8 +163,7 @@ impl<T: fmt::Debug> fmt::Debug for AlignedVec<T> {
 impl<T> Deref for AlignedVec<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `data` points to `len` elements, initialised by `filled` or zeros of `untouched`, or is dangling with
-        // `len` 0.
+        // SAFETY: `data` points to `len` elements, initialised by `filled`, or is dangling with `len` 0.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
     }
 }
@@ -225,16 +199,6 @@ mod tests {
         assert_eq!((v.as_ptr(), v.len()), (at, 100));
         v.ensure_len(101);
         assert_eq!(v.len(), 101);
-    }
-
-    #[test]
-    #[cfg_attr(miri, ignore = "Miri maps no memory")]
-    fn untouched_memory_is_zero_and_as_long_as_need_be() {
-        let mut v = AlignedVec::<f64>::untouched(1 << 40);
-        v[1 << 39] = 3.0;
-        assert_eq!((v.len(), v[0], v[1 << 39], v[(1 << 40) - 1]), (1 << 40, 0.0, 3.0, 0.0));
-        assert!(v.as_ptr().addr().is_multiple_of(ALIGNMENT));
-        assert!(AlignedVec::<f32>::untouched(0).is_empty());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::kernels::isa::{Isa, Real};
 /// `out[r, j - cols.start] = init + sum_i lhs[r, i] * rhs[i, j]` for `r < rows` and `j` in `cols`.
 ///
 /// `cols.start` must be a multiple of [`PANEL`]; `cols.end` too, unless it is `rhs.n`. Rows of `out` are `out_stride`
-/// apart. Sums run over `i` in ascending order. With [`Isa::NONE`] nothing is computed.
+/// apart. Sums run over `i` in ascending order.
 ///
 /// # Panics
 /// If an operand is too short, or the left operand was prepared for another type.
@@ -28,7 +28,7 @@ pub fn matmul<R: Real>(
     init: Init<'_, R>,
 ) {
     assert!(cols.start.is_multiple_of(PANEL) && cols.end <= rhs.n, "columns {cols:?} of {}", rhs.n);
-    if rows == 0 || cols.is_empty() || isa == Isa::NONE {
+    if rows == 0 || cols.is_empty() {
         return;
     }
     let block = Block { rows, k: rhs.k, n: rhs.n, panel_stride: rhs.panel_stride, cols, out_stride, init };

@@ -16,8 +16,7 @@ use crate::runtime::{ActivationPanels, TaskScratch};
 
 use crate::network::pass::{Pass, RowBlock};
 use attention::{Attention, KeysValues};
-pub use linear::OwnedMatrices;
-use linear::{LinearMixing, MixingMatrices};
+use linear::{LinearMixing, MixingMatrices, OwnedMatrices};
 use spectral::{DftMixing, FftMixing, Spectrum};
 use structured::{StructuredMixing, StructuredMixingState};
 
@@ -78,15 +77,6 @@ impl<R: Real> Mix<R> {
     pub fn invalidate(&mut self) {
         if let Mix::Structured(mix) = self {
             mix.invalidate();
-        }
-    }
-
-    /// The matrices beside the weights: made of learned vectors, or fixed, which blocks share.
-    pub fn own_matrices(&self) -> Option<&OwnedMatrices<R>> {
-        match self {
-            Mix::Structured(mix) => mix.own_matrices(),
-            Mix::Dft(mix) => mix.own_matrices(),
-            Mix::Linear(_) | Mix::Fft(_) | Mix::Attention(_) => None,
         }
     }
 

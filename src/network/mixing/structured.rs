@@ -115,11 +115,6 @@ impl<R: Real> StructuredMixing<R> {
         }
     }
 
-    /// The matrices made of the vectors, if there are any.
-    pub fn own_matrices(&self) -> Option<&OwnedMatrices<R>> {
-        if let Some(Prepared::Matrices(matrices)) = &self.prepared { Some(matrices) } else { None }
-    }
-
     fn prepare_vectors(&self, weights: &Weights<R>) -> Prepared<R> {
         if !self.use_fft {
             return Prepared::Matrices(self.matrices(weights));
@@ -188,9 +183,9 @@ impl<R: Real> StructuredMixing<R> {
         let mut columns = pass.context.buffer(x.len());
         let lengths =
             (0..pass.batch).flat_map(|_| (0..hidden).step_by(COLUMNS).map(|k| COLUMNS.min(hidden - k)));
-        let tasks = split_rows(&mut columns, lengths.map(|n| n * seq)).enumerate();
+        let tasks: Vec<_> = split_rows(&mut columns, lengths.map(|n| n * seq)).enumerate().collect();
         let per_example = hidden.div_ceil(COLUMNS);
-        pass.context.each(tasks, |(task, out), scratch| {
+        pass.context.each(tasks.into_iter(), |(task, out), scratch| {
             let ([own], _) = scratch.split([along_seq.scratch_len()]);
             let (example, first) = (task / per_example, task % per_example * COLUMNS);
             let rows = &rows[example * seq * hidden..][..seq * hidden];

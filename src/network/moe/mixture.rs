@@ -47,7 +47,7 @@ pub struct Mixture<R: Real> {
 }
 
 /// The metrics of one layer and call; names are the reference's, but for the last.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct LayerMetrics<R> {
     /// Mean squared log-sum-exp of the router logits.
     pub unscaled_router_z_loss: R,
@@ -97,17 +97,14 @@ impl Moe {
     ) -> Result<Mixture<R>> {
         // 1. who goes where
         let routing = self.router.route(pass, layer, h)?;
-        let mut slots = Dispatch::new(pass.context, &routing, pass.config.group_mixup);
-        let metrics = match pass.context.is_dry() {
-            true => LayerMetrics::default(),
-            false => LayerMetrics::new(pass.config, &routing, &slots),
-        };
+        let mut slots = Dispatch::new(&routing, pass.config.group_mixup);
+        let metrics = LayerMetrics::new(pass.config, &routing, &slots);
         // 2. experts on their tokens, gathered; dropout counts the rows of all tokens
         let dropout = pass.dropout(pass.config.expert_dropout(), Purpose::ExpertDropout, layer);
         if requested < pass.seq && dropout.is_none() {
-            slots = slots.retain(pass.context, requested, pass.seq);
+            slots = slots.retain(|token| token % pass.seq < requested);
         }
-        let (hidden, rows) = (pass.config.hidden_size, slots.rows());
+        let (hidden, rows) = (pass.config.hidden_size, slots.rows().len());
         let mut expert_out = pass.context.buffer(rows * hidden);
         let gather = |task: RowBlock, x: &mut [R]| slots.gather(rows_of(&slots, task), h, x);
         let segments = self.segments(pass, &slots);
@@ -124,7 +121,7 @@ impl Moe {
 
     /// Runs of rows of one expert (the block's `example`), in order.
     fn segments<R: Real>(self, pass: &Pass<'_, R>, slots: &Dispatch<R>) -> Vec<RowBlock> {
-        let all = slots.rows();
+        let all = slots.rows().len();
         let size = all.div_ceil(pass.context.threads()).next_multiple_of(32).clamp(1, MAX_ROWS);
         (0..self.count)
             .flat_map(|example| {
@@ -135,7 +132,6 @@ impl Moe {
                     rows: size.min(rows - first),
                 })
             })
-            .take(pass.context.enough_tasks())
             .collect()
     }
 }
@@ -167,7 +163,7 @@ impl Moe {
             return Err(Error::Internal("a mixture without its training record".into()));
         };
         let (routing, slots) = (&mixture.routing, &mixture.slots);
-        let (experts, rows) = (self.count, slots.rows());
+        let (experts, rows) = (self.count, slots.rows().len());
         // 3. y[t] = sum of p * expert_out: gradients of the experts' results, and of p (one more column)
         let dropout = pass.dropout(pass.config.expert_dropout(), Purpose::ExpertDropout, layer);
         let mut dout = pass.context.buffer(rows * hidden);
@@ -178,7 +174,7 @@ impl Moe {
             let first = own.start * hidden;
             let answers = mixture.expert_out[first..own.end * hidden].chunks_exact(hidden);
             for (((slot, dout), dp), answer) in
-                own.map(|row| slots.slot(row)).zip(dout.chunks_exact_mut(hidden)).zip(dp).zip(answers)
+                slots.rows()[own].iter().zip(dout.chunks_exact_mut(hidden)).zip(dp).zip(answers)
             {
                 let dy = &dy[slot.token as usize * hidden..][..hidden];
                 *dp = dot(answer, dy);
@@ -211,8 +207,7 @@ impl Moe {
         // 1. routing, and what came back to each token, by expert
         let mut dprobabilities = pass.context.buffer(pass.batch * pass.seq * experts);
         routing.load_balancing_gradient(scales.load_balancing, &mut dprobabilities);
-        for (row, &dp) in dp.iter().enumerate() {
-            let slot = slots.slot(row);
+        for (slot, &dp) in slots.rows().iter().zip(dp.iter()) {
             dprobabilities[slot.token as usize * experts + slot.expert as usize] += dp;
         }
         self.router.backward(pass, layer, h, routing, &mut dprobabilities, scales.z_loss, dh, gradients)?;
@@ -245,7 +240,7 @@ impl<R: Real> Mixture<R> {
         let first = block.example * pass.seq + block.first;
         for (token, out) in (first..).zip(out.chunks_exact_mut(hidden)) {
             for &row in self.slots.of_token(token) {
-                let weight = self.slots.slot(row as usize).weight;
+                let weight = self.slots.rows()[row as usize].weight;
                 axpy(pass.context.isa, out, weight, &self.expert_out[row as usize * hidden..][..hidden]);
             }
         }
@@ -258,13 +253,13 @@ impl<R: Real> LayerMetrics<R> {
         let Grouping { groups, tokens, capacity } = routing.grouping;
         let all = groups * tokens;
         let reached = (0..all).filter(|&token| !slots.of_token(token).is_empty()).count();
-        let filled = slots.rows() as f64;
+        let filled = slots.rows().len() as f64;
         let confidence: f64 = (0..all)
             .flat_map(|token| slots.of_token(token))
-            .map(|&row| slots.slot(row as usize).weight.to_f64())
+            .map(|&row| slots.rows()[row as usize].weight.to_f64())
             .sum();
         let mut load = vec![0.0; routing.experts()];
-        for slot in (0..slots.rows()).map(|row| slots.slot(row)) {
+        for slot in slots.rows() {
             load[slot.expert as usize] += slot.weight.to_f64();
         }
         let whole = if confidence > 0.0 { confidence } else { 1.0 };
