@@ -1,6 +1,6 @@
 //! What is wrong with a file's content.
 
-use crate::Error;
+use crate::error::Error;
 
 /// What is wrong with some bytes, before it is known which file they come from.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::formats::tensor_bundle::reader::TensorBundle;
 use super::io::file_bytes::FileBytes;
 use super::source::TensorSource;
 use super::tensor::Format;
-use crate::Result;
+use crate::error::Result;
 
 /// Longest `checkpoint` file, which names the latest checkpoint of a folder.
 const MAX_STATE_FILE: usize = 64 << 10;

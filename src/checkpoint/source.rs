@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use super::error::FormatError;
 use super::io::limits::{MAX_NAME_BYTES, MAX_NAMES_BYTES, MAX_TENSORS, element_count};
 use super::tensor::{Dtype, Entry, Format, Tensor};
-use crate::Result;
+use crate::error::Result;
 use crate::runtime::Interrupt;
 
 /// What a file says of itself, whatever its format.

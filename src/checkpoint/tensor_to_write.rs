@@ -5,9 +5,9 @@ use std::io::Write;
 use super::error::FormatError;
 use super::io::limits::byte_count;
 use super::tensor::Dtype;
+use crate::error::{Error, Result};
 use crate::runtime::inject_fault;
 use crate::sys::bytes_of_f32s;
-use crate::{Error, Result};
 
 /// Takes the bytes of a tensor in pieces.
 pub type ChunkSink<'s> = dyn FnMut(&[u8]) -> Result<()> + 's;

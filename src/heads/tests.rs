@@ -3,10 +3,10 @@
 use super::cross_entropy::{LossSums, cross_entropy};
 use super::masked_lm::{MaskedLm, MaskedLmConfig, MaskedLmGradients, Predictions};
 use super::projection::{Projection, ProjectionConfig};
+use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Isa, Real};
 use crate::params::{Gradients, Spec, Table, WeightList, Weights};
 use crate::runtime::{Context, ScratchPool, never, run};
-use crate::{Error, Result};
 
 /// Numbers in `[-1, 1)`.
 fn values<R: Real>(seed: u64, len: usize) -> Vec<R> {

@@ -16,9 +16,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{BLOCK, BlockSums, block_count, cut_one, for_each_block};
+use super::checks::{check_non_negative, check_positive};
 use super::clip::sum_of_squares;
 use super::layout::{Gradient, ParameterSpec, Update};
-use super::optimizer::{check_non_negative, check_positive};
 use crate::error::{Error, Result};
 use crate::kernels::Real;
 use crate::runtime::{inject_fault, parallel};

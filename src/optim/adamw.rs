@@ -12,8 +12,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{Block, for_each_block};
+use super::checks::{check_fraction, check_non_negative, check_positive};
 use super::layout::ParameterSpec;
-use super::optimizer::{check_fraction, check_non_negative, check_positive};
 use crate::error::Result;
 use crate::kernels::Real;
 

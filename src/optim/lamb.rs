@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::adamw::{EpsilonRule, Moments};
 use super::blocks::{BlockSums, cut, for_each_block};
+use super::checks::{check_fraction, check_non_negative, check_positive};
 use super::clip::sum_of_squares;
 use super::layout::{ParameterSpec, Update};
-use super::optimizer::{check_fraction, check_non_negative, check_positive};
 use crate::error::Result;
 use crate::kernels::Real;
 

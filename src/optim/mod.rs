@@ -20,6 +20,7 @@
 mod adafactor;
 mod adamw;
 mod blocks;
+mod checks;
 mod clip;
 mod lamb;
 mod layout;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::optimizer::check_non_negative;
+use super::checks::check_non_negative;
 use crate::error::{Error, Result};
 
 /// A learning-rate schedule.

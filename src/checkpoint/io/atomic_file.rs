@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
+use crate::error::{Error, Result};
 use crate::runtime::Interrupt;
-use crate::{Error, Result};
 
 /// How often a caller that waits for the disk looks for an interrupt.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);

@@ -5,8 +5,8 @@ use std::io::{self, Read};
 use std::ops::{Deref, Range};
 use std::path::Path;
 
+use crate::error::{Error, Result};
 use crate::sys::MappedFile;
-use crate::{Error, Result};
 
 /// Files up to this size are read: mapping costs more than it saves, and a copy cannot change under us.
 const READ_WHOLE_BELOW: u64 = 1 << 20;

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::names::{ForeignName, Scheme, TF_SUFFIX, foreign_names, is_auxiliary};
 use super::transform::Transform;
-use crate::Result;
 use crate::checkpoint::error::FormatError;
 use crate::checkpoint::source::TensorSource;
 use crate::checkpoint::tensor::{Entry, Tensor};
+use crate::error::Result;
 use crate::runtime::Interrupt;
 
 /// Deepest path at which an encoder is looked for.

@@ -14,7 +14,6 @@ use std::path::Path;
 
 use super::document::Document;
 use super::step_files::files_of_step;
-use crate::Result;
 use crate::checkpoint::error::FormatError;
 use crate::checkpoint::formats::detect::refuse_other_content;
 use crate::checkpoint::io::file_bytes::FileBytes;
@@ -22,6 +21,7 @@ use crate::checkpoint::permute::permute_axes;
 use crate::checkpoint::source::{EntryList, Listing, TensorSource};
 use crate::checkpoint::tensor::Format;
 use crate::checkpoint::tensor::{Dtype, Tensor};
+use crate::error::Result;
 use crate::runtime::Interrupt;
 
 /// Leaves whose path contains this are split over the shard files.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::error::FormatError;
 use crate::checkpoint::io::limits::MAX_SHARDS;
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The files to read for `path`, replicated (or only) file first, shards after it in order. A folder stands for its
 /// latest complete step, or that of the one folder inside it that has step files; a file of a split step for that step;

@@ -5,7 +5,6 @@ use std::borrow::Cow;
 
 use super::npy::NpyHeader;
 use super::zip::{Member, members};
-use crate::Result;
 use crate::checkpoint::error::FormatError;
 use crate::checkpoint::formats::detect::PYTORCH;
 use crate::checkpoint::io::file_bytes::FileBytes;
@@ -14,6 +13,7 @@ use crate::checkpoint::permute::permute_axes;
 use crate::checkpoint::source::{EntryList, Listing, TensorSource};
 use crate::checkpoint::tensor::Format;
 use crate::checkpoint::tensor::Tensor;
+use crate::error::Result;
 use crate::runtime::Interrupt;
 
 /// An `.npz` archive.

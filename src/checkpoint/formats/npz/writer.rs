@@ -10,8 +10,8 @@ use super::zip::{
 use crate::checkpoint::error::FormatError;
 use crate::checkpoint::io::atomic_file::AtomicFile;
 use crate::checkpoint::tensor_to_write::TensorToWrite;
+use crate::error::{Error, Result};
 use crate::runtime::Interrupt;
-use crate::{Error, Result};
 
 /// Write buffer; larger pieces pass it by.
 const BUFFER_BYTES: usize = 256 << 10;

@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::header::Header;
-use crate::Result;
 use crate::checkpoint::error::FormatError;
 use crate::checkpoint::formats::detect::refuse_other_content;
 use crate::checkpoint::io::checksum;
 use crate::checkpoint::io::file_bytes::FileBytes;
 use crate::checkpoint::source::{Listing, TensorSource};
 use crate::checkpoint::tensor::{Format, Tensor};
+use crate::error::Result;
 use crate::runtime::Interrupt;
 
 /// A safetensors file.

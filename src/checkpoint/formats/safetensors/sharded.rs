@@ -10,8 +10,8 @@ use crate::checkpoint::io::limits::MAX_SHARDS;
 use crate::checkpoint::source::{EntryList, Listing, TensorSource};
 use crate::checkpoint::tensor::Format;
 use crate::checkpoint::tensor::Tensor;
+use crate::error::{Error, Result};
 use crate::runtime::Interrupt;
-use crate::{Error, Result};
 
 /// The safetensors files of one model, put together.
 #[derive(Debug)]

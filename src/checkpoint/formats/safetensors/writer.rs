@@ -14,8 +14,8 @@ use crate::checkpoint::io::limits::MAX_SAFETENSORS_HEADER;
 use crate::checkpoint::source::EntryList;
 use crate::checkpoint::tensor::Dtype;
 use crate::checkpoint::tensor_to_write::TensorToWrite;
+use crate::error::{Error, Result};
 use crate::runtime::Interrupt;
-use crate::{Error, Result};
 
 /// Tensor data starts at a multiple of this, so that mapped tensors are aligned for vector loads.
 const DATA_ALIGNMENT: usize = 64;

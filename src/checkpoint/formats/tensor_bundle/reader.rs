@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use super::object_graph::{GRAPH_NAME, names_by_path};
 use super::protobuf::{Value, fields, take, take_varint};
 use super::sorted_table::{MAGIC, for_each_entry, masked, masked_crc32c};
-use crate::Result;
 use crate::checkpoint::error::FormatError;
 use crate::checkpoint::formats::detect::{LFS, is_lfs_pointer, refuse_other_content};
 use crate::checkpoint::io::file_bytes::FileBytes;
@@ -17,6 +16,7 @@ use crate::checkpoint::io::limits::{MAX_RANK, MAX_SHARDS, part};
 use crate::checkpoint::source::{EntryList, Listing, TensorSource};
 use crate::checkpoint::tensor::Format;
 use crate::checkpoint::tensor::{Dtype, Entry, Tensor};
+use crate::error::Result;
 use crate::runtime::Interrupt;
 
 /// How the names of a SavedModel's variables begin; a number follows.
