@@ -118,11 +118,11 @@ def test_encoders_inside_larger_models_give_their_outputs(name: str, kind: str, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if name == "classifier":
-            model = models.BertClassifier(encoder, num_classes=3, seed=0)
+            model = models.BertClassifier(encoder, num_classes=3)
         else:
             # Its language-model head shares the word table.
             head = layers.MaskedLM(embedding_table=encoder.get_embedding_table(), name="cls/predictions")
-            model = models.BertPretrainerV2(encoder_network=encoder, customized_masked_lm=head, seed=0)
+            model = models.BertPretrainerV2(encoder_network=encoder, customized_masked_lm=head)
             inputs = {key: tf.constant(value) for key, value in small_inputs().items()}
             model({**inputs, "masked_lm_positions": tf.zeros((2, 1), tf.int32)})
             items = model.checkpoint_items
