@@ -275,3 +275,129 @@ impl<R: Real> Run<'_, R> {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::values;
+    use super::*;
+    use crate::kernels::{Dtype, Elementwise};
+    use crate::params::Spec;
+
+    const HIDDEN: usize = 5;
+    const ROWS: usize = 3;
+
+    /// Two experts of an inner width that takes more than one slice.
+    fn experts(inner: usize) -> (FeedForward, Weights<f64>) {
+        let mut list = WeightList::new();
+        let layers = FeedForward::stacked(&mut list, "experts", 2, HIDDEN, inner);
+        let mut source = |index, spec: &Spec| Ok(values(index as u64, spec.len()).into());
+        (layers, Weights::load(list, &mut source, Dtype::Float32).expect("fitting weights"))
+    }
+
+    /// `activation(x W1 + b1) W2 + b2` of expert number `index`, from the weights as Keras has them.
+    fn reference(weights: &Weights<f64>, activation: &Activation<f64>, index: usize, x: &[f64]) -> Vec<f64> {
+        let expert = |weight: usize| {
+            let all = weights.get(weight).to_vec();
+            all[index * all.len() / 2..(index + 1) * all.len() / 2].to_vec()
+        };
+        let affine = |x: &[f64], kernel: &[f64], bias: &[f64]| -> Vec<f64> {
+            let n = bias.len();
+            let product = |j| x.iter().enumerate().map(|(i, x)| x * kernel[i * n + j]).sum::<f64>();
+            (0..n).map(|j| bias[j] + product(j)).collect()
+        };
+        let rows = x.chunks_exact(HIDDEN).flat_map(|x| {
+            let mut inner = affine(x, &expert(0), &expert(1));
+            let width = inner.len();
+            activation.forward(Isa::PORTABLE, &mut inner, width).expect("not custom");
+            affine(&inner, &expert(2), &expert(3))
+        });
+        rows.collect()
+    }
+
+    fn assert_close(got: &[f64], expected: &[f64], what: &str) {
+        assert_eq!(got.len(), expected.len(), "{what}");
+        for (a, b) in got.iter().zip(expected) {
+            assert!((a - b).abs() <= 1e-12 * (1.0 + b.abs()), "{what}: {a} against {b}");
+        }
+    }
+
+    #[test]
+    fn every_expert_is_the_formula_with_its_own_weights() {
+        let inner = SLICE + 37;
+        let (layers, weights) = experts(inner);
+        let x = values(9, ROWS * HIDDEN);
+        for activation in [Activation::Elementwise(Elementwise::GeluErf), Activation::Softmax] {
+            for index in 0..2 {
+                let products = layers.products(&weights, index);
+                let (mut out, mut pre) = (vec![0.0; x.len()], vec![0.0; ROWS * inner]);
+                let mut scratch = vec![0.0; products.scratch_len(&activation, ROWS)];
+                let mut lhs = Default::default();
+                products.forward(
+                    Isa::PORTABLE,
+                    &activation,
+                    &x,
+                    ROWS,
+                    &mut out,
+                    &mut scratch,
+                    &mut lhs,
+                    Some(&mut pre),
+                );
+                let expected = reference(&weights, &activation, index, &x);
+                assert_close(&out, &expected, &format!("expert {index}, {activation:?}"));
+                // What is kept for backward gives the same result, with the activation applied in between.
+                activation.forward(Isa::PORTABLE, &mut pre, inner).expect("not custom");
+                let mut again = vec![0.0; x.len()];
+                products.forward_output(Isa::PORTABLE, &pre, ROWS, &mut again, &mut lhs[0]);
+                assert_close(&again, &expected, "in two halves");
+            }
+        }
+    }
+
+    #[test]
+    fn backward_adds_to_the_gradients_of_its_expert_alone() {
+        use super::super::testing::{config, encoder, with_context};
+        use crate::network::attention_mask::AttentionMask;
+        let (layers, weights) = experts(7);
+        let network = encoder::<f64>(config());
+        let activation = Activation::Elementwise(Elementwise::Tanh);
+        let (x, dy) = (values::<f64>(9, ROWS * HIDDEN), values::<f64>(10, ROWS * HIDDEN));
+        let mut gradients = Gradients::zeros(weights.specs());
+        let dx = with_context(|context| {
+            let mask = AttentionMask::Unused;
+            let pass = Pass { weights: &weights, ..network.pass(context, (1, ROWS), None, true, &mask) };
+            let mut pre = vec![0.0; ROWS * 7];
+            let products = layers.products(&weights, 1);
+            products.forward_intermediate(Isa::PORTABLE, &x, ROWS, &mut pre, &mut LhsBuffer::default());
+            let mut dx = vec![0.0; x.len()];
+            layers.backward(&pass, &activation, 1, &x, &pre, &dy, &mut dx, &mut gradients)?;
+            Ok(dx)
+        });
+        let loss = |weights: &Weights<f64>, x: &[f64]| -> f64 {
+            reference(weights, &activation, 1, x).iter().zip(&dy).map(|(y, d)| y * d).sum()
+        };
+        let slope = |above: f64, below: f64| (above - below) / 2e-5;
+        for weight in 0..4 {
+            let gradient = gradients.view(weight).row_major();
+            for (at, &got) in gradient.iter().enumerate() {
+                let moved = |by: f64| {
+                    let (mut weights, mut values) = (weights.clone(), weights.get(weight).to_vec());
+                    values[at] += by;
+                    weights.set(weight, values.into()).expect("as many values");
+                    loss(&weights, &x)
+                };
+                let expected = slope(moved(1e-5), moved(-1e-5));
+                assert!((got - expected).abs() < 1e-6, "weight {weight}[{at}]: {got}, expected {expected}");
+            }
+            assert!(gradient[..gradient.len() / 2].iter().all(|&d| d == 0.0), "the other expert has none");
+        }
+        for (at, &got) in dx.iter().enumerate() {
+            let moved = |by: f64| {
+                let mut x = x.clone();
+                x[at] += by;
+                loss(&weights, &x)
+            };
+            let expected = slope(moved(1e-5), moved(-1e-5));
+            assert!((got - expected).abs() < 1e-6, "dx[{at}]: {got}, expected {expected}");
+        }
+    }
+}

@@ -16,6 +16,8 @@ mod outputs;
 mod pass;
 mod pooler;
 mod tape;
+#[cfg(test)]
+mod testing;
 mod work;
 
 pub use encoder::{SparseMixer, specs};

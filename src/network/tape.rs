@@ -242,3 +242,110 @@ fn add_rows<R: Real>(to: &mut [R], rows: &[R], batch: usize) {
         to.iter_mut().zip(rows).for_each(|(t, r)| *t += *r);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{BATCH, SEQ, config, encoder, inputs, values, with_context};
+    use super::*;
+    use crate::network::RequestedOutputs;
+
+    const ALL: RequestedOutputs = RequestedOutputs {
+        sequence_output: true,
+        pooled_output: true,
+        encoder_outputs: true,
+        routing: false,
+        check_finite: false,
+    };
+
+    /// Names of the weights that backward from `cotangents` reaches, by what they begin with.
+    fn reached(inputs: OwnedInputs<f64>, cotangents: &Cotangents<'_, f64>, aux: f64) -> Vec<&'static str> {
+        let network = encoder::<f64>(config());
+        let mut gradients = Gradients::zeros(network.weights().specs());
+        with_context(|context| {
+            let (_, tape) = network.forward_with_tape(context, inputs, None, ALL, false)?;
+            network.backward(context, &tape, cotangents, aux, &mut gradients)
+        });
+        let mut parts = vec![
+            "word_embeddings",
+            "position_embedding",
+            "type_embeddings",
+            "embeddings/layer_norm",
+            "transformer/layer_0",
+            "transformer/layer_1",
+            "transformer/layer_2",
+            "pooler_transform",
+        ];
+        let flags = || network.weights().specs().iter().zip(gradients.reached());
+        for &part in &parts {
+            let own: Vec<bool> =
+                flags().filter(|(spec, _)| spec.name.starts_with(part)).map(|(_, &flag)| flag).collect();
+            assert!(own.iter().all(|&flag| flag == own[0]), "{part} is reached in part: {own:?}");
+        }
+        parts.retain(|part| flags().any(|(spec, &flag)| spec.name.starts_with(part) && flag));
+        parts
+    }
+
+    #[test]
+    fn backward_reaches_what_the_scalar_depends_on() {
+        let rows: Vec<f64> = values(1, BATCH * SEQ * 8);
+        let pooled: Vec<f64> = values(2, BATCH * 8);
+        let embeddings =
+            ["word_embeddings", "position_embedding", "type_embeddings", "embeddings/layer_norm"];
+        let up_to = |blocks: usize| {
+            let layers = ["transformer/layer_0", "transformer/layer_1", "transformer/layer_2"];
+            [&embeddings[..], &layers[..blocks]].concat()
+        };
+        let none = Cotangents::default();
+        assert_eq!(reached(inputs(), &none, 0.0), [""; 0]);
+        assert_eq!(reached(inputs(), &none, 1.0), up_to(2), "the auxiliary loss of the experts in block 1");
+        let pooled = Cotangents { pooled_output: Some(&pooled), ..none };
+        assert_eq!(reached(inputs(), &pooled, 0.0), [&up_to(3)[..], &["pooler_transform"]].concat());
+        let sequence = Cotangents { sequence_output: Some(&rows), ..none };
+        assert_eq!(reached(inputs(), &sequence, 0.0), up_to(3));
+        let outputs = [Some(&rows[..])];
+        let first = Cotangents { encoder_outputs: &outputs, ..none };
+        assert_eq!(reached(inputs(), &first, 0.0), up_to(1));
+        // Word rows that are given come from no table.
+        let given = OwnedInputs { words: OwnedWords::Embeddings(rows.clone()), ..inputs() };
+        assert_eq!(reached(given, &first, 0.0), up_to(1)[1..]);
+    }
+
+    #[test]
+    fn outputs_are_those_of_a_call_without_a_tape() {
+        let network = encoder::<f32>(config());
+        with_context(|context| {
+            let plain = network.forward(context, &inputs().view(), None, ALL)?;
+            for recompute in [false, true] {
+                let (outputs, _) = network.forward_with_tape(context, inputs(), None, ALL, recompute)?;
+                assert_eq!(outputs.sequence_output, plain.sequence_output);
+                assert_eq!(outputs.pooled_output, plain.pooled_output);
+                assert_eq!(outputs.encoder_outputs, plain.encoder_outputs);
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn cotangents_of_another_shape_are_named() {
+        let network = encoder::<f32>(config());
+        let few = [0.0; 3];
+        let outputs = [None, Some(&few[..])];
+        let cases = [
+            (Cotangents { sequence_output: Some(&few), ..Cotangents::default() }, "sequence_output: got 3"),
+            (Cotangents { pooled_output: Some(&few), ..Cotangents::default() }, "pooled_output: got 3"),
+            (Cotangents { encoder_outputs: &outputs, ..Cotangents::default() }, "encoder_outputs[1]: got 3"),
+            (Cotangents { encoder_outputs: &[None; 4], ..Cotangents::default() }, "encoder_outputs: got 4"),
+        ];
+        with_context(|context| {
+            let (_, tape) = network.forward_with_tape(context, inputs(), None, ALL, false)?;
+            let mut gradients = Gradients::zeros(network.weights().specs());
+            for (cotangents, expected) in cases {
+                let error = network.backward(context, &tape, &cotangents, 1.0, &mut gradients);
+                let error = error.expect_err(expected).to_string();
+                assert!(error.starts_with(expected), "{error}");
+            }
+            assert!(gradients.reached().iter().all(|&flag| !flag), "nothing has been added to");
+            Ok(())
+        });
+    }
+}

@@ -10,6 +10,7 @@
 //! | `lamb` | Adam with a trust ratio per tensor |
 //! | `sgd` | gradient descent, momentum, Nesterov |
 //! | `adafactor` | factored second moments |
+//! | `checks` | settings in range |
 //! | `clip` | norms and the global clipping factor |
 //! | `schedule` | learning rates as functions of the step |
 //! | `blocks` | how storage and gradient are cut into pieces that threads take |
