@@ -475,11 +475,12 @@ def fit(
         state_path=state_path,
         save_every=save_every,
     )
-    if resume and state_path is not None and Path(file_name(state_path, "state_path")).exists():
-        trainer.restore(state_path)
+    name = None if state_path is None else file_name(state_path, "state_path")
+    if resume and name is not None and Path(name).exists():
+        trainer.restore(name)
         if trainer.finished:
             warnings.warn(
-                f"{state_path}: this run is finished after {trainer.epoch} epochs: nothing is trained, its result is "
+                f"{name}: this run is finished after {trainer.epoch} epochs: nothing is trained, its result is "
                 f"returned; {state_files.REMEDY}, or ask for more epochs",
                 UserWarning,
                 stacklevel=2,

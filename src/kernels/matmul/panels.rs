@@ -53,7 +53,7 @@ impl<'a, R: Real> Panels<'a, R> {
         Panels { k, n, panel_stride, data: PanelData::Bfloat16(panels) }
     }
 
-    /// Rows `range` of the matrix. `range.start` must be a multiple of [`Dtype::k_multiple`], for `Int8` of
+    /// Rows `range` of the matrix. `range.start` must be a multiple of what rows are padded to, for `Int8` of
     /// [`INT8_K_BLOCK`]; `range.end` too, unless it is the last row.
     pub fn k_range(&self, range: Range<usize>) -> Panels<'a, R> {
         assert!(range.start <= range.end && range.end <= self.k, "rows {range:?} of {}", self.k);
