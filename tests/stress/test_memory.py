@@ -193,7 +193,9 @@ CASES = {
     ),
     "paper": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), num_experts=8, semantics='paper'", 64, ""),
     "tokens choose": (
-        "num_layers=3, moe_layers=(1,), attention_layers=(2,), num_experts=8, router='tokens_choose'",
+        # Weights that send tokens to all experts: the estimate is for experts that are full.
+        "num_layers=3, moe_layers=(1,), attention_layers=(2,), num_experts=8, router='tokens_choose', "
+        "initializer=sparse_mixer.initializers.RandomNormal(stddev=1.0)",
         64,
         "",
     ),
@@ -216,8 +218,9 @@ sparse_mixer.release_scratch()
 trim()
 before = memory("VmRSS")
 encoder = sparse_mixer.SparseMixer({LARGE}, {arguments}, seed=0, num_threads={threads})
-ids = np.ones(({batch}, 128), np.int32)
-inputs = dict(input_word_ids=ids, input_mask=ids, input_type_ids=ids)
+ids = np.random.default_rng(0).integers(0, 20_000, ({batch}, 128), np.int32)
+ones = np.ones_like(ids)
+inputs = dict(input_word_ids=ids, input_mask=ones, input_type_ids=ones)
 sparse_mixer.release_scratch()
 trim()
 open("/proc/self/clear_refs", "w").write("5")
