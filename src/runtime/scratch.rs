@@ -22,7 +22,7 @@ pub struct ScratchPool<R> {
     bfloat16: Arc<FreeList<bf16>>,
     /// What goes wrong in computations that use this memory.
     #[cfg(any(test, feature = "fault-injection"))]
-    pub fault: super::Fault,
+    pub fault: super::fault::Fault,
 }
 
 /// One per thread of a call.

@@ -270,6 +270,14 @@ def as_positive(argument: str, value: Any) -> int:
     return number
 
 
+def _as_unsigned(argument: str, value: Any, limit: int, expected: str) -> int:
+    """An integer that is not negative and below `limit`; `expected` says so in the error."""
+    number = as_int(argument, value)
+    if 0 <= number < limit:
+        return number
+    raise ValueError(f"{argument}: got {number}, expected {expected}")
+
+
 def as_step(argument: str, value: Any) -> int:
     """A number of updates: an integer of 63 bits, not negative.
 
@@ -277,10 +285,7 @@ def as_step(argument: str, value: Any) -> int:
         TypeError: Not an integer.
         ValueError: Out of range.
     """
-    number = as_int(argument, value)
-    if 0 <= number < 2**63:
-        return number
-    raise ValueError(f"{argument}: got {number}, expected at least 0 and less than 2**63")
+    return _as_unsigned(argument, value, 2**63, "at least 0 and less than 2**63")
 
 
 def as_count(argument: str, value: Any) -> int:
@@ -290,10 +295,7 @@ def as_count(argument: str, value: Any) -> int:
         TypeError: Not an integer.
         ValueError: Out of range.
     """
-    number = as_int(argument, value)
-    if 0 <= number < 2**63:
-        return number
-    raise ValueError(f"{argument}: got {number}, expected at least 1 and less than 2**63")
+    return _as_unsigned(argument, value, 2**63, "at least 1 and less than 2**63")
 
 
 def _as_width(argument: str, value: Any) -> int:
@@ -310,10 +312,7 @@ def as_seed(argument: str, value: Any) -> int:
         TypeError: Not an integer.
         ValueError: Out of range.
     """
-    number = as_int(argument, value)
-    if 0 <= number < 2**64:
-        return number
-    raise ValueError(f"{argument}: got {number}, expected 0 <= {argument} < 2**64")
+    return _as_unsigned(argument, value, 2**64, f"0 <= {argument} < 2**64")
 
 
 def as_bool(argument: str, value: Any) -> bool:
