@@ -96,7 +96,7 @@ fn peak(isa: Isa) -> f64 {
     })
 }
 
-/// Values per second of row and element-wise work on a block that fits the second-level cache.
+/// Values per second of row and element-wise work on a block that fits the L2 cache.
 fn other_work(isa: Isa) -> Vec<(&'static str, f64)> {
     let (rows, n) = (96, 512);
     let x = numbers(rows * n);

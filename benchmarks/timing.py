@@ -26,7 +26,7 @@ def interleaved(workers: Sequence[Worker], batch: int, rounds: int, *, label: st
     """Time every worker in turn, `rounds` times; a turn of short calls starts with one that is not counted.
 
     Args:
-        workers: built workers; the order is turned by one from round to round.
+        workers: built workers; the order is rotated by one from round to round.
         batch: sequences per call.
         rounds: turns of each worker.
         label: text of the progress bar.

@@ -82,7 +82,7 @@ def _joined(texts: Iterable[str], characters: int) -> Iterator[str]:
 def tokenizer_of_run(texts: Iterable[str], folder: Path, vocab_size: int = 4096) -> Any:
     """Train a tokenizer and save it in `folder`; where there is the state of a run, load the one that it began with.
 
-    Two tokenizers of the same texts can differ, and with them the inputs: a run goes on with its own alone.
+    Two tokenizers of the same texts can differ, and with them the inputs: a run resumes with its own only.
     """
     import tokenizers  # the corpus by itself does without
 

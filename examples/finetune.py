@@ -2,7 +2,7 @@
 
 Starts from random weights and takes about a minute on two cores. The accuracy on unseen passages is set beside that of
 guesses that read no words (always the most frequent package, or the most frequent one among passages of about the same
-length), and of naive Bayes, which counts words without their order. Stopping it (Ctrl-C) and starting it again goes on
+length), and of naive Bayes, which counts words without their order. Stopping it (Ctrl-C) and starting it again resumes
 where it was, to the same result.
 
     python examples/finetune.py
@@ -111,7 +111,7 @@ def main() -> None:
 
     state = given.output / "state.npz"
     if state.exists():
-        print(f"goes on from {state}; delete it to begin anew")
+        print(f"resumes from {state}; delete it to start over")
     start = time.perf_counter()
     history = model.fit(
         training,

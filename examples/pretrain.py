@@ -2,7 +2,7 @@
 
 The text is the documentation inside Python's own standard library. The loss on held-out passages is set beside the
 unigram entropy: what the best guess would cost that knows how frequent each word piece is, but not what stands around
-it. Starts from random weights and takes some minutes on two cores. Stopping it (Ctrl-C) and starting it again goes on
+it. Starts from random weights and takes some minutes on two cores. Stopping it (Ctrl-C) and starting it again resumes
 where it was, to the same result.
 
     python examples/pretrain.py
@@ -96,7 +96,7 @@ def main() -> None:
 
     state = given.output / "state.npz"
     if state.exists():
-        print(f"goes on from {state}; delete it to begin anew")
+        print(f"resumes from {state}; delete it to start over")
     start = time.perf_counter()
     history = model.fit(
         training,

@@ -83,7 +83,7 @@ def test_finetuning(tmp_path):
     assert "counting words: naive Bayes" in printed
     saved = {path.name for path in (tmp_path / "out/finetune").iterdir()}
     assert saved == {"state.npz", "model.safetensors", "tokenizer.json", "classes.txt", "learning_curve.png"}
-    assert "goes on from out/finetune/state.npz" in run_example(
+    assert "resumes from out/finetune/state.npz" in run_example(
         "finetune.py", "--classes=2", "--epochs=1", folder=tmp_path
     )
 

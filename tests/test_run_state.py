@@ -80,7 +80,7 @@ def test_another_run_is_refused_by_name(kind: str, epochs: int, tmp_path: Path) 
     with pytest.raises(ValueError, match="saved by a run with") as info:
         fit(path, **given, epochs=epochs)
     assert message in str(info.value)
-    assert "pass resume=False to begin anew, or another state_path" in str(info.value)
+    assert "pass resume=False to start over, or another state_path" in str(info.value)
     assert path.read_bytes() == before
     fit(tmp_path / "other.npz", **{**given, "resume": True})
 

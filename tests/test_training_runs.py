@@ -164,7 +164,7 @@ def test_states_of_other_runs_change_nothing(tmp_path: Path) -> None:
     def refusal(optimizer: Any, classes: int = 2, **arguments: Any) -> str:
         model = models.BertClassifier(small_encoder(), classes, seed=0)
         before = model.get_weights()
-        remedy = "pass resume=False to begin anew, or another state_path"
+        remedy = "pass resume=False to start over, or another state_path"
         with pytest.raises(ValueError, match=rf"state\.npz: .*; {remedy}") as caught:
             fit(optimizer, model, **arguments)
         assert optimizer.get_state() == (0, {})

@@ -78,7 +78,7 @@ class Encoder:
         Args:
             config: Canonical JSON.
             provider: Called with name and shape of each weight, in Keras order, for its initial values (float32). A
-                `LoadPlan` of a file reads them from there. None draws them from the configured seed.
+                `LoadPlan` of a file reads them from there. None samples them from the configured seed.
             activation: The function behind the activation ``"custom"``: float32 ``[rows, width]`` to the same.
             activation_derivative: Its derivative, for training.
             num_threads: Most threads per call; None follows `get_num_threads`.
@@ -247,7 +247,10 @@ class Head:
         scale: float = 1.0,
         into: tuple[Gradients, Gradients] | None = None,
     ) -> tuple[tuple[float, float, float], npt.NDArray[np.float32] | None]:
-        """Sums of loss, weight and hits, and with `into` (own, the encoder's) the sequence output's gradient."""
+        """Sums of loss, weight and correct predictions.
+
+        With `into` (own, the encoder's) also the sequence output's gradient.
+        """
 
 @final
 class Gradients:
@@ -344,7 +347,7 @@ def cross_entropy(
     weights: npt.NDArray[np.float32],
     scale: float = 1.0,
 ) -> tuple[tuple[float, float, float], npt.NDArray[np.float32]]:
-    """Sums of loss, weight and hits over rows of logits, and the gradient of `scale` times the loss."""
+    """Sums of loss, weight and correct predictions over rows of logits, and the gradient of `scale` times the loss."""
 
 def learning_rate(config: str, step: float) -> float:
     """The learning rate of the schedule `config` (JSON) at `step`."""

@@ -32,7 +32,7 @@ NativeActivation = dict[str, Any]
 DEFAULT = "gelu_tanh"
 
 # Keras name -> what the core computes. The core's names are the canonical ones.
-_NATIVE: dict[str, NativeActivation] = {
+_BUILTIN: dict[str, NativeActivation] = {
     "elu": {"name": "elu", "alpha": 1.0},
     "exponential": {"name": "exponential"},
     "gelu": {"name": "gelu"},
@@ -100,7 +100,7 @@ class Activation:
 
 def names() -> list[str]:
     """Every string that `inner_activation` accepts, sorted."""
-    return sorted([*_NATIVE, *_ALIASES])
+    return sorted([*_BUILTIN, *_ALIASES])
 
 
 def resolve(identifier: Any, argument: str = "inner_activation") -> NativeActivation | Activation:
@@ -118,7 +118,7 @@ def resolve(identifier: Any, argument: str = "inner_activation") -> NativeActiva
         TypeError: `identifier` is neither a name, a dict nor a callable.
     """
     if identifier is None:
-        return dict(_NATIVE["linear"])
+        return dict(_BUILTIN["linear"])
     if isinstance(identifier, Activation):
         return identifier
     if isinstance(identifier, str):
@@ -129,9 +129,9 @@ def resolve(identifier: Any, argument: str = "inner_activation") -> NativeActiva
         raise TypeError(
             f"{argument}: expected a name, a Keras activation, a dict or a callable, got {type(identifier).__name__}"
         )
-    native = _from_framework_object(identifier, argument)
-    if native is not None:
-        return native
+    builtin = _from_framework_object(identifier, argument)
+    if builtin is not None:
+        return builtin
     name = getattr(identifier, "__name__", type(identifier).__name__)
     return Activation(identifier, name=str(name))
 
@@ -144,16 +144,16 @@ def serialize(activation: NativeActivation | Activation) -> Any:
     """
     if isinstance(activation, Activation):
         return activation
-    for name, native in _NATIVE.items():
-        if native == activation:
+    for name, builtin in _BUILTIN.items():
+        if builtin == activation:
             return name
     return dict(activation)
 
 
 def _from_name(name: str, argument: str) -> NativeActivation:
-    native = _NATIVE.get(_ALIASES.get(name, name))
-    if native is not None:
-        return dict(native)
+    builtin = _BUILTIN.get(_ALIASES.get(name, name))
+    if builtin is not None:
+        return dict(builtin)
     if name in _LAYER_CLASSES:
         return _LAYER_CLASSES[name]({})
     close = difflib.get_close_matches(name.lower(), names(), n=1)
@@ -180,14 +180,14 @@ def _from_mapping(form: Mapping[str, Any], argument: str) -> NativeActivation | 
 
 
 def _from_own_form(form: Mapping[str, Any], argument: str) -> NativeActivation:
-    native = _from_name(str(form["name"]), argument)
+    builtin = _from_name(str(form["name"]), argument)
     for key, value in form.items():
         if key == "name":
             continue
-        if key not in native:
-            raise ValueError(f"{argument}: {form['name']!r} has no parameter {key!r}, only {sorted(native)[1:]}")
-        native[key] = None if value is None else as_float(f"{argument}: {key}", value)
-    return native
+        if key not in builtin:
+            raise ValueError(f"{argument}: {form['name']!r} has no parameter {key!r}, only {sorted(builtin)[1:]}")
+        builtin[key] = None if value is None else as_float(f"{argument}: {key}", value)
+    return builtin
 
 
 def _from_byte_code(value: Any, argument: str) -> NativeActivation:
@@ -197,7 +197,7 @@ def _from_byte_code(value: Any, argument: str) -> NativeActivation:
     except (TypeError, IndexError, KeyError, binascii.Error):
         code = b""
     if all(word in code for word in (b"sparse_mixer.py", b"gelu", b"approximate")):
-        return dict(_NATIVE[DEFAULT])
+        return dict(_BUILTIN[DEFAULT])
     raise ValueError(
         f"{argument}: the config holds the byte code of a Python lambda, which is never run; "
         f"replace it by a name such as {DEFAULT!r} or by a callable"
@@ -208,8 +208,8 @@ def _from_framework_object(function: Any, argument: str) -> NativeActivation | N
     """Recognise functions and layers of TensorFlow, Keras and the Model Garden by name; None for all else."""
     if isinstance(function, functools.partial):
         exact = _from_framework_object(function.func, argument)
-        if exact == _NATIVE["gelu"] and not function.args and function.keywords.keys() == {"approximate"}:
-            return dict(_NATIVE["gelu_tanh" if function.keywords["approximate"] else "gelu"])
+        if exact == _BUILTIN["gelu"] and not function.args and function.keywords.keys() == {"approximate"}:
+            return dict(_BUILTIN["gelu_tanh" if function.keywords["approximate"] else "gelu"])
         return None
     is_function = hasattr(function, "__name__")
     owner = function if is_function else type(function)
@@ -220,13 +220,13 @@ def _from_framework_object(function: Any, argument: str) -> NativeActivation | N
         return _from_framework_layer(function, argument)
     name = str(function.__name__)
     if name == "<lambda>" and module.endswith("networks.sparse_mixer"):
-        return dict(_NATIVE[DEFAULT])
+        return dict(_BUILTIN[DEFAULT])
     if module.startswith("official.") and name == "gelu":
-        return dict(_NATIVE["gelu_tanh"])
+        return dict(_BUILTIN["gelu_tanh"])
     if name == "hard_sigmoid" and module == "keras.src.activations.activations":
         return None  # Keras 3 changed the formula to relu6(x + 3) / 6.
-    native = _NATIVE.get(_FUNCTION_ALIASES.get(name, _ALIASES.get(name, name)))
-    return None if native is None else dict(native)
+    builtin = _BUILTIN.get(_FUNCTION_ALIASES.get(name, _ALIASES.get(name, name)))
+    return None if builtin is None else dict(builtin)
 
 
 def _from_framework_layer(layer: Any, argument: str) -> NativeActivation | None:
@@ -268,7 +268,7 @@ def _softmax_layer(config: Mapping[str, Any]) -> NativeActivation:
     axis = config.get("axis", -1)
     if axis != -1:
         raise ValueError(f"inner_activation: Softmax over axis {axis!r} is not supported, only the last axis (-1)")
-    return dict(_NATIVE["softmax"])
+    return dict(_BUILTIN["softmax"])
 
 
 _LAYER_CLASSES: dict[str, Callable[[Mapping[str, Any]], NativeActivation]] = {

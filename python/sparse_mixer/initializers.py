@@ -39,17 +39,17 @@ class Initializer:
                 as_int(field.name, value)
 
     def spec(self) -> dict[str, Any] | None:
-        """The initialiser as the core reads it, ``{"name": ..., <parameters>}``; None if `draw` does it."""
+        """The initialiser as the core reads it, ``{"name": ..., <parameters>}``; None if `sample` does it."""
         return None
 
-    def draw(self, shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float32]:
+    def sample(self, shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float32]:
         """One weight's initial values, for the initialisers that the core does not know.
 
         Args:
             shape: Shape of the weight.
             generator: Source of randomness of this weight alone.
         """
-        raise NotImplementedError(f"{type(self).__name__} is drawn by the core")
+        raise NotImplementedError(f"{type(self).__name__} is sampled by the core")
 
     def get_config(self) -> dict[str, Any]:
         """The parameters, under Keras's names."""
@@ -137,8 +137,8 @@ class Orthogonal(Initializer):
     gain: float = 1.0
     seed: int | None = None
 
-    def draw(self, shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float32]:
-        """See `Initializer.draw`."""
+    def sample(self, shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float32]:
+        """See `Initializer.sample`."""
         columns = shape[-1]
         rows = int(np.prod(shape[:-1]))
         normal = generator.standard_normal((max(rows, columns), min(rows, columns)))
@@ -154,8 +154,8 @@ class Identity(Initializer):
 
     gain: float = 1.0
 
-    def draw(self, shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float32]:
-        """See `Initializer.draw`."""
+    def sample(self, shape: tuple[int, ...], generator: np.random.Generator) -> npt.NDArray[np.float32]:
+        """See `Initializer.sample`."""
         if len(shape) != 2:
             raise ValueError(f"initializer: Identity needs a weight with 2 axes, got shape {shape}")
         return np.eye(*shape, dtype=np.float32) * np.float32(self.gain)
@@ -259,7 +259,7 @@ class LecunNormal(_NamedScaling):
 
 
 DEFAULT = TruncatedNormal(stddev=0.02)
-# What `semantics="paper"` makes of it; the projection of the embeddings is then drawn LeCun normal.
+# What `semantics="paper"` makes of it; the projection of the embeddings is then initialised LeCun normal.
 PAPER = RandomNormal(stddev=0.02)
 
 _CLASSES: dict[str, type[Initializer]] = {

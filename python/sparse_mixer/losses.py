@@ -38,7 +38,7 @@ class Sums(NamedTuple):
 
     loss: float
     weight: float
-    hits: float
+    correct: float
 
 
 def cross_entropy(
@@ -69,14 +69,14 @@ def classification(encoder: Any, logits: Array, targets: Targets, divisor: float
     labels, number = targets.labels.ravel(), targets.divisors["task"]
     sums, d_logits = cross_entropy(encoder, logits, labels, targets.weights.ravel(), reciprocal(divisor))
     if not targets.weighted:
-        return Metrics(task_loss=(sums.loss, number), accuracy=(sums.hits, number)), d_logits
+        return Metrics(task_loss=(sums.loss, number), accuracy=(sums.correct, number)), d_logits
     correct = logits.argmax(axis=-1) == labels
     if targets.counted is not None:
         correct &= targets.counted.ravel()
     metrics = Metrics(
         task_loss=(sums.loss, number),
         accuracy=(float(np.count_nonzero(correct)), number),
-        weighted_accuracy=(sums.hits, sums.weight),
+        weighted_accuracy=(sums.correct, sums.weight),
     )
     return metrics, d_logits
 

@@ -39,7 +39,7 @@ def mask_tokens(
 
     Args:
         inputs: Inputs of an encoder, [B, S]; not changed.
-        seed: Source of all choices; None draws one, see `sparse_mixer.set_random_seed`.
+        seed: Source of all choices; None takes a random one, see `sparse_mixer.set_random_seed`.
         mask_id: Id of the mask token.
         vocab_size: Number of ids.
         special_ids: Ids that are neither chosen nor put in at random: separators, padding, the mask token.
@@ -85,9 +85,9 @@ def mask_tokens(
         count = min(wanted, int(np.count_nonzero(candidates)))
         chosen = np.sort(rng.choice(np.flatnonzero(candidates), count, replace=False))
         positions[row, :count], labels[row, :count], weights[row, :count] = chosen, ids[row, chosen], 1.0
-        draw = rng.random(count)
-        replaced = np.where(draw < mask_share, mask_word, ids[row, chosen])
-        at_random = (draw >= mask_share) & (draw < mask_share + random_share)
+        uniform = rng.random(count)
+        replaced = np.where(uniform < mask_share, mask_word, ids[row, chosen])
+        at_random = (uniform >= mask_share) & (uniform < mask_share + random_share)
         ids[row, chosen] = np.where(at_random, rng.choice(ordinary, count), replaced)
     return {
         **inputs,

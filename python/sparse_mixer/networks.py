@@ -171,7 +171,7 @@ class SparseMixer(Encoder):
                 code does.
             group_mixup: With several routing groups, use the expert parameters that the JAX code uses by mistake.
             seed: Source of initial weights, and of dropout and jitter of calls without a seed. Without one, each of
-                these draws its own; see `sparse_mixer.set_random_seed`.
+                these has a random one; see `sparse_mixer.set_random_seed`.
             num_threads: Most threads a call uses; None follows `sparse_mixer.set_num_threads`.
             isa: Instruction set to pin, one of ``sparse_mixer.cpu_info()["available"]``; None for the best.
 
@@ -181,10 +181,10 @@ class SparseMixer(Encoder):
         """
         given = locals()
         arguments = Arguments.check({field: given[field] for field in Arguments.__dataclass_fields__})
-        drawn = weight_seed(arguments)
-        core = make_core(arguments, drawn, provider(arguments, drawn), num_threads, isa)
+        chosen_seed = weight_seed(arguments)
+        core = make_core(arguments, chosen_seed, provider(arguments, chosen_seed), num_threads, isa)
         arguments.warn_about_ignored_layers(stacklevel=2)
-        self._assemble(arguments, core, drawn, _default_name() if name is None else str(name))
+        self._assemble(arguments, core, chosen_seed, _default_name() if name is None else str(name))
         self.trainable = as_bool("trainable", trainable)
 
     # Calling ------------------------------------------------------------------------------------------------------
@@ -351,8 +351,8 @@ class SparseMixer(Encoder):
 
         float32 arrays [num_moe_layers] under the names of the metrics, ``total`` (scalar to add to a training loss:
         `router_z_loss`, and `load_balancing_loss` times `auxiliary_loss_factor`, over all layers), ``expert_load``
-        [num_moe_layers, num_experts] (what each expert's answers weigh, of all the layer's answers together) and
-        ``moe_layers`` (indices of the layers).
+        [num_moe_layers, num_experts] (the sum of the weights of each expert's outputs, divided by that of all outputs
+        of the layer) and ``moe_layers`` (indices of the layers).
         """
         return {name: array.copy() for name, array in getattr(self._last, "aux", {}).items()}
 
@@ -476,7 +476,7 @@ class SparseMixer(Encoder):
             num_threads: As in the constructor.
             isa: As in the constructor.
             **changes: Arguments of the constructor that replace those of `config`, for example
-                ``router_dtype="bfloat16"`` or ``group_mixup=True`` to follow the JAX code to the letter.
+                ``router_dtype="bfloat16"`` or ``group_mixup=True`` to follow the JAX code exactly.
 
         Raises:
             CheckpointError: Files are damaged or incomplete, or the weights do not fit `config`.
@@ -508,7 +508,7 @@ class SparseMixer(Encoder):
             name: One of ``"sparse_mixer_base"``, ``"fast_sparse_mixer_base"`` (half the expert capacity),
                 ``"sparse_mixer_small"``, ``"fast_sparse_mixer_small"`` (8 layers), ``"bert_base"`` and
                 ``"fnet_base"``. All have ``semantics="paper"``, 512 positions and 4 type ids.
-            weights: What `load_weights` reads; None draws random weights.
+            weights: What `load_weights` reads; None stands for random weights.
             prefix: Where in the file the encoder is, if there are several.
             num_threads: As in the constructor.
             isa: As in the constructor.

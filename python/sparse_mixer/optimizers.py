@@ -125,7 +125,7 @@ class Optimizer:
     def apply_gradients(self, target: Any, gradients: Mapping[str, Any], *, scale: float = 1.0) -> float | None:
         """Make one update of the weights of `target`. It is made completely, or on an error not at all.
 
-        Ctrl-C either comes before the first change, or the update goes on to its end behind the caller's back:
+        Ctrl-C either comes before the first change, or the update runs to its end behind the caller's back:
         `iterations` tells, and whoever uses the weights next waits for it.
 
         Args:
@@ -232,7 +232,7 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__, _core=None)
         if self._core is not None:
-            # Taken up again by the first update.
+            # Used by the next update.
             count, moments = self.get_state()
             state["_restored"] = (count, list(moments.items()))
         return state

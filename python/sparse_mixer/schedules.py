@@ -116,7 +116,7 @@ class LinearWarmup(LearningRateSchedule):
     """A straight line to the rate that another schedule has at `warmup_steps`, then that schedule.
 
     The other schedule counts its steps from 0, too, so its number of steps must be that of the warm-up and the decay
-    together; one that is over when the warm-up ends draws a UserWarning. Source:
+    together; one that is over when the warm-up ends gives a UserWarning. Source:
     ``official.modeling.optimization.lr_schedule``.
     """
 

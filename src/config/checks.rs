@@ -114,7 +114,7 @@ impl SparseMixerConfig {
             return Err(Error::value(
                 "num_selected_experts",
                 format!(
-                    "got {}, which only router=\"tokens_choose\" heeds; experts choose as many tokens as the capacity \
+                    "got {}, which only router=\"tokens_choose\" uses; experts choose as many tokens as the capacity \
                      factor says",
                     self.num_selected_experts
                 ),

@@ -1,4 +1,4 @@
-//! What an encoder is: every argument of the reference class, and our own. `rules.rs` has what follows from `semantics`.
+//! What an encoder is: every argument of the reference class, and our own. `semantics.rs` has what follows from `semantics`.
 
 mod checks;
 mod semantics;
@@ -16,7 +16,7 @@ use crate::kernels::Dtype;
 pub enum SemanticsPreset {
     /// TensorFlow's numbers; documented arguments that TensorFlow's code drops are honoured.
     Keras,
-    /// TensorFlow's code to the letter, silent drops included.
+    /// Exactly TensorFlow's code, silent drops included.
     KerasStrict,
     /// The original JAX encoder of the paper.
     Paper,
@@ -75,7 +75,7 @@ pub struct ActivationConfig {
     pub threshold: Option<f64>,
 }
 
-/// How kernels and embedding tables are drawn; biases start at 0 and layer norms at the identity.
+/// How kernels and embedding tables are initialised; biases start at 0 and layer norms at the identity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
 pub enum InitializerConfig {
@@ -83,7 +83,7 @@ pub enum InitializerConfig {
     TruncatedNormal {
         /// Centre.
         mean: f64,
-        /// Standard deviation before the cut.
+        /// Standard deviation before values are cut off.
         stddev: f64,
     },
     /// Normal.
@@ -158,7 +158,7 @@ pub struct SparseMixerConfig {
     pub output_dropout: f64,
     /// Dropout rate of attention weights.
     pub attention_dropout: f64,
-    /// How kernels and tables are drawn.
+    /// How kernels and tables are initialised.
     pub initializer: InitializerConfig,
     /// Rows of the last layer to compute.
     pub output_range: Option<usize>,

@@ -19,7 +19,7 @@ pub struct Semantics {
     pub moe_residual: bool,
     /// A projection of the embeddings whatever their width, and dropout after it instead of before.
     pub project_embeddings: bool,
-    /// The projection is drawn LeCun normal, whatever the other kernels are.
+    /// The projection is initialised LeCun normal, whatever the other kernels are.
     pub lecun_projection: bool,
     /// The id of padding, if real tokens attend to real tokens and padding to everything; else masks cover keys.
     pub pad_id: Option<i64>,

@@ -11,7 +11,7 @@ pub struct LossSums {
     /// Weights.
     pub weight: f64,
     /// Weights of the rows whose largest logit (the first of equals) is the label's.
-    pub hits: f64,
+    pub correct: f64,
 }
 
 /// Checks one label and weight per row: `0 <= label < classes` where the weight is not zero.
@@ -60,11 +60,11 @@ pub fn cross_entropy<R: Real>(
         let label = label as usize;
         let mut normaliser = [R::ZERO];
         log_sum_exp(isa, row, classes, &mut normaliser);
-        let hit = first_largest(row) == label;
+        let is_correct = first_largest(row) == label;
         let weight = weight.to_f64();
         sums.loss += weight * (normaliser[0] - row[label]).to_f64();
         sums.weight += weight;
-        sums.hits += if hit { weight } else { 0.0 };
+        sums.correct += if is_correct { weight } else { 0.0 };
         let factor = R::from_f64(weight * scale);
         for z in row.iter_mut() {
             *z = (*z - normaliser[0]).exp() * factor;

@@ -133,7 +133,7 @@ impl<R: Real> MaskedLm<R> {
         Ok(logits)
     }
 
-    /// Loss, weight and hits of `predictions`; adds to `gradients` if given.
+    /// Loss, weight and correct predictions of `predictions`; adds to `gradients` if given.
     pub fn loss(
         &self,
         context: &Context<'_, R>,
@@ -225,7 +225,7 @@ impl<R: Real> MaskedLm<R> {
         Ok(Transformed { x, pre, active, stats, h })
     }
 
-    /// Undoes [`MaskedLm::transform`].
+    /// Backward of [`MaskedLm::transform`].
     fn transform_backward(
         &self,
         context: &Context<'_, R>,
@@ -333,7 +333,7 @@ impl<R: Real> MaskedLm<R> {
             let weight = weight.to_f64();
             sums.loss += weight * (normaliser[0] - logit).to_f64();
             sums.weight += weight;
-            sums.hits += if best.is_some_and(|(_, word)| word == label) { weight } else { 0.0 };
+            sums.correct += if best.is_some_and(|(_, word)| word == label) { weight } else { 0.0 };
             normalisers.push(normaliser[0]);
         }
         Ok(normalisers)

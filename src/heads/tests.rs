@@ -90,13 +90,13 @@ fn cross_entropy_is_the_formula() {
     let mut gradient = logits.clone();
     let isa = Isa::detect().expect("a known instruction set");
     let sums = cross_entropy(isa, &mut gradient, classes, &labels, &weights, 0.25).expect("valid");
-    let (mut loss, mut hits) = (0.0, 0.0);
+    let (mut loss, mut correct) = (0.0, 0.0);
     for r in [0, 1, 3] {
         let row = &logits[4 * r..][..4];
         let total: f64 = row.iter().map(|z| z.exp()).sum();
         let label = labels[r] as usize;
         loss -= weights[r] * (row[label].exp() / total).ln();
-        hits += if row.iter().all(|&z| z <= row[label]) { weights[r] } else { 0.0 };
+        correct += if row.iter().all(|&z| z <= row[label]) { weights[r] } else { 0.0 };
         for j in 0..4 {
             let target = if j == label { 1.0 } else { 0.0 };
             let expected = 0.25 * weights[r] * (row[j].exp() / total - target);
@@ -104,7 +104,7 @@ fn cross_entropy_is_the_formula() {
         }
     }
     assert_slope(loss, sums.loss, "loss");
-    assert_eq!((sums.weight, sums.hits), (3.5, hits));
+    assert_eq!((sums.weight, sums.correct), (3.5, correct));
     assert!(gradient[8..12].iter().all(|&d| d == 0.0), "rows of weight 0 have no gradient");
 }
 
@@ -114,7 +114,7 @@ fn cross_entropy_survives_large_logits() {
     let isa = Isa::detect().expect("a known instruction set");
     let sums = cross_entropy(isa, &mut logits, 2, &[1, 0], &[1.0, 1.0], 1.0).expect("valid");
     assert!((sums.loss - (2e4 + 2f64.ln())).abs() < 1e-2, "{sums:?}");
-    assert_eq!((sums.hits, logits), (1.0, [1.0, -1.0, -0.5, 0.5]));
+    assert_eq!((sums.correct, logits), (1.0, [1.0, -1.0, -0.5, 0.5]));
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn masked_lm_loss_is_that_of_its_logits() {
     let expected =
         cross_entropy(isa, &mut logits, 300, &LABELS, &[1.0, 0.5, 2.0, 1.0, 0.0], 1.0).expect("valid");
     assert_slope(expected.loss, sums.loss, "loss");
-    assert_eq!((expected.weight, expected.hits), (sums.weight, sums.hits));
+    assert_eq!((expected.weight, expected.correct), (sums.weight, sums.correct));
 }
 
 #[test]
@@ -248,8 +248,11 @@ fn masked_lm_gradients_are_slopes() {
         }
     }
     for at in (0..300 * 37).step_by(611) {
-        let expected =
-            slope(&mut case, |case, by| case.table.full_precision_mut().expect("native")[at] += by, loss);
+        let expected = slope(
+            &mut case,
+            |case, by| case.table.full_precision_mut().expect("full precision")[at] += by,
+            loss,
+        );
         assert_slope(expected, gradients[specs.len()][at], "table");
     }
     for (at, &gradient) in gradients[specs.len() + 1].iter().enumerate().take(24) {

@@ -2,7 +2,7 @@
 //! path with a portable twin that it is tested against.
 //!
 //! Everything here is single-threaded; the layers split work over threads. Every product sums over `k` in ascending
-//! order into one accumulator per output, so an output row depends on nothing but its own input row and the
+//! order into one accumulator per output, so an output row depends only on its own input row and the
 //! weights: not on the number of rows, its place among them, or the number of threads.
 
 #![allow(unsafe_code)]

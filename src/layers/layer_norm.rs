@@ -43,7 +43,7 @@ impl LayerNorm {
         layer_norm(isa, x, weights.vector(self.gamma), weights.vector(self.beta), EPSILON, out, stats);
     }
 
-    /// Undoes [`LayerNorm::forward`] for rows of `x`, whose `stats` it left: writes `dx`, adds to the gradients.
+    /// Backward of [`LayerNorm::forward`] for rows of `x`, whose `stats` it left: writes `dx`, adds to the gradients.
     pub fn backward<R: Real>(
         self,
         isa: Isa,

@@ -1,8 +1,8 @@
 //! Parts that the network's files and the heads share.
 //!
 //! A layer declares its weights when it is made (see [`crate::params`]) and finds them by key in the [`Weights`] of a pass.
-//! `forward` computes a block of rows. `backward` undoes the steps of `forward` in reverse, adds to the [`Gradients`] and
-//! gives the gradient of the input.
+//! `forward` computes a block of rows. `backward` goes through the steps of `forward` in reverse, adds to the
+//! [`Gradients`] and gives the gradient of the input.
 //!
 //! [`Weights`]: crate::params::Weights
 //! [`Gradients`]: crate::params::Gradients

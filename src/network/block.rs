@@ -183,7 +183,7 @@ impl<R: Real> Block<R> {
         }
     }
 
-    /// Undoes the block: writes `dx`, adds to the gradients.
+    /// Backward of the block: writes `dx`, adds to the gradients.
     ///
     /// `x` is what `forward` read, `record` what it kept, `dy` the gradient of its result, all `[B*S, H]`.
     pub fn backward(
@@ -361,7 +361,7 @@ impl<R: Real> Block<R> {
     }
 }
 
-/// Undoes `norm` for all rows of `x`: writes `dx`, adds to the gradients of gamma and beta.
+/// Backward of `norm` for all rows of `x`: writes `dx`, adds to the gradients of gamma and beta.
 fn norm_backward<R: Real>(
     pass: &Pass<'_, R>,
     norm: LayerNorm,

@@ -48,7 +48,7 @@ impl Embed {
         Embed { word, position, types, norm, projection, drop_projected: semantics.project_embeddings }
     }
 
-    /// The stream that the first block reads, `[B*S, H]`, into `out`. `sums`, when given (`[B*S, W]`), receives what the
+    /// The residual that the first block reads, `[B*S, H]`, into `out`. `sums`, when given (`[B*S, W]`), receives what the
     /// norm reads.
     pub fn forward<R: Real>(
         self,
@@ -105,7 +105,7 @@ impl Embed {
         )
     }
 
-    /// Undoes the layer: adds to the gradients and writes that of the word rows, given, looked
+    /// Backward of the layer: adds to the gradients and writes that of the word rows, given, looked
     /// up or dense, `[B*S, W]`, to `drows`. `sums` is what `forward` kept, `dy` (`[B*S, H]`) the gradient of its result.
     pub fn backward<R: Real>(
         self,

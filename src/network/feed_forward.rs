@@ -1,6 +1,6 @@
 //! Dense feed-forward: `activation(x W1 + b1) W2 + b2`, `[rows, H] -> [rows, H]`, inner width `F`.
 //!
-//! The inner activations are made and used up a slice of `F` at a time, so that they never leave the second-level
+//! The inner activations are made and used up a slice of `F` at a time, so that they never leave the L2
 //! cache. Source: `TransformerScaffold`'s intermediate and output layers; the experts of `FeedForwardExperts`.
 
 use std::ops::Range;
@@ -56,7 +56,7 @@ impl FeedForward {
         }
     }
 
-    /// Undoes the layer of expert number `index` for `rows` rows: writes `dx`, adds to the gradients.
+    /// Backward of the layer of expert number `index` for `rows` rows: writes `dx`, adds to the gradients.
     ///
     /// `x` is what `forward` read, `pre` what it kept, `dy` the gradient of its result.
     pub fn backward<R: Real>(

@@ -162,7 +162,7 @@ fn block(
         let grouping = Grouping::new(config, batch, seq, false)?;
         let experts = config.num_experts;
         let all_slots = grouping.groups * experts * grouping.slots();
-        // Experts answer for the tokens of the output alone.
+        // Experts compute the tokens of the output alone.
         let slots = if out < stream { all_slots.min(out / hidden * experts) } else { all_slots };
         held.extend([stream; 2].map(|len| ledger.take(FLOAT, len)));
         ledger.give_all(mixed.drain(..));
@@ -198,7 +198,7 @@ const THREAD: usize = 192 << 10;
 /// Bytes that threads have for themselves.
 fn of_threads(config: &SparseMixerConfig, batch: usize, threads: usize) -> usize {
     let seq = config.max_sequence_length;
-    // As a pass cuts rows into blocks; where there are fewer than threads, some have nothing to do.
+    // As a pass splits rows into blocks; where there are fewer than threads, some have nothing to do.
     let per_thread = (batch * seq).div_ceil(threads).next_multiple_of(BLOCK_STEP);
     let rows = MAX_BLOCK.min(per_thread).min(seq).max(1);
     let busy = threads.min(batch * seq.div_ceil(rows));

@@ -41,8 +41,8 @@ pub struct RowBlock {
     pub rows: usize,
 }
 
-/// Rows that a task takes at the most: enough to pass over the weights seldom, few enough that a block's activations
-/// stay in the second-level cache.
+/// Rows that a task takes at the most: enough to pass over the weights rarely, few enough that a block's activations
+/// stay in the L2 cache.
 pub(super) const MAX_BLOCK: usize = 128;
 /// Blocks are multiples of this where possible, to fill the kernels' register tiles.
 pub(super) const BLOCK_STEP: usize = 32;
@@ -58,7 +58,7 @@ impl<'a, R: Real> Pass<'a, R> {
         self.keep.then(|| self.context.buffer(len))
     }
 
-    /// Cuts the first `rows` rows of every example into blocks, in order.
+    /// Splits the first `rows` rows of every example into blocks, in order.
     pub fn row_blocks(&self, rows: usize) -> Vec<RowBlock> {
         // At least one block per thread where there are rows enough; all blocks of about the same size.
         let per_thread = (self.batch * rows).div_ceil(self.context.threads()).next_multiple_of(BLOCK_STEP);
@@ -108,7 +108,7 @@ impl<'a, R: Real> Pass<'a, R> {
     }
 }
 
-/// Cuts `values` into consecutive pieces of the given lengths.
+/// Splits `values` into consecutive pieces of the given lengths.
 pub fn split_rows<T>(
     mut values: &mut [T],
     lengths: impl Iterator<Item = usize>,

@@ -45,7 +45,7 @@ impl Pooler {
         })
     }
 
-    /// Undoes the layer: adds to the first row of every example of `dx` (`[B*S, H]`) and to the gradients.
+    /// Backward of the layer: adds to the first row of every example of `dx` (`[B*S, H]`) and to the gradients.
     ///
     /// `x` is what `forward` read, `pooled` its result, `dy` the gradient of that.
     pub fn backward<R: Real>(

@@ -171,7 +171,7 @@ impl Adafactor {
         learning_rate: f64,
         scale: f64,
     ) {
-        let (statistics, master) = slots.split_at_mut(slots.len() - usize::from(spec.rounded));
+        let (statistics, master) = slots.split_at_mut(slots.len() - usize::from(spec.low_precision));
         let whitening = self.advance(spec, update.gradient, statistics, &mut room.squares, step, scale);
         let squares = room.sums.of(cut_one::<R, 0>(0, spec, update, master), |block| {
             let mut sums = [0.0; 2];

@@ -1,4 +1,4 @@
-//! Cuts parameters, moments and gradients into blocks of bounded size, and blocks into contiguous runs.
+//! Splits parameters, moments and gradients into blocks of bounded size, and blocks into contiguous runs.
 //!
 //! A block is what one thread takes; a run is what a rule's inner loop sees: equally long contiguous slices of
 //! values, of each moment, and of the gradient.
@@ -41,9 +41,10 @@ enum Source<'a, R> {
 /// Rows of a panel whose gradients are gathered at a time.
 const GATHERED_ROWS: usize = 32;
 
-/// Cuts every parameter that has a gradient into blocks, in the order of storage. `slots[i]` are the moments of
-/// parameter `i`, each laid out as its storage, and then its master if it is stored rounded: the master is cut then.
-pub(super) fn cut<'a, R: Real, const SLOTS: usize>(
+/// Splits every parameter that has a gradient into blocks, in the order of storage. `slots[i]` are the moments of
+/// parameter `i`, each laid out as its storage, and then, if it is stored in low precision, its master, which is split
+/// in its place.
+pub(super) fn split_blocks<'a, R: Real, const SLOTS: usize>(
     specs: &'a [ParameterSpec],
     updates: &'a mut [Update<'_, R>],
     slots: &'a mut [Vec<Vec<R>>],
@@ -52,7 +53,7 @@ pub(super) fn cut<'a, R: Real, const SLOTS: usize>(
     each.flat_map(|(parameter, ((spec, update), slots))| cut_one(parameter, spec, update, slots))
 }
 
-/// As [`cut`], of one parameter.
+/// As [`split_blocks`], of one parameter.
 pub(super) fn cut_one<'a, R: Real, const SLOTS: usize>(
     parameter: usize,
     spec: &'a ParameterSpec,
@@ -63,7 +64,7 @@ pub(super) fn cut_one<'a, R: Real, const SLOTS: usize>(
     let mut slots = slots.iter_mut().map(|slot| &mut slot[..]);
     let mut rest: [&mut [R]; SLOTS] = std::array::from_fn(|_| slots.next().unwrap_or_default());
     let pieces = update.values.iter_mut().map(|piece| &mut piece[..]);
-    let mut pieces = pieces.chain(if spec.rounded { slots.next() } else { None });
+    let mut pieces = pieces.chain(if spec.low_precision { slots.next() } else { None });
     let (mut values, mut storage_offset) = (&mut [][..], 0);
     std::iter::from_fn(move || {
         if matches!(gradient, Gradient::None) {
@@ -85,7 +86,7 @@ pub(super) fn cut_one<'a, R: Real, const SLOTS: usize>(
 
 /// Blocks of one parameter.
 pub(super) fn block_count<R: Real>(spec: &ParameterSpec, update: &Update<'_, R>) -> usize {
-    let master = if spec.rounded { Some(spec.layout.storage_len(&spec.shape)) } else { None };
+    let master = if spec.low_precision { Some(spec.layout.storage_len(&spec.shape)) } else { None };
     let (mut count, mut offset) = (0, 0);
     for mut remaining in update.values.iter().map(|piece| piece.len()).chain(master) {
         while remaining > 0 {

@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::adamw::{EpsilonRule, Moments};
-use super::blocks::{BlockSums, cut, for_each_block};
+use super::blocks::{BlockSums, for_each_block, split_blocks};
 use super::checks::{check_fraction, check_non_negative, check_positive};
 use super::clip::sum_of_squares;
 use super::layout::{ParameterSpec, Update};
@@ -57,7 +57,7 @@ impl Lamb {
             Moments::<R>::new(self.beta_1, self.beta_2, self.epsilon, EpsilonRule::Corrected, step, scale);
         let decay_of =
             |parameter: usize| R::from_f64(if specs[parameter].decay { self.weight_decay } else { 0.0 });
-        let squares = sums.of(cut(specs, updates, slots), |block| {
+        let squares = sums.of(split_blocks(specs, updates, slots), |block| {
             let decay = decay_of(block.parameter);
             let mut sums = [0.0; 2];
             block.for_each_run(|values, [m, v], gradient| {
@@ -72,7 +72,7 @@ impl Lamb {
             });
             sums
         });
-        for_each_block(cut(specs, updates, slots), |block| {
+        for_each_block(split_blocks(specs, updates, slots), |block| {
             let decay = decay_of(block.parameter);
             let [values_squared, direction_squared] = squares[block.parameter];
             let adapts = specs[block.parameter].adapt && values_squared > 0.0 && direction_squared > 0.0;

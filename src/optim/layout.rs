@@ -34,8 +34,8 @@ pub struct ParameterSpec {
     pub decay: bool,
     /// Whether LAMB scales the step by the trust ratio.
     pub adapt: bool,
-    /// Whether the weight is stored rounded: the optimiser keeps a master in full precision beside it.
-    pub rounded: bool,
+    /// Whether the weight is stored in low precision: the optimiser keeps a master in full precision beside it.
+    pub low_precision: bool,
 }
 
 /// A gradient, row-major in the parameter's shape.
@@ -50,10 +50,10 @@ pub enum Gradient<'a, R> {
 /// One parameter's part in a step.
 #[derive(Debug)]
 pub struct Update<'a, R> {
-    /// The storage, in any number of slices; for [`Layout::Panels`] each holds whole matrices. Empty if rounded.
+    /// The storage, in any number of slices; for [`Layout::Panels`] each holds whole matrices. Empty if in low precision.
     pub values: Vec<&'a mut [R]>,
-    /// The storage of a weight that is stored rounded, in order; else empty.
-    pub rounded: Vec<LowPrecision<'a>>,
+    /// The storage of a weight that is stored in low precision, in order; else empty.
+    pub low_precision: Vec<LowPrecision<'a>>,
     /// The gradient.
     pub gradient: Gradient<'a, R>,
 }
@@ -116,14 +116,14 @@ impl<'a, R: Real> Update<'a, R> {
     /// # Errors
     /// If the weight is stored in 8 bits: those cannot be trained.
     pub fn of(weight: &'a mut Weight<R>, gradient: Gradient<'a, R>) -> Result<Self> {
-        let mut update = Update { values: Vec::new(), rounded: Vec::new(), gradient };
+        let mut update = Update { values: Vec::new(), low_precision: Vec::new(), gradient };
         match weight {
             Weight::Vector(values) => update.values.push(values),
             Weight::Table(table) => {
                 if table.full_precision().is_some() {
                     update.values.extend(table.full_precision_mut());
                 } else {
-                    update.rounded.extend(table.low_precision_mut().into_iter().flatten());
+                    update.low_precision.extend(table.low_precision_mut().into_iter().flatten());
                 }
             }
             Weight::Matrices(matrices) => {
@@ -132,7 +132,7 @@ impl<'a, R: Real> Update<'a, R> {
                         Dtype::Float32 => update.values.extend(matrix.full_precision_mut()),
                         Dtype::Int8 => return Err(not_trainable()),
                         Dtype::Bfloat16 | Dtype::Float16 => {
-                            update.rounded.extend(matrix.low_precision_mut().into_iter().flatten());
+                            update.low_precision.extend(matrix.low_precision_mut().into_iter().flatten());
                         }
                     }
                 }
@@ -162,12 +162,19 @@ impl ParameterSpec {
             Form::Vector | Form::Table { .. } => Layout::Flat,
             Form::Matrices { count: matrices, k, n, .. } => Layout::Panels { matrices, k, n },
         };
-        let rounded = match weight {
+        let low_precision = match weight {
             Weight::Vector(_) => false,
             Weight::Table(table) => table.full_precision().is_none(),
             Weight::Matrices(matrices) => matrices.iter().any(|matrix| matrix.dtype() != Dtype::Float32),
         };
-        ParameterSpec { name: spec.name.clone(), shape: spec.shape.clone(), layout, decay, adapt, rounded }
+        ParameterSpec {
+            name: spec.name.clone(),
+            shape: spec.shape.clone(),
+            layout,
+            decay,
+            adapt,
+            low_precision,
+        }
     }
 
     /// Elements of the weight, without padding.
@@ -196,7 +203,7 @@ impl ParameterSpec {
     /// Checks one update against the spec, before anything is changed.
     pub(super) fn check<R: Real>(&self, update: &Update<'_, R>) -> Result<()> {
         let plain: usize = update.values.iter().map(|v| v.len()).sum();
-        let stored = plain + update.rounded.iter().map(LowPrecision::len).sum::<usize>();
+        let stored = plain + update.low_precision.iter().map(LowPrecision::len).sum::<usize>();
         let expected = self.layout.storage_len(&self.shape);
         let whole = match self.layout {
             Layout::Flat => true,
@@ -205,7 +212,8 @@ impl ParameterSpec {
                 update.values.iter().all(|v| matrix == 0 || v.len().is_multiple_of(matrix))
             }
         };
-        if stored != expected || !whole || self.rounded == update.rounded.is_empty() && stored > 0 {
+        if stored != expected || !whole || self.low_precision == update.low_precision.is_empty() && stored > 0
+        {
             return Err(Error::Internal(format!(
                 "{}: storage of {stored} elements, expected {expected}",
                 self.name

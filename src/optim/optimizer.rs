@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::adafactor::{Adafactor, AdafactorRoom, slot_shapes};
 use super::adamw::AdamW;
-use super::blocks::{BlockSums, block_count, cut};
+use super::blocks::{BlockSums, block_count, split_blocks};
 use super::checks::{check_non_negative, check_positive};
 use super::clip::{clip_factor, global_norm};
 use super::lamb::Lamb;
@@ -56,7 +56,8 @@ pub struct NamedArray<R> {
 pub struct Optimizer<R> {
     rule: Rule,
     specs: Vec<ParameterSpec>,
-    /// Per parameter the rule's moments and, if it is stored rounded, last its master; empty until the first gradient.
+    /// Per parameter the rule's moments and, if it is stored in low precision, last its master; empty until the first
+    /// gradient.
     /// Slots of the parameter's shape are laid out as its storage, statistics of other shapes row-major.
     slots: Vec<Vec<Vec<R>>>,
     step: u64,
@@ -151,13 +152,13 @@ impl<R: Real> Optimizer<R> {
         }
         self.step += 1;
         let isa = Isa::fastest();
-        let pieces = updates.iter().map(|update| (&update.gradient, update.rounded.iter()));
+        let pieces = updates.iter().map(|update| (&update.gradient, update.low_precision.iter()));
         parallel::for_each(with_masters(&self.specs, pieces, &mut self.slots), |(piece, master), _| {
             inject_fault();
             piece.sync_master(isa, master);
         });
         self.apply_rule(updates, &mut room, how.learning_rate, scale);
-        let pieces = updates.iter_mut().map(|update| (&update.gradient, update.rounded.iter_mut()));
+        let pieces = updates.iter_mut().map(|update| (&update.gradient, update.low_precision.iter_mut()));
         parallel::for_each(with_masters(&self.specs, pieces, &mut self.slots), |(piece, master), _| {
             inject_fault();
             piece.store(isa, master);
@@ -222,12 +223,16 @@ impl<R: Real> Optimizer<R> {
     ) {
         let (specs, slots, step) = (&self.specs[..], &mut self.slots[..], self.step);
         match &self.rule {
-            Rule::Adamw(rule) => rule.apply(specs, cut(specs, updates, slots), step, learning_rate, scale),
+            Rule::Adamw(rule) => {
+                rule.apply(specs, split_blocks(specs, updates, slots), step, learning_rate, scale)
+            }
             Rule::Lamb(rule) => rule.apply(specs, updates, slots, &mut room.sums, step, learning_rate, scale),
             Rule::Sgd(rule) if rule.momentum == 0.0 => {
-                rule.apply_plain(specs, cut(specs, updates, slots), learning_rate, scale);
+                rule.apply_plain(specs, split_blocks(specs, updates, slots), learning_rate, scale);
             }
-            Rule::Sgd(rule) => rule.apply_momentum(specs, cut(specs, updates, slots), learning_rate, scale),
+            Rule::Sgd(rule) => {
+                rule.apply_momentum(specs, split_blocks(specs, updates, slots), learning_rate, scale)
+            }
             Rule::Adafactor(rule) => {
                 if let Some(room) = &mut room.adafactor {
                     rule.apply(specs, updates, slots, room, step, learning_rate, scale);
@@ -236,10 +241,10 @@ impl<R: Real> Optimizer<R> {
         }
     }
 
-    /// What is kept of a parameter: the rule's moments, and then the master if the weight is rounded.
+    /// What is kept of a parameter: the rule's moments, and then the master if the weight is stored in low precision.
     fn planned(&self, spec: &ParameterSpec) -> Vec<Slot> {
         let mut slots = self.rule.slots(spec);
-        if spec.rounded {
+        if spec.low_precision {
             slots.push(Slot { name: "master", shape: spec.shape.clone(), layout: spec.layout });
         }
         slots
@@ -307,18 +312,18 @@ impl<R: Real> Optimizer<R> {
     }
 }
 
-/// The pieces of all rounded weights that have a gradient, each with its part of the weight's master.
+/// The pieces of all weights in low precision that have a gradient, each with its part of the weight's master.
 fn with_masters<'a, 'g, R: Real, P: std::ops::Deref<Target = LowPrecision<'a>> + Send>(
     specs: &'g [ParameterSpec],
     weights: impl Iterator<Item = (&'g Gradient<'g, R>, impl Iterator<Item = P> + Send)> + Send,
     slots: &'g mut [Vec<Vec<R>>],
 ) -> impl Iterator<Item = (P, &'g mut [R])> + Send {
-    let rounded = specs
+    let low_precision = specs
         .iter()
         .zip(weights)
         .zip(slots)
-        .filter(|((spec, (gradient, _)), _)| spec.rounded && !matches!(gradient, Gradient::None));
-    rounded.flat_map(|((_, (_, pieces)), slots)| {
+        .filter(|((spec, (gradient, _)), _)| spec.low_precision && !matches!(gradient, Gradient::None));
+    low_precision.flat_map(|((_, (_, pieces)), slots)| {
         let mut rest = slots.last_mut().map(|master| &mut master[..]).unwrap_or_default();
         pieces.map(move |piece| {
             let (own, after) = std::mem::take(&mut rest).split_at_mut(piece.len());

@@ -6,12 +6,12 @@ use crate::error::{Error, Result};
 use crate::random::{Purpose, RngStream, normal_quantile, open_unit, place_of};
 use crate::runtime::parallel;
 
-/// Draws the initial values of an encoder's weight, a function of the configuration's seed and the weight's name.
+/// Samples the initial values of an encoder's weight, a function of the configuration's seed and the weight's name.
 ///
 /// Source: Keras initialisers; fans as `keras.initializers` counts them (last two axes times the product of the others).
 ///
 /// # Errors
-/// Those of [`draw`].
+/// Those of [`sample`].
 pub fn initial_values(
     config: &SparseMixerConfig,
     spec: &Spec,
@@ -23,15 +23,15 @@ pub fn initial_values(
         distribution: "truncated_normal".into(),
     };
     let initializer = if spec.role == Role::LecunKernel { &lecun } else { &config.initializer };
-    draw(initializer, config.seed, Purpose::EncoderWeight, spec, stop)
+    sample(initializer, config.seed, Purpose::EncoderWeight, spec, stop)
 }
 
-/// Draws the initial values of a weight by `initializer`, a function of `seed`, the purpose and the weight's name.
+/// Samples the initial values of a weight by `initializer`, a function of `seed`, the purpose and the weight's name.
 ///
 /// # Errors
 /// [`Error::Memory`] if there is not enough; [`Error::Interrupted`] once `stop` says so, which every thread asks that
-/// draws.
-pub fn draw(
+/// samples.
+pub fn sample(
     initializer: &InitializerConfig,
     seed: u64,
     purpose: Purpose,
@@ -49,7 +49,7 @@ pub fn draw(
     if stop() { Err(Error::Interrupted) } else { Ok(values) }
 }
 
-/// What [`draw`] draws, leaving out the rest once `stop` says so.
+/// What [`sample`] samples, leaving out the rest once `stop` says so.
 fn values_of(
     initializer: &InitializerConfig,
     seed: u64,
@@ -62,7 +62,7 @@ fn values_of(
         Role::Scale => return vec![1.0; spec.len()],
         Role::Kernel | Role::LecunKernel => initializer,
     };
-    let draw = |map: &(dyn Fn(f64) -> f64 + Sync)| {
+    let sample = |map: &(dyn Fn(f64) -> f64 + Sync)| {
         const CHUNK: usize = 1 << 16;
         let stream = RngStream::new(seed, purpose, place_of(&spec.name));
         let mut values = vec![0f32; spec.len()];
@@ -80,10 +80,10 @@ fn values_of(
     // Mass of the standard normal distribution below -2.
     const TAIL: f64 = 0.022_750_131_948_179_21;
     let truncated = |mean: f64, stddev: f64| {
-        draw(&move |u| mean + stddev * normal_quantile(TAIL + u * (1.0 - 2.0 * TAIL)))
+        sample(&move |u| mean + stddev * normal_quantile(TAIL + u * (1.0 - 2.0 * TAIL)))
     };
-    let normal = |mean: f64, stddev: f64| draw(&move |u| mean + stddev * normal_quantile(u));
-    let uniform = |low: f64, high: f64| draw(&move |u| low + u * (high - low));
+    let normal = |mean: f64, stddev: f64| sample(&move |u| mean + stddev * normal_quantile(u));
+    let uniform = |low: f64, high: f64| sample(&move |u| low + u * (high - low));
     match kernel {
         InitializerConfig::TruncatedNormal { mean, stddev } => truncated(*mean, *stddev),
         InitializerConfig::Normal { mean, stddev } => normal(*mean, *stddev),
@@ -98,7 +98,7 @@ fn values_of(
             };
             let variance = scale / fan.max(1.0);
             match distribution.as_str() {
-                // Keras widens the normal so that the cut one has this variance.
+                // Keras widens the normal so that the truncated one has this variance.
                 "truncated_normal" => truncated(0.0, variance.sqrt() / 0.879_625_661_034_239_8),
                 "untruncated_normal" => normal(0.0, variance.sqrt()),
                 _ => uniform(-(3.0 * variance).sqrt(), (3.0 * variance).sqrt()),

@@ -21,7 +21,7 @@ mod table;
 mod weights;
 
 pub use gradients::{GradientView, GradientViewMut, Gradients};
-pub use initialize::{draw, initial_values};
+pub use initialize::{initial_values, sample};
 pub use list::{MatrixKey, TableKey, VectorKey, WeightKey, WeightList};
 pub use spec::{Form, Role, Spec};
 pub use table::Table;

@@ -3,9 +3,9 @@
 /// What a weight is initialised with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// A kernel or a table: drawn by the initialiser.
+    /// A kernel or a table: sampled by the initialiser.
     Kernel,
-    /// A kernel that is drawn by LeCun's rule, whatever the initialiser.
+    /// A kernel that is sampled by LeCun's rule, whatever the initialiser.
     LecunKernel,
     /// A bias or beta: zeros.
     Bias,

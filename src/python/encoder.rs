@@ -1,4 +1,4 @@
-//! The native class: configuration and weights of one encoder.
+//! The Python class `Encoder`: configuration and weights of one encoder.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use super::convert::{expect_floats, floats, integers, to_numpy};
 use super::enter::{SCRATCH, callback_error, enter_core, guard, read_shared, to_py_err};
 use super::inputs::RawInputs;
 use super::outputs;
-use super::weights::{PlanReader, check, drawn, loading_threads, planned, provided, with_weights};
+use super::weights::{PlanReader, check, initialised, loading_threads, planned, provided, with_weights};
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Isa};
@@ -154,7 +154,7 @@ impl Encoder {
                     Ok(plan) => planned(py, config, custom.clone(), isa, threads, plan.get())?,
                     Err(_) => provided(py, config, custom.clone(), &provider)?,
                 },
-                None => drawn(py, config, custom.clone(), isa, threads)?,
+                None => initialised(py, config, custom.clone(), isa, threads)?,
             };
             Ok(Encoder::of(network, custom, isa, threads))
         })

@@ -1,4 +1,4 @@
-//! The native class of heads, and the loss of classifiers.
+//! The Python class of heads, and the loss of classifiers.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use super::gradients::Gradients;
 use crate::config::InitializerConfig;
 use crate::error::{Error, Result};
 use crate::heads::{self, HeadConfig, HeadKind, LossSums, MaskedLmGradients, Predictions};
-use crate::params::{Spec, draw};
+use crate::params::{Spec, sample};
 use crate::random::Purpose;
 use crate::runtime::{Shared, lock_all, run};
 use crate::sys::alloc_zeroed;
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
-/// Loss, weight and hits; see [`LossSums`].
+/// Loss, weight and correct predictions; see [`LossSums`].
 type Sums = (f64, f64, f64);
 
 /// Configuration and weights of one head. Computes with the threads and instruction set of the encoder it is given.
@@ -64,7 +64,7 @@ impl Head {
             let initializer: InitializerConfig = parse("initializer", initializer)?;
             let weights = enter_core(py, |interrupt| {
                 heads::Head::load(&config, &mut |_, spec| {
-                    draw(&initializer, seed, Purpose::HeadWeight, spec, &interrupt).map(Into::into)
+                    sample(&initializer, seed, Purpose::HeadWeight, spec, &interrupt).map(Into::into)
                 })
             })?;
             let specs = weights.weights.specs().to_vec();
@@ -321,5 +321,5 @@ fn positions(rows: &Bound<'_, PyAny>, count: usize) -> PyResult<Vec<usize>> {
 }
 
 fn as_tuple(sums: LossSums) -> Sums {
-    (sums.loss, sums.weight, sums.hits)
+    (sums.loss, sums.weight, sums.correct)
 }

@@ -1,4 +1,4 @@
-//! The native class of optimisers, and learning-rate schedules.
+//! The Python class of optimisers, and learning-rate schedules.
 
 use std::sync::MutexGuard;
 

@@ -62,7 +62,7 @@ pub fn planned(
     })
 }
 
-/// Reads the weights of a plan in turn, letting go of each when the next one is asked for.
+/// Reads the weights of a plan in turn, dropping each when the next one is requested.
 pub struct PlanReader<'a> {
     plan: &'a LoadPlan,
     context: &'a Context<'a, f32>,
@@ -115,8 +115,8 @@ pub fn loading_threads(specs: &[Spec], threads: usize) -> PyResult<usize> {
     }
 }
 
-/// An encoder with weights drawn by the configured initialiser.
-pub fn drawn(
+/// An encoder with weights sampled by the configured initialiser.
+pub fn initialised(
     py: Python<'_>,
     config: SparseMixerConfig,
     custom: Custom,

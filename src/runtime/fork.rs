@@ -77,7 +77,7 @@ pub fn register() {
     });
 }
 
-/// A few instructions that a fork must not cut in two. They wait for nothing; not to be nested.
+/// A few instructions that a fork must not interrupt. They wait for nothing; not to be nested.
 #[derive(Debug)]
 pub struct Section(());
 

@@ -215,7 +215,7 @@ impl<R: Real> ActivationPanels<R> {
         }
     }
 
-    /// All matrices, each cut into runs of `panels` panels, to be filled by independent tasks.
+    /// All matrices, each split into runs of `panels` panels, to be filled by independent tasks.
     pub fn chunks_mut(&mut self, panels: usize) -> Vec<PanelsMut<'_, R>> {
         let all = self.n.div_ceil(PANEL);
         let chunk = self.len / all * panels.min(all);

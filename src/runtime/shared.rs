@@ -42,7 +42,7 @@ impl<T> Shared<T> {
         }
     }
 
-    /// The lock, for a change that no fork cuts in two.
+    /// The lock, for a change that no fork interrupts.
     ///
     /// # Errors
     /// [`Error::Interrupted`], and those of [`Shared::try_lock`].

@@ -191,7 +191,7 @@ class Arguments:
         """The core's configuration, as JSON.
 
         Args:
-            seed: The number to draw weights from.
+            seed: The seed of the initial weights.
         """
         own = {
             field.name: getattr(self, field.name)
@@ -207,7 +207,7 @@ class Arguments:
             "inner_activation": {"name": "custom"}
             if isinstance(self.inner_activation, Activation)
             else self.inner_activation,
-            # Where the core cannot draw, `_provider` in networks.py hands it every weight.
+            # Where the core cannot sample, `_provider` in networks.py hands it every weight.
             "initializer": self.native_initializer() or Zeros().spec(),
             "output_range": None if self.semantics == "keras_strict" else self.output_range,
             "embedding_width": self.width(),

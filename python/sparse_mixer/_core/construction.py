@@ -29,7 +29,7 @@ def make_core(
 
     Args:
         arguments: What it is.
-        seed: Where the core draws initial weights from.
+        seed: Where the core's random initial weights come from.
         provider: Gives the initial weights instead, by name and shape.
         num_threads: Most threads per call; None follows the process's setting.
         isa: Instruction set; None for the best.
@@ -61,7 +61,7 @@ def _checked(function: Callable[[Any], Any], argument: str) -> Callable[[Array],
 
 
 def provider(arguments: Arguments, seed: int) -> Callable[[str, tuple[int, ...]], Array] | None:
-    """Initial values by weight name, made in Python; None where the core draws them."""
+    """Initial values by weight name, made in Python; None where the core samples them."""
     if arguments.native_initializer() is not None:
         return None
     initializer = arguments.initializer
@@ -72,7 +72,7 @@ def provider(arguments: Arguments, seed: int) -> Callable[[str, tuple[int, ...]]
         if name.endswith("gamma"):
             return np.ones(shape, np.float32)
         if isinstance(initializer, Initializer):
-            return np.ascontiguousarray(initializer.draw(shape, generator(Purpose.ENCODER_WEIGHT, seed, name)))
+            return np.ascontiguousarray(initializer.sample(shape, generator(Purpose.ENCODER_WEIGHT, seed, name)))
         values = as_float32(f"initializer({shape})", initializer(shape))
         if values.shape != shape:
             raise ValueError(f"initializer: expected an array of shape {shape} for {name}, got {values.shape}")

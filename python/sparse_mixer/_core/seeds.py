@@ -89,7 +89,7 @@ def derived_seed(purpose: Purpose, seed: int, *place: int | str) -> int:
 
     Args:
         purpose: What it is for.
-        seed: The seed that was given or drawn, in ``[0, 2**64)``.
+        seed: The seed that was given or chosen at random, in ``[0, 2**64)``.
         place: Which of the uses for this purpose: numbers in ``[0, 2**64)`` and names.
     """
     return int.from_bytes(_digest(purpose, seed, place)[:8], "little")

@@ -152,7 +152,7 @@ def build(
     changes: Mapping[str, Any] | None = None,
     stored: bool = False,
 ) -> AnyEncoder:
-    """An encoder with the constructor's arguments `config` and `changes`, and the weights of `file`; none are drawn."""
+    """An encoder with the constructor's arguments `config` and `changes`, and the weights of `file` alone."""
     arguments, seed, specs = resolve(cls, file, config, changes or {}, stored=stored)
     plan = file.plan(specs, prefix)
     make_report(file, plan, optional=()).require_complete()

@@ -39,11 +39,11 @@ class WeightFile(Protocol):
     def provider(self, plan: _native.LoadPlan) -> Any:
         """What `_native.Encoder` takes to get its weights from this file."""
 
-    def load_into(self, native: _native.Encoder, plan: _native.LoadPlan) -> None:
-        """Replace the weights of `native` that `plan` has found, all or none."""
+    def load_into(self, core: _native.Encoder, plan: _native.LoadPlan) -> None:
+        """Replace the weights of `core` that `plan` has found, all or none."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 class NativeFile:
@@ -77,12 +77,12 @@ class NativeFile:
         """The plan itself: the core reads without a detour through Python."""
         return plan
 
-    def load_into(self, native: _native.Encoder, plan: _native.LoadPlan) -> None:
-        """Replace the weights of `native` that `plan` has found, all or none."""
-        native.load_planned(plan)
+    def load_into(self, core: _native.Encoder, plan: _native.LoadPlan) -> None:
+        """Replace the weights of `core` that `plan` has found, all or none."""
+        core.load_planned(plan)
 
     def close(self) -> None:
-        """Nothing to do: the file is let go of together with this object and its plans."""
+        """Nothing to do: the file is closed together with this object and its plans."""
 
 
 class PythonFile:
@@ -113,11 +113,11 @@ class PythonFile:
 
         return provide
 
-    def load_into(self, native: _native.Encoder, plan: _native.LoadPlan) -> None:
-        """Replace the weights of `native` that `plan` has found, all or none."""
-        specs = native.weight_specs()
+    def load_into(self, core: _native.Encoder, plan: _native.LoadPlan) -> None:
+        """Replace the weights of `core` that `plan` has found, all or none."""
+        specs = core.weight_specs()
         weights = [self.weight(entry, swap, specs[index][1]) for index, entry, swap in plan.reads]
-        native.assign([index for index, _, _ in plan.reads], weights)
+        core.assign([index for index, _, _ in plan.reads], weights)
 
     def close(self) -> None:
         """Nothing to do for arrays."""

@@ -325,9 +325,9 @@ class Model(Trainable):
     def _with_auxiliary(self, metrics: Metrics, targets: Targets, scale: float) -> Metrics:
         """Add ``loss``, what is minimised, and what there is to say about the MoE layers.
 
-        That is the router's metrics, means over the layers; ``expert_load/<layer>/<expert>``, what the expert's answers
-        weigh of all answers of its layer; and ``expert_load_peak``, the largest of these over an even share, mean over
-        the layers.
+        That is the router's metrics, means over the layers; ``expert_load/<layer>/<expert>``, the sum of the
+        weights of the expert's outputs, divided by that of all outputs of its layer; and ``expert_load_peak``, the
+        largest of these over an even share, mean over the layers.
 
         Args:
             metrics: What `_loss` gave.

@@ -18,7 +18,7 @@ from sparse_mixer.models.base import Model, stored
 from sparse_mixer.models.batch_parts import check_encoder, expect_shape, read_classes, targets_of
 from sparse_mixer.models.heads import Array, ProjectionHead
 from sparse_mixer.networks import SparseMixer
-from sparse_mixer.training.batches import cut
+from sparse_mixer.training.batches import split_batches
 from sparse_mixer.training.metrics import Metrics
 
 
@@ -52,7 +52,7 @@ class BertClassifier(Model):
             use_encoder_pooler: Whether the head sees ``pooled_output``; otherwise it has a tanh layer of its own on
                 the first position of ``sequence_output``.
             head_name: Prefix of the head's weights.
-            seed: Source of the head's initial weights; None draws one, see `sparse_mixer.set_random_seed`.
+            seed: Source of the head's initial weights; None takes a random one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
         self.num_classes = as_int("num_classes", num_classes)
@@ -93,7 +93,7 @@ class BertClassifier(Model):
         size = as_positive("batch_size", batch_size)
         group = max(1, math.ceil(self.encoder.arguments.examples_per_group))
         given = {name: value for name, value in as_inputs(inputs).items() if name in KEYS and value is not None}
-        logits = [self(batch) for batch in cut(given, math.ceil(size / group) * group)] or [self(inputs)]
+        logits = [self(batch) for batch in split_batches(given, math.ceil(size / group) * group)] or [self(inputs)]
         numbers = np.concatenate(logits).reshape(-1, self.num_classes)
         return numbers[:, 0] if self.num_classes == 1 else numbers.argmax(-1)
 

@@ -31,8 +31,8 @@ class Head(Part):
         known = given_seed(None if seed is None else as_seed("seed", seed), resolved)
         chosen = fresh_seed() if known is None else known
         spec = resolved.spec() if isinstance(resolved, Initializer) else None
-        drawn = spec or {"name": "constant", "value": 0.0}
-        core = _native.Head(json.dumps(config), json.dumps(drawn), chosen)
+        initializer_spec = spec or {"name": "constant", "value": 0.0}
+        core = _native.Head(json.dumps(config), json.dumps(initializer_spec), chosen)
         variables = variables_of(core, "")  # the keys have the head's name
         super().__init__(name, core, variables)
         self._encoder = encoder
@@ -41,7 +41,7 @@ class Head(Part):
             for variable in variables:
                 if variable.key.endswith("kernel"):
                     values = (
-                        resolved.draw(variable.shape, generator(Purpose.HEAD_WEIGHT, chosen, variable.key))
+                        resolved.sample(variable.shape, generator(Purpose.HEAD_WEIGHT, chosen, variable.key))
                         if isinstance(resolved, Initializer)
                         else resolved(variable.shape)
                     )

@@ -107,7 +107,7 @@ class BertPretrainerV2(Model):
             mlm_initializer: Of its kernel.
             classification_heads: Further heads.
             name: Name of the model.
-            seed: Source of the heads' initial weights; None draws them, see `sparse_mixer.set_random_seed`.
+            seed: Source of the heads' initial weights; None takes random ones, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("encoder_network", encoder_network)
         given = () if classification_heads is None else classification_heads
@@ -218,7 +218,7 @@ class BertPretrainerV2(Model):
         positions, ids, classes = targets.labels
         scale = reciprocal(divisors["task"])
         sums, d_sequence = self.masked_lm.loss(sequence, positions, ids, targets.weights, scale=scale, into=into)
-        metrics = Metrics(mlm_loss=(sums.loss, sums.weight), mlm_accuracy=(sums.hits, sums.weight))
+        metrics = Metrics(mlm_loss=(sums.loss, sums.weight), mlm_accuracy=(sums.correct, sums.weight))
         total = sums.loss
         pools = any(head.use_encoder_pooler for head in self._seen)
         d_pooled = np.zeros((len(sequence), sequence.shape[-1]), np.float32) if pools else None
@@ -231,7 +231,7 @@ class BertPretrainerV2(Model):
             ones = np.ones(len(features), np.float32)
             own, d_logits = cross_entropy(self.encoder, logits, own_classes.ravel(), ones, reciprocal(divisor))
             metrics[f"{head.name}_loss"] = (own.loss, own.weight)
-            metrics[f"{head.name}_accuracy"] = (own.hits, own.weight)
+            metrics[f"{head.name}_accuracy"] = (own.correct, own.weight)
             # Divided by the predictions like the rest of the task's loss, this is a mean over the head's examples.
             total += own.loss * divisors["task"] * reciprocal(divisor)
             if into is not None and d_sequence is not None:

@@ -48,7 +48,7 @@ class BertSpanLabeler(Model):
             network: The encoder.
             initializer: Of the head's kernel.
             output: ``"logits"``, or ``"predictions"`` for the logarithms of probabilities.
-            seed: Source of the head's initial weights; None draws one, see `sparse_mixer.set_random_seed`.
+            seed: Source of the head's initial weights; None takes a random one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
         self._config = {"output": check_output(output)}

@@ -50,7 +50,7 @@ class BertTokenClassifier(Model):
             output: ``"logits"``, or ``"predictions"`` for the logarithms of probabilities, under that name.
             dropout_rate: Dropout on the encoder's output.
             output_encoder_outputs: Whether ``encoder_outputs`` has the encoder's last output.
-            seed: Source of the head's initial weights; None draws one, see `sparse_mixer.set_random_seed`.
+            seed: Source of the head's initial weights; None takes a random one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
         self._config = {

@@ -191,7 +191,7 @@ def _with_same_parts(tokenizer: Any) -> Any:
 def batches(
     inputs: Mapping[str, npt.NDArray[Any]], batch_size: int, *, whole: bool = False
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
-    """Cut arrays of one first dimension into consecutive batches.
+    """Split arrays of one first dimension into consecutive batches.
 
     Args:
         inputs: arrays [N, ...] by name, such as those of `encode`.

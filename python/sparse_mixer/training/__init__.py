@@ -1,4 +1,4 @@
-"""Training models: `fit`, `evaluate`, and the `Trainer` behind them, which can be stopped and taken up again.
+"""Training models: `fit`, `evaluate`, and the `Trainer` behind them, which can be stopped and resumed.
 
 Everything random in a run (order of the examples, dropout, jitter, masking) is a function of its seed, of the updates
 that the optimiser has made, and of the place of a batch in its update. So a run that was stopped and resumed gives the

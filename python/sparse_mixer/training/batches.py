@@ -1,4 +1,4 @@
-"""Where batches come from: arrays that are shuffled and cut, or any iterable, in a repeatable order."""
+"""Where batches come from: arrays that are shuffled and split, or any iterable, in a repeatable order."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Batches(Protocol):
 
 
 class ArrayBatches:
-    """Cuts arrays of one first dimension into batches, in their own order or in one that depends on a seed only."""
+    """Splits arrays of one first dimension into batches, in their own order or in one that depends on a seed only."""
 
     def __init__(
         self, data: Any, batch_size: int, shuffle: bool, drop_remainder: bool, steps_per_epoch: int | None
@@ -82,7 +82,7 @@ class IterableBatches:
 
 
 class StreamBatches:
-    """Epochs of so many batches from an iterable, each going on where the one before ended.
+    """Epochs of so many batches from an iterable, each starting where the one before ended.
 
     At its end the iterable starts again; an iterator, which cannot, ends.
     """
@@ -159,7 +159,7 @@ def as_batches(
         batch_size: Examples per batch, for arrays; None for 32.
         shuffle: Whether every epoch of arrays has an order of its own; None for yes.
         drop_remainder: Whether a smaller last batch of arrays is left out; None for no.
-        steps_per_epoch: Batches per epoch. Epochs of an iterable then go on where the one before ended.
+        steps_per_epoch: Batches per epoch. Epochs of an iterable then start where the one before ended.
         argument: The name of `data` in messages.
         pairs: Whether labels are pairs of start and end positions.
 
@@ -189,7 +189,7 @@ def as_batches(
 
 
 def are_arrays(data: Any) -> bool:
-    """Whether `data` are arrays to be cut into batches: inputs, or a tuple or list of inputs, labels and weights."""
+    """Whether `data` are arrays to be split into batches: inputs, or a tuple or list of inputs, labels and weights."""
     if not isinstance(data, tuple | list):
         return _are_inputs(data)
     if not data or not _are_inputs(data[0]):
@@ -198,7 +198,7 @@ def are_arrays(data: Any) -> bool:
     return isinstance(data, tuple) or (2 <= len(data) <= 3 and not _is_batch(data[1]))
 
 
-def cut(inputs: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
+def split_batches(inputs: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
     """Batches of inputs, in their order; none of no examples."""
     arrays = _read(inputs, "inputs", pairs=False)
     for start in range(0, _common_length(arrays), batch_size):

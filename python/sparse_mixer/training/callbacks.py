@@ -230,7 +230,7 @@ class JSONLLogger(Callback):
             self._file = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has no part in a run that is going on: it opens the file when it gets one of its own.
+        # A copy has no part in a run that is in progress: it opens the file when it gets one of its own.
         return dict(self.__dict__, _file=None)
 
 

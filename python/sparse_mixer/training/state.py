@@ -18,7 +18,7 @@ from sparse_mixer._core.checks import as_float
 from sparse_mixer.training.history import History
 from sparse_mixer.training.metrics import Metrics
 
-REMEDY = "pass resume=False to begin anew, or another state_path"
+REMEDY = "pass resume=False to start over, or another state_path"
 _FORMAT = "sparse_mixer training state, version 3"
 _META = "meta.json"
 

@@ -30,7 +30,7 @@ from sparse_mixer.training.trainable import Trainable
 
 
 class Trainer:
-    """One run of training: `run` goes on from where it is, until the last epoch is over.
+    """One run of training: `run` continues from where it is, until the last epoch is over.
 
     Attributes:
         model: What is trained.
@@ -43,7 +43,7 @@ class Trainer:
         history: Epochs and steps so far.
         skipped_steps: Steps of this epoch that made no update, because no label in them had a weight.
         tokens_per_second: Moving average, without padding.
-        stop: Set it to leave `run` after the step or epoch; `run` or a resumption goes on from there.
+        stop: Set it to leave `run` after the step or epoch; `run` or a resumption continues from there.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ class Trainer:
         state_files.save(Path(file_name(path)), meta, {**arrays, "history/steps": steps})
 
     def restore(self, path: PathLike) -> None:
-        """Go on from what `save` wrote, for the same model, data, optimiser, schedule and callbacks.
+        """Resume from what `save` wrote, for the same model, data, optimiser, schedule and callbacks.
 
         Only the number of epochs may be another one.
 
@@ -416,7 +416,7 @@ def fit(
         model: One of `sparse_mixer.models`.
         data: Arrays (a dict, ``(inputs, labels)`` or ``(inputs, labels, sample_weight)``), or an iterable of batches of
             the same forms that starts again every epoch, or a function from the epoch's number to one. With
-            `steps_per_epoch`, epochs of an iterable go on where the one before ended, and an iterator will do: a
+            `steps_per_epoch`, epochs of an iterable start where the one before ended, and an iterator will do: a
             resumption reads past the batches that have been used.
         optimizer: One of `sparse_mixer.optimizers`.
         epochs: Passes over the data.
@@ -425,8 +425,8 @@ def fit(
         shuffle: Whether each epoch of arrays has an order of its own, as it has unless this is False.
         drop_remainder: Leave out a smaller last batch of arrays.
         seed: Source of order, dropout and jitter, together with the optimiser's `iterations`: a second run with the
-            same optimiser goes on and does not repeat the first. None draws one (see `sparse_mixer.set_random_seed`),
-            or takes over that of the run that is resumed.
+            same optimiser continues and does not repeat the first. None takes a random one (see
+            `sparse_mixer.set_random_seed`), or that of the run that is resumed.
         transform: Called as ``transform(batch, seed)`` on every batch, with a seed of its own: for masking.
         accumulation_steps: Batches per update. Together they count as one large batch: each of them as much as its
             examples, labelled tokens or predictions.
@@ -437,7 +437,7 @@ def fit(
             of a run with another model, optimiser, schedule, data or labels is refused; that of the same run, if it
             is finished, gives that run's result and a warning.
         save_every: Updates between saves, besides those.
-        resume: Go on from `state_path` if the file is there.
+        resume: Resume from `state_path` if the file is there.
         progress: Show a progress bar; None shows one if tqdm is installed.
 
     Batches in which no label has a weight make no update; ``skipped_steps`` in an epoch's logs counts them.

@@ -1,4 +1,4 @@
-//! Weights that are stored rounded, seen beside masters: their values in full precision, which training updates.
+//! Weights that are stored in low precision, with masters: their values in full precision, which training updates.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};

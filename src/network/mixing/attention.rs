@@ -149,7 +149,7 @@ impl Attention {
         output.rows(isa, mixed, block.rows, out, lhs);
     }
 
-    /// Undoes the layer: writes `dx` (gradient of what the queries come from), adds to `dkv` (of what keys and values come
+    /// Backward of the layer: writes `dx` (gradient of what the queries come from), adds to `dkv` (of what keys and values come
     /// from) and to the gradients. All arrays are `[B*S, H]`.
     ///
     /// `state` is what [`Attention::prepare`] made; queries and attention weights are computed again rather than kept.

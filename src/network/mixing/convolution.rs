@@ -31,7 +31,7 @@ impl<R: Real> Convolution<R> {
         self.fft.size() + self.spectrum.len() + self.fft.scratch_len()
     }
 
-    /// Replaces `x`, a vector or the beginning of one that goes on with zeros, by as much of the product with it.
+    /// Replaces `x`, a vector or the beginning of one whose rest is zeros, by as much of the product with it.
     pub fn apply(&self, x: &mut [R], scratch: &mut [R]) {
         let (padded, rest) = scratch.split_at_mut(self.fft.size());
         let (values, scratch) = rest.split_at_mut(self.spectrum.len());

@@ -51,7 +51,7 @@ impl LinearMixing {
         MixingMatrices { hidden: weights.matrices(self.hidden), seq: weights.table(self.seq) }
     }
 
-    /// Undoes the layer as [`MixingMatrices::backward`] does, and adds to the gradients.
+    /// Backward of the layer as [`MixingMatrices::backward`] does, and adds to the gradients.
     pub fn backward<R: Real>(
         self,
         pass: &Pass<'_, R>,
@@ -117,7 +117,7 @@ impl<R: Real> MixingMatrices<'_, R> {
         matmul(pass.context.isa, block.rows, lhs, right, 0..hidden, out, hidden, Init::Zero);
     }
 
-    /// Undoes the layer: writes `dx`, adds to the gradients of `hidden` and `seq` where given (fixed matrices have none).
+    /// Backward of the layer: writes `dx`, adds to the gradients of `hidden` and `seq` where given (fixed matrices have none).
     ///
     /// `x` is what `prepare` read, `mixed` what it made (made again if not given), `dy` the gradient of the rows; all
     /// `[B*S, H]`.

@@ -145,7 +145,7 @@ impl<R: Real> Mix<R> {
         }
     }
 
-    /// Undoes the sublayer: writes `dq`, adds to `dkv` and to the gradients.
+    /// Backward of the sublayer: writes `dq`, adds to `dkv` and to the gradients.
     pub fn backward(
         &self,
         pass: &Pass<'_, R>,

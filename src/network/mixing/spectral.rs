@@ -163,7 +163,7 @@ impl<R: Real> FftMixing<R> {
         Ok(Spectrum { columns, hartley: self.hartley, seq, hidden })
     }
 
-    /// Undoes the layer: writes `dx` from the gradient `dy` of the rows. Symmetric: the same map, on the gradient.
+    /// Backward of the layer: writes `dx` from the gradient `dy` of the rows. Symmetric: the same map, on the gradient.
     pub fn backward(&self, pass: &Pass<'_, R>, dy: &[R], dx: &mut [R]) -> Result<()> {
         let spectrum = self.prepare(pass, dy)?;
         pass.each_block(&pass.row_blocks(pass.seq), dx, self.hidden, |block, out, _| {

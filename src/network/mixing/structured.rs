@@ -199,7 +199,7 @@ impl<R: Real> StructuredMixing<R> {
         Ok(StructuredMixingState::Columns(columns))
     }
 
-    /// Undoes the layer: writes `dx`, adds to the gradients of both vectors.
+    /// Backward of the layer: writes `dx`, adds to the gradients of both vectors.
     ///
     /// `x` is what `prepare` read, `dy` the gradient of the rows; all `[B*S, H]`.
     pub fn backward(

@@ -1,6 +1,6 @@
 //! The routing assignment of one group, from the router's probabilities `p` (`[T, E]`).
 //!
-//! Both ways fill slots `[E, C]` with token indices. Equal probabilities go to the lower index; NaN of either sign counts
+//! Both kinds of routing fill slots `[E, C]` with token indices. Equal probabilities go to the lower index; NaN of either sign counts
 //! as largest.
 //! Sources: `moe.ExpertsChooseMaskedRouter`; `routing.ExpertsChooseMaskedRouter` and `routing.TokensChoose*Router` of
 //! the JAX code, whose masked and scatter forms give the same result.
@@ -21,7 +21,7 @@ pub fn experts_choose<R: Real>(p: &[R], experts: usize, slots: &mut [u32]) {
 }
 
 /// Every token asks for its most probable experts, as many as `selected`: writes `slots`, `[E, C]`, in the order of
-/// service, and to `asked` (`[E]`) the share of the tokens that ask for each expert, served or not.
+/// service, and to `requested` (`[E]`) the fraction of the tokens that ask for each expert, served or not.
 ///
 /// First choices are served first, then second choices, and so on; among equals tokens are served in their order or,
 /// with `prioritized`, by descending probability of their first choice.
@@ -31,7 +31,7 @@ pub fn tokens_choose<R: Real>(
     selected: usize,
     prioritized: bool,
     slots: &mut [u32],
-    asked: &mut [R],
+    requested: &mut [R],
 ) {
     let (tokens, capacity) = (p.len() / experts, slots.len() / experts);
     let mut choices = vec![0u32; tokens * selected];
@@ -54,8 +54,8 @@ pub fn tokens_choose<R: Real>(
             requests[expert] += 1;
         }
     }
-    for (share, requests) in asked.iter_mut().zip(requests) {
-        *share = R::from_f64(requests as f64 / tokens as f64);
+    for (fraction, requests) in requested.iter_mut().zip(requests) {
+        *fraction = R::from_f64(requests as f64 / tokens as f64);
     }
 }
 
@@ -138,11 +138,11 @@ mod tests {
             for selected in 1..=experts.min(3) {
                 for prioritized in [false, true] {
                     for capacity in [0, 1, 2, tokens] {
-                        let (mut slots, mut asked) = (vec![7; experts * capacity], vec![0.0; experts]);
-                        tokens_choose(&p, experts, selected, prioritized, &mut slots, &mut asked);
+                        let (mut slots, mut requested) = (vec![7; experts * capacity], vec![0.0; experts]);
+                        tokens_choose(&p, experts, selected, prioritized, &mut slots, &mut requested);
                         assert_eq!(slots, reference(&p, experts, selected, prioritized, capacity));
-                        let all: f64 = asked.iter().sum();
-                        assert!((all - selected as f64).abs() < 1e-12, "{asked:?}");
+                        let all: f64 = requested.iter().sum();
+                        assert!((all - selected as f64).abs() < 1e-12, "{requested:?}");
                     }
                 }
             }
@@ -153,8 +153,8 @@ mod tests {
     fn nan_of_either_sign_is_largest_and_stops_nothing() {
         for nan in [f64::NAN.copysign(1.0), f64::NAN.copysign(-1.0)] {
             let p = [0.5, 0.5, nan, 0.1, 0.2, nan];
-            let (mut slots, mut asked) = (vec![0; 2 * 2], vec![0.0; 2]);
-            tokens_choose(&p, 2, 1, true, &mut slots, &mut asked);
+            let (mut slots, mut requested) = (vec![0; 2 * 2], vec![0.0; 2]);
+            tokens_choose(&p, 2, 1, true, &mut slots, &mut requested);
             assert_eq!(slots, [1, 0, 2, EMPTY], "{nan:?}");
             experts_choose(&p, 2, &mut slots);
             assert_eq!(slots, [0, 1, 0, 2], "{nan:?}");

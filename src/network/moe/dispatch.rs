@@ -13,7 +13,7 @@ pub struct Slot<R> {
     pub token: u32,
     /// The expert that the router meant.
     pub expert: u32,
-    /// The router's probability: weight of the expert's answer.
+    /// The router's probability: weight of the expert's output.
     pub weight: R,
 }
 

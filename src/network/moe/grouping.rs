@@ -1,6 +1,6 @@
 //! Routing groups: which tokens compete for the experts, and how many tokens an expert takes of each group.
 //!
-//! Tokens are taken in the order of the batch and cut into groups of equal size, across examples.
+//! Tokens are taken in the order of the batch and split into groups of equal size, across examples.
 
 use crate::config::{RouterKind, SparseMixerConfig};
 use crate::error::{Error, Result};

@@ -34,11 +34,11 @@ pub struct Moe {
 /// The routed tokens and what the experts made of them.
 #[derive(Debug)]
 pub struct Mixture<R: Real> {
-    /// Who went where.
+    /// The routing assignment.
     pub routing: Routing<R>,
     /// Of all tokens.
     pub metrics: LayerMetrics<R>,
-    /// Where the tokens are whose answers are requested.
+    /// The slots of tokens whose expert outputs are requested.
     slots: Dispatch<R>,
     /// `[rows, H]`, after dropout
     expert_out: Buffer<R>,
@@ -61,7 +61,7 @@ pub struct LayerMetrics<R> {
     pub router_confidence: R,
     /// Share of slots that are filled: 1 where experts choose.
     pub expert_usage: R,
-    /// What each expert's answers weigh, of all answers together: 1 in sum, 0 if there are none. `[E]`
+    /// Sum of the weights of each expert's outputs over that of all outputs: 1 in sum, 0 if there are none. `[E]`
     pub expert_load: Vec<R>,
 }
 
@@ -95,7 +95,7 @@ impl Moe {
         h: &[R],
         requested: usize,
     ) -> Result<Mixture<R>> {
-        // 1. who goes where
+        // 1. the routing assignment
         let routing = self.router.route(pass, layer, h)?;
         let mut slots = Dispatch::new(&routing, pass.config.group_mixup);
         let metrics = LayerMetrics::new(pass.config, &routing, &slots);
@@ -143,9 +143,9 @@ fn rows_of<R: Real>(slots: &Dispatch<R>, task: RowBlock) -> Range<usize> {
 }
 
 impl Moe {
-    /// Undoes [`Moe::forward`] on `h`: writes `dh`, adds to the gradients.
+    /// Backward of [`Moe::forward`] on `h`: writes `dh`, adds to the gradients.
     ///
-    /// `dy` is the gradient of the layer's result, `[B*S, H]`. Who goes where is held constant.
+    /// `dy` is the gradient of the layer's result, `[B*S, H]`. The routing assignment is held constant.
     pub fn backward<R: Real>(
         self,
         pass: &Pass<'_, R>,
@@ -172,12 +172,12 @@ impl Moe {
         pass.each_block_of(&segments, [(&mut dout, hidden), (&mut dp, 1)], |task, [dout, dp], _| {
             let own = rows_of(slots, task);
             let first = own.start * hidden;
-            let answers = mixture.expert_out[first..own.end * hidden].chunks_exact(hidden);
-            for (((slot, dout), dp), answer) in
-                slots.rows()[own].iter().zip(dout.chunks_exact_mut(hidden)).zip(dp).zip(answers)
+            let outputs = mixture.expert_out[first..own.end * hidden].chunks_exact(hidden);
+            for (((slot, dout), dp), output) in
+                slots.rows()[own].iter().zip(dout.chunks_exact_mut(hidden)).zip(dp).zip(outputs)
             {
                 let dy = &dy[slot.token as usize * hidden..][..hidden];
-                *dp = dot(answer, dy);
+                *dp = dot(output, dy);
                 dout.iter_mut().zip(dy).for_each(|(d, &g)| *d = slot.weight * g);
             }
             if let Some(dropout) = &dropout {
@@ -234,7 +234,7 @@ fn dot<R: Real>(a: &[R], b: &[R]) -> R {
 }
 
 impl<R: Real> Mixture<R> {
-    /// Adds the experts' answers for the tokens of `block` to `out` (`[rows, H]`).
+    /// Adds the expert outputs for the tokens of `block` to `out` (`[rows, H]`).
     pub fn add_rows(&self, pass: &Pass<'_, R>, block: RowBlock, out: &mut [R]) {
         let hidden = pass.config.hidden_size;
         let first = block.example * pass.seq + block.first;

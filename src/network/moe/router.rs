@@ -1,7 +1,7 @@
 //! The router: `p = softmax(h Wr + br)` over experts, and from it which token goes to which expert.
 //!
 //! In 32 bits whatever the encoder's dtype, or (`router_dtype`) with every intermediate result rounded to bfloat16 as
-//! the JAX code executes it; the backward pass takes roundings for the identity. Probabilities are used as they are: not
+//! the JAX code executes it; the backward pass treats rounding as the identity. Probabilities are used as they are: not
 //! renormalised over the experts that a token goes to. Sources: `moe.ExpertsChooseMaskedRouter`, and
 //! `routing.RouterWeights` of the JAX code.
 
@@ -42,9 +42,9 @@ pub struct Routing<R: Real> {
     pub log_sum_exp: Buffer<R>,
     /// Mean over tokens of its square.
     pub z_loss: R,
-    /// `[G, E]`: share of a group's tokens that ask for an expert, served or not; empty where experts choose.
-    pub asked: Vec<R>,
-    /// `E^2` times the mean over groups and experts of (share asked for) times (mean probability); 0 where experts
+    /// `[G, E]`: fraction of a group's tokens that ask for an expert, served or not; empty where experts choose.
+    pub requested: Vec<R>,
+    /// `E^2` times the mean over groups and experts of (requested fraction) times (mean probability); 0 where experts
     /// choose. Uniform routing gives the number of choices.
     pub load_balancing_loss: R,
 }
@@ -91,23 +91,23 @@ impl Router {
             if rounds { rounded(*lse * *lse).to_f64() } else { lse.to_f64() * lse.to_f64() }
         };
         let z_loss = R::from_f64(lse.iter().fold(0f64, |sum, lse| sum + square(lse)) / all as f64);
-        // 2. who goes where in each group
+        // 2. the routing assignment of each group
         let slots = experts * grouping.slots();
         let mut indices = vec![0u32; groups * slots];
         let asks = if config.router == RouterKind::TokensChoose { experts } else { 0 };
-        let mut asked = vec![R::ZERO; groups * asks];
-        let mut shares = asked.chunks_exact_mut(experts);
+        let mut requested = vec![R::ZERO; groups * asks];
+        let mut fractions = requested.chunks_exact_mut(experts);
         let own_slots = split_rows(&mut indices, std::iter::repeat_n(slots, groups));
         let tasks = probabilities.chunks_exact(tokens * experts).zip(own_slots);
-        let tasks: Vec<_> = tasks.map(|(p, slots)| (p, slots, shares.next())).collect();
-        context.each(tasks.into_iter(), |(p, slots, asked), _| match asked {
+        let tasks: Vec<_> = tasks.map(|(p, slots)| (p, slots, fractions.next())).collect();
+        context.each(tasks.into_iter(), |(p, slots, requested), _| match requested {
             None => experts_choose(p, experts, slots),
-            Some(asked) => {
+            Some(requested) => {
                 let (selected, prioritized) = (config.num_selected_experts, config.batch_prioritized_routing);
-                tokens_choose(p, experts, selected, prioritized, slots, asked);
+                tokens_choose(p, experts, selected, prioritized, slots, requested);
             }
         })?;
-        let load_balancing_loss = load_balancing_loss(&probabilities, &asked, grouping, experts);
+        let load_balancing_loss = load_balancing_loss(&probabilities, &requested, grouping, experts);
         Ok(Routing {
             grouping,
             experts,
@@ -115,7 +115,7 @@ impl Router {
             indices,
             log_sum_exp: lse,
             z_loss,
-            asked,
+            requested,
             load_balancing_loss,
         })
     }
@@ -176,7 +176,7 @@ impl Router {
         );
     }
 
-    /// Undoes the probabilities and the z-loss of [`Router::route`]: writes `dh`, adds to the gradients of kernel and
+    /// Backward of the probabilities and the z-loss of [`Router::route`]: writes `dh`, adds to the gradients of kernel and
     /// bias.
     ///
     /// `dp` (`[B*S, E]`) is the gradient of the probabilities and becomes that of the logits; `z_loss_scale` is the
@@ -243,13 +243,13 @@ fn rounded_softmax<R: Real>(row: &mut [R], bias: &[R]) -> R {
 }
 
 /// See [`Routing::load_balancing_loss`].
-fn load_balancing_loss<R: Real>(p: &[R], asked: &[R], grouping: Grouping, experts: usize) -> R {
+fn load_balancing_loss<R: Real>(p: &[R], requested: &[R], grouping: Grouping, experts: usize) -> R {
     let Grouping { groups, tokens, .. } = grouping;
     let mut sum = 0f64;
-    for (p, asked) in p.chunks_exact(tokens * experts).zip(asked.chunks_exact(experts)) {
-        for (expert, asked) in asked.iter().enumerate() {
+    for (p, requested) in p.chunks_exact(tokens * experts).zip(requested.chunks_exact(experts)) {
+        for (expert, requested) in requested.iter().enumerate() {
             let own = p[expert..].iter().step_by(experts);
-            sum += asked.to_f64() * own.fold(0f64, |sum, p| sum + p.to_f64()) / tokens as f64;
+            sum += requested.to_f64() * own.fold(0f64, |sum, p| sum + p.to_f64()) / tokens as f64;
         }
     }
     R::from_f64(sum * experts as f64 / groups as f64)
@@ -272,16 +272,16 @@ impl<R: Real> Routing<R> {
     }
 
     /// Writes the gradient of the load-balancing loss, times `scale`, with respect to the probabilities to `dp`
-    /// (`[B*S, E]`). The shares that are asked for are held constant.
+    /// (`[B*S, E]`). The requested fractions are held constant.
     pub fn load_balancing_gradient(&self, scale: R, dp: &mut [R]) {
         let Grouping { groups, tokens, .. } = self.grouping;
         dp.fill(R::ZERO);
         let scale = scale * R::from_f64(self.experts as f64 / (groups * tokens) as f64);
-        for (dp, asked) in
-            dp.chunks_exact_mut(tokens * self.experts).zip(self.asked.chunks_exact(self.experts))
+        for (dp, requested) in
+            dp.chunks_exact_mut(tokens * self.experts).zip(self.requested.chunks_exact(self.experts))
         {
             for dp in dp.chunks_exact_mut(self.experts) {
-                dp.iter_mut().zip(asked).for_each(|(d, &share)| *d = scale * share);
+                dp.iter_mut().zip(requested).for_each(|(d, &fraction)| *d = scale * fraction);
             }
         }
     }

@@ -128,7 +128,7 @@ fn paper_rule_and_schedule() {
                 [k, n] => Layout::Panels { matrices: 1, k, n },
                 _ => Layout::Flat,
             };
-            ParameterSpec { name: name.into(), shape, layout, decay: true, adapt: true, rounded: false }
+            ParameterSpec { name: name.into(), shape, layout, decay: true, adapt: true, low_precision: false }
         })
         .to_vec();
     let mut model = Model::<f32>::new(Rule::Adamw(rule), specs.clone());

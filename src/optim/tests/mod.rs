@@ -76,7 +76,7 @@ impl<R: Real> Model<R> {
             .storage
             .iter_mut()
             .zip(gradients)
-            .map(|(values, &gradient)| Update { values: vec![values], rounded: Vec::new(), gradient })
+            .map(|(values, &gradient)| Update { values: vec![values], low_precision: Vec::new(), gradient })
             .collect();
         self.optimizer.apply(&mut updates, how)
     }
@@ -95,7 +95,7 @@ pub(super) fn spec(name: &str, shape: &[usize], layout: Layout) -> ParameterSpec
         layout,
         decay: plain,
         adapt: plain,
-        rounded: false,
+        low_precision: false,
     }
 }
 
