@@ -225,7 +225,7 @@ def test_bits_do_not_depend_on_threads(rule: str, dtype: str) -> None:
 
 def test_a_call_that_runs_during_an_update_keeps_its_weights() -> None:
     encoder = small_encoder()
-    outputs, vjp = encoder.vjp(small_inputs(), seed=1)
+    outputs, vjp = encoder.vjp(small_inputs(), seed=1, persistent=True)
     d_outputs = {"pooled_output": outputs["pooled_output"]}
     before = vjp(d_outputs)
     optimizers.SGD(1.0).apply_gradients(encoder, before)

@@ -309,7 +309,7 @@ class Optimizer:
 
 @final
 class Tape:
-    """What a forward pass kept to be differentiated, and the weights it used."""
+    """What a forward pass kept to be differentiated, and the weights it used; gone after the first use or kept."""
 
     def backward(
         self,
@@ -320,7 +320,11 @@ class Tape:
         encoder_outputs: Sequence[npt.NDArray[np.float32] | None] | None = None,
         aux_loss_weight: float = 1.0,
     ) -> npt.NDArray[np.float32]:
-        """Add the gradients of the weights to `into`; returns those of the word rows [B, S, W]."""
+        """Add the gradients of the weights to `into`; returns those of the word rows [B, S, W].
+
+        Raises:
+            RuntimeError: Used before, and not persistent.
+        """
 
 def record(
     encoder: Encoder,
@@ -337,8 +341,12 @@ def record(
     outputs: Sequence[str] | None = None,
     check_finite: bool = False,
     recompute: bool = False,
+    persistent: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any], Tape]:
-    """`Encoder.forward`, and a tape of it; `recompute` keeps less and computes blocks again in the backward pass."""
+    """`Encoder.forward`, and a tape of it for one use, or more if `persistent`.
+
+    `recompute` keeps less and computes blocks again in the backward pass.
+    """
 
 def cross_entropy(
     encoder: Encoder,

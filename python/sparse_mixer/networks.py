@@ -269,6 +269,7 @@ class SparseMixer(Encoder):
         outputs: Sequence[str] = _OUTPUTS,
         check_finite: bool = False,
         recompute: bool = False,
+        persistent: bool = False,
     ) -> tuple[dict[str, Any], VJP]:
         """Encode a batch and prepare to differentiate.
 
@@ -290,9 +291,10 @@ class SparseMixer(Encoder):
             check_finite: As in a call.
             recompute: Keep only what each block reads and compute the blocks again when differentiating: less memory,
                 more time, the same bits.
+            persistent: Keep what the forward pass kept after the first use, too, for further ones.
 
         Returns:
-            The outputs, and a function from their gradients to those of the weights; see `VJP`.
+            The outputs, and a function from their gradients to those of the weights, for one use; see `VJP`.
 
         Raises:
             ValueError, TypeError, KeyboardInterrupt: As a call.
@@ -304,6 +306,7 @@ class SparseMixer(Encoder):
         arrays = self._read(inputs)
         options = self._call_options(training, seed, outputs, check_finite)
         options["recompute"] = as_bool("recompute", recompute)
+        options["persistent"] = as_bool("persistent", persistent)
         results, aux, tape = _native.record(self.core, **arrays._asdict(), **options)
         self._remember(aux, stacklevel=4)
         return results, VJP(self, tape, arrays)

@@ -26,5 +26,5 @@ pub use memory::forward_bytes;
 pub use moe::grouping::Grouping;
 pub use moe::mixture::LayerMetrics;
 pub use outputs::{Outputs, RequestedOutputs, RoutingRecord};
-pub use tape::{Cotangents, OwnedInputs, OwnedWords, Tape};
+pub use tape::{Cotangents, OwnedInputs, OwnedWords, Tape, TapeUse};
 pub use work::is_small;

@@ -1,5 +1,9 @@
 //! Training: a forward pass that keeps what backward needs, and the backward pass through the whole encoder.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Real};
 use crate::params::Gradients;
@@ -64,7 +68,7 @@ impl<R: Real> OwnedInputs<R> {
 pub struct Tape<R: Real> {
     inputs: OwnedInputs<R>,
     training: Option<u64>,
-    attention_mask: AttentionMask<R>,
+    attention_mask: Arc<AttentionMask<R>>,
     /// What the embeddings' norm reads, `[B*S, W]`.
     sums: Buffer<R>,
     /// What each block reads, and the last one's result.
@@ -72,6 +76,54 @@ pub struct Tape<R: Real> {
     /// Empty if blocks are to be computed again.
     records: Vec<BlockCache<R>>,
     pooled: Vec<R>,
+}
+
+impl<R: Real> Tape<R> {
+    /// `[B, S, W]`, the shape of the word rows.
+    pub fn row_shape(&self, config: &SparseMixerConfig) -> [usize; 3] {
+        [self.inputs.batch, self.inputs.seq, config.embedding_width]
+    }
+}
+
+/// A tape for one backward pass.
+#[derive(Debug)]
+pub enum TapeUse<'t, R: Real> {
+    /// The tape stays whole.
+    Kept(&'t Tape<R>),
+    /// What each layer kept goes back to the scratch memory when the pass is through with it.
+    Released(Box<Tape<R>>),
+}
+
+impl<'t, R: Real> From<&'t Tape<R>> for TapeUse<'t, R> {
+    fn from(tape: &'t Tape<R>) -> Self {
+        TapeUse::Kept(tape)
+    }
+}
+
+impl<R: Real> From<Tape<R>> for TapeUse<'_, R> {
+    fn from(tape: Tape<R>) -> Self {
+        TapeUse::Released(Box::new(tape))
+    }
+}
+
+impl<R: Real> Deref for TapeUse<'_, R> {
+    type Target = Tape<R>;
+    fn deref(&self) -> &Tape<R> {
+        match self {
+            TapeUse::Kept(tape) => tape,
+            TapeUse::Released(tape) => tape,
+        }
+    }
+}
+
+impl<R: Real> TapeUse<'_, R> {
+    /// Gives back what only blocks from number `layer` on and the pooler read.
+    fn release_from(&mut self, layer: usize) {
+        if let TapeUse::Released(tape) = self {
+            tape.records.truncate(layer);
+            tape.streams.truncate(layer);
+        }
+    }
 }
 
 /// Gradients of a scalar with respect to outputs; absent ones count as zero.
@@ -112,7 +164,7 @@ impl<R: Real> SparseMixer<R> {
         }
         let all = batch * seq;
         let rows = self.output_rows(seq);
-        let attention_mask = AttentionMask::new(&self.config, &inputs.view());
+        let attention_mask = Arc::new(AttentionMask::new(&self.config, &inputs.view()));
         let pass = self.pass(context, (batch, seq), training, !recompute, &attention_mask);
         let mut outputs = Outputs::new(seq, rows);
         let mut sums = context.buffer(all * self.config.embedding_width);
@@ -150,18 +202,20 @@ impl<R: Real> SparseMixer<R> {
     ///
     /// `tape` must come from these weights. The scalar that is differentiated is the one whose gradients with respect to
     /// the outputs are `cotangents`, plus `aux_loss_weight` times the weighted auxiliary losses.
-    pub fn backward(
+    pub fn backward<'t>(
         &self,
         context: &Context<'_, R>,
-        tape: &Tape<R>,
+        tape: impl Into<TapeUse<'t, R>>,
         cotangents: &Cotangents<'_, R>,
         aux_loss_weight: f64,
         gradients: &mut Gradients<R>,
     ) -> Result<Vec<R>> {
+        let mut tape = tape.into();
         let (batch, seq, hidden) = (tape.inputs.batch, tape.inputs.seq, self.config.hidden_size);
         let (all, last) = (batch * seq, self.blocks.len());
-        self.check_cotangents(tape, cotangents)?;
-        let pass = self.pass(context, (batch, seq), tape.training, true, &tape.attention_mask);
+        self.check_cotangents(&tape, cotangents)?;
+        let attention_mask = tape.attention_mask.clone();
+        let pass = self.pass(context, (batch, seq), tape.training, true, &attention_mask);
         let scales = LossScales {
             z_loss: R::from_f64(aux_loss_weight * self.config.semantics().router_z_loss_weight),
             load_balancing: R::from_f64(aux_loss_weight * self.config.auxiliary_loss_factor),
@@ -177,6 +231,7 @@ impl<R: Real> SparseMixer<R> {
         // Whether anything that is differentiated depends on the block at hand; until then `dy` is zero.
         let mut depends = cotangents.pooled_output.is_some() || cotangents.sequence_output.is_some();
         for (layer, block) in self.blocks.iter().enumerate().rev() {
+            tape.release_from(layer + 1);
             if let Some(Some(doutput)) = cotangents.encoder_outputs.get(layer) {
                 add_rows(&mut dy, doutput, batch);
                 depends = true;
@@ -199,6 +254,7 @@ impl<R: Real> SparseMixer<R> {
             block.backward(&pass, &self.activation, x, record, &dy, scales, &mut dx, gradients)?;
             dy = dx;
         }
+        tape.release_from(0);
         let mut drows = alloc_zeroed(all * self.config.embedding_width);
         if !depends {
             return Ok(drows);
@@ -207,7 +263,8 @@ impl<R: Real> SparseMixer<R> {
         Ok(drows)
     }
 
-    fn check_cotangents(&self, tape: &Tape<R>, cotangents: &Cotangents<'_, R>) -> Result<()> {
+    /// Checks that `cotangents` have the sizes of the outputs that `tape` recorded.
+    pub fn check_cotangents(&self, tape: &Tape<R>, cotangents: &Cotangents<'_, R>) -> Result<()> {
         let (batch, hidden) = (tape.inputs.batch, self.config.hidden_size);
         let seq = tape.inputs.seq;
         let (rows, layers) = (self.output_rows(seq), self.blocks.len());

@@ -3,35 +3,63 @@
 use std::sync::Arc;
 
 use numpy::PyArrayDyn;
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::convert::{finite, floats, to_numpy};
 use super::encoder::Encoder;
-use super::enter::{SCRATCH, enter_core, guard};
+use super::enter::{SCRATCH, callback_error, enter_core, guard, read_shared};
 use super::gradients::Gradients;
 use super::inputs::RawInputs;
 use super::outputs;
+use crate::error::Result;
 use crate::kernels::Isa;
-use crate::network::{self, Cotangents, SparseMixer};
-use crate::runtime::run;
+use crate::network::{self, Cotangents, SparseMixer, TapeUse};
+use crate::runtime::{Interrupt, Shared, run};
 
-/// What one forward pass kept, and the weights it used.
+/// What one forward pass kept, and the weights it used, until it has been differentiated.
 #[pyclass(frozen, module = "sparse_mixer._native")]
 pub struct Tape {
-    network: Arc<SparseMixer<f32>>,
-    tape: network::Tape<f32>,
-    batch: usize,
-    seq: usize,
+    /// `None` once it is used, unless it is persistent.
+    record: Shared<Option<Arc<Record>>>,
+    persistent: bool,
     isa: Isa,
     threads: usize,
+}
+
+/// A forward pass.
+struct Record {
+    network: Arc<SparseMixer<f32>>,
+    tape: network::Tape<f32>,
+}
+
+impl Tape {
+    /// The record, which stays.
+    fn look(&self, py: Python<'_>) -> PyResult<Arc<Record>> {
+        read_shared(py, &self.record)?.ok_or_else(used)
+    }
+
+    /// The record, which is gone then unless it is persistent.
+    fn take(&self, interrupt: Interrupt<'_>) -> Result<Arc<Record>> {
+        let take =
+            |record: &mut Option<Arc<Record>>| if self.persistent { record.clone() } else { record.take() };
+        self.record.with(interrupt, take)?.ok_or_else(|| callback_error(used()))
+    }
+}
+
+fn used() -> PyErr {
+    PyRuntimeError::new_err(
+        "vjp: it has been used, and what the forward pass kept is released; pass persistent=True to encoder.vjp to \
+         differentiate one call more than once",
+    )
 }
 
 /// As [`Encoder`]'s forward, and a tape to differentiate it with.
 #[pyfunction]
 #[pyo3(signature = (
     encoder, word_ids=None, mask=None, type_ids=None, *, word_embeddings=None, dense_inputs=None, dense_mask=None,
-    dense_type_ids=None, training=true, seed=0, outputs=None, check_finite=false, recompute=false
+    dense_type_ids=None, training=true, seed=0, outputs=None, check_finite=false, recompute=false, persistent=false
 ))]
 pub fn record<'py>(
     py: Python<'py>,
@@ -48,6 +76,7 @@ pub fn record<'py>(
     outputs: Option<Vec<String>>,
     check_finite: bool,
     recompute: bool,
+    persistent: bool,
 ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>, Tape)> {
     guard(|| {
         let network = encoder.get().network(py)?;
@@ -56,8 +85,8 @@ pub fn record<'py>(
             RawInputs { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
         let inputs = given.read(network.config())?;
         let requested = outputs::requested(outputs.as_deref(), check_finite)?;
-        let (batch, seq) = (inputs.batch, inputs.seq);
-        let threads = encoder.get().threads_for(batch, seq)?;
+        let batch = inputs.batch;
+        let threads = encoder.get().threads_for(batch, inputs.seq)?;
         let (results, tape) = enter_core(py, |interrupt| {
             run(isa, threads, &SCRATCH, interrupt, |context| {
                 network.forward_with_tape(context, inputs, training.then_some(seed), requested, recompute)
@@ -65,7 +94,8 @@ pub fn record<'py>(
         })?;
         let aux = outputs::aux_to_python(py, &results.metrics, network.config())?;
         let outputs = outputs::to_python(py, results, requested, batch, network.config())?;
-        Ok((outputs, aux, Tape { network, tape, batch, seq, isa, threads }))
+        let record = Shared::new("vjp", Some(Arc::new(Record { network, tape })));
+        Ok((outputs, aux, Tape { record, persistent, isa, threads }))
     })
 }
 
@@ -83,8 +113,8 @@ impl Tape {
         aux_loss_weight: f64,
     ) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
         guard(|| {
-            let config = self.network.config();
-            into.get().expect(self.network.weights().specs())?;
+            let record = self.look(py)?;
+            into.get().expect(record.network.weights().specs())?;
             let read = |name: &str, array: Option<&Bound<'py, PyAny>>, axes: usize| {
                 array.map(|array| finite(name, floats(name, array, axes)?.data)).transpose()
             };
@@ -98,19 +128,31 @@ impl Tape {
                 .map(|(layer, array)| read(&format!("encoder_outputs[{layer}]"), array.as_ref(), 3))
                 .collect::<PyResult<Vec<_>>>()?;
             let into = into.get();
-            let rows = enter_core(py, |interrupt| {
+            let (rows, shape) = enter_core(py, move |interrupt| {
                 let blocks: Vec<Option<&[f32]>> = blocks.iter().map(Option::as_deref).collect();
                 let cotangents = Cotangents {
                     sequence_output: sequence.as_deref(),
                     pooled_output: pooled.as_deref(),
                     encoder_outputs: &blocks,
                 };
+                // Wrong arguments, and a wait that is interrupted, do not use up the record.
+                record.network.check_cotangents(&record.tape, &cotangents)?;
                 let mut into = into.shared().lock(interrupt)?;
-                run(self.isa, self.threads, &SCRATCH, interrupt, |context| {
-                    self.network.backward(context, &self.tape, &cotangents, aux_loss_weight, &mut into)
-                })
+                drop(record);
+                let record = self.take(interrupt)?;
+                let shape = record.tape.row_shape(record.network.config());
+                let mut backward = |network: &SparseMixer<f32>, tape: TapeUse<'_, f32>| {
+                    run(self.isa, self.threads, &SCRATCH, interrupt, |context| {
+                        network.backward(context, tape, &cotangents, aux_loss_weight, &mut into)
+                    })
+                };
+                let rows = match Arc::try_unwrap(record) {
+                    Ok(Record { network, tape }) => backward(&network, tape.into()),
+                    Err(record) => backward(&record.network, (&record.tape).into()),
+                };
+                Ok((rows?, shape))
             })?;
-            to_numpy(py, rows, &[self.batch, self.seq, config.embedding_width])
+            to_numpy(py, rows, &shape)
         })
     }
 }

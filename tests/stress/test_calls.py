@@ -145,7 +145,7 @@ def test_constructor(changes: dict[str, Any]) -> None:
 
 MODEL = models.BertClassifier(ENCODER, 2, seed=0)
 LABELLED = (small_inputs(), np.array([0, 1]))
-OUTPUTS, VJP = ENCODER.vjp(small_inputs(), seed=0)
+OUTPUTS, VJP = ENCODER.vjp(small_inputs(), seed=0, persistent=True)
 GRADIENTS = VJP({"pooled_output": OUTPUTS["pooled_output"]})
 TABLE = ENCODER.get_embedding_table()
 ROUTING = ENCODER(small_inputs(), outputs=("routing",))["routing"][0]
@@ -168,6 +168,7 @@ SURFACE: dict[str, Callable[[Any], Any]] = {
     "check_finite": lambda x: ENCODER(small_inputs(), check_finite=x),
     "vjp": lambda x: ENCODER.vjp(x),
     "recompute": lambda x: ENCODER.vjp(small_inputs(), recompute=x),
+    "persistent": lambda x: ENCODER.vjp(small_inputs(), persistent=x),
     "cotangent": lambda x: VJP({"sequence_output": x}),
     "cotangents": lambda x: VJP(x),
     "cotangents of blocks": lambda x: VJP({"encoder_outputs": x}),

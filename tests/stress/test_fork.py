@@ -133,7 +133,7 @@ def test_forks_during_updates(scaled: Any) -> None:
 def test_forks_during_a_backward_pass(scaled: Any) -> None:
     """A fork waits until what another thread adds to gradients is added; the child finds sums of whole passes."""
     encoder, inputs = small_encoder(num_threads=2, hidden_size=64), small_inputs(batch=64)
-    outputs, vjp = encoder.vjp(inputs, seed=1)
+    outputs, vjp = encoder.vjp(inputs, seed=1, persistent=True)
     d_outputs = {"pooled_output": outputs["pooled_output"]}
     once, shared = vjp(d_outputs), vjp(d_outputs)
     bias, kernel = "pooler_transform/bias", "pooler_transform/kernel"

@@ -61,6 +61,36 @@ print(level, memory("VmRSS"), most)
     assert peak - level <= 16 * MEGABYTE
 
 
+def test_the_plain_loop_takes_no_more_than_one_that_drops_its_records() -> None:
+    """A record is released when it has been used: weights are not copied, and no two records are alive."""
+    plain, dropping, unused, weights = python("""
+from sparse_mixer import optimizers
+encoder = small_encoder(vocab_size=100_000, hidden_size=128, inner_dim=1024, num_layers=6, num_threads=1)
+inputs, optimizer = small_inputs(256), optimizers.SGD(1e-3)
+def peak(work):
+    grads = vjp = None
+    for step in range(4):
+        if step == 2:
+            with open("/proc/self/clear_refs", "w") as clear: clear.write("5")
+        grads = None
+        outputs, vjp = encoder.vjp(inputs, seed=step)
+        vjp, grads = work(vjp, {"pooled_output": outputs["pooled_output"]})
+        optimizer.apply_gradients(encoder, grads)
+    return memory("VmHWM")
+def drop(vjp, d_outputs):
+    grads = vjp(d_outputs)
+    del vjp
+    return None, grads
+def keep_unused(vjp, d_outputs):
+    return encoder.vjp(inputs, seed=9)[1], vjp(d_outputs)
+dropping = peak(drop)
+plain = peak(lambda vjp, d_outputs: (vjp, vjp(d_outputs)))
+print(plain, dropping, peak(keep_unused), encoder.weight_bytes)
+""")
+    assert plain - dropping < 0.1 * weights
+    assert unused - dropping > 0.9 * weights, "the weights of a record that is in use are copied"
+
+
 def test_encoders_and_files_come_and_go(scaled: Any, tmp_path: Path) -> None:
     level, after = python(f"""
 path = {str(tmp_path / "weights.safetensors")!r}

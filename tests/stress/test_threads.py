@@ -78,7 +78,7 @@ def test_readers_and_writers(scaled: Any, report: Any, tmp_path: Path) -> None:
 def test_gradients_and_updates_of_many_threads_add_up() -> None:
     """Threads that share buffers and an optimiser wait for each other, however the pool deals out their work."""
     encoder = small_encoder(num_threads=2, hidden_size=64, inner_dim=256)
-    outputs, vjp = encoder.vjp(small_inputs(16), seed=1)
+    outputs, vjp = encoder.vjp(small_inputs(16), seed=1, persistent=True)
     d_outputs = {"sequence_output": np.ones_like(outputs["sequence_output"])}
     once, shared = vjp(d_outputs), Gradients(encoder)
     optimizer = optimizers.SGD(1e-6)

@@ -18,14 +18,18 @@ _OUTPUTS = ("sequence_output", "pooled_output", "encoder_outputs")
 class VJP:
     """Maps gradients of a scalar with respect to an encoder's outputs to those with respect to its weights.
 
-    Holds what the forward pass kept, and the weights it used, until it is dropped. May be called more than once, also
-    after the encoder's weights have changed: it differentiates the call that was made.
+    Holds what the forward pass kept, and the weights it used, until it has been called, as TensorFlow's GradientTape
+    does; with ``persistent=True`` until it is dropped, and may then be called more than once. It differentiates the
+    call that was made, also after the encoder's weights have changed; these are copied if they change before.
     """
 
     def __init__(self, encoder: Any, tape: _native.Tape, arrays: Inputs) -> None:
         self._encoder = encoder
         self._tape = tape
-        self._arrays = arrays
+        self._shape = arrays.type_ids.shape
+        # The first columns of the word rows, and the last ones.
+        self._word_length = None if arrays.word_embeddings is None else arrays.word_embeddings.shape[1]
+        self._dense_length = None if arrays.dense_inputs is None else arrays.dense_inputs.shape[1]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
@@ -34,7 +38,7 @@ class VJP:
         )
 
     def __repr__(self) -> str:
-        batch, length = self._arrays.type_ids.shape
+        batch, length = self._shape
         return f"<VJP of {self._encoder.name!r} for a batch of {batch} x {length}>"
 
     def __call__(
@@ -53,7 +57,9 @@ class VJP:
             ``dense_inputs`` are in it, too, if the call had them.
 
         Raises:
-            ValueError: An unknown output, a wrong shape, or `into` belongs to another encoder.
+            RuntimeError: Called a second time without ``persistent=True``.
+            ValueError: An unknown output, a wrong shape, or `into` belongs to another encoder. It may be called again
+                then.
             KeyboardInterrupt: Interrupted; what `into` then holds is unspecified.
         """
         if into is not None and not isinstance(into, Gradients):
@@ -75,11 +81,10 @@ class VJP:
             aux_loss_weight=float(aux_loss_weight),
             **cotangents,
         )
-        words = self._arrays.word_embeddings
-        if words is not None:
-            gradients.inputs["input_word_embeddings"] = rows[:, : words.shape[1]]
-        if self._arrays.dense_inputs is not None:
-            gradients.inputs["dense_inputs"] = rows[:, rows.shape[1] - self._arrays.dense_inputs.shape[1] :]
+        if self._word_length is not None:
+            gradients.inputs["input_word_embeddings"] = rows[:, : self._word_length]
+        if self._dense_length is not None:
+            gradients.inputs["dense_inputs"] = rows[:, rows.shape[1] - self._dense_length :]
         return gradients
 
 
