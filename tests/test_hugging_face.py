@@ -82,10 +82,10 @@ def test_variants_that_are_not_computed_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     config = json.loads((folder / "config.json").read_text())
     for changes, message in [
-        ({"model_type": "roberta"}, "model_type 'roberta'"),
+        ({"model_type": "mpnet"}, "model_type .mpnet."),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"hidden_act": "os.system"}, "hidden_act"),
-        ({"layer_norm_eps": 1e-5}, "layer_norm_eps"),
+        ({"layer_norm_eps": -1.0}, "layer_norm_epsilon"),
         ({"vocab_size": None}, "'vocab_size' is missing"),
         ({"num_hidden_layers": 2.7}, "num_hidden_layers: expected an integer, got 2.7"),
         ({"num_hidden_layers": 10**12}, "too few for 1000000000000 layers"),

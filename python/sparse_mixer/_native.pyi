@@ -23,6 +23,7 @@ __all__ = [
     "before_fork",
     "cpu_info",
     "cross_entropy",
+    "embed",
     "foreign_names",
     "get_num_threads",
     "learning_rate",
@@ -357,6 +358,32 @@ def cross_entropy(
 ) -> tuple[tuple[float, float, float], npt.NDArray[np.float32]]:
     """Sums of loss, weight and correct predictions over rows of logits, and the gradient of `scale` times the loss."""
 
+def embed(
+    encoder: Encoder,
+    word_ids: npt.NDArray[Any],
+    mask: npt.NDArray[np.float32],
+    type_ids: npt.NDArray[Any],
+    pooled_mask: npt.NDArray[np.float32],
+    modes: list[str],
+    *,
+    unit_length: bool = False,
+) -> npt.NDArray[np.float32]:
+    """Vectors [B, len(modes) * H] of the examples, one part per mode of pooling.
+
+    Args:
+        encoder: The encoder.
+        word_ids: Integers [B, S].
+        mask: What attention may look at, [B, S].
+        type_ids: Integers [B, S].
+        pooled_mask: Which tokens are pooled, [B, S].
+        modes: ``"cls"``, ``"max"``, ``"mean"``, ``"mean_sqrt_len_tokens"``, ``"weightedmean"``, ``"lasttoken"``, or
+            ``"pooled"`` for the encoder's pooler.
+        unit_length: Whether each vector is divided by its length.
+
+    Raises:
+        ValueError: Inputs that the encoder does not take, an unknown mode, or no pooler.
+    """
+
 def learning_rate(config: str, step: float) -> float:
     """The learning rate of the schedule `config` (JSON) at `step`."""
 
@@ -390,8 +417,18 @@ class Checkpoint:
     def read(self, index: int) -> bytes:
         """Content of the tensor at `index`: little-endian, row-major; its checksum is verified where there is one."""
 
-    def plan(self, targets: Sequence[tuple[str, Sequence[int]]], prefix: str | None = None) -> LoadPlan:
+    def plan(
+        self,
+        targets: Sequence[tuple[str, Sequence[int]]],
+        prefix: str | None = None,
+        *,
+        first_position: int | None = None,
+        zeros: list[str] = [],
+    ) -> LoadPlan:
         """Find the weights `targets` (names and shapes in Keras order), below `prefix` if there are several encoders.
+
+        From `first_position` on, rows of a larger table of positions are taken. Weights called `zeros` are zeros where
+        the file does not have them.
 
         Raises:
             CheckpointError: Several encoders, and no `prefix`.
@@ -410,8 +447,12 @@ class LoadPlan:
         """What stands before the encoder's weights in the file."""
 
     @property
-    def reads(self) -> list[tuple[int, int, bool]]:
-        """Index of the weight, index of the file's tensor, whether its two leading axes are to be swapped."""
+    def reads(self) -> list[tuple[int, int, bool, int | None]]:
+        """Indices of weight and tensor, whether its leading axes are swapped, and the first row taken (None: all)."""
+
+    @property
+    def zeros(self) -> list[int]:
+        """Indices of the weights that count as zeros."""
 
     @property
     def loaded(self) -> list[tuple[str, str]]:
@@ -439,6 +480,8 @@ def plan_load(
     prefix: str | None = None,
     *,
     path: str,
+    first_position: int | None = None,
+    zeros: list[str] = [],
 ) -> LoadPlan:
     """`Checkpoint.plan` for tensors that Python reads itself; `path` is the file's name in errors."""
 

@@ -22,7 +22,7 @@ from sparse_mixer._core.arguments import (
 )
 from sparse_mixer._core.checks import as_strings
 from sparse_mixer._core.construction import make_core, provider, weight_seed
-from sparse_mixer._core.encoder import Encoder
+from sparse_mixer._core.encoder import Encoder, OutputsWithoutPooler
 from sparse_mixer._core.paths import PathLike
 from sparse_mixer._core.vjp import VJP
 from sparse_mixer.activations import Activation
@@ -94,6 +94,9 @@ class SparseMixer(Encoder):
         pad_id: int | None = None,
         moe_residual: bool | None = None,
         project_embeddings: bool | None = None,
+        shorter_sequences: bool | None = None,
+        layer_norm_epsilon: float = 1e-12,
+        with_pooler: bool = True,
         min_expert_capacity: int | None = None,
         expert_inner_dim: int | None = None,
         expert_dropout: float | None = None,
@@ -123,8 +126,8 @@ class SparseMixer(Encoder):
             mixing_mechanism: A `MixingMechanism`, its value, or TensorFlow's enum member.
             use_fft: Whether spectral mixing uses an FFT or products with transform matrices; same function.
             num_attention_heads: Heads of the attention blocks.
-            max_sequence_length: The one sequence length that the encoder takes; with ``semantics="paper"`` the
-                largest, if no mixing weights belong to a length.
+            max_sequence_length: The one sequence length that the encoder takes; the largest with
+                `shorter_sequences`.
             type_vocab_size: Number of type ids.
             inner_dim: Width inside feed-forward layers and experts.
             inner_activation: Activation there; see `sparse_mixer.activations`.
@@ -157,6 +160,12 @@ class SparseMixer(Encoder):
                 None for False, or True with ``semantics="paper"``.
             project_embeddings: Whether embeddings are projected even if their width is `hidden_size`, with dropout
                 after the projection and not before. None for False, or True with ``semantics="paper"``.
+            shorter_sequences: Whether calls may have fewer positions than `max_sequence_length`, which is possible
+                without mixing weights that belong to a length. Where all blocks attend and none has experts, results
+                are those of padded and masked sequences, to the bit. None for False, or where possible with
+                ``semantics="paper"``.
+            layer_norm_epsilon: What layer norms add to the variance.
+            with_pooler: Whether there is a pooler, and so ``pooled_output``.
             min_expert_capacity: The fewest tokens that an expert takes of a group. None for 0, or 4 with
                 ``semantics="paper"``.
             expert_inner_dim: Width inside experts; None for `inner_dim`.
@@ -201,7 +210,8 @@ class SparseMixer(Encoder):
         """Encode a batch.
 
         Args:
-            inputs: Dict of array-likes; B examples of exactly S = `max_sequence_length` positions.
+            inputs: Dict of array-likes; B examples of S = `max_sequence_length` positions, or fewer with
+                `shorter_sequences`.
 
                 * ``input_word_ids``: integers [B, S] in ``[0, vocab_size)``.
                 * ``input_mask``: numbers [B, S]; 1 where attention may look, 0 at padding. Only attention uses it.
@@ -224,7 +234,8 @@ class SparseMixer(Encoder):
             Dict with the entries named by `outputs`, float32:
 
             * ``sequence_output`` [B, S, H], output of the last block (``[B, output_range, H]`` if that is set),
-            * ``pooled_output`` [B, H], a dense layer with tanh on its first position,
+            * ``pooled_output`` [B, H], a dense layer with tanh on its first position; not among the default outputs
+              of an encoder without a pooler,
             * ``encoder_outputs``, list of the output of every block.
 
         Raises:
@@ -258,7 +269,7 @@ class SparseMixer(Encoder):
         options = self._call_options(training, seed, outputs, check_finite)
         results, aux = self.core.forward(**arrays._asdict(), **options)
         self._remember(aux, stacklevel=5)
-        return results
+        return results if self.arguments.with_pooler else OutputsWithoutPooler(results)
 
     def vjp(
         self,
@@ -309,6 +320,8 @@ class SparseMixer(Encoder):
         options["persistent"] = as_bool("persistent", persistent)
         results, aux, tape = _native.record(self.core, **arrays._asdict(), **options)
         self._remember(aux, stacklevel=4)
+        if not self.arguments.with_pooler:
+            results = OutputsWithoutPooler(results)
         return results, VJP(self, tape, arrays)
 
     def _read(self, inputs: Mapping[str, Any]) -> model_inputs.Inputs:
@@ -324,6 +337,8 @@ class SparseMixer(Encoder):
     ) -> dict[str, Any]:
         """The keywords of a call as the core takes them."""
         train = False if training is None else as_bool("training", training)
+        if outputs is _OUTPUTS and not self.arguments.with_pooler:
+            outputs = [name for name in _OUTPUTS if name != "pooled_output"]
         return {
             "training": train,
             "seed": self._call_seed(train, seed),
@@ -430,6 +445,7 @@ class SparseMixer(Encoder):
         *,
         config: Mapping[str, Any] | None = None,
         prefix: str | None = None,
+        strict: bool = True,
         num_threads: int | None = None,
         isa: str | None = None,
         **changes: Any,
@@ -437,14 +453,17 @@ class SparseMixer(Encoder):
         """Build an encoder from a file.
 
         Args:
-            path: A file of `save`, a folder of a Hugging Face BERT or FNet, or with `config` anything that
-                `load_weights` reads.
+            path: A file of `save`, a folder of a Hugging Face BERT, RoBERTa, ELECTRA, DistilBERT or FNet, or with
+                `config` anything that `load_weights` reads. A folder without a pooler makes an encoder without one.
             config: Arguments of the constructor, for files that hold weights alone.
             prefix: Where in the file the encoder is, if there are several.
+            strict: Whether every weight must be there. Otherwise those that are not are initialised; `loaded_from` names
+                them.
             num_threads: As in the constructor.
             isa: As in the constructor.
             **changes: Arguments of the constructor that replace those of the file, for example
-                ``dtype="bfloat16"``.
+                ``dtype="bfloat16"``. A smaller `max_sequence_length` takes the first positions, a smaller
+                `num_layers` the first layers, and ``with_pooler=False`` leaves out the pooler.
 
         Raises:
             CheckpointError: The file is damaged, or its weights do not fit its configuration; the message names file
@@ -452,7 +471,8 @@ class SparseMixer(Encoder):
             ValueError: There is no configuration.
             OSError: The file cannot be read.
         """
-        return checkpoints.load(cls, path, config=config, prefix=prefix, num_threads=num_threads, isa=isa, **changes)
+        options: Any = {"prefix": prefix, "strict": strict, "num_threads": num_threads, "isa": isa}
+        return checkpoints.load(cls, path, config=config, **options, **changes)
 
     @classmethod
     def from_flax(

@@ -141,6 +141,19 @@ impl SparseMixerConfig {
                 ),
             ));
         }
+        if !(self.layer_norm_epsilon > 0.0 && self.layer_norm_epsilon < 1.0) {
+            return Err(Error::value(
+                "layer_norm_epsilon",
+                format!("got {}, expected a number above 0 and below 1", self.layer_norm_epsilon),
+            ));
+        }
+        if self.shorter_sequences == Some(true) && !self.takes_shorter_sequences() {
+            return Err(Error::value(
+                "shorter_sequences",
+                format!("got True, but weights of {:?} mixing belong to one length", self.mixing_mechanism)
+                    .to_lowercase(),
+            ));
+        }
         if self.norm_first && self.moe_residual == Some(false) {
             return Err(Error::value(
                 "moe_residual",
@@ -205,7 +218,7 @@ impl SparseMixerConfig {
     }
 
     /// Whether calls may have shorter sequences: where the rules say so and no weight belongs to a length.
-    fn takes_shorter_sequences(&self) -> bool {
+    pub fn takes_shorter_sequences(&self) -> bool {
         self.semantics().shorter_sequences
             && (self.mixing_mechanism.is_transform()
                 || (0..self.num_layers).all(|layer| self.is_attention(layer)))

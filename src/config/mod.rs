@@ -177,9 +177,16 @@ pub struct SparseMixerConfig {
     pub pad_id: Option<i64>,
     /// Residual and layer norm around the mixtures of post-norm blocks; `None` as `semantics` has it.
     pub moe_residual: Option<bool>,
+    /// Whether sequences may be shorter than `max_sequence_length` where no weight belongs to a length; `None` as
+    /// `semantics` has it.
+    pub shorter_sequences: Option<bool>,
     /// Project the embeddings also where their width is `hidden_size`, and drop out after the projection rather than
     /// before; `None` as `semantics` has it.
     pub project_embeddings: Option<bool>,
+    /// What layer norms add to the variance.
+    pub layer_norm_epsilon: f64,
+    /// Whether there is a pooler.
+    pub with_pooler: bool,
     /// Least expert capacity; `None` as `semantics` has it.
     pub min_expert_capacity: Option<usize>,
     /// Inner width of the experts; `None` for `inner_dim`.
@@ -243,6 +250,9 @@ impl Default for SparseMixerConfig {
             semantics: SemanticsPreset::Keras,
             pad_id: None,
             moe_residual: None,
+            shorter_sequences: None,
+            layer_norm_epsilon: 1e-12,
+            with_pooler: true,
             project_embeddings: None,
             min_expert_capacity: None,
             expert_inner_dim: None,

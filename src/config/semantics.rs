@@ -53,7 +53,7 @@ impl SparseMixerConfig {
             project_embeddings: self.project_embeddings.unwrap_or(paper),
             lecun_projection: paper && self.initializer == paper_initializer,
             pad_id: self.pad_id.or(paper.then_some(0)),
-            shorter_sequences: paper,
+            shorter_sequences: self.shorter_sequences.unwrap_or(paper),
             max_group_size: self.max_group_size.or(paper_group),
             min_expert_capacity: self.min_expert_capacity.unwrap_or(if paper { 4 } else { 0 }),
             router_z_loss_weight: self.router_z_loss_weight.unwrap_or(if paper { 1e-4 } else { 0.0 }),

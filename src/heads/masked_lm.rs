@@ -18,7 +18,7 @@ use super::word_blocks::{BLOCK, Targets, add_table_gradients, hidden_gradients, 
 use crate::config::ActivationConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Init, Panels, Real, log_sum_exp, matmul, pack_full_precision, prepare_lhs};
-use crate::layers::{Activation, Dense, LayerNorm};
+use crate::layers::{Activation, Dense, EPSILON, LayerNorm};
 use crate::params::{Gradients, Role, Table, VectorKey, WeightList, Weights};
 use crate::runtime::Context;
 use crate::sys::alloc_zeroed;
@@ -102,7 +102,7 @@ impl<R: Real> MaskedLm<R> {
             activation: Activation::from_config(&config.activation, None)?,
             output_bias: list.vector(format!("{name}/output_bias/bias"), Role::Bias, &[vocab_size]),
             transform: Dense::new(list, &format!("{name}/transform/dense"), hidden_size, embedding_width),
-            norm: LayerNorm::new(list, &format!("{name}/transform/LayerNorm"), embedding_width),
+            norm: LayerNorm::new(list, &format!("{name}/transform/LayerNorm"), embedding_width, EPSILON),
             config: config.clone(),
         })
     }

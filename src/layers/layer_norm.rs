@@ -1,12 +1,12 @@
-//! Layer normalisation over the last axis: `(x - mean) / sqrt(var + 1e-12) * gamma + beta`.
+//! Layer normalisation over the last axis: `(x - mean) / sqrt(var + epsilon) * gamma + beta`.
 //!
 //! Source: `tf_keras.layers.LayerNormalization` as the reference network configures it.
 
 use crate::kernels::{Isa, Real, layer_norm, layer_norm_backward};
 use crate::params::{Gradients, Role, VectorKey, WeightList, Weights};
 
-/// The reference network's, not the Keras default.
-const EPSILON: f64 = 1e-12;
+/// The reference network's epsilon, not the Keras default.
+pub const EPSILON: f64 = 1e-12;
 
 /// Gamma and beta, `[H]` each.
 #[derive(Clone, Copy, Debug)]
@@ -14,15 +14,17 @@ pub struct LayerNorm {
     gamma: VectorKey,
     beta: VectorKey,
     size: usize,
+    epsilon: f64,
 }
 
 impl LayerNorm {
-    /// Declares gamma and beta of `size` under `name`.
-    pub fn new(list: &mut WeightList, name: &str, size: usize) -> Self {
+    /// Declares gamma and beta of `size` under `name`; `epsilon` is added to the variance.
+    pub fn new(list: &mut WeightList, name: &str, size: usize, epsilon: f64) -> Self {
         LayerNorm {
             gamma: list.vector(format!("{name}/gamma"), Role::Scale, &[size]),
             beta: list.vector(format!("{name}/beta"), Role::Bias, &[size]),
             size,
+            epsilon,
         }
     }
 
@@ -40,7 +42,7 @@ impl LayerNorm {
         out: &mut [R],
         stats: Option<&mut [R]>,
     ) {
-        layer_norm(isa, x, weights.vector(self.gamma), weights.vector(self.beta), EPSILON, out, stats);
+        layer_norm(isa, x, weights.vector(self.gamma), weights.vector(self.beta), self.epsilon, out, stats);
     }
 
     /// Backward of [`LayerNorm::forward`] for rows of `x`, whose `stats` it left: writes `dx`, adds to the gradients.

@@ -12,9 +12,11 @@ mod dense;
 mod dropout;
 mod embedding_table;
 mod layer_norm;
+mod pooling;
 
 pub use activation::{Activation, CustomActivation};
 pub use dense::{Dense, Product, kernel_gradient};
 pub use dropout::Dropout;
 pub use embedding_table::EmbeddingTable;
-pub use layer_norm::LayerNorm;
+pub use layer_norm::{EPSILON, LayerNorm};
+pub use pooling::{Pooling, normalize};

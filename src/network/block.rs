@@ -73,7 +73,7 @@ impl<R: Real> Block<R> {
     pub fn new(list: &mut WeightList, config: &SparseMixerConfig, layer: usize) -> Self {
         let (prefix, hidden) = (format!("transformer/layer_{layer}"), config.hidden_size);
         let norm = |list: &mut WeightList, name: &str| {
-            LayerNorm::new(list, &format!("{prefix}/{name}_layer_norm"), hidden)
+            LayerNorm::new(list, &format!("{prefix}/{name}_layer_norm"), hidden, config.layer_norm_epsilon)
         };
         let mix = Mix::new(list, &prefix, config, layer);
         // Keras lists the first norm before a dense layer and after experts.

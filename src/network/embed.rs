@@ -39,7 +39,7 @@ impl Embed {
         let word = table("word_embeddings/embeddings", config.vocab_size);
         let position = table("position_embedding/embeddings", config.max_sequence_length);
         let types = table("type_embeddings/embeddings", config.type_vocab_size);
-        let norm = LayerNorm::new(list, "embeddings/layer_norm", width);
+        let norm = LayerNorm::new(list, "embeddings/layer_norm", width, config.layer_norm_epsilon);
         let projects = width != hidden || semantics.project_embeddings;
         let projection = projects.then(|| Dense::new(list, "embedding_projection", width, hidden));
         if let Some(projection) = projection.filter(|_| semantics.lecun_projection) {

@@ -18,7 +18,7 @@ use super::pooler::Pooler;
 struct Layers<R> {
     embed: Embed,
     blocks: Vec<Block<R>>,
-    pooler: Pooler,
+    pooler: Option<Pooler>,
 }
 
 impl<R: Real> Layers<R> {
@@ -26,7 +26,8 @@ impl<R: Real> Layers<R> {
     fn new(list: &mut WeightList, config: &SparseMixerConfig) -> Self {
         let embed = Embed::new(list, config);
         let blocks = (0..config.num_layers).map(|layer| Block::new(list, config, layer)).collect();
-        Layers { embed, blocks, pooler: Pooler::new(list, config.hidden_size) }
+        let pooler = config.with_pooler.then(|| Pooler::new(list, config.hidden_size));
+        Layers { embed, blocks, pooler }
     }
 }
 
@@ -45,7 +46,7 @@ pub struct SparseMixer<R> {
     pub(super) weights: Weights<R>,
     pub(super) embed: Embed,
     pub(super) blocks: Vec<Block<R>>,
-    pub(super) pooler: Pooler,
+    pub(super) pooler: Option<Pooler>,
 }
 
 impl<R: Real> SparseMixer<R> {

@@ -51,6 +51,7 @@ impl<R: Real> SparseMixer<R> {
         requested: RequestedOutputs,
     ) -> Result<Outputs<R>> {
         self.check(inputs, training)?;
+        self.check_pooler(requested)?;
         let (batch, seq, hidden) = (inputs.batch, inputs.seq, self.config.hidden_size);
         let keeps_last = requested.sequence_output || requested.encoder_outputs;
         let last_rows = if keeps_last { self.output_rows(seq) } else { 1 };
@@ -78,9 +79,9 @@ impl<R: Real> SparseMixer<R> {
                 outputs.encoder_outputs.push(values);
             }
         }
-        if requested.pooled_output {
+        if let Some(pooler) = self.pooler.filter(|_| requested.pooled_output) {
             let mut pooled = alloc_zeroed(batch * hidden);
-            self.pooler.forward(&pass, &x, last_rows, &mut pooled)?;
+            pooler.forward(&pass, &x, last_rows, &mut pooled)?;
             check_finite(requested, "the pooler is", &pooled)?;
             outputs.pooled_output = Some(pooled);
         }
@@ -93,6 +94,18 @@ impl<R: Real> SparseMixer<R> {
     pub(super) fn check(&self, inputs: &Inputs<'_, R>, training: Option<u64>) -> Result<()> {
         inputs.check(&self.config)?;
         if training.is_some() { self.check_dropout() } else { Ok(()) }
+    }
+
+    /// An encoder without a pooler has no `pooled_output`.
+    pub(super) fn check_pooler(&self, requested: RequestedOutputs) -> Result<()> {
+        if requested.pooled_output && self.pooler.is_none() {
+            return Err(Error::value(
+                "outputs",
+                "got 'pooled_output', but this encoder has no pooler (with_pooler=False, or a file without the \
+                 pooler's weights); pool 'sequence_output' instead",
+            ));
+        }
+        Ok(())
     }
 
     pub(super) fn pass<'a>(

@@ -149,6 +149,7 @@ impl<R: Real> SparseMixer<R> {
         recompute: bool,
     ) -> Result<(Outputs<R>, Tape<R>)> {
         self.check(&inputs.view(), training)?;
+        self.check_pooler(requested)?;
         if self.config.dtype == Dtype::Int8 {
             return Err(Error::value(
                 "dtype",
@@ -183,9 +184,12 @@ impl<R: Real> SparseMixer<R> {
             }
         }
         let last = self.blocks.len();
-        let mut pooled = alloc_zeroed(batch * hidden);
-        self.pooler.forward(&pass, &streams[last], seq, &mut pooled)?;
-        check_finite(requested, "the pooler is", &pooled)?;
+        let mut pooled = Vec::new();
+        if let Some(pooler) = self.pooler {
+            pooled = alloc_zeroed(batch * hidden);
+            pooler.forward(&pass, &streams[last], seq, &mut pooled)?;
+            check_finite(requested, "the pooler is", &pooled)?;
+        }
         if requested.encoder_outputs {
             outputs.encoder_outputs = streams[1..last].iter().map(|stream| stream.to_vec()).collect();
         }
@@ -222,8 +226,8 @@ impl<R: Real> SparseMixer<R> {
         };
         let mut dy = context.buffer(all * hidden);
         dy.fill(R::ZERO);
-        if let Some(dpooled) = cotangents.pooled_output {
-            self.pooler.backward(&pass, &tape.streams[last], &tape.pooled, dpooled, &mut dy, gradients)?;
+        if let Some((pooler, dpooled)) = self.pooler.zip(cotangents.pooled_output) {
+            pooler.backward(&pass, &tape.streams[last], &tape.pooled, dpooled, &mut dy, gradients)?;
         }
         if let Some(dsequence) = cotangents.sequence_output {
             add_rows(&mut dy, dsequence, batch);
@@ -276,7 +280,8 @@ impl<R: Real> SparseMixer<R> {
         };
         let lengths = |x: Option<&[R]>| x.map(<[R]>::len);
         check("sequence_output".into(), lengths(cotangents.sequence_output), batch * rows * hidden)?;
-        check("pooled_output".into(), lengths(cotangents.pooled_output), batch * hidden)?;
+        let pooled = if self.pooler.is_some() { batch * hidden } else { 0 };
+        check("pooled_output".into(), lengths(cotangents.pooled_output), pooled)?;
         let given = cotangents.encoder_outputs.len();
         if given > layers {
             return Err(Error::value(

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::network::specs;
 use crate::params::Spec;
 use crate::runtime::Interrupt;
+use crate::sys::alloc_zeroed;
 
 /// Values written between two looks at the interrupt: a few milliseconds' worth.
 const VALUES_PER_LOOK: usize = 1 << 20;
@@ -83,19 +84,22 @@ impl Checkpoint {
         })
     }
 
-    #[pyo3(signature = (targets, prefix=None))]
+    #[pyo3(signature = (targets, prefix=None, *, first_position=None, zeros=Vec::new()))]
     fn plan(
         &self,
         py: Python<'_>,
         targets: Vec<(String, Vec<usize>)>,
         prefix: Option<String>,
+        first_position: Option<usize>,
+        zeros: Vec<String>,
     ) -> PyResult<LoadPlan> {
         guard(|| {
             let targets = to_targets(targets);
-            let plan = enter_core(py, |_| {
+            let mut plan = enter_core(py, |_| {
                 checkpoint::LoadPlan::of_source(&*self.source, &targets, prefix.as_deref())
                     .map_err(|error| error.in_file(self.source.path()))
             })?;
+            adapt(&mut plan, self.source.entries(), &targets, first_position, &zeros);
             let file_names = file_names(&plan, self.source.entries());
             Ok(LoadPlan { plan, targets, file_names, source: Some(self.source.clone()) })
         })
@@ -140,6 +144,9 @@ impl LoadPlan {
                 format!("it was made for another encoder than that with {}", spec.name),
             ));
         }
+        if self.plan.zeros.contains(&index) {
+            return Ok(Some(Cow::Owned(alloc_zeroed(spec.len()))));
+        }
         let Some((source, read)) = self.find(index) else { return Ok(None) };
         let values = read.read(source, &self.targets[index], interrupt)?.into_f32();
         values.map(Some).map_err(|error| error.at(&spec.name).in_file(source.path()))
@@ -147,7 +154,7 @@ impl LoadPlan {
 
     /// Whether every target weight is read.
     pub fn is_complete(&self) -> bool {
-        self.plan.reads.len() == self.targets.len()
+        self.plan.reads.len() + self.plan.zeros.len() == self.targets.len()
     }
 
     /// Says that the weight at `index` will not be read again soon, so that mapped pages can go.
@@ -178,9 +185,18 @@ impl LoadPlan {
     }
 
     #[getter]
-    fn reads(&self) -> Vec<(usize, usize, bool)> {
-        let swaps = |transform| transform == Transform::SwapLeadingAxes;
-        self.plan.reads.iter().map(|read| (read.target, read.entry, swaps(read.transform))).collect()
+    fn reads(&self) -> Vec<(usize, usize, bool, Option<usize>)> {
+        let each = self.plan.reads.iter().map(|read| {
+            let swaps = read.transform == Transform::SwapLeadingAxes;
+            let first = if let Transform::RowsFrom(first) = read.transform { Some(first) } else { None };
+            (read.target, read.entry, swaps, first)
+        });
+        each.collect()
+    }
+
+    #[getter]
+    fn zeros(&self) -> &[usize] {
+        &self.plan.zeros
     }
 
     #[getter]
@@ -218,18 +234,34 @@ fn file_names(plan: &checkpoint::LoadPlan, entries: &[Entry]) -> Vec<String> {
     plan.reads.iter().map(|read| entries[read.entry].name.clone()).collect()
 }
 
+/// Makes the plan one of a part of the table of positions, and of weights that are zeros where they are absent.
+fn adapt(
+    plan: &mut checkpoint::LoadPlan,
+    entries: &[Entry],
+    targets: &[TargetWeight],
+    first_position: Option<usize>,
+    zeros: &[String],
+) {
+    if let Some(first) = first_position {
+        plan.cut_positions(entries, targets, first);
+    }
+    plan.fill_with_zeros(targets, zeros);
+}
+
 fn to_targets(weights: Vec<(String, Vec<usize>)>) -> Vec<TargetWeight> {
     weights.into_iter().map(|(name, shape)| TargetWeight { name, shape }).collect()
 }
 
 /// The plan for tensors that Python reads itself: `(name, numpy type name, shape)` each.
 #[pyfunction]
-#[pyo3(signature = (entries, targets, prefix=None, *, path))]
+#[pyo3(signature = (entries, targets, prefix=None, *, path, first_position=None, zeros=Vec::new()))]
 pub fn plan_load(
     entries: Vec<(String, String, Vec<usize>)>,
     targets: Vec<(String, Vec<usize>)>,
     prefix: Option<&str>,
     path: &str,
+    first_position: Option<usize>,
+    zeros: Vec<String>,
 ) -> PyResult<LoadPlan> {
     guard(|| {
         let entries: Vec<Entry> = entries
@@ -237,8 +269,9 @@ pub fn plan_load(
             .map(|(name, dtype, shape)| Entry { name, dtype: Dtype::from_numpy_name(&dtype), shape })
             .collect();
         let targets = to_targets(targets);
-        let plan = checkpoint::LoadPlan::new(&entries, &targets, prefix)
+        let mut plan = checkpoint::LoadPlan::new(&entries, &targets, prefix)
             .map_err(|error| to_py_err(error.in_file(path)))?;
+        adapt(&mut plan, &entries, &targets, first_position, &zeros);
         let file_names = file_names(&plan, &entries);
         Ok(LoadPlan { plan, targets, file_names, source: None })
     })

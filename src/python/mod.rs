@@ -8,6 +8,7 @@ mod activation;
 mod atomic_file;
 mod checkpoint;
 mod convert;
+mod embed;
 mod encoder;
 mod enter;
 mod gradients;
@@ -45,6 +46,8 @@ mod _native {
     use super::checkpoint::save;
     #[pymodule_export]
     use super::checkpoint::weight_specs;
+    #[pymodule_export]
+    use super::embed::embed;
     #[pymodule_export]
     use super::encoder::Encoder;
     #[pymodule_export]

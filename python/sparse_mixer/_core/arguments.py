@@ -67,6 +67,9 @@ _EXTENSIONS: dict[str, Any] = {
     "pad_id": None,
     "moe_residual": None,
     "project_embeddings": None,
+    "shorter_sequences": None,
+    "layer_norm_epsilon": 1e-12,
+    "with_pooler": True,
     "min_expert_capacity": None,
     "expert_inner_dim": None,
     "expert_dropout": None,
@@ -117,6 +120,9 @@ class Arguments:
     pad_id: int | None
     moe_residual: bool | None
     project_embeddings: bool | None
+    shorter_sequences: bool | None
+    layer_norm_epsilon: float
+    with_pooler: bool
     min_expert_capacity: int | None
     expert_inner_dim: int | None
     expert_dropout: float | None
@@ -379,6 +385,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "router_z_loss_weight": _or_none(as_float),
     "moe_residual": _or_none(as_bool),
     "project_embeddings": _or_none(as_bool),
+    "shorter_sequences": _or_none(as_bool),
     "router": _one_of(ROUTERS),
     "router_dtype": _one_of(ROUTER_DTYPES),
     "output_range": _or_none(as_int),
@@ -394,6 +401,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
             "attention_dropout",
             "auxiliary_loss_factor",
             "jitter_noise",
+            "layer_norm_epsilon",
         ),
         as_float,
     ),
@@ -402,6 +410,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
             "use_fft",
             "norm_first",
             "with_dense_inputs",
+            "with_pooler",
             "export_metrics",
             "batch_prioritized_routing",
             "group_mixup",

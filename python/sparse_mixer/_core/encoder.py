@@ -36,6 +36,15 @@ _ASSEMBLED = frozenset(
     }
 )
 
+NO_POOLER = "this encoder has no pooler (with_pooler=False, or a file without it); pool sequence_output instead"
+
+
+class OutputsWithoutPooler(dict[str, Any]):
+    """Outputs that say why there is no ``pooled_output`` among them."""
+
+    def __missing__(self, key: str) -> Any:
+        raise KeyError(f"pooled_output: {NO_POOLER}" if key == "pooled_output" else key)
+
 
 class Encoder(Part):
     """Base of `SparseMixer`: checked arguments around the core's encoder.
@@ -46,6 +55,8 @@ class Encoder(Part):
         note: A line that the summary ends with, or None.
         ignored_config_keys: Keys of a configuration of the JAX code that had no part in the encoder, after
             `SparseMixer.from_flax`; else empty.
+        loaded_from: A `checkpoints.LoadReport`: what was read from which file by `SparseMixer.load` and its kin; None
+            for other encoders.
     """
 
     core: _native.Encoder
@@ -78,6 +89,7 @@ class Encoder(Part):
         self.weight_seed = seed
         self.note: str | None = None
         self.ignored_config_keys: tuple[str, ...] = ()
+        self.loaded_from: Any = None
         self._training_calls = itertools.count()
         self._last = threading.local()
         self._metrics = RouterMetrics(moe if arguments.export_metrics else [])
@@ -98,7 +110,13 @@ class Encoder(Part):
 
     @property
     def pooler_layer(self) -> Layer:
-        """The dense layer behind ``pooled_output``."""
+        """The dense layer behind ``pooled_output``.
+
+        Raises:
+            AttributeError: The encoder has none.
+        """
+        if not self.arguments.with_pooler:
+            raise AttributeError(NO_POOLER)
         return self.layers[-1]
 
     def get_embedding_layer(self) -> Any:

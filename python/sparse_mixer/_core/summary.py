@@ -34,7 +34,7 @@ def rows(encoder: Encoder) -> list[Row]:
             kind, flops = "dense", 2 * sequence * a.width() * hidden
         elif layer.name.endswith("layer_norm"):
             kind = "layer norm"
-        elif layer is encoder.pooler_layer:
+        elif layer.name == "pooler_transform":
             kind, flops = "dense, tanh", 2 * hidden * hidden
         counted.append(Row(layer.name, kind, layer.count_params(), flops))
     first = next(i for i, layer in enumerate(encoder.layers) if layer in encoder.transformer_layers)

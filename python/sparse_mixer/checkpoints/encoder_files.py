@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
-from sparse_mixer._core.construction import make_core
+from sparse_mixer._core.construction import make_core, provider
 from sparse_mixer._core.encoder import Encoder
 from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer._native import CheckpointError as CheckpointError
 from sparse_mixer.checkpoints import flax
 from sparse_mixer.checkpoints.endings import format_of
+from sparse_mixer.checkpoints.hugging_face import Layout, read_layout
 from sparse_mixer.checkpoints.keras_h5_writer import can_be_weights_h5, save_weights_h5
 from sparse_mixer.checkpoints.opening import open_weights
 from sparse_mixer.checkpoints.presets import note, preset
@@ -24,7 +26,7 @@ from sparse_mixer.checkpoints.report import LoadReport, Mismatch
 from sparse_mixer.checkpoints.stored_config import CONFIG_KEY as _CONFIG_KEY
 from sparse_mixer.checkpoints.stored_config import resolve
 from sparse_mixer.checkpoints.stored_config import stored_config as stored_config
-from sparse_mixer.checkpoints.weight_files import WeightFile
+from sparse_mixer.checkpoints.weight_files import TargetWeights, WeightFile
 
 AnyEncoder = TypeVar("AnyEncoder", bound=Encoder)
 
@@ -77,6 +79,7 @@ def load(
     *,
     config: Mapping[str, Any] | None = None,
     prefix: str | None = None,
+    strict: bool = True,
     num_threads: int | None = None,
     isa: str | None = None,
     **changes: Any,
@@ -90,7 +93,8 @@ def load(
                 f"config: {file_name(path)} holds weights without a configuration; give the constructor's arguments "
                 "as config={...}, or build the encoder and call load_weights"
             )
-        return build(cls, file, given, prefix, num_threads, isa, changes=changes, stored=stored is not None)
+        options: Any = {"changes": changes, "stored": stored is not None, "strict": strict}
+        return build(cls, file, given, prefix, num_threads, isa, **options)
 
 
 def from_flax(
@@ -151,15 +155,41 @@ def build(
     *,
     changes: Mapping[str, Any] | None = None,
     stored: bool = False,
+    strict: bool = True,
 ) -> AnyEncoder:
-    """An encoder with the constructor's arguments `config` and `changes`, and the weights of `file` alone."""
-    arguments, seed, specs = resolve(cls, file, config, changes or {}, stored=stored)
-    plan = file.plan(specs, prefix)
-    make_report(file, plan, optional=()).require_complete()
-    core = make_core(arguments, seed, file.provider(plan), num_threads, isa)
+    """An encoder with the constructor's arguments `config` and `changes`, and the weights of `file`.
+
+    Fewer positions, fewer layers or no pooler among the `changes` leave out the weights of the others. None are initialised,
+    unless not `strict`: then those that the file does not have, or has in another shape.
+    """
+    changes = changes or {}
+    arguments, seed, specs = resolve(cls, file, config, changes, stored=stored)
+    cuts = "max_sequence_length" in changes
+    plan = _plan(file, specs, prefix, cuts=cuts)
+    report = make_report(file, plan, optional=())
+    if report.unexpected and any(name in changes for name in ("num_layers", "with_pooler")):
+        whole = {name: changes[name] for name in changes if name not in ("num_layers", "with_pooler")}
+        known = _plan(file, resolve(cls, file, config, whole, stored=stored)[2], plan.root, cuts=cuts).loaded
+        left_out = {name for _, name in known}
+        report = replace(report, unexpected=[name for name in report.unexpected if name not in left_out])
+    if strict:
+        report.require_complete()
+        core = make_core(arguments, seed, file.provider(plan), num_threads, isa)
+    else:
+        report.require_some()
+        core = make_core(arguments, seed, provider(arguments, seed), num_threads, isa)
+        file.load_into(core, plan)
     encoder = cls.around(arguments, core, seed, file.metadata.get(_NAME_KEY, "sparse_mixer"))
     encoder.trainable = True
+    encoder.loaded_from = report
     return encoder
+
+
+def _plan(file: WeightFile, specs: TargetWeights, prefix: str | None, *, cuts: bool = False) -> _native.LoadPlan:
+    """Which tensors of `file` are which weights, its layout considered; `cuts` a larger table of positions."""
+    layout = read_layout(file.path) if file.format == "safetensors" else Layout()
+    first = 0 if layout.first_position is None and cuts else layout.first_position
+    return file.plan(specs, prefix, first_position=first, zeros=layout.zeros)
 
 
 def read_adam_state(
@@ -215,7 +245,7 @@ def _vocab_size(file: WeightFile) -> int | None:
 def load_report(encoder: Encoder, source: PathLike | Mapping[str, Any], *, prefix: str | None = None) -> LoadReport:
     """`SparseMixer.load_report`."""
     with contextlib.closing(open_weights(source)) as file:
-        return make_report(file, file.plan(encoder.core.weight_specs(), prefix), optional_weights(encoder))
+        return make_report(file, _plan(file, encoder.core.weight_specs(), prefix), optional_weights(encoder))
 
 
 def load_weights(
@@ -227,12 +257,12 @@ def load_weights(
 ) -> LoadReport:
     """`SparseMixer.load_weights`."""
     with contextlib.closing(open_weights(source)) as file:
-        plan = file.plan(encoder.core.weight_specs(), prefix)
+        plan = _plan(file, encoder.core.weight_specs(), prefix)
         report = make_report(file, plan, optional_weights(encoder))
         if strict:
             report.require_complete()
-        elif not report.loaded:
-            raise CheckpointError(f"{report.path}: none of the encoder's weights is in the file; {report.summary()}")
+        else:
+            report.require_some()
         file.load_into(encoder.core, plan)
     return report
 

@@ -1,22 +1,47 @@
-"""Configurations of Hugging Face's BERT and FNet models in terms of ours."""
+"""Configurations of the models of the `transformers` package in terms of ours.
+
+BERT, the models that differ from it in names and sizes alone (RoBERTa, CamemBERT, XLM-RoBERTa, ELECTRA, DistilBERT),
+and FNet.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sparse_mixer._core.arguments import as_count, as_float
 from sparse_mixer._native import CheckpointError
 
 _MAX_CONFIG_BYTES = 1 << 20
-# The encoder's layer norms have this epsilon; so has the reference.
 _EPSILON = 1e-12
+_TYPE_TABLE = "type_embeddings/embeddings"
+_POOLER = "pooler.dense.weight"
 # What else each kind of model must have: variants that this encoder does not compute are told by these keys.
+_ABSOLUTE = {"position_embedding_type": "absolute", "is_decoder": False}
 _VARIANTS: dict[str, dict[str, Any]] = {
-    "bert": {"position_embedding_type": "absolute", "is_decoder": False},
+    "bert": _ABSOLUTE,
+    "roberta": _ABSOLUTE,
+    "camembert": _ABSOLUTE,
+    "xlm-roberta": _ABSOLUTE,
+    "electra": _ABSOLUTE,
+    "distilbert": {},
     "fnet": {},
+}
+# Their positions are counted from behind the padding's row of the table.
+_COUNT_FROM_PADDING = ("roberta", "camembert", "xlm-roberta")
+# Why models that one might take for a BERT are not read.
+_UNSUPPORTED = {
+    "mpnet": "its attention has relative position biases",
+    "albert": "its layers share their weights",
+    "deberta": "its attention is relative to positions",
+    "deberta-v2": "its attention is relative to positions",
+    "modernbert": "it has rotary positions and gated feed-forward layers",
+    "nomic_bert": "it has rotary positions and gated feed-forward layers",
+    "xlnet": "its attention is relative to positions",
+    "longformer": "its attention is local",
+    "t5": "its attention has relative position biases",
 }
 # FNet's encoder is that of the paper's code without attention: projected embeddings, dropout after it, and sequences of
 # any length up to the longest. One head fits every width; none attends.
@@ -33,6 +58,25 @@ _ACTIVATIONS = {
     "relu": "relu",
     "silu": "silu",
 }
+# DistilBERT's names of what the others have.
+_DISTILBERT = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "hidden_act": "activation",
+}
+
+
+class Layout(NamedTuple):
+    """How a file keeps weights, beyond their names."""
+
+    first_position: int | None = None
+    """The row of the table of positions that belongs to the first position; None: the table is as ours."""
+    zeros: tuple[str, ...] = ()
+    """Weights that the file does not have, and that are zeros."""
 
 
 def config_path(path: str) -> str:
@@ -40,11 +84,28 @@ def config_path(path: str) -> str:
     return os.path.join(path if os.path.isdir(path) else os.path.dirname(path), "config.json")
 
 
-def read_hugging_face(path: str) -> dict[str, Any] | None:
-    """The constructor's arguments for the BERT or FNet model at `path`: no experts; attention or Fourier everywhere.
+def read_layout(path: str) -> Layout:
+    """How the weight file at `path` keeps weights, by the configuration beside it, if there is one."""
+    try:
+        config = _read(config_path(path))
+        kind = config.get("model_type")
+        if kind in _COUNT_FROM_PADDING:
+            return Layout(_first_position(config))
+    except (OSError, CheckpointError, TypeError, ValueError):
+        # No folder of that package.
+        return Layout()
+    return Layout(zeros=(_TYPE_TABLE,)) if kind == "distilbert" else Layout()
+
+
+def read_hugging_face(path: str, tensors: Sequence[str]) -> dict[str, Any] | None:
+    """The constructor's arguments for the model at `path`: no experts; attention or Fourier everywhere.
 
     None if there is no model of the `transformers` package: no ``config.json``, or one without ``model_type`` beside a
     file.
+
+    Args:
+        path: The folder, or the weight file in it.
+        tensors: The names of its tensors.
 
     Raises:
         CheckpointError: Another model, a folder whose ``config.json`` is not a model's, a variant that this encoder
@@ -67,29 +128,41 @@ def read_hugging_face(path: str) -> dict[str, Any] | None:
         )
     kind = config["model_type"]
     if not isinstance(kind, str) or kind not in _VARIANTS:
-        raise CheckpointError(f"{file}: model_type {kind!r} is not read, only {', '.join(map(repr, _VARIANTS))}")
-    for key, value in (_VARIANTS[kind] | {"layer_norm_eps": _EPSILON}).items():
+        why = f": {_UNSUPPORTED[kind]}" if isinstance(kind, str) and kind in _UNSUPPORTED else ""
+        raise CheckpointError(f"{file}: model_type {kind!r} is not read{why}; only {', '.join(map(repr, _VARIANTS))}")
+    for key, value in _VARIANTS[kind].items():
         if config.get(key, value) != value:
             raise CheckpointError(f"{file}: {key}={config[key]!r} is not supported, only {value!r}")
+    if kind == "distilbert":
+        config = {**config, **{ours: config[theirs] for ours, theirs in _DISTILBERT.items() if theirs in config}}
+        config.setdefault("type_vocab_size", 1)
     activation = config.get("hidden_act", "gelu")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise CheckpointError(f"{file}: hidden_act {activation!r} is not supported, only {sorted(_ACTIVATIONS)}")
     try:
-        num_layers = _count(config, "num_hidden_layers")
-        return {
-            "vocab_size": _count(config, "vocab_size"),
-            "hidden_size": _count(config, "hidden_size"),
-            "num_layers": num_layers,
-            "moe_layers": (),
-            **(_attention(config, num_layers) if kind == "bert" else _FOURIER),
-            "max_sequence_length": _count(config, "max_position_embeddings"),
-            "type_vocab_size": _count(config, "type_vocab_size"),
-            "inner_dim": _count(config, "intermediate_size"),
-            "inner_activation": _ACTIVATIONS[activation],
-            "output_dropout": as_float("hidden_dropout_prob", config.get("hidden_dropout_prob", 0.1)),
-        }
+        return _arguments(kind, config, activation) | {"with_pooler": any(name.endswith(_POOLER) for name in tensors)}
     except (OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: {error}") from None
+
+
+def _arguments(kind: str, config: Mapping[str, Any], activation: str) -> dict[str, Any]:
+    num_layers, positions = _count(config, "num_hidden_layers"), _count(config, "max_position_embeddings")
+    arguments = {
+        "vocab_size": _count(config, "vocab_size"),
+        "hidden_size": _count(config, "hidden_size"),
+        "num_layers": num_layers,
+        "moe_layers": (),
+        **(_FOURIER if kind == "fnet" else _attention(config, num_layers)),
+        "max_sequence_length": positions - (_first_position(config) if kind in _COUNT_FROM_PADDING else 0),
+        "type_vocab_size": _count(config, "type_vocab_size"),
+        "inner_dim": _count(config, "intermediate_size"),
+        "inner_activation": _ACTIVATIONS[activation],
+        "output_dropout": as_float("hidden_dropout_prob", config.get("hidden_dropout_prob", 0.1)),
+        "layer_norm_epsilon": as_float("layer_norm_eps", config.get("layer_norm_eps", _EPSILON)),
+    }
+    if kind == "electra":
+        arguments["embedding_width"] = _count(config, "embedding_size")
+    return arguments
 
 
 def _attention(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
@@ -99,7 +172,13 @@ def _attention(config: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
         "attention_layers": range(num_layers),
         "num_attention_heads": _count(config, "num_attention_heads"),
         "attention_dropout": as_float(dropout, config.get(dropout, 0.1)),
+        "shorter_sequences": True,
     }
+
+
+def _first_position(config: Mapping[str, Any]) -> int:
+    """The row of the first position in RoBERTa's tables, which is the one behind the padding's."""
+    return as_count("pad_token_id", config.get("pad_token_id", 1)) + 1
 
 
 def _count(config: Mapping[str, Any], key: str) -> int:
@@ -108,7 +187,7 @@ def _count(config: Mapping[str, Any], key: str) -> int:
     return as_count(key, config[key])
 
 
-def _read(file: str) -> Mapping[str, Any]:
+def _read(file: str) -> dict[str, Any]:
     with open(file, "rb") as stream:
         text = stream.read(_MAX_CONFIG_BYTES)
     try:

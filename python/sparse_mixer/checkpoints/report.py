@@ -83,6 +83,15 @@ class LoadReport:
         head = f"{self.path} ({self.format}, names: {self.scheme}){where}: {len(self.loaded)} weights fit"
         return head if self.complete else f"{head}; {self.summary()}"
 
+    def require_some(self) -> None:
+        """Raise if no weight fits.
+
+        Raises:
+            CheckpointError: Names what does not fit.
+        """
+        if not self.loaded:
+            raise CheckpointError(f"{self.path}: none of the encoder's weights is in the file; {self.summary()}")
+
     def require_complete(self) -> None:
         """Raise unless `complete`.
 

@@ -28,7 +28,7 @@ def stored_config(file: WeightFile, path: str) -> Mapping[str, Any] | None:
     """
     text = file.metadata.get(CONFIG_KEY)
     if text is None:
-        return read_hugging_face(path)
+        return read_hugging_face(path, [name for name, _, _ in file.entries()])
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:

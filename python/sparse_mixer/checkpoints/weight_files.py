@@ -33,8 +33,23 @@ class WeightFile(Protocol):
     def read(self, index: int) -> Array:
         """The tensor at `index`; bfloat16 is widened to float32."""
 
-    def plan(self, targets: TargetWeights, prefix: str | None) -> _native.LoadPlan:
-        """Match the `targets` weights, names and shapes in Keras order, with the file's tensors."""
+    def plan(
+        self,
+        targets: TargetWeights,
+        prefix: str | None,
+        *,
+        first_position: int | None = None,
+        zeros: Sequence[str] = (),
+    ) -> _native.LoadPlan:
+        """Match the `targets` weights, names and shapes in Keras order, with the file's tensors.
+
+        Args:
+            targets: The weights.
+            prefix: Where in the file the encoder is, if there are several.
+            first_position: The row of a larger table of positions from which on as many as wanted are taken; None
+                if the table must fit.
+            zeros: Weights that count as zeros where the file does not have them.
+        """
 
     def provider(self, plan: _native.LoadPlan) -> Any:
         """What `_native.Encoder` takes to get its weights from this file."""
@@ -69,9 +84,16 @@ class NativeFile:
             return (halves << 16).view(np.float32).reshape(shape)
         return np.frombuffer(content, np.dtype(dtype).newbyteorder("<")).reshape(shape)
 
-    def plan(self, targets: TargetWeights, prefix: str | None) -> _native.LoadPlan:
-        """Match the `targets` weights with the file's tensors."""
-        return self._checkpoint.plan(targets, prefix)
+    def plan(
+        self,
+        targets: TargetWeights,
+        prefix: str | None,
+        *,
+        first_position: int | None = None,
+        zeros: Sequence[str] = (),
+    ) -> _native.LoadPlan:
+        """See `WeightFile`."""
+        return self._checkpoint.plan(targets, prefix, first_position=first_position, zeros=list(zeros))
 
     def provider(self, plan: _native.LoadPlan) -> Any:
         """The plan itself: the core reads without a detour through Python."""
@@ -98,33 +120,54 @@ class PythonFile:
         """See `WeightFile`."""
         raise NotImplementedError
 
-    def plan(self, targets: TargetWeights, prefix: str | None) -> _native.LoadPlan:
-        """Match the `targets` weights with the file's tensors."""
-        return _native.plan_load(self.entries(), targets, prefix, path=self.path)
+    def plan(
+        self,
+        targets: TargetWeights,
+        prefix: str | None,
+        *,
+        first_position: int | None = None,
+        zeros: Sequence[str] = (),
+    ) -> _native.LoadPlan:
+        """See `WeightFile`."""
+        options: Any = {"first_position": first_position, "zeros": list(zeros)}
+        return _native.plan_load(self.entries(), targets, prefix, path=self.path, **options)
 
     def provider(self, plan: _native.LoadPlan) -> Callable[[str, tuple[int, ...]], Floats]:
         """A function from name and shape of each weight, in Keras order, to its values."""
-        reads = {index: (entry, swap) for index, entry, swap in plan.reads}
-        order = iter(range(len(reads) + len(plan.missing)))
+        reads = {index: read for index, *read in plan.reads}
+        zeros = frozenset(plan.zeros)
+        order = iter(range(len(reads) + len(zeros) + len(plan.missing)))
 
         def provide(name: str, shape: tuple[int, ...]) -> Floats:
-            entry, swap = reads[next(order)]
-            return self.weight(entry, swap, shape)
+            index = next(order)
+            if index in zeros:
+                return np.zeros(shape, np.float32)
+            return self.weight(*reads[index], shape)
 
         return provide
 
     def load_into(self, core: _native.Encoder, plan: _native.LoadPlan) -> None:
         """Replace the weights of `core` that `plan` has found, all or none."""
         specs = core.weight_specs()
-        weights = [self.weight(entry, swap, specs[index][1]) for index, entry, swap in plan.reads]
-        core.assign([index for index, _, _ in plan.reads], weights)
+        weights = [self.weight(*read, specs[index][1]) for index, *read in plan.reads]
+        weights += [np.zeros(specs[index][1], np.float32) for index in plan.zeros]
+        core.assign([*(index for index, *_ in plan.reads), *plan.zeros], weights)
 
     def close(self) -> None:
         """Nothing to do for arrays."""
 
-    def weight(self, entry: int, swap: bool, shape: Sequence[int]) -> Floats:
-        """The array at `entry` as a weight of ours of `shape`, its two leading axes swapped if `swap`."""
+    def weight(self, entry: int, swap: bool, first_row: int | None, shape: Sequence[int]) -> Floats:
+        """The array at `entry` as a weight of ours of `shape`.
+
+        Args:
+            entry: Its number.
+            swap: Whether its two leading axes are swapped.
+            first_row: The first of the rows that are taken; None for the whole array.
+            shape: The shape of the weight.
+        """
         array = self.read(entry)
+        if first_row is not None:
+            array = array.reshape(-1, shape[-1])[first_row : first_row + shape[0]]
         if swap:
             array = np.swapaxes(array, 0, 1)
         return np.require(array.reshape(shape), np.float32, ["C", "A", "E"])

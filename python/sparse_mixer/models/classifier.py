@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sparse_mixer._core.arguments import as_int, as_positive
 from sparse_mixer._core.arrays import as_float32
+from sparse_mixer._core.encoder import NO_POOLER
 from sparse_mixer._core.inputs import KEYS, as_inputs
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, classification, squared_error
@@ -57,6 +58,8 @@ class BertClassifier(Model):
         check_encoder("network", network)
         self.num_classes = as_int("num_classes", num_classes)
         self.use_encoder_pooler = bool(use_encoder_pooler)
+        if self.use_encoder_pooler and not network.arguments.with_pooler:
+            raise ValueError(f"use_encoder_pooler: got True, but {NO_POOLER}; give use_encoder_pooler=False")
         self._outputs = ("pooled_output",) if self.use_encoder_pooler else ("sequence_output",)
         self._config = {
             "num_classes": self.num_classes,

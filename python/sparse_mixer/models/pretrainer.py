@@ -12,6 +12,7 @@ from sparse_mixer import activations
 from sparse_mixer._core.arguments import as_int
 from sparse_mixer._core.arrays import as_float32, as_integers
 from sparse_mixer._core.checks import as_float, as_list
+from sparse_mixer._core.encoder import NO_POOLER
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, cross_entropy, reciprocal
 from sparse_mixer.models.base import Model, stored
@@ -139,6 +140,8 @@ class BertPretrainerV2(Model):
         ]
         self._seen = heads
         if any(head.use_encoder_pooler for head in heads):
+            if not encoder_network.arguments.with_pooler:
+                raise ValueError(f"classification_heads: got use_encoder_pooler=True, but {NO_POOLER}")
             self._outputs = ("sequence_output", "pooled_output")
         super().__init__(name, encoder_network, [self.masked_lm, *self.classification_heads])
 

@@ -18,7 +18,7 @@ pub enum Scheme {
     WeightsH5,
     /// Parameter paths of the original JAX/Flax code.
     Flax,
-    /// Hugging Face's BERT and FNet in PyTorch form.
+    /// Hugging Face's BERT, its kin (RoBERTa, ELECTRA, DistilBERT) and FNet in PyTorch form.
     HuggingFace,
     /// `variables/<k>` in a SavedModel: the position in Keras' order. Only [`super::plan::LoadPlan`] resolves it.
     SavedModel,
@@ -57,7 +57,7 @@ pub struct ForeignName {
 pub const TF_SUFFIX: &str = "/.ATTRIBUTES/VARIABLE_VALUE";
 
 /// One sublayer in each scheme, `{i}` standing for the layer's number. Empty: the scheme does not have it. A `|`
-/// separates spellings, the usual one first.
+/// separates spellings, the usual one first; `@` stands in front of DistilBERT's, whose layers are called otherwise.
 struct Sublayer {
     keras: &'static str,
     tf: &'static str,
@@ -110,7 +110,7 @@ const MODEL_SUBLAYERS: [Sublayer; 6] = [
         "_embedding_projection",
         "_embedding_projection",
         "embedder/hidden_mapping_in",
-        "embeddings.projection",
+        "embeddings.projection|embeddings_project",
     ),
     sublayer("pooler_transform", "_pooler_layer", "pooler_layer", "pooler", "pooler.dense"),
 ];
@@ -131,28 +131,28 @@ const LAYER_SUBLAYERS: [Sublayer; 14] = [
         "_attention_cls/_query_dense|_attention_layer/_query_dense",
         "_attention_layer/_query_dense",
         "attention_{i}/self/query",
-        "attention.self.query",
+        "attention.self.query|@attention.q_lin",
     ),
     sublayer(
         "self_attention/key",
         "_attention_cls/_key_dense|_attention_layer/_key_dense",
         "_attention_layer/_key_dense",
         "attention_{i}/self/key",
-        "attention.self.key",
+        "attention.self.key|@attention.k_lin",
     ),
     sublayer(
         "self_attention/value",
         "_attention_cls/_value_dense|_attention_layer/_value_dense",
         "_attention_layer/_value_dense",
         "attention_{i}/self/value",
-        "attention.self.value",
+        "attention.self.value|@attention.v_lin",
     ),
     sublayer(
         "self_attention/attention_output",
         "_attention_cls/_output_dense|_attention_layer/_output_dense",
         "_attention_layer/_output_dense",
         "attention_{i}/self/out",
-        "attention.output.dense",
+        "attention.output.dense|@attention.out_lin",
     ),
     sublayer(
         "moe/experts/intermediate",
@@ -180,22 +180,22 @@ const LAYER_SUBLAYERS: [Sublayer; 14] = [
         "_attention_layer_norm",
         "_attention_layer_norm",
         "encoder_{i}/mixing_layer_norm",
-        "attention.output.LayerNorm|fourier.output.LayerNorm",
+        "attention.output.LayerNorm|fourier.output.LayerNorm|@sa_layer_norm",
     ),
     sublayer(
         "intermediate",
         "_intermediate_dense",
         "_intermediate_dense",
         "feed_forward_{i}/intermediate",
-        "intermediate.dense",
+        "intermediate.dense|@ffn.lin1",
     ),
-    sublayer("output", "_output_dense", "_output_dense", "feed_forward_{i}/output", "output.dense"),
+    sublayer("output", "_output_dense", "_output_dense", "feed_forward_{i}/output", "output.dense|@ffn.lin2"),
     sublayer(
         "output_layer_norm",
         "_output_layer_norm",
         "_output_layer_norm",
         "encoder_{i}/output_layer_norm",
-        "output.LayerNorm",
+        "output.LayerNorm|@output_layer_norm",
     ),
 ];
 
@@ -311,14 +311,14 @@ fn hugging_face_names(parts: &Parts<'_>, shape: &[usize]) -> Vec<ForeignName> {
         "bias" => (vec![shape.iter().product()], Transform::Keep),
         _ => (shape.to_vec(), Transform::Keep),
     };
-    let prefix = parts.layer.map_or(String::new(), |layer| format!("encoder.layer.{layer}."));
     spellings(parts.sublayer.hf)
-        .flat_map(|path| leaves.iter().map(move |leaf| (path, leaf)))
-        .map(|(path, leaf)| ForeignName {
-            path: format!("{prefix}{path}.{leaf}"),
-            shape: shape.clone(),
-            transform,
+        .map(|path| match (parts.layer, path.strip_prefix('@')) {
+            (Some(layer), None) => format!("encoder.layer.{layer}.{path}"),
+            (Some(layer), Some(path)) => format!("transformer.layer.{layer}.{path}"),
+            (None, _) => path.to_owned(),
         })
+        .flat_map(|path| leaves.iter().map(move |leaf| format!("{path}.{leaf}")))
+        .map(|path| ForeignName { path, shape: shape.clone(), transform })
         .collect()
 }
 

@@ -15,6 +15,7 @@ const MAX_ROOT_DEPTH: usize = 32;
 /// What a word table that is shared with a language-model head is called.
 const SHARED_TABLE: &str = "embedding_table";
 const WORD_TABLE: &str = "word_embeddings/embeddings";
+const POSITION_TABLE: &str = "position_embedding/embeddings";
 
 /// A weight to be loaded, under our name for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +59,8 @@ pub struct LoadPlan {
     pub root: String,
     /// The weights that can be loaded, in the order of the targets.
     pub reads: Vec<PlannedRead>,
+    /// Target weights that the file does not have, and that count as zeros.
+    pub zeros: Vec<usize>,
     /// Target weights that the file does not have.
     pub missing: Vec<String>,
     /// Tensors below the root that are no target. Heads and optimiser state beside the encoder are not among them.
@@ -160,11 +163,44 @@ impl LoadPlan {
             scheme,
             root,
             reads: Vec::new(),
+            zeros: Vec::new(),
             missing: Vec::new(),
             unexpected: Vec::new(),
             shape_mismatches: Vec::new(),
             dtype_mismatches: Vec::new(),
         }
+    }
+
+    /// Takes the wanted number of rows, from number `first` on, of a larger table of positions.
+    pub fn cut_positions(&mut self, entries: &[Entry], targets: &[TargetWeight], first: usize) {
+        let Some(at) = self.shape_mismatches.iter().position(|found| found.name == POSITION_TABLE) else {
+            return;
+        };
+        let file_name = &self.shape_mismatches[at].file_name;
+        let entry = entries.iter().position(|entry| entry.name == *file_name);
+        let target = targets.iter().position(|weight| weight.name == POSITION_TABLE);
+        let (Some(entry), Some(target)) = (entry, target) else { return };
+        // Flax has an axis of size one in front.
+        let shape = &entries[entry].shape;
+        let shape = shape.strip_prefix(&[1]).filter(|rest| rest.len() == 2).unwrap_or(shape);
+        let (&[rows, width], &[wanted, wanted_width]) = (shape, &targets[target].shape[..]) else { return };
+        if width != wanted_width || rows.checked_sub(first).is_none_or(|left| left < wanted) {
+            return;
+        }
+        self.shape_mismatches.remove(at);
+        if !entries[entry].dtype.is_float() {
+            return;
+        }
+        let read = PlannedRead { target, entry, transform: Transform::RowsFrom(first) };
+        let place = self.reads.partition_point(|other| other.target < target);
+        self.reads.insert(place, read);
+    }
+
+    /// Counts the weights called `names`, where the file does not have them, as zeros.
+    pub fn fill_with_zeros(&mut self, targets: &[TargetWeight], names: &[String]) {
+        let absent: Vec<String> = self.missing.extract_if(.., |name| names.contains(name)).collect();
+        let is_absent = |(_, target): &(usize, &TargetWeight)| absent.contains(&target.name);
+        self.zeros.extend(targets.iter().enumerate().filter(is_absent).map(|(index, _)| index));
     }
 
     fn add(&mut self, target: usize, weight: &TargetWeight, name: &ForeignName, index: usize, entry: &Entry) {

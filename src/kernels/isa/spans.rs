@@ -49,8 +49,9 @@ pub fn each_span(len: usize, mut visit: impl FnMut(Span)) {
 /// Chains of a [`fold`], to hide the latency of an addition.
 const CHAINS: usize = 4;
 
-/// `init` joined with `term` of all spans of `len` elements, missing lanes being `init`; the order depends on `len`
-/// only. Whole spans go to [`CHAINS`] chains in turn, those left over to the first, which then take in each other.
+/// `init` joined with `term` of all spans of `len` elements, missing lanes being `init`. Spans go to [`CHAINS`] chains in
+/// turn, which then take in each other: the order depends on `len` only, and further elements that are neutral (zeros of
+/// a sum, such as the probabilities of masked keys) change no bit.
 #[inline(always)]
 fn fold<S: Simd>(
     simd: S,
@@ -67,15 +68,17 @@ fn fold<S: Simd>(
             *chain = join(*chain, term(Span { first: group + i * LANES, len: LANES }));
         }
     }
-    let [mut first, second, third, fourth] = chains;
-    let whole = len / LANES * LANES;
-    for at in (grouped..whole).step_by(LANES) {
-        first = join(first, term(Span { first: at, len: LANES }));
+    let mut at = grouped;
+    for chain in &mut chains {
+        if at + LANES <= len {
+            *chain = join(*chain, term(Span { first: at, len: LANES }));
+        } else if at < len {
+            let last = term(Span { first: at, len: len - at });
+            *chain = join(*chain, simd.select(simd.first_lanes(len - at), last, start));
+        }
+        at += LANES;
     }
-    if whole < len {
-        let last = term(Span { first: whole, len: len - whole });
-        first = join(first, simd.select(simd.first_lanes(len - whole), last, start));
-    }
+    let [first, second, third, fourth] = chains;
     join(join(first, second), join(third, fourth))
 }
 
