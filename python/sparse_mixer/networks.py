@@ -457,8 +457,8 @@ class SparseMixer(Encoder):
                 `config` anything that `load_weights` reads. A folder without a pooler makes an encoder without one.
             config: Arguments of the constructor, for files that hold weights alone.
             prefix: Where in the file the encoder is, if there are several.
-            strict: Whether every weight must be there. Otherwise those that are not are initialised; `loaded_from` names
-                them.
+            strict: Whether every weight must be there. Otherwise those that are not are initialised; `loaded_from`
+                names them.
             num_threads: As in the constructor.
             isa: As in the constructor.
             **changes: Arguments of the constructor that replace those of the file, for example

@@ -159,8 +159,8 @@ def build(
 ) -> AnyEncoder:
     """An encoder with the constructor's arguments `config` and `changes`, and the weights of `file`.
 
-    Fewer positions, fewer layers or no pooler among the `changes` leave out the weights of the others. None are initialised,
-    unless not `strict`: then those that the file does not have, or has in another shape.
+    Fewer positions, fewer layers or no pooler among the `changes` leave out the weights of the others. None are
+    initialised, unless not `strict`: then those that the file does not have, or has in another shape.
     """
     changes = changes or {}
     arguments, seed, specs = resolve(cls, file, config, changes, stored=stored)
