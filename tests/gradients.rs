@@ -4,7 +4,7 @@ use sparse_mixer::config::{
     ActivationConfig, MixingMechanism, RouterKind, SemanticsPreset, SparseMixerConfig,
 };
 use sparse_mixer::kernels::Isa;
-use sparse_mixer::network::{Cotangents, OwnedInputs, OwnedWords, RequestedOutputs, SparseMixer};
+use sparse_mixer::network::{Cotangents, OwnedInputs, OwnedWords, Recording, RequestedOutputs, SparseMixer};
 use sparse_mixer::params::{Gradients, Role};
 use sparse_mixer::random::{Purpose, RngStream, open_unit};
 use sparse_mixer::runtime::{self, ScratchPool};
@@ -93,9 +93,10 @@ fn loss_and_gradients(
         ..RequestedOutputs::default()
     };
     let pool = ScratchPool::new();
+    let recording = Recording { recompute, requested: None };
     runtime::run(Isa::PORTABLE, 1, &pool, &runtime::never, |context| {
         let (outputs, tape) =
-            model.forward_with_tape(context, inputs.clone(), training, requested, recompute)?;
+            model.forward_with_tape(context, inputs.clone(), training, requested, recording)?;
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let auxiliary: f64 = outputs
             .metrics
@@ -118,6 +119,7 @@ fn loss_and_gradients(
             encoder_outputs: &encoder_outputs,
         };
         let drows = model.backward(context, &tape, &cotangents, AUX_LOSS_WEIGHT, &mut grads)?;
+        let drows = drows.expect("rows are requested");
         Ok((loss, grads, drows))
     })
     .expect("a forward and a backward pass")

@@ -230,8 +230,9 @@ class Head:
         d_logits: npt.NDArray[np.float32],
         seed: int | None,
         into: Gradients,
+        requested: Sequence[bool],
     ) -> npt.NDArray[np.float32]:
-        """Gradient of the features; adds those of the weights to `into`."""
+        """Gradient of the features; adds those of the weights whose flags are set to `into`."""
 
     def masked_lm_logits(
         self, encoder: Encoder, sequence_output: npt.NDArray[np.float32], rows: npt.NDArray[Any]
@@ -247,6 +248,8 @@ class Head:
         weights: npt.NDArray[np.float32],
         scale: float = 1.0,
         into: tuple[Gradients, Gradients] | None = None,
+        requested: Sequence[bool] | None = None,
+        requests_table: bool = True,
     ) -> tuple[tuple[float, float, float], npt.NDArray[np.float32] | None]:
         """Sums of loss, weight and correct predictions.
 
@@ -320,8 +323,8 @@ class Tape:
         pooled_output: npt.NDArray[np.float32] | None = None,
         encoder_outputs: Sequence[npt.NDArray[np.float32] | None] | None = None,
         aux_loss_weight: float = 1.0,
-    ) -> npt.NDArray[np.float32]:
-        """Add the gradients of the weights to `into`; returns those of the word rows [B, S, W].
+    ) -> npt.NDArray[np.float32] | None:
+        """Add the requested gradients of weights to `into`; returns those of the word rows [B, S, W] if requested.
 
         Raises:
             RuntimeError: Used before, and not persistent.
@@ -343,10 +346,12 @@ def record(
     check_finite: bool = False,
     recompute: bool = False,
     persistent: bool = False,
+    wrt: tuple[Sequence[bool], bool] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any], Tape]:
     """`Encoder.forward`, and a tape of it for one use, or more if `persistent`.
 
-    `recompute` keeps less and computes blocks again in the backward pass.
+    `recompute` keeps less and computes blocks again in the backward pass. `wrt` says which gradients are requested: one
+    flag per weight, and whether those of the word rows; None for all.
     """
 
 def cross_entropy(

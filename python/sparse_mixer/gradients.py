@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,21 +25,24 @@ class Gradients(Mapping[str, Array]):
     not reached, such as the pooler's under a loss of ``sequence_output``, read as zeros, and optimisers leave them
     alone, as Keras does where a gradient is None. A plain dict of these arrays has a gradient for each of its keys.
 
+    With `keys` there are entries of these weights alone.
+
     Attributes:
         parts: The encoder, and the heads if it is a model, that the weights belong to.
         buffers: The core's buffers, one per part.
         inputs: Gradients of floating-point inputs by name, of the last call; they are entries of the mapping, too.
     """
 
-    def __init__(self, target: Any, buffers: Sequence[_native.Gradients] | None = None) -> None:
-        """Zeros for the weights of `target`, an encoder or a model, or given `buffers` of such."""
+    def __init__(self, target: Any, keys: Collection[str] | None = None) -> None:
+        """Zeros for the weights of `target`, an encoder or a model; for all, or those called `keys`."""
         self.parts = parts_of(target)
-        self.buffers = [_native.Gradients(part.core) for part in self.parts] if buffers is None else list(buffers)
+        self.buffers = [_native.Gradients(part.core) for part in self.parts]
         self.inputs: dict[str, Array] = {}
         self._places = {
             key: (buffer, index)
             for part, buffer in zip(self.parts, self.buffers, strict=True)
             for index, key in enumerate(part.weight_keys)
+            if keys is None or key in keys
         }
 
     def __getitem__(self, key: str) -> Array:
@@ -87,10 +90,10 @@ class Gradients(Mapping[str, Array]):
         return float(np.sqrt(sum(buffer.global_norm() ** 2 for buffer in self.buffers)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"parts": self.parts, **self._values()}
+        return {"parts": self.parts, "keys": list(self._places), **self._values()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(_Parts(state["parts"]))  # type: ignore[misc]
+        self.__init__(_Parts(state["parts"]), state["keys"])  # type: ignore[misc]
         self.inputs = {name: np.array(array) for name, array in state["inputs"].items()}
         for buffer, values in zip(self.buffers, state["values"], strict=True):
             for index, array in values.items():
@@ -104,7 +107,7 @@ class Gradients(Mapping[str, Array]):
     def __deepcopy__(self, memo: dict[int, Any]) -> Gradients:
         # Of the same encoder or model, unless that is being copied, too.
         twin = Gradients.__new__(Gradients)
-        twin.__setstate__({"parts": [memo.get(id(part), part) for part in self.parts], **self._values()})
+        twin.__setstate__(self.__getstate__() | {"parts": [memo.get(id(part), part) for part in self.parts]})
         return twin
 
     def _values(self) -> dict[str, Any]:

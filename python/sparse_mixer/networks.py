@@ -24,7 +24,8 @@ from sparse_mixer._core.checks import as_strings
 from sparse_mixer._core.construction import make_core, provider, weight_seed
 from sparse_mixer._core.encoder import Encoder, OutputsWithoutPooler
 from sparse_mixer._core.paths import PathLike
-from sparse_mixer._core.vjp import VJP
+from sparse_mixer._core.variables import Variable
+from sparse_mixer._core.vjp import VJP, requested
 from sparse_mixer.activations import Activation
 from sparse_mixer.initializers import Initializer
 from sparse_mixer.layers import MixingMechanism
@@ -281,6 +282,7 @@ class SparseMixer(Encoder):
         check_finite: bool = False,
         recompute: bool = False,
         persistent: bool = False,
+        wrt: Sequence[str | Variable] | None = None,
     ) -> tuple[dict[str, Any], VJP]:
         """Encode a batch and prepare to differentiate.
 
@@ -303,12 +305,16 @@ class SparseMixer(Encoder):
             recompute: Keep only what each block reads and compute the blocks again when differentiating: less memory,
                 more time, the same bits.
             persistent: Keep what the forward pass kept after the first use, too, for further ones.
+            wrt: What to differentiate with respect to: keys of weights, variables, ``"input_word_embeddings"``,
+                ``"dense_inputs"``; None for all of them. Nothing is kept or computed for the others, and the backward
+                pass ends at the lowest layer that has one of these. Keras's choice is `trainable_weights`.
 
         Returns:
             The outputs, and a function from their gradients to those of the weights, for one use; see `VJP`.
 
         Raises:
             ValueError, TypeError, KeyboardInterrupt: As a call.
+            ValueError: `wrt` names something that there is not.
             TypeError: A subclass overrides `call` and not this.
         """
         if type(self).call is not SparseMixer.call and type(self).vjp is SparseMixer.vjp:
@@ -318,11 +324,12 @@ class SparseMixer(Encoder):
         options = self._call_options(training, seed, outputs, check_finite)
         options["recompute"] = as_bool("recompute", recompute)
         options["persistent"] = as_bool("persistent", persistent)
-        results, aux, tape = _native.record(self.core, **arrays._asdict(), **options)
+        chosen = requested(wrt, self, arrays)
+        results, aux, tape = _native.record(self.core, **arrays._asdict(), **options, wrt=(chosen.weights, chosen.rows))
         self._remember(aux, stacklevel=4)
         if not self.arguments.with_pooler:
             results = OutputsWithoutPooler(results)
-        return results, VJP(self, tape, arrays)
+        return results, VJP(self, tape, arrays, chosen)
 
     def _read(self, inputs: Mapping[str, Any]) -> model_inputs.Inputs:
         return model_inputs.read(

@@ -19,7 +19,7 @@ use crate::config::ActivationConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Init, Panels, Real, log_sum_exp, matmul, pack_full_precision, prepare_lhs};
 use crate::layers::{Activation, Dense, EPSILON, LayerNorm};
-use crate::params::{Gradients, Role, Table, VectorKey, WeightList, Weights};
+use crate::params::{GradientViewMut, Gradients, Role, Table, VectorKey, WeightList, Weights};
 use crate::runtime::Context;
 use crate::sys::alloc_zeroed;
 
@@ -68,8 +68,8 @@ pub struct Predictions<'a, R> {
 pub struct MaskedLmGradients<'a, R> {
     /// Of the head's weights.
     pub weights: &'a mut Gradients<R>,
-    /// Of the word table, `[V, W]`.
-    pub table: &'a mut [R],
+    /// Of the word table, `[V, W]`, if it is requested.
+    pub table: Option<&'a mut [R]>,
     /// Of the sequence output, `[B S, H]`.
     pub sequence: &'a mut [R],
     /// What the loss sum is multiplied by.
@@ -150,7 +150,7 @@ impl<R: Real> MaskedLm<R> {
         let mut sums = LossSums::default();
         if let Some(gradients) = &mut gradients {
             // Also where no prediction counts.
-            gradients.weights.reach_all();
+            gradients.weights.reach_requested();
         }
         for chunk in counted.chunks(CHUNK) {
             let rows: Vec<usize> = chunk.iter().map(|&p| rows[p]).collect();
@@ -173,8 +173,9 @@ impl<R: Real> MaskedLm<R> {
                     weights.iter().map(|w| R::from_f64(w.to_f64() * gradients.scale)).collect();
                 // z = h table^T + bias
                 let targets = Targets { labels: &labels, normalisers: &normalisers, factors: &factors };
-                let bias = gradients.weights.view_mut(self.output_bias).row_major();
-                add_table_gradients(context, &transformed.h, &mut blocks, targets, gradients.table, bias)?;
+                let bias = gradients.weights.if_requested(self.output_bias).map(GradientViewMut::row_major);
+                let table_gradient = gradients.table.as_deref_mut();
+                add_table_gradients(context, &transformed.h, &mut blocks, targets, table_gradient, bias)?;
                 let dh = hidden_gradients(context, table, &blocks, rows.len())?;
                 // h = norm(activation(x Wt + bt))
                 let dx = self.transform_backward(context, values, &transformed, &dh, gradients.weights)?;

@@ -212,7 +212,7 @@ impl<R: Real> MaskedLmCase<R> {
         let (mut table, mut sequence) = (vec![R::ZERO; 300 * 37], vec![R::ZERO; 4 * 6]);
         let into = MaskedLmGradients {
             weights: &mut weights,
-            table: &mut table,
+            table: Some(&mut table),
             sequence: &mut sequence,
             scale: 0.5,
         };

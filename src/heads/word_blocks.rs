@@ -24,14 +24,14 @@ pub(super) struct Targets<'a, R> {
     pub factors: &'a [R],
 }
 
-/// Turns the logits in `blocks` into gradients, and adds to those of the table (`dz^T h`) and of the bias.
+/// Turns the logits in `blocks` into gradients, and adds to those of the table (`dz^T h`) and of the bias where given.
 pub(super) fn add_table_gradients<R: Real>(
     context: &Context<'_, R>,
     h: &[R],
     blocks: &mut [R],
     targets: Targets<'_, R>,
-    d_table: &mut [R],
-    d_bias: &mut [R],
+    d_table: Option<&mut [R]>,
+    d_bias: Option<&mut [R]>,
 ) -> Result<()> {
     let isa = context.isa;
     let Targets { labels, normalisers, factors } = targets;
@@ -42,14 +42,15 @@ pub(super) fn add_table_gradients<R: Real>(
         let first = panel * PANEL;
         chunk.pack(isa, &h[first..], width, false, rows, PANEL.min(width - first));
     })?;
-    let tasks: Vec<_> = blocks
-        .chunks_mut(BLOCK * rows)
-        .zip(d_table.chunks_mut(BLOCK * width))
-        .zip(d_bias.chunks_mut(BLOCK))
-        .enumerate()
-        .collect();
-    context.each(tasks.into_iter(), |(block, ((z, d_table), d_bias)), scratch| {
-        let words = d_bias.len();
+    let mut table_pieces = d_table.map(|values| values.chunks_mut(BLOCK * width));
+    let mut bias_pieces = d_bias.map(|values| values.chunks_mut(BLOCK));
+    let tasks = blocks.chunks_mut(BLOCK * rows).map(|block| {
+        let table = table_pieces.as_mut().and_then(Iterator::next);
+        (block, table, bias_pieces.as_mut().and_then(Iterator::next))
+    });
+    let tasks: Vec<_> = tasks.enumerate().collect();
+    context.each(tasks.into_iter(), |(block, (z, d_table, d_bias)), scratch| {
+        let words = z.len() / rows;
         // dz = factor (exp(z - normaliser) - [word = label])
         for (row, normaliser) in z.chunks_exact_mut(words).zip(normalisers) {
             row.iter_mut().for_each(|z| *z -= *normaliser);
@@ -60,8 +61,13 @@ pub(super) fn add_table_gradients<R: Real>(
             if label / BLOCK == block {
                 row[label % BLOCK] -= factor;
             }
-            d_bias.iter_mut().zip(&*row).for_each(|(sum, &d)| *sum += d);
         }
+        if let Some(d_bias) = d_bias {
+            for row in z.chunks_exact(words) {
+                d_bias.iter_mut().zip(row).for_each(|(sum, &d)| *sum += d);
+            }
+        }
+        let Some(d_table) = d_table else { return };
         let ([transposed], [lhs, _]) = scratch.split([words * rows]);
         transpose(isa, z, rows, words, words, transposed, rows);
         let lhs = prepare_lhs(isa, transposed, words, rows, rows, Dtype::Float32, lhs);

@@ -14,7 +14,7 @@ mod matmul;
 mod peak;
 mod rows;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use dtype::Dtype;
 pub use fourier::{ComplexFft, RealFft};

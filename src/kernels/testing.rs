@@ -1,6 +1,13 @@
 //! Numbers and sizes for kernel tests.
 
+use std::cell::Cell;
+
 use super::isa::Real;
+
+thread_local! {
+    /// Multiply-adds of this thread's products so far.
+    pub static MULTIPLY_ADDS: Cell<usize> = const { Cell::new(0) };
+}
 
 /// Whether Miri, which takes minutes for what others do at once, does without a product of these sizes.
 pub fn too_much_for_miri(rows: usize, k: usize, n: usize) -> bool {

@@ -103,7 +103,7 @@ impl Dense {
         Product::transposed(&context.transposed(self.kernel(weights, 0))?).forward(context, dy, dx)
     }
 
-    /// Adds to the gradients of kernel and bias number `index`; `x` and `dy` have as many rows.
+    /// Adds to those of the gradients of kernel and bias number `index` that are requested; `x` and `dy` have as many rows.
     pub fn add_gradients<R: Real>(
         self,
         context: &Context<'_, R>,
@@ -115,9 +115,14 @@ impl Dense {
     ) -> Result<()> {
         let kernel = self.kernel(weights, index);
         let rows = x.len() / kernel.k();
-        let dw = gradients.view_mut(self.kernel).matrix(index, self.count).row_major();
-        kernel_gradient(context, kernel.dtype(), rows, x, dy, dw)?;
-        bias_gradient(context, dy, gradients.view_mut(self.bias).matrix(index, self.count).row_major())
+        if let Some(all) = gradients.if_requested(self.kernel) {
+            let dw = all.matrix(index, self.count).row_major();
+            kernel_gradient(context, kernel.dtype(), rows, x, dy, dw)?;
+        }
+        match gradients.if_requested(self.bias) {
+            Some(all) => bias_gradient(context, dy, all.matrix(index, self.count).row_major()),
+            None => Ok(()),
+        }
     }
 }
 

@@ -44,7 +44,8 @@ impl EmbeddingTable {
         looked_up: impl Iterator<Item = (usize, &'d [R])>,
         gradients: &mut Gradients<R>,
     ) {
-        let table = gradients.view_mut(self.key).row_major();
+        let Some(table) = gradients.if_requested(self.key) else { return };
+        let table = table.row_major();
         for (id, row) in looked_up {
             axpy(isa, &mut table[id * self.width..][..self.width], R::ONE, row);
         }

@@ -28,6 +28,11 @@ impl LayerNorm {
         }
     }
 
+    /// Whether `gradients` are to have those of gamma or beta.
+    pub fn is_requested<R: Real>(self, gradients: &Gradients<R>) -> bool {
+        gradients.requests(self.gamma) || gradients.requests(self.beta)
+    }
+
     /// `H`
     pub fn size(self) -> usize {
         self.size
@@ -56,9 +61,10 @@ impl LayerNorm {
         dx: &mut [R],
         gradients: &mut Gradients<R>,
     ) {
-        let [dgamma, dbeta] = gradients.views_mut([self.gamma, self.beta]);
-        let (dgamma, dbeta) = (dgamma.row_major(), dbeta.row_major());
+        let mut sums = vec![R::ZERO; 2 * self.size];
+        let (dgamma, dbeta) = sums.split_at_mut(self.size);
         layer_norm_backward(isa, dy, x, stats, weights.vector(self.gamma), dx, dgamma, dbeta);
+        self.add_partials(&sums, gradients);
     }
 
     /// The same for a block of rows: adds `[dgamma | dbeta]` to `partial` (`2 H`) instead. `scratch` holds
@@ -82,12 +88,12 @@ impl LayerNorm {
 
     /// Adds the partial sums of row blocks, in order, to the gradients.
     pub fn add_partials<R: Real>(self, partials: &[R], gradients: &mut Gradients<R>) {
-        let [dgamma, dbeta] = gradients.views_mut([self.gamma, self.beta]);
-        let (dgamma, dbeta) = (dgamma.row_major(), dbeta.row_major());
-        for partial in partials.chunks_exact(2 * self.size) {
-            let (own_gamma, own_beta) = partial.split_at(self.size);
-            dgamma.iter_mut().zip(own_gamma).for_each(|(sum, &part)| *sum += part);
-            dbeta.iter_mut().zip(own_beta).for_each(|(sum, &part)| *sum += part);
+        for (key, first) in [(self.gamma, 0), (self.beta, self.size)] {
+            let Some(gradient) = gradients.if_requested(key) else { continue };
+            let sums = gradient.row_major();
+            for partial in partials.chunks_exact(2 * self.size) {
+                sums.iter_mut().zip(&partial[first..]).for_each(|(sum, &part)| *sum += part);
+            }
         }
     }
 }

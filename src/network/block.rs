@@ -10,6 +10,8 @@
 //!
 //! Source: `TransformerScaffold` as the reference network drives it, checked by experiment.
 
+use std::ops::Range;
+
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Real, add_in_place};
@@ -66,6 +68,9 @@ pub struct Block<R> {
     feed_norm: Option<LayerNorm>,
     norm_first: bool,
     layer: usize,
+    /// Numbers of all weights of the block, and how many of them, the first, are the first sublayer's.
+    weights: Range<usize>,
+    mix_weights: usize,
 }
 
 impl<R: Real> Block<R> {
@@ -75,7 +80,9 @@ impl<R: Real> Block<R> {
         let norm = |list: &mut WeightList, name: &str| {
             LayerNorm::new(list, &format!("{prefix}/{name}_layer_norm"), hidden, config.layer_norm_epsilon)
         };
+        let first = list.specs().len();
         let mix = Mix::new(list, &prefix, config, layer);
+        let mix_weights = list.specs().len() - first;
         // Keras lists the first norm before a dense layer and after experts.
         let (feed, mix_norm) = if config.is_moe(layer) {
             let moe = Moe::new(list, &prefix, config);
@@ -86,7 +93,20 @@ impl<R: Real> Block<R> {
         };
         let has_feed_norm = !config.is_moe(layer) || config.norm_first || config.semantics().moe_residual;
         let feed_norm = has_feed_norm.then(|| norm(list, "output"));
-        Block { mix, feed, mix_norm, feed_norm, norm_first: config.norm_first, layer }
+        let (norm_first, weights) = (config.norm_first, first..list.specs().len());
+        Block { mix, feed, mix_norm, feed_norm, norm_first, layer, weights, mix_weights }
+    }
+
+    /// Numbers of the block's weights.
+    pub fn weights(&self) -> Range<usize> {
+        self.weights.clone()
+    }
+
+    /// Whether `gradients` are to have those of the first sublayer or of the norm before it.
+    fn requests_mixing(&self, gradients: &Gradients<R>) -> bool {
+        let first = self.weights.start;
+        gradients.requests_any(first..first + self.mix_weights)
+            || self.norm_first && self.mix_norm.is_requested(gradients)
     }
 
     /// The block's output for the first `rows` rows of every example, `[B*rows, H]`, into `out`; `x` is `[B*S, H]`.
@@ -185,7 +205,8 @@ impl<R: Real> Block<R> {
 
     /// Backward of the block: writes `dx`, adds to the gradients.
     ///
-    /// `x` is what `forward` read, `record` what it kept, `dy` the gradient of its result, all `[B*S, H]`.
+    /// `x` is what `forward` read, `record` what it kept, `dy` the gradient of its result, all `[B*S, H]`. Without
+    /// `needs_dx`, the contents of `dx` are unspecified afterwards.
     pub fn backward(
         &self,
         pass: &Pass<'_, R>,
@@ -195,6 +216,7 @@ impl<R: Real> Block<R> {
         dy: &[R],
         scales: LossScales<R>,
         dx: &mut [R],
+        needs_dx: bool,
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
         let (context, isa, hidden) = (pass.context, pass.context.isa, pass.config.hidden_size);
@@ -240,6 +262,9 @@ impl<R: Real> Block<R> {
         // 2. sum = x + dropped(mix): its gradient
         let mut dsum = dfed;
         norm_backward(pass, self.feed_input_norm(), sum, &dh, &mut dsum, gradients)?;
+        if !needs_dx && !self.requests_mixing(gradients) {
+            return Ok(());
+        }
         if self.norm_first {
             pass.each_block(&blocks, &mut dsum, hidden, |block, dsum, _| {
                 add_in_place(isa, dsum, block.of(dy, pass.seq, hidden));

@@ -4,6 +4,8 @@
 //! projection, and dropout comes after it. Sources: `SparseMixer.call`, `OnDeviceEmbedding`, `PositionEmbedding`;
 //! `layers.EmbeddingLayer` of the JAX code.
 
+use std::ops::Range;
+
 use crate::config::SparseMixerConfig;
 use crate::error::Result;
 use crate::kernels::{Real, add_in_place};
@@ -29,6 +31,8 @@ pub struct Embed {
     projection: Option<Dense>,
     /// Dropout after the projection instead of before.
     drop_projected: bool,
+    /// Number of the embeddings' weights, which are the first of all.
+    count: usize,
 }
 
 impl Embed {
@@ -45,7 +49,13 @@ impl Embed {
         if let Some(projection) = projection.filter(|_| semantics.lecun_projection) {
             list.initialize_as(projection.kernel, Role::LecunKernel);
         }
-        Embed { word, position, types, norm, projection, drop_projected: semantics.project_embeddings }
+        let (drop_projected, count) = (semantics.project_embeddings, list.specs().len());
+        Embed { word, position, types, norm, projection, drop_projected, count }
+    }
+
+    /// Numbers of the embeddings' weights.
+    pub fn weights(&self) -> Range<usize> {
+        0..self.count
     }
 
     /// The residual that the first block reads, `[B*S, H]`, into `out`. `sums`, when given (`[B*S, W]`), receives what the

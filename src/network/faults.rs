@@ -45,11 +45,13 @@ fn all_passes(network: &SparseMixer<f32>, scratch: &ScratchPool<f32>, threads: u
         let outputs = network.forward(context, &inputs().view(), None, requested)?;
         let mut results = outputs.sequence_output.unwrap_or_default();
         results.extend(outputs.pooled_output.unwrap_or_default());
-        let (_, tape) = network.forward_with_tape(context, inputs(), Some(5), requested, false)?;
+        let (_, tape) =
+            network.forward_with_tape(context, inputs(), Some(5), requested, Recording::default())?;
         let pooled = vec![1.0; 16];
         let cotangents = Cotangents { pooled_output: Some(&pooled), ..Cotangents::default() };
         let mut gradients = Gradients::zeros(network.weights().specs());
-        results.extend(network.backward(context, &tape, &cotangents, 1.0, &mut gradients)?);
+        let rows = network.backward(context, &tape, &cotangents, 1.0, &mut gradients)?;
+        results.extend(rows.unwrap_or_default());
         results.extend(gradients.memory());
         Ok(results)
     })

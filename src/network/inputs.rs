@@ -32,6 +32,52 @@ pub struct Inputs<'a, R> {
     pub mask: Option<&'a [R]>,
 }
 
+/// [`Inputs`] that live as long as the tape.
+#[derive(Clone, Debug)]
+pub struct OwnedInputs<R> {
+    /// `B`
+    pub batch: usize,
+    /// `S`
+    pub seq: usize,
+    /// The word rows.
+    pub words: OwnedWords<R>,
+    /// Positions that the words take.
+    pub word_len: usize,
+    /// Rows after the words, `[B, S - S', W]`.
+    pub dense: Vec<R>,
+    /// `[B, S]`
+    pub type_ids: Vec<i64>,
+    /// `[B, S]`
+    pub mask: Option<Vec<R>>,
+}
+
+/// [`Words`] that live as long as the tape.
+#[derive(Clone, Debug)]
+pub enum OwnedWords<R> {
+    /// Rows of the word table, `[B, S']`.
+    Ids(Vec<i64>),
+    /// Given rows, `[B, S', W]`.
+    Embeddings(Vec<R>),
+}
+
+impl<R: Real> OwnedInputs<R> {
+    /// The inputs, borrowed.
+    pub fn view(&self) -> Inputs<'_, R> {
+        Inputs {
+            batch: self.batch,
+            seq: self.seq,
+            words: match &self.words {
+                OwnedWords::Ids(ids) => Words::Ids(ids),
+                OwnedWords::Embeddings(rows) => Words::Embeddings(rows),
+            },
+            word_len: self.word_len,
+            dense: &self.dense,
+            type_ids: &self.type_ids,
+            mask: self.mask.as_deref(),
+        }
+    }
+}
+
 impl<R: Real> Inputs<'_, R> {
     /// Checks lengths, ranges and finiteness.
     pub fn check(&self, config: &SparseMixerConfig) -> Result<()> {

@@ -8,6 +8,8 @@ mod encoder;
 mod faults;
 mod feed_forward;
 mod forward;
+#[cfg(test)]
+mod frozen;
 mod inputs;
 mod memory;
 mod mixing;
@@ -21,10 +23,10 @@ mod testing;
 mod work;
 
 pub use encoder::{SparseMixer, specs};
-pub use inputs::{Inputs, Words};
+pub use inputs::{Inputs, OwnedInputs, OwnedWords, Words};
 pub use memory::forward_bytes;
 pub use moe::grouping::Grouping;
 pub use moe::mixture::LayerMetrics;
 pub use outputs::{Outputs, RequestedOutputs, RoutingRecord};
-pub use tape::{Cotangents, OwnedInputs, OwnedWords, Tape, TapeUse};
+pub use tape::{Cotangents, Recording, RequestedGradients, Tape, TapeUse};
 pub use work::is_small;

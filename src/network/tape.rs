@@ -1,6 +1,6 @@
 //! Training: a forward pass that keeps what backward needs, and the backward pass through the whole encoder.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use crate::config::SparseMixerConfig;
@@ -11,56 +11,29 @@ use crate::runtime::{Buffer, Context};
 use crate::sys::alloc_zeroed;
 
 use super::attention_mask::AttentionMask;
-use super::block::BlockCache;
+use super::block::{Block, BlockCache};
 use super::encoder::SparseMixer;
-use super::inputs::{Inputs, Words};
+use super::inputs::OwnedInputs;
 use super::moe::mixture::LossScales;
 use super::outputs::{Outputs, RequestedOutputs, check_finite};
+use super::pass::Pass;
 
-/// [`Inputs`] that live as long as the tape.
-#[derive(Clone, Debug)]
-pub struct OwnedInputs<R> {
-    /// `B`
-    pub batch: usize,
-    /// `S`
-    pub seq: usize,
-    /// The word rows.
-    pub words: OwnedWords<R>,
-    /// Positions that the words take.
-    pub word_len: usize,
-    /// Rows after the words, `[B, S - S', W]`.
-    pub dense: Vec<R>,
-    /// `[B, S]`
-    pub type_ids: Vec<i64>,
-    /// `[B, S]`
-    pub mask: Option<Vec<R>>,
+/// How a forward pass is recorded.
+#[derive(Clone, Debug, Default)]
+pub struct Recording {
+    /// Keep only what each block reads, and compute the blocks again: less memory, more time, the same bits.
+    pub recompute: bool,
+    /// What backward is to compute; `None` for the gradients of all weights.
+    pub requested: Option<RequestedGradients>,
 }
 
-/// [`Words`] that live as long as the tape.
+/// Which gradients backward is to compute.
 #[derive(Clone, Debug)]
-pub enum OwnedWords<R> {
-    /// Rows of the word table, `[B, S']`.
-    Ids(Vec<i64>),
-    /// Given rows, `[B, S', W]`.
-    Embeddings(Vec<R>),
-}
-
-impl<R: Real> OwnedInputs<R> {
-    /// The inputs, borrowed.
-    pub fn view(&self) -> Inputs<'_, R> {
-        Inputs {
-            batch: self.batch,
-            seq: self.seq,
-            words: match &self.words {
-                OwnedWords::Ids(ids) => Words::Ids(ids),
-                OwnedWords::Embeddings(rows) => Words::Embeddings(rows),
-            },
-            word_len: self.word_len,
-            dense: &self.dense,
-            type_ids: &self.type_ids,
-            mask: self.mask.as_deref(),
-        }
-    }
+pub struct RequestedGradients {
+    /// One flag per weight.
+    pub weights: Vec<bool>,
+    /// Whether also those of the word rows: looked up, given or dense.
+    pub rows: bool,
 }
 
 /// What a forward pass kept. Belongs to the weights that it was recorded with.
@@ -69,12 +42,13 @@ pub struct Tape<R: Real> {
     inputs: OwnedInputs<R>,
     training: Option<u64>,
     attention_mask: Arc<AttentionMask<R>>,
-    /// What the embeddings' norm reads, `[B*S, W]`.
-    sums: Buffer<R>,
-    /// What each block reads, and the last one's result.
-    streams: Vec<Buffer<R>>,
-    /// Empty if blocks are to be computed again.
-    records: Vec<BlockCache<R>>,
+    requested: RequestedGradients,
+    /// What the embeddings' norm reads, `[B*S, W]`; `None` if nothing is requested of the embeddings.
+    sums: Option<Buffer<R>>,
+    /// What each block reads, and the last one's result; `None` below the lowest block that backward goes through.
+    streams: Vec<Option<Buffer<R>>>,
+    /// `None` as well where blocks are to be computed again.
+    records: Vec<Option<BlockCache<R>>>,
     pooled: Vec<R>,
 }
 
@@ -117,6 +91,11 @@ impl<R: Real> Deref for TapeUse<'_, R> {
 }
 
 impl<R: Real> TapeUse<'_, R> {
+    fn stream(&self, layer: usize) -> Result<&[R]> {
+        let stream = self.streams.get(layer).and_then(Option::as_deref);
+        stream.ok_or_else(|| Error::Internal("a block without what it read".into()))
+    }
+
     /// Gives back what only blocks from number `layer` on and the pooler read.
     fn release_from(&mut self, layer: usize) {
         if let TapeUse::Released(tape) = self {
@@ -138,15 +117,14 @@ pub struct Cotangents<'a, R> {
 }
 
 impl<R: Real> SparseMixer<R> {
-    /// As [`SparseMixer::forward`], keeping what [`SparseMixer::backward`] needs. With `recompute`, only what each block
-    /// reads is kept, and blocks are computed again: less memory, more time, the same bits.
+    /// As [`SparseMixer::forward`], keeping what [`SparseMixer::backward`] needs.
     pub fn forward_with_tape(
         &self,
         context: &Context<'_, R>,
         inputs: OwnedInputs<R>,
         training: Option<u64>,
         requested: RequestedOutputs,
-        recompute: bool,
+        recording: Recording,
     ) -> Result<(Outputs<R>, Tape<R>)> {
         self.check(&inputs.view(), training)?;
         self.check_pooler(requested)?;
@@ -163,46 +141,67 @@ impl<R: Real> SparseMixer<R> {
                 "got an empty batch, expected at least one example to train on",
             ));
         }
-        let all = batch * seq;
-        let rows = self.output_rows(seq);
+        let wanted = recording.requested.unwrap_or_else(|| self.request_all());
+        let (all, last) = (batch * seq, self.blocks.len());
+        let (rows, lowest) = (self.output_rows(seq), self.lowest_block(&wanted));
         let attention_mask = Arc::new(AttentionMask::new(&self.config, &inputs.view()));
-        let pass = self.pass(context, (batch, seq), training, !recompute, &attention_mask);
+        let pass = self.pass(context, (batch, seq), training, false, &attention_mask);
         let mut outputs = Outputs::new(seq, rows);
-        let mut sums = context.buffer(all * self.config.embedding_width);
-        let mut streams = vec![context.buffer(all * hidden)];
-        let mut records = Vec::new();
-        self.embed.forward(&pass, &inputs.view(), &mut streams[0], Some(&mut sums))?;
-        check_finite(requested, "the embeddings are", &streams[0])?;
+        let mut sums =
+            self.goes_to_embeddings(&wanted).then(|| context.buffer(all * self.config.embedding_width));
+        let mut x = context.buffer(all * hidden);
+        self.embed.forward(&pass, &inputs.view(), &mut x, sums.as_deref_mut())?;
+        check_finite(requested, "the embeddings are", &x)?;
+        let (mut streams, mut records) = (Vec::with_capacity(last + 1), Vec::with_capacity(last));
         for (layer, block) in self.blocks.iter().enumerate() {
+            let keep = layer >= lowest && !recording.recompute;
             let mut out = context.buffer(all * hidden);
-            let record = block.forward(&pass, &self.activation, &streams[layer], seq, &mut out)?;
+            let record = block.forward(&Pass { keep, ..pass }, &self.activation, &x, seq, &mut out)?;
             outputs.add(&record, requested);
             check_finite(requested, format_args!("block {layer} is"), &out)?;
-            streams.push(out);
-            if !recompute {
-                records.push(record);
+            if requested.encoder_outputs && layer + 1 < last {
+                outputs.encoder_outputs.push(out.to_vec());
             }
+            let read = std::mem::replace(&mut x, out);
+            streams.push((layer >= lowest).then_some(read));
+            records.push(keep.then_some(record));
         }
-        let last = self.blocks.len();
         let mut pooled = Vec::new();
         if let Some(pooler) = self.pooler {
             pooled = alloc_zeroed(batch * hidden);
-            pooler.forward(&pass, &streams[last], seq, &mut pooled)?;
+            pooler.forward(&pass, &x, seq, &mut pooled)?;
             check_finite(requested, "the pooler is", &pooled)?;
         }
-        if requested.encoder_outputs {
-            outputs.encoder_outputs = streams[1..last].iter().map(|stream| stream.to_vec()).collect();
-        }
         if requested.sequence_output || requested.encoder_outputs {
-            let examples = streams[last].chunks_exact(seq * hidden);
+            let examples = x.chunks_exact(seq * hidden);
             outputs.sequence_output = Some(examples.flat_map(|x| &x[..rows * hidden]).copied().collect());
         }
         outputs.pooled_output = requested.pooled_output.then(|| pooled.clone());
-        Ok((outputs, Tape { inputs, training, attention_mask, sums, streams, records, pooled }))
+        streams.push(Some(x));
+        let requested = wanted;
+        Ok((outputs, Tape { inputs, training, attention_mask, requested, sums, streams, records, pooled }))
     }
 
-    /// Adds the gradients of all weights to `gradients` and returns those of the word rows (looked up, given or dense),
-    /// `[B, S, W]`.
+    fn request_all(&self) -> RequestedGradients {
+        RequestedGradients { weights: vec![true; self.weights.specs().len()], rows: true }
+    }
+
+    /// Whether backward goes through the embeddings.
+    fn goes_to_embeddings(&self, requested: &RequestedGradients) -> bool {
+        requested.rows || requested.weights[self.embed.weights()].contains(&true)
+    }
+
+    /// The lowest block that backward goes through; as many as there are if it goes through none.
+    fn lowest_block(&self, requested: &RequestedGradients) -> usize {
+        if self.goes_to_embeddings(requested) {
+            return 0;
+        }
+        let is_requested = |block: &Block<R>| requested.weights[block.weights()].contains(&true);
+        self.blocks.iter().position(is_requested).unwrap_or(self.blocks.len())
+    }
+
+    /// Adds the gradients that `tape` was recorded for to `gradients`, and returns that of the word rows (looked up, given
+    /// or dense), `[B, S, W]`, if it is among them. Ends at the lowest layer of which something is requested.
     ///
     /// `tape` must come from these weights. The scalar that is differentiated is the one whose gradients with respect to
     /// the outputs are `cotangents`, plus `aux_loss_weight` times the weighted auxiliary losses.
@@ -213,11 +212,15 @@ impl<R: Real> SparseMixer<R> {
         cotangents: &Cotangents<'_, R>,
         aux_loss_weight: f64,
         gradients: &mut Gradients<R>,
-    ) -> Result<Vec<R>> {
+    ) -> Result<Option<Vec<R>>> {
         let mut tape = tape.into();
         let (batch, seq, hidden) = (tape.inputs.batch, tape.inputs.seq, self.config.hidden_size);
         let (all, last) = (batch * seq, self.blocks.len());
         self.check_cotangents(&tape, cotangents)?;
+        gradients.request(&tape.requested.weights);
+        let (lowest, goes_to_embeddings) =
+            (self.lowest_block(&tape.requested), self.goes_to_embeddings(&tape.requested));
+        let goes_below_pooler = lowest < last || goes_to_embeddings;
         let attention_mask = tape.attention_mask.clone();
         let pass = self.pass(context, (batch, seq), tape.training, true, &attention_mask);
         let scales = LossScales {
@@ -226,15 +229,17 @@ impl<R: Real> SparseMixer<R> {
         };
         let mut dy = context.buffer(all * hidden);
         dy.fill(R::ZERO);
-        if let Some((pooler, dpooled)) = self.pooler.zip(cotangents.pooled_output) {
-            pooler.backward(&pass, &tape.streams[last], &tape.pooled, dpooled, &mut dy, gradients)?;
+        if let Some((pooler, dpooled)) = self.pooler.zip(cotangents.pooled_output)
+            && (goes_below_pooler || gradients.requests_any(self.pooler_weights()))
+        {
+            pooler.backward(&pass, tape.stream(last)?, &tape.pooled, dpooled, &mut dy, gradients)?;
         }
         if let Some(dsequence) = cotangents.sequence_output {
             add_rows(&mut dy, dsequence, batch);
         }
         // Whether anything that is differentiated depends on the block at hand; until then `dy` is zero.
         let mut depends = cotangents.pooled_output.is_some() || cotangents.sequence_output.is_some();
-        for (layer, block) in self.blocks.iter().enumerate().rev() {
+        for (layer, block) in self.blocks.iter().enumerate().skip(lowest).rev() {
             tape.release_from(layer + 1);
             if let Some(Some(doutput)) = cotangents.encoder_outputs.get(layer) {
                 add_rows(&mut dy, doutput, batch);
@@ -244,9 +249,9 @@ impl<R: Real> SparseMixer<R> {
             if !depends {
                 continue;
             }
-            let x = &tape.streams[layer];
+            let x = tape.stream(layer)?;
             let again;
-            let record = match tape.records.get(layer) {
+            let record = match &tape.records[layer] {
                 Some(record) => record,
                 None => {
                     let mut out = context.buffer(all * hidden);
@@ -255,16 +260,24 @@ impl<R: Real> SparseMixer<R> {
                 }
             };
             let mut dx = context.buffer(all * hidden);
-            block.backward(&pass, &self.activation, x, record, &dy, scales, &mut dx, gradients)?;
+            let needs_dx = layer > lowest || goes_to_embeddings;
+            block.backward(&pass, &self.activation, x, record, &dy, scales, &mut dx, needs_dx, gradients)?;
             dy = dx;
         }
         tape.release_from(0);
-        let mut drows = alloc_zeroed(all * self.config.embedding_width);
-        if !depends {
-            return Ok(drows);
+        let Some(sums) = &tape.sums else { return Ok(None) };
+        let mut drows = tape.requested.rows.then(|| alloc_zeroed(all * self.config.embedding_width));
+        if depends {
+            let mut unasked = context.buffer(if drows.is_some() { 0 } else { sums.len() });
+            let drows = drows.as_deref_mut().unwrap_or(&mut unasked);
+            self.embed.backward(&pass, &tape.inputs.view(), sums, &dy, drows, gradients)?;
         }
-        self.embed.backward(&pass, &tape.inputs.view(), &tape.sums, &dy, &mut drows, gradients)?;
         Ok(drows)
+    }
+
+    /// Numbers of the pooler's weights, which are the last of all.
+    fn pooler_weights(&self) -> Range<usize> {
+        self.blocks.last().map_or(0, |block| block.weights().end)..self.weights.specs().len()
     }
 
     /// Checks that `cotangents` have the sizes of the outputs that `tape` recorded.
@@ -309,7 +322,7 @@ fn add_rows<R: Real>(to: &mut [R], rows: &[R], batch: usize) {
 mod tests {
     use super::super::testing::{BATCH, SEQ, config, encoder, inputs, values, with_context};
     use super::*;
-    use crate::network::RequestedOutputs;
+    use crate::network::{OwnedWords, RequestedOutputs};
 
     const ALL: RequestedOutputs = RequestedOutputs {
         sequence_output: true,
@@ -324,7 +337,7 @@ mod tests {
         let network = encoder::<f64>(config());
         let mut gradients = Gradients::zeros(network.weights().specs());
         with_context(|context| {
-            let (_, tape) = network.forward_with_tape(context, inputs, None, ALL, false)?;
+            let (_, tape) = network.forward_with_tape(context, inputs, None, ALL, Recording::default())?;
             network.backward(context, &tape, cotangents, aux, &mut gradients)
         });
         let mut parts = vec![
@@ -378,7 +391,8 @@ mod tests {
         with_context(|context| {
             let plain = network.forward(context, &inputs().view(), None, ALL)?;
             for recompute in [false, true] {
-                let (outputs, _) = network.forward_with_tape(context, inputs(), None, ALL, recompute)?;
+                let recording = Recording { recompute, requested: None };
+                let (outputs, _) = network.forward_with_tape(context, inputs(), None, ALL, recording)?;
                 assert_eq!(outputs.sequence_output, plain.sequence_output);
                 assert_eq!(outputs.pooled_output, plain.pooled_output);
                 assert_eq!(outputs.encoder_outputs, plain.encoder_outputs);
@@ -399,7 +413,7 @@ mod tests {
             (Cotangents { encoder_outputs: &[None; 4], ..Cotangents::default() }, "encoder_outputs: got 4"),
         ];
         with_context(|context| {
-            let (_, tape) = network.forward_with_tape(context, inputs(), None, ALL, false)?;
+            let (_, tape) = network.forward_with_tape(context, inputs(), None, ALL, Recording::default())?;
             let mut gradients = Gradients::zeros(network.weights().specs());
             for (cotangents, expected) in cases {
                 let error = network.backward(context, &tape, &cotangents, 1.0, &mut gradients);

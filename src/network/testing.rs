@@ -7,7 +7,7 @@ use crate::params::{Role, Spec};
 use crate::runtime::{Context, ScratchPool, never, run};
 
 use super::encoder::SparseMixer;
-use super::tape::{OwnedInputs, OwnedWords};
+use super::inputs::{OwnedInputs, OwnedWords};
 
 pub const BATCH: usize = 2;
 pub const SEQ: usize = 6;

@@ -18,6 +18,7 @@ pub struct Gradients<R> {
     /// Where in the memory the gradient of each weight is, by the weight's number.
     ranges: Vec<Range<usize>>,
     reached: Vec<bool>,
+    requested: Vec<bool>,
 }
 
 /// One gradient. How its values lie in memory is for this type to know.
@@ -41,7 +42,29 @@ impl<R: Real> Gradients<R> {
             *range = end..end + spec.len();
             end = range.end.next_multiple_of(ALIGNMENT / size_of::<R>());
         }
-        Gradients { memory: AlignedVec::zeros(end), ranges, reached: vec![false; specs.len()] }
+        let flags = |value| vec![value; specs.len()];
+        Gradients { memory: AlignedVec::zeros(end), ranges, reached: flags(false), requested: flags(true) }
+    }
+
+    /// From now on, layers compute the gradients of the weights whose flags are set, and no others. At first, of all.
+    pub fn request(&mut self, weights: &[bool]) {
+        self.requested.copy_from_slice(weights);
+    }
+
+    /// Whether the gradient of one of several weights is to be computed.
+    pub fn requests_any(&self, weights: Range<usize>) -> bool {
+        self.requested[weights].contains(&true)
+    }
+
+    /// Whether the gradient of a weight is to be computed.
+    pub fn requests(&self, key: impl WeightKey) -> bool {
+        self.requested[key.index()]
+    }
+
+    /// The gradient of a weight, for a layer to add to it, if it is to be computed: the weight counts as reached from now
+    /// on.
+    pub fn if_requested(&mut self, key: impl WeightKey) -> Option<GradientViewMut<'_, R>> {
+        self.requests(key).then(|| self.view_mut(key))
     }
 
     /// The gradient of a weight.
@@ -56,14 +79,13 @@ impl<R: Real> Gradients<R> {
         GradientViewMut { values: &mut self.memory[range] }
     }
 
-    /// Two different gradients at once, to be added to.
-    pub fn views_mut(&mut self, keys: [impl WeightKey; 2]) -> [GradientViewMut<'_, R>; 2] {
-        let ranges = keys.map(|key| {
-            self.reached[key.index()] = true;
-            self.range(key)
-        });
-        match self.memory.get_disjoint_mut(ranges) {
-            Ok(views) => views.map(|values| GradientViewMut { values }),
+    /// [`Gradients::if_requested`] of two different weights at once.
+    pub fn both_if_requested(&mut self, keys: [impl WeightKey; 2]) -> [Option<GradientViewMut<'_, R>>; 2] {
+        let requested = keys.map(|key| self.requests(key));
+        keys.iter().for_each(|key| self.reached[key.index()] |= self.requests(*key));
+        let mut requested = requested.into_iter();
+        match self.memory.get_disjoint_mut(keys.map(|key| self.ranges[key.index()].clone())) {
+            Ok(views) => views.map(|values| requested.next()?.then_some(GradientViewMut { values })),
             Err(error) => unreachable!("gradients of two weights: {error}"),
         }
     }
@@ -74,9 +96,9 @@ impl<R: Real> Gradients<R> {
         &self.reached
     }
 
-    /// Counts every weight as reached.
-    pub fn reach_all(&mut self) {
-        self.reached.fill(true);
+    /// Counts every requested weight as reached.
+    pub fn reach_requested(&mut self) {
+        self.reached.iter_mut().zip(&self.requested).for_each(|(reached, &requested)| *reached |= requested);
     }
 
     /// All gradients, each in its [`Gradients::range`], with zeros between them.
@@ -97,8 +119,12 @@ impl<R: Real> Gradients<R> {
 
     /// Sets every value to zero, and no weight as reached.
     pub fn clear(&mut self) {
-        self.memory.fill(R::ZERO);
-        self.reached.fill(false);
+        for (range, reached) in self.ranges.iter().zip(&mut self.reached) {
+            // Others are zero.
+            if std::mem::take(reached) {
+                self.memory[range.clone()].fill(R::ZERO);
+            }
+        }
     }
 }
 
@@ -151,7 +177,7 @@ mod tests {
     fn views_that_are_added_to_are_reached_and_others_stay() {
         let mut gradients = Gradients::<f64>::zeros(&specs());
         gradients.view_mut(2).matrix(0, 1).row_major().fill(2.0);
-        let [a, b] = gradients.views_mut([1, 0]);
+        let [Some(a), Some(b)] = gradients.both_if_requested([1, 0]) else { panic!("all are requested") };
         (a.row_major()[0], b.row_major()[0]) = (3.0, 4.0);
         assert_eq!([0, 1, 2].map(|i| gradients.view(i).row_major().iter().sum::<f64>()), [4.0, 3.0, 50.0]);
         assert_eq!(gradients.reached(), [true; 3]);
@@ -159,5 +185,15 @@ mod tests {
         assert!(gradients.memory().iter().all(|&value| value == 0.0) && !gradients.reached()[2]);
         gradients.view_mut(1).row_major()[3] = 1.0;
         assert_eq!(gradients.reached(), [false, true, false]);
+    }
+
+    #[test]
+    fn gradients_that_are_not_requested_are_not_reached() {
+        let mut gradients = Gradients::<f64>::zeros(&specs());
+        gradients.request(&[false, true, false]);
+        assert!(gradients.if_requested(0).is_none());
+        assert!(matches!(gradients.both_if_requested([2, 1]), [None, Some(_)]));
+        assert_eq!(gradients.reached(), [false, true, false]);
+        assert!(gradients.requests_any(0..2) && !gradients.requests_any(2..3) && !gradients.requests(0));
     }
 }

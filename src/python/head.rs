@@ -46,6 +46,14 @@ impl Head {
         &self.specs
     }
 
+    fn expect_flags(&self, requested: &[bool]) -> PyResult<()> {
+        let (got, expected) = (requested.len(), self.specs.len());
+        if got == expected {
+            return Ok(());
+        }
+        Err(to_py_err(Error::value("requested", format!("got {got} flags for {expected} weights"))))
+    }
+
     fn spec(&self, index: usize) -> PyResult<&Spec> {
         self.specs.get(index).ok_or_else(|| {
             let message = format!("got {index}, expected less than {}", self.specs.len());
@@ -154,7 +162,7 @@ impl Head {
         })
     }
 
-    /// Gradient of the features; adds those of the weights to `into`.
+    /// Gradient of the features; adds those of the weights whose flags in `requested` are set to `into`.
     fn project_backward<'py>(
         &self,
         py: Python<'py>,
@@ -163,8 +171,10 @@ impl Head {
         d_logits: &Bound<'py, PyAny>,
         seed: Option<u64>,
         into: &Bound<'py, Gradients>,
+        requested: Vec<bool>,
     ) -> PyResult<Floats<'py>> {
         guard(|| {
+            self.expect_flags(&requested)?;
             let (isa, threads) = encoder.get().resources()?;
             let features = floats("features", features, 2)?;
             let d_logits = floats("d_logits", d_logits, 2)?;
@@ -173,6 +183,7 @@ impl Head {
             let d_features = enter_core(py, |interrupt| {
                 let head = projection(&weights)?;
                 let mut into = into.shared().lock(interrupt)?;
+                into.request(&requested);
                 run(isa, threads, &SCRATCH, interrupt, |context| {
                     let (features, d_logits) = (&features.data, &d_logits.data);
                     head.backward(context, &weights.weights, features, d_logits, seed, &mut into)
@@ -207,8 +218,11 @@ impl Head {
     }
 
     /// Sums over predictions and, with `into` (this head's gradients, the encoder's), the gradient of the sequence output
-    /// of `scale` times the loss sum.
-    #[pyo3(signature = (encoder, sequence_output, rows, labels, weights, scale=1.0, into=None))]
+    /// of `scale` times the loss sum. Of this head's weights, those are requested whose flags in `requested` are set, and
+    /// the word table if `requests_table`.
+    #[pyo3(signature = (
+        encoder, sequence_output, rows, labels, weights, scale=1.0, into=None, requested=None, requests_table=true
+    ))]
     fn masked_lm_loss<'py>(
         &self,
         py: Python<'py>,
@@ -219,8 +233,12 @@ impl Head {
         weights: &Bound<'py, PyAny>,
         scale: f64,
         into: Option<(Bound<'py, Gradients>, Bound<'py, Gradients>)>,
+        requested: Option<Vec<bool>>,
+        requests_table: bool,
     ) -> PyResult<(Sums, Option<Floats<'py>>)> {
         guard(|| {
+            let requested = requested.unwrap_or_else(|| vec![true; self.specs.len()]);
+            self.expect_flags(&requested)?;
             let (isa, threads) = encoder.get().resources()?;
             let sequence = floats("sequence_output", sequence_output, 3)?;
             let rows = positions(rows, sequence.shape[0] * sequence.shape[1])?;
@@ -248,10 +266,11 @@ impl Head {
                         let sums = head.loss(context, weights, table, &sequence.data, predictions, None)?;
                         return Ok((sums, None));
                     };
+                    own.request(&requested);
                     let mut d_sequence = alloc_zeroed(sequence.data.len());
                     let gradients = MaskedLmGradients {
                         weights: own,
-                        table: encoders.view_mut(word_table).row_major(),
+                        table: requests_table.then(|| encoders.view_mut(word_table).row_major()),
                         sequence: &mut d_sequence,
                         scale,
                     };

@@ -9,13 +9,13 @@ use pyo3::types::PyDict;
 
 use super::convert::{finite, floats, to_numpy};
 use super::encoder::Encoder;
-use super::enter::{SCRATCH, callback_error, enter_core, guard, read_shared};
+use super::enter::{SCRATCH, callback_error, enter_core, guard, read_shared, to_py_err};
 use super::gradients::Gradients;
 use super::inputs::RawInputs;
 use super::outputs;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::Isa;
-use crate::network::{self, Cotangents, SparseMixer, TapeUse};
+use crate::network::{self, Cotangents, Recording, RequestedGradients, SparseMixer, TapeUse};
 use crate::runtime::{Interrupt, Shared, run};
 
 /// What one forward pass kept, and the weights it used, until it has been differentiated.
@@ -59,7 +59,7 @@ fn used() -> PyErr {
 #[pyfunction]
 #[pyo3(signature = (
     encoder, word_ids=None, mask=None, type_ids=None, *, word_embeddings=None, dense_inputs=None, dense_mask=None,
-    dense_type_ids=None, training=true, seed=0, outputs=None, check_finite=false, recompute=false, persistent=false
+    dense_type_ids=None, training=true, seed=0, outputs=None, check_finite=false, recompute=false, persistent=false, wrt=None
 ))]
 pub fn record<'py>(
     py: Python<'py>,
@@ -77,6 +77,7 @@ pub fn record<'py>(
     check_finite: bool,
     recompute: bool,
     persistent: bool,
+    wrt: Option<(Vec<bool>, bool)>,
 ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>, Tape)> {
     guard(|| {
         let network = encoder.get().network(py)?;
@@ -85,11 +86,18 @@ pub fn record<'py>(
             RawInputs { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
         let inputs = given.read(network.config())?;
         let requested = outputs::requested(outputs.as_deref(), check_finite)?;
+        let specs = encoder.get().specs().len();
+        if let Some(count) = wrt.as_ref().map(|(weights, _)| weights.len()).filter(|&count| count != specs) {
+            let message = format!("got {count} flags for {specs} weights");
+            return Err(to_py_err(Error::value("wrt", message)));
+        }
+        let requested_gradients = wrt.map(|(weights, rows)| RequestedGradients { weights, rows });
+        let recording = Recording { recompute, requested: requested_gradients };
         let batch = inputs.batch;
         let threads = encoder.get().threads_for(batch, inputs.seq)?;
         let (results, tape) = enter_core(py, |interrupt| {
             run(isa, threads, &SCRATCH, interrupt, |context| {
-                network.forward_with_tape(context, inputs, training.then_some(seed), requested, recompute)
+                network.forward_with_tape(context, inputs, training.then_some(seed), requested, recording)
             })
         })?;
         let aux = outputs::aux_to_python(py, &results.metrics, network.config())?;
@@ -101,7 +109,8 @@ pub fn record<'py>(
 
 #[pymethods]
 impl Tape {
-    /// Adds the gradients of the weights to `into` and returns those of the word rows, `[B, S, W]`.
+    /// Adds the requested gradients of the weights to `into` and returns those of the word rows, `[B, S, W]`, if they are
+    /// requested.
     #[pyo3(signature = (into, *, sequence_output=None, pooled_output=None, encoder_outputs=None, aux_loss_weight=1.0))]
     fn backward<'py>(
         &self,
@@ -111,7 +120,7 @@ impl Tape {
         pooled_output: Option<&Bound<'py, PyAny>>,
         encoder_outputs: Option<Vec<Option<Bound<'py, PyAny>>>>,
         aux_loss_weight: f64,
-    ) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
+    ) -> PyResult<Option<Bound<'py, PyArrayDyn<f32>>>> {
         guard(|| {
             let record = self.look(py)?;
             into.get().expect(record.network.weights().specs())?;
@@ -152,7 +161,7 @@ impl Tape {
                 };
                 Ok((rows?, shape))
             })?;
-            to_numpy(py, rows, &shape)
+            rows.map(|rows| to_numpy(py, rows, &shape)).transpose()
         })
     }
 }

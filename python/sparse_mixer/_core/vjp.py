@@ -3,16 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparse_mixer import _native
+from sparse_mixer._core.checks import as_list
 from sparse_mixer._core.inputs import Inputs
-from sparse_mixer._core.variables import as_float32
-from sparse_mixer.gradients import Gradients
+from sparse_mixer._core.variables import Variable, as_float32
+from sparse_mixer.gradients import INPUTS, Gradients
 
 _OUTPUTS = ("sequence_output", "pooled_output", "encoder_outputs")
+
+
+class Requested(NamedTuple):
+    """What a VJP is made for."""
+
+    keys: frozenset[str]
+    """Weights and inputs."""
+    weights: list[bool]
+    """One flag per weight."""
+    rows: bool
+    """Whether inputs are among them."""
+
+
+def requested(wrt: Any, part: Any, arrays: Inputs) -> Requested:
+    """Read `wrt`: keys of weights, variables, or names of floating-point inputs.
+
+    Args:
+        wrt: As in `SparseMixer.vjp`; None for all weights, and what floating-point inputs there are.
+        part: The encoder.
+        arrays: The inputs of the call.
+
+    Raises:
+        TypeError: Not a list of keys and variables.
+        ValueError: A key that is none, a variable of something else, or an input that the call does not have.
+    """
+    keys = part.weight_keys
+    given = {"input_word_embeddings": arrays.word_embeddings, "dense_inputs": arrays.dense_inputs}
+    inputs = [name for name, array in given.items() if array is not None]
+    names = [*keys, *inputs] if wrt is None else []
+    for position, entry in enumerate([] if wrt is None else as_list("wrt", wrt, "keys or variables")):
+        own = isinstance(entry, Variable) and any(entry is variable for variable in part.all_variables)
+        if not own and not isinstance(entry, str):
+            kind = repr(entry) if isinstance(entry, Variable) else type(entry).__name__
+            raise_as = ValueError if isinstance(entry, Variable) else TypeError
+            raise raise_as(f"wrt[{position}]: expected a key or a variable of this encoder, got {kind}")
+        names.append(entry.key if own else entry)
+        if names[-1] in INPUTS and names[-1] not in inputs:
+            raise ValueError(f"wrt[{position}]: the inputs have no {names[-1]}")
+        if names[-1] not in keys and names[-1] not in INPUTS:
+            raise ValueError(f"wrt[{position}]: no weight is called {names[-1]!r}")
+    return Requested(frozenset(names), [key in names for key in keys], any(name in names for name in inputs))
 
 
 class VJP:
@@ -23,9 +65,10 @@ class VJP:
     call that was made, also after the encoder's weights have changed; these are copied if they change before.
     """
 
-    def __init__(self, encoder: Any, tape: _native.Tape, arrays: Inputs) -> None:
+    def __init__(self, encoder: Any, tape: _native.Tape, arrays: Inputs, wrt: Requested) -> None:
         self._encoder = encoder
         self._tape = tape
+        self._wrt = wrt
         self._shape = arrays.type_ids.shape
         # The first columns of the word rows, and the last ones.
         self._word_length = None if arrays.word_embeddings is None else arrays.word_embeddings.shape[1]
@@ -54,7 +97,8 @@ class VJP:
 
         Returns:
             A mapping from weight keys to arrays in Keras order: `into` if given. ``input_word_embeddings`` and
-            ``dense_inputs`` are in it, too, if the call had them.
+            ``dense_inputs`` are in it, too, if the call had them. Where the VJP was made for some weights or inputs
+            (`wrt`), there are entries of these alone; entries that `into` has besides stay as they are.
 
         Raises:
             RuntimeError: Called a second time without ``persistent=True``.
@@ -74,16 +118,19 @@ class VJP:
             for layer, block in enumerate(given.pop("encoder_outputs", ()))
         ]
         cotangents = {name: _contiguous(f"d_outputs[{name!r}]", value) for name, value in given.items()}
-        gradients = Gradients(self._encoder) if into is None else into
+        keys = self._wrt.keys
+        gradients = Gradients(self._encoder, keys) if into is None else into
         rows = self._tape.backward(
             gradients.buffer_of(self._encoder),
             encoder_outputs=blocks or None,
             aux_loss_weight=float(aux_loss_weight),
             **cotangents,
         )
-        if self._word_length is not None:
+        if rows is None:
+            return gradients
+        if self._word_length is not None and "input_word_embeddings" in keys:
             gradients.inputs["input_word_embeddings"] = rows[:, : self._word_length]
-        if self._dense_length is not None:
+        if self._dense_length is not None and "dense_inputs" in keys:
             gradients.inputs["dense_inputs"] = rows[:, rows.shape[1] - self._dense_length :]
         return gradients
 

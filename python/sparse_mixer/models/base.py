@@ -16,7 +16,7 @@ from sparse_mixer._core.arguments import as_bool, as_seed
 from sparse_mixer._core.inputs import as_inputs
 from sparse_mixer._core.paths import PathLike
 from sparse_mixer._core.router_metrics import METRIC_NAMES
-from sparse_mixer._core.variables import assign_all
+from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer.checkpoints import flax, model_files
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets
@@ -113,8 +113,8 @@ class Model(Trainable):
             divisors: For a part of a larger batch: `loss_divisors` of all parts, added up. None for this batch's own.
 
         Returns:
-            Metrics of the batch, with the losses before any update, and the gradients. Metrics of parts add up to
-            those of the whole, too. If the weight in `divisors` is 0, no gradient is added.
+            Metrics of the batch, with the losses before any update, and the gradients of the trainable weights. Metrics
+            of parts add up to those of the whole, too. If the weight in `divisors` is 0, no gradient is added.
 
         Raises:
             FloatingPointError: The loss is NaN or infinite; what `into` then holds is unspecified.
@@ -122,9 +122,13 @@ class Model(Trainable):
         inputs, labels, weights = unpack(batch)
         targets = self._targets(inputs, labels, weights)
         whole = targets.divisors if divisors is None else divisors
-        gradients = Gradients(self) if into is None else into
+        trainable = {variable.key for variable in self.trainable_weights if isinstance(variable, Variable)}
+        gradients = Gradients(self, trainable) if into is None else into
         drops = self._call_seed(True, seed)
-        outputs, vjp = self.encoder.vjp(inputs, training=True, seed=drops, outputs=self._outputs, recompute=recompute)
+        options: dict[str, Any] = {"seed": drops, "outputs": self._outputs, "recompute": recompute}
+        if any(not variable.trainable for variable in self.encoder.all_variables if isinstance(variable, Variable)):
+            options["wrt"] = [key for key in self.encoder.weight_keys if key in trainable]
+        outputs, vjp = self.encoder.vjp(inputs, training=True, **options)
         learns = whole["weight"] > 0
         task, d_outputs = self._loss(outputs, targets, whole, drops, gradients if learns else None)
         share = targets.divisors["auxiliary"] / whole["auxiliary"]

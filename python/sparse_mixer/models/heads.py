@@ -47,6 +47,10 @@ class Head(Part):
                     )
                     variable.assign(values)
 
+    def _requested(self) -> list[bool]:
+        """Which weights need a gradient."""
+        return [variable.trainable for variable in self._variables]
+
     def __getstate__(self) -> dict[str, Any]:
         made = ("core", "layers", "_variables")
         return {
@@ -101,7 +105,7 @@ class ProjectionHead(Head):
     def backward(self, features: Array, d_logits: Array, seed: int | None, into: Gradients) -> Array:
         """Add the weights' gradients to `into`; returns the features'."""
         buffer = into.buffer_of(self)
-        return self.core.project_backward(self._encoder.core, features, d_logits, seed, buffer)
+        return self.core.project_backward(self._encoder.core, features, d_logits, seed, buffer, self._requested())
 
 
 class MaskedLMHead(Head):
@@ -158,6 +162,8 @@ class MaskedLMHead(Head):
             np.ascontiguousarray(weights, np.float32).ravel(),
             scale,
             buffers,
+            self._requested(),
+            self._encoder.get_embedding_table().trainable,
         )
         return Sums(*sums), d_sequence
 

@@ -9,6 +9,8 @@ use super::lhs::Lhs;
 use super::panels::{PanelData, Panels};
 use super::{bfloat16, float16, full_precision, int8};
 use crate::kernels::isa::{Isa, Real};
+#[cfg(test)]
+use crate::kernels::testing::MULTIPLY_ADDS;
 
 /// `out[r, j - cols.start] = init + sum_i lhs[r, i] * rhs[i, j]` for `r < rows` and `j` in `cols`.
 ///
@@ -31,6 +33,8 @@ pub fn matmul<R: Real>(
     if rows == 0 || cols.is_empty() {
         return;
     }
+    #[cfg(test)]
+    MULTIPLY_ADDS.set(MULTIPLY_ADDS.get() + rows * rhs.k * cols.len());
     let block = Block { rows, k: rhs.k, n: rhs.n, panel_stride: rhs.panel_stride, cols, out_stride, init };
     match (lhs, rhs.data) {
         (Lhs::FullPrecision { values, stride }, PanelData::FullPrecision(b)) => {

@@ -7,7 +7,7 @@
 use crate::error::Result;
 use crate::kernels::{Init, PANEL, PackedMatrix, Real, matmul, prepare_lhs, transpose};
 use crate::layers::kernel_gradient;
-use crate::params::{Gradients, MatrixKey, Table, TableKey, WeightKey, WeightList, Weights};
+use crate::params::{GradientViewMut, Gradients, MatrixKey, Table, TableKey, WeightKey, WeightList, Weights};
 use crate::runtime::{ActivationPanels, TaskScratch};
 
 use crate::network::pass::{Pass, RowBlock};
@@ -61,8 +61,8 @@ impl LinearMixing {
         dx: &mut [R],
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
-        let [hidden, seq] = gradients.views_mut([self.hidden.index(), self.seq.index()]);
-        let into = Some([hidden.row_major(), seq.row_major()]);
+        let both = gradients.both_if_requested([self.hidden.index(), self.seq.index()]);
+        let into = both.map(|view| view.map(GradientViewMut::row_major));
         self.matrices(pass.weights).backward(pass, x, mixed, dy, dx, into)
     }
 }
@@ -117,7 +117,7 @@ impl<R: Real> MixingMatrices<'_, R> {
         matmul(pass.context.isa, block.rows, lhs, right, 0..hidden, out, hidden, Init::Zero);
     }
 
-    /// Backward of the layer: writes `dx`, adds to the gradients of `hidden` and `seq` where given (fixed matrices have none).
+    /// Backward of the layer: writes `dx`, adds to the gradients of `hidden` and `seq` where given.
     ///
     /// `x` is what `prepare` read, `mixed` what it made (made again if not given), `dy` the gradient of the rows; all
     /// `[B*S, H]`.
@@ -128,7 +128,7 @@ impl<R: Real> MixingMatrices<'_, R> {
         mixed: Option<&ActivationPanels<R>>,
         dy: &[R],
         dx: &mut [R],
-        grads: Option<[&mut [R]; 2]>,
+        [dhidden, dseq]: [Option<&mut [R]>; 2],
     ) -> Result<()> {
         let (context, isa) = (pass.context, pass.context.isa);
         let (seq, hidden, terms) = (pass.seq, self.hidden[0].k(), self.hidden.len());
@@ -165,9 +165,11 @@ impl<R: Real> MixingMatrices<'_, R> {
                 matmul(isa, block.rows, rows, transposed.view(0), 0..hidden, out, hidden, init);
             }
         })?;
-        let Some([dhidden, dseq]) = grads else { return Ok(()) };
         // dWh = x^T d mixed
-        kernel_gradient(context, dtype, all, x, &dmixed, dhidden)?;
+        if let Some(dhidden) = dhidden {
+            kernel_gradient(context, dtype, all, x, &dmixed, dhidden)?;
+        }
+        let Some(dseq) = dseq else { return Ok(()) };
         // dWs = sum over examples of dy[b] mixed[b]^T
         let again;
         let mixed = match mixed {

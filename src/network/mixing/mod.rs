@@ -165,7 +165,7 @@ impl<R: Real> Mix<R> {
             }
             Mix::Structured(mix) => mix.backward(pass, q, dy, dq, gradients),
             Mix::Dft(mix) => match mix.matrices(pass) {
-                Some(matrices) => matrices.backward(pass, q, None, dy, dq, None),
+                Some(matrices) => matrices.backward(pass, q, None, dy, dq, [None, None]),
                 None => mix.for_other_length(pass).backward(pass, dy, dq),
             },
             Mix::Fft(mix) => mix.backward(pass, dy, dq),

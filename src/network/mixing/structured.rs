@@ -215,19 +215,26 @@ impl<R: Real> StructuredMixing<R> {
             _ => Cow::Owned(self.matrices(pass.weights)),
         };
         let (h, s) = (self.hidden.size, self.seq.size);
-        let mut hidden_matrix = pass.context.buffer(h * h);
-        let mut seq_matrix = pass.context.buffer(s * s);
-        hidden_matrix.fill(R::ZERO);
-        seq_matrix.fill(R::ZERO);
-        let into = Some([&mut hidden_matrix[..], &mut seq_matrix]);
+        let [mut hidden_matrix, mut seq_matrix] = [self.hidden, self.seq].map(|vector| {
+            gradients.requests(vector.values).then(|| {
+                let mut matrix = pass.context.buffer(vector.size * vector.size);
+                matrix.fill(R::ZERO);
+                matrix
+            })
+        });
+        let into = [&mut hidden_matrix, &mut seq_matrix].map(Option::as_deref_mut);
         matrices.view().backward(pass, x, None, dy, dx, into)?;
-        let [dhidden, dseq] = gradients.views_mut([self.hidden.values, self.seq.values]);
-        let (dhidden, dseq) = (dhidden.row_major(), dseq.row_major());
-        for (i, &d) in hidden_matrix.iter().enumerate() {
-            dhidden[self.structure.index(h, i % h, i / h)] += d;
+        if let (Some(matrix), Some(gradient)) = (hidden_matrix, gradients.if_requested(self.hidden.values)) {
+            let gradient = gradient.row_major();
+            for (i, &d) in matrix.iter().enumerate() {
+                gradient[self.structure.index(h, i % h, i / h)] += d;
+            }
         }
-        for (i, &d) in seq_matrix.iter().enumerate() {
-            dseq[self.structure.index(s, i / s, i % s)] += d;
+        if let (Some(matrix), Some(gradient)) = (seq_matrix, gradients.if_requested(self.seq.values)) {
+            let gradient = gradient.row_major();
+            for (i, &d) in matrix.iter().enumerate() {
+                gradient[self.structure.index(s, i / s, i % s)] += d;
+            }
         }
         Ok(())
     }
