@@ -23,7 +23,7 @@ SOURCES := $(shell find src python -type f -not -name '*.pyc' 2>/dev/null) Cargo
 # Clippy and rustdoc of the binding look at an interpreter; it shall be the one tested with.
 export PYO3_PYTHON := $(abspath $(PY))
 
-.PHONY: help build quickstart test test-rust test-python parity-hf crash lint format docs test-checked stress fuzz miri asan valgrind neon deny bench check clean
+.PHONY: help build quickstart test test-rust test-python parity-hf crash lint format docs test-checked stress fuzz miri asan valgrind neon windows deny bench check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -133,6 +133,10 @@ neon:  ## kernels with NEON on an emulated ARM; needs the Rust target, QEMU and 
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
 		CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
 		cargo test --locked $(CARGO_FEATURES) --lib --target $(ARM) -- kernels
+
+windows:  ## whether everything compiles for Windows; needs `rustup target add x86_64-pc-windows-gnu`
+	cargo check --locked --all-targets $(CARGO_FEATURES) --target x86_64-pc-windows-gnu
+	PYO3_PYTHON= PYO3_NO_PYTHON=1 cargo check --locked --features python --target x86_64-pc-windows-gnu
 
 deny:  ## advisories, licences, sources; needs cargo-deny
 	cargo deny check

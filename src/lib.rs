@@ -5,6 +5,10 @@
 //! `F` inner size, `N` attention heads, `D` head size, `G` routing groups, `T` tokens per group, `E` experts,
 //! `C` expert capacity, `V` vocabulary. Activations are `[B*S, H]`, row-major.
 
+// Sizes of weights, files and batches are `usize`, and their bounds (2^40 elements and more) are those of 64 bits.
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("sparse_mixer needs a 64-bit target: models and files may be larger than 4 GiB");
+
 pub mod checkpoint;
 pub mod config;
 pub mod error;

@@ -8,11 +8,11 @@ pub(super) const HUGE_PAGE: usize = 2 << 20;
 
 /// Asks for huge pages behind `bytes`; a refusal only costs speed.
 pub(super) fn advise_huge_pages(bytes: *mut u8, layout: Layout) {
-    if cfg!(all(target_os = "linux", not(miri))) && layout.size() >= HUGE_PAGE {
-        #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(miri)))]
+    if layout.size() >= HUGE_PAGE {
         // SAFETY: the caller owns the range, and the advice does not change its contents.
-        unsafe {
-            libc::madvise(bytes.cast(), layout.size(), libc::MADV_HUGEPAGE)
-        };
+        unsafe { libc::madvise(bytes.cast(), layout.size(), libc::MADV_HUGEPAGE) };
     }
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    let _ = (bytes, layout);
 }

@@ -5,7 +5,9 @@ use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
 
-use memmap2::{Mmap, MmapOptions, UncheckedAdvice};
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
+use memmap2::{Mmap, MmapOptions};
 
 /// The bytes of a whole file, paged in on demand.
 ///
@@ -30,17 +32,20 @@ impl MappedFile {
     }
 
     /// Tells the system that `range` will not be read again soon, so that its pages stop counting as memory of this
-    /// process. Reading it again is allowed and fetches the pages again. Never fails: it is only a hint.
+    /// process. Reading it again is allowed and fetches the pages again. Never fails: it is only a hint, and systems
+    /// that have no such call do nothing.
     pub fn release(&self, range: Range<usize>) {
         let start = range.start.min(self.map.len());
         let length = range.end.min(self.map.len()).saturating_sub(start);
         if length == 0 {
             return;
         }
+        #[cfg(unix)]
         // SAFETY: the mapping was never written to, so dropping its pages loses nothing: the next access reads the
         // same bytes from the file again, and references into the mapping stay valid.
         let advised = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, length) };
         // A system that does not know the hint merely keeps the pages.
+        #[cfg(unix)]
         drop(advised);
     }
 }
