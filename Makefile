@@ -92,7 +92,7 @@ parity-hf: build $(STAMPS)/test $(STAMPS)/huggingface  ## parity with the real t
 	SPARSE_MIXER_REQUIRE_HF=1 $(PY) -m pytest tests/test_hugging_face.py $(PYTEST_ARGS)
 
 crash: build $(STAMPS)/test  ## 300 kills while saving each kind of file, 500 damaged files per format; the tests have fewer
-	SPARSE_MIXER_TEST_KILLS=300 $(PY) -m pytest -q tests/test_checkpoints.py -k kill
+	SPARSE_MIXER_TEST_KILLS=300 $(PY) -m pytest -q tests/test_crashes.py -k kill
 	$(PY) tests/damaged_files.py --count 500
 
 # --- reliability: docs/reliability.md -----------------------------------------------------------
@@ -107,7 +107,7 @@ fuzz:  ## FUZZ_INPUTS mutated inputs for every reader (default a million)
 
 # A build that checks every addition and can be made to panic. Not a release.
 CHECKED := target/checked-site
-CHECKED_TESTS ?= tests/stress tests/test_errors.py tests/test_enter_core.py tests/test_training.py tests/test_keras_api.py
+CHECKED_TESTS ?= tests/stress tests/test_errors.py tests/test_enter_core.py tests/test_training.py tests/test_resumption.py tests/test_callbacks.py tests/test_keras_api.py
 test-checked: build $(STAMPS)/test  ## Python tests with overflow checks, debug assertions and injected panics
 	cargo build --locked --lib --profile test --features python,fault-injection
 	rm -rf $(CHECKED) && mkdir -p $(CHECKED) && cp -r python/sparse_mixer $(CHECKED)/

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -27,3 +31,19 @@ def ctrl_c() -> None:
     """Ctrl-C as usual, although a shell that starts the tests in its background lets them ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    """Arguments of the encoder in ``golden/checkpoints``."""
+    arguments: dict[str, Any] = json.loads(
+        (Path(__file__).parent / "golden" / "checkpoints" / "config.json").read_text()
+    )
+    return arguments
+
+
+@pytest.fixture
+def no_frameworks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing TensorFlow or JAX fails, as where they are not installed."""
+    for module in ["tensorflow", "tf_keras", "keras", "jax", "flax", "torch", "transformers"]:
+        monkeypatch.setitem(sys.modules, module, None)

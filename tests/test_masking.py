@@ -1,4 +1,4 @@
-"""Masked tokens and labels: results have types of their own, whatever integers came in."""
+"""Masked tokens and labels: which are chosen, and that results have types of their own, whatever integers came in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from encoders import LENGTH, TYPES, small_encoder
+from encoders import LENGTH, TYPES, VOCAB_SIZE, small_encoder, small_inputs
+from hypothesis import given
+from hypothesis import strategies as st
 from sparse_mixer import models
 from sparse_mixer.masking import mask_tokens
 
@@ -75,3 +77,46 @@ def test_labels_beyond_64_signed_bits_do_not_become_negative_ones() -> None:
     model = models.BertTokenClassifier(small_encoder(), 3)
     with pytest.raises(ValueError, match=r"labels"):
         model.evaluate((batch, labels))
+
+
+@given(seed=st.integers(0, 2**32), examples=st.integers(1, 5), predictions=st.integers(1, 9), rate=st.floats(0, 1))
+def test_masking(seed: int, examples: int, predictions: int, rate: float) -> None:
+    inputs = small_inputs(examples, seed)
+    ids = inputs["input_word_ids"].copy()
+    special = range(4)
+    masked = mask_tokens(
+        inputs,
+        seed=seed,
+        mask_id=1,
+        vocab_size=VOCAB_SIZE,
+        special_ids=special,
+        max_predictions=predictions,
+        rate=rate,
+    )
+    np.testing.assert_array_equal(inputs["input_word_ids"], ids)
+    for row in range(examples):
+        used = masked["masked_lm_weights"][row] > 0
+        positions = masked["masked_lm_positions"][row]
+        choosable = ~np.isin(ids[row], special) & (inputs["input_mask"][row] > 0)
+        wanted = min(predictions, max(1, int(rate * inputs["input_mask"][row].sum())))
+        assert used.sum() == min(wanted, choosable.sum())
+        assert (np.diff(positions[used]) > 0).all()
+        assert choosable[positions[used]].all()
+        np.testing.assert_array_equal(masked["masked_lm_ids"][row][used], ids[row][positions[used]])
+        changed = np.flatnonzero(masked["input_word_ids"][row] != ids[row])
+        assert set(changed) <= set(positions[used])
+        new = masked["input_word_ids"][row][changed]
+        assert ((new == 1) | ~np.isin(new, special)).all()
+        assert not masked["masked_lm_ids"][row][~used].any()
+
+
+def test_shares_of_masking() -> None:
+    inputs = {"input_word_ids": np.full((400, 100), 10, np.int32), "input_mask": np.ones((400, 100), np.int32)}
+    masked = mask_tokens(inputs, seed=0, mask_id=3, vocab_size=1000, special_ids=range(5), max_predictions=80)
+    chosen = masked["masked_lm_weights"].sum()
+    assert chosen == 400 * 15
+    new = np.take_along_axis(masked["input_word_ids"], masked["masked_lm_positions"], 1)[:, :15]
+    assert np.mean(new == 3) == pytest.approx(0.8, abs=0.02)
+    assert np.mean(new == 10) == pytest.approx(0.1, abs=0.02)
+    with pytest.raises(ValueError, match="rate: expected 0 to 1, got 2"):
+        mask_tokens(inputs, seed=0, mask_id=3, vocab_size=9, special_ids=[], max_predictions=1, rate=2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from encoders import small_encoder, small_inputs
 from sparse_mixer import models, optimizers
-from test_training import labelled
+from training_cases import labelled
 
 KERNEL = "transformer/layer_0/linear_transform/hidden_kernel"
 TABLE = "word_embeddings/embeddings"
