@@ -31,7 +31,19 @@ if TYPE_CHECKING:
 
 # Imported on first use: nothing of them is needed to encode.
 _LAZY = frozenset(
-    {"gradients", "layouts", "losses", "masking", "models", "optimizers", "plots", "schedules", "text", "training"}
+    {
+        "gradients",
+        "keras",
+        "layouts",
+        "losses",
+        "masking",
+        "models",
+        "optimizers",
+        "plots",
+        "schedules",
+        "text",
+        "training",
+    }
 )
 
 __all__ = [

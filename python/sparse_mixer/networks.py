@@ -410,6 +410,45 @@ class SparseMixer(Encoder):
         """
         return cls(**config)
 
+    def as_keras_layer(
+        self,
+        framework: str | None = None,
+        *,
+        name: str | None = None,
+        trainable: bool | None = None,
+        dtype: Any = None,
+    ) -> Any:
+        """A Keras layer with these arguments and weights, independent of this encoder from then on.
+
+        Args:
+            framework: ``"tf_keras"`` or ``"keras"`` (Keras 3); None for the one in use, see `sparse_mixer.keras`.
+            name: The layer's name; None for Keras's choice.
+            trainable: Whether the layer trains; None for this encoder's.
+            dtype: Keras's policy for the layer, which computes in float32 and casts its outputs.
+
+        Raises:
+            ImportError: There is no Keras.
+        """
+        from sparse_mixer import keras
+
+        return keras.layer_class(framework).from_encoder(self, name=name, trainable=trainable, dtype=dtype)
+
+    def to_tensorflow(self, *, name: str | None = None) -> Any:
+        """``tfm.nlp.networks.SparseMixer`` itself, with these arguments and weights; needs tf-models-official.
+
+        For what a layer that runs outside TensorFlow cannot do: SavedModels, XLA, gradients of gradients.
+
+        Args:
+            name: The layer's name; None for Keras's choice.
+
+        Raises:
+            ImportError: tf-models-official is not installed.
+            ValueError: TensorFlow's class lacks something that this encoder uses.
+        """
+        from sparse_mixer.keras import reference
+
+        return reference.build(self, name)
+
     def summary(self, print_fn: Callable[[str], Any] = print) -> None:
         """Print a table of the layers with their parameters and operations, and the memory needed.
 
