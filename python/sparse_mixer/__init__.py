@@ -27,11 +27,12 @@ from sparse_mixer.layers import MixingMechanism as MixingMechanism
 from sparse_mixer.networks import SparseMixer as SparseMixer
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from sparse_mixer.text import TextEncoder as TextEncoder
 
 # Imported on first use: nothing of them is needed to encode.
 _LAZY = frozenset(
     {
+        "embeddings",
         "gradients",
         "keras",
         "layouts",
@@ -66,11 +67,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "TextEncoder":
+        return importlib.import_module("sparse_mixer.text").TextEncoder
     if name in _LAZY:
         return importlib.import_module(f"sparse_mixer.{name}")
     raise AttributeError(f"module 'sparse_mixer' has no attribute {name!r}")
 
 
 def __dir__() -> list[Any]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*globals(), *_LAZY, "TextEncoder"])

@@ -372,6 +372,8 @@ def embed(
     modes: list[str],
     *,
     unit_length: bool = False,
+    dim: int | None = None,
+    unit_length_after: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Vectors [B, len(modes) * H] of the examples, one part per mode of pooling.
 
@@ -384,6 +386,8 @@ def embed(
         modes: ``"cls"``, ``"max"``, ``"mean"``, ``"mean_sqrt_len_tokens"``, ``"weightedmean"``, ``"lasttoken"``, or
             ``"pooled"`` for the encoder's pooler.
         unit_length: Whether each vector is divided by its length.
+        dim: How many of its first numbers are then kept; None for all.
+        unit_length_after: Whether what is left is divided by its length.
 
     Raises:
         ValueError: Inputs that the encoder does not take, an unknown mode, or no pooler.

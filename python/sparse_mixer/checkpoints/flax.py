@@ -168,9 +168,9 @@ def read_adam_state(file: WeightFile, targets: TargetWeights) -> tuple[int, dict
         plan = arrays.plan(targets, None)
         if len(plan.reads) != len(targets):
             raise CheckpointError(f"{file.path}: the moments below {below} are not those of this encoder's weights")
-        for index, *read in plan.reads:
+        for index, entry, swap, first in plan.reads:
             name, shape = targets[index]
-            moments[f"{name}/{ours}"] = arrays.weight(*read, shape)
+            moments[f"{name}/{ours}"] = arrays.weight(entry, swap, first, shape)
     return int(file.read(places[f"{root}count"])), moments
 
 

@@ -134,7 +134,7 @@ class PythonFile:
 
     def provider(self, plan: _native.LoadPlan) -> Callable[[str, tuple[int, ...]], Floats]:
         """A function from name and shape of each weight, in Keras order, to its values."""
-        reads = {index: read for index, *read in plan.reads}
+        reads = {index: (entry, swap, first) for index, entry, swap, first in plan.reads}
         zeros = frozenset(plan.zeros)
         order = iter(range(len(reads) + len(zeros) + len(plan.missing)))
 
@@ -149,7 +149,7 @@ class PythonFile:
     def load_into(self, core: _native.Encoder, plan: _native.LoadPlan) -> None:
         """Replace the weights of `core` that `plan` has found, all or none."""
         specs = core.weight_specs()
-        weights = [self.weight(*read, specs[index][1]) for index, *read in plan.reads]
+        weights = [self.weight(entry, swap, first, specs[index][1]) for index, entry, swap, first in plan.reads]
         weights += [np.zeros(specs[index][1], np.float32) for index in plan.zeros]
         core.assign([*(index for index, *_ in plan.reads), *plan.zeros], weights)
 

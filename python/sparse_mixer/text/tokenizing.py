@@ -87,10 +87,10 @@ def encode(
         ValueError: The tokenizer has no `pad_token`, its strategy cannot cut a text to the length, or the length is
             below that of the special tokens.
     """
-    _check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer)
     rows = as_list("texts", texts, "texts")
     for position, row in enumerate(rows):
-        if not _is_text_or_pair(row):
+        if not is_text_or_pair(row):
             kind = type(row).__name__
             raise TypeError(f"texts[{position}]: expected a text or a pair of texts, got {short(row)} ({kind})")
     length = as_positive("sequence_length", sequence_length)
@@ -118,7 +118,8 @@ def encode(
     return inputs
 
 
-def _check_tokenizer(tokenizer: Any) -> None:
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse what is no tokenizer of the `tokenizers` package."""
     needed = ("model", "token_to_id", "encode_batch", "get_added_tokens_decoder")
     if all(hasattr(tokenizer, name) for name in needed):
         return
@@ -126,7 +127,8 @@ def _check_tokenizer(tokenizer: Any) -> None:
     raise TypeError(f"tokenizer: expected a tokenizers.Tokenizer, got {type(tokenizer).__name__}{hint}")
 
 
-def _is_text_or_pair(row: Any) -> bool:
+def is_text_or_pair(row: Any) -> bool:
+    """Whether `row` is a text, or two of them in a tuple or list."""
     if isinstance(row, tuple | list):
         return len(row) == 2 and all(isinstance(text, str) for text in row)
     return isinstance(row, str)
@@ -149,7 +151,7 @@ def _encoded(tokenizer: Any, rows: list[Any], length: int) -> list[Any]:
             raise ValueError(f"sequence_length: {message}")
     own = tokenizer.truncation or {}
     strategy = own.get("strategy", "longest_first")
-    cutting = _with_same_parts(tokenizer)
+    cutting = with_same_parts(tokenizer)
     cutting.enable_truncation(length, strategy=strategy, direction=own.get("direction", "right"))
     try:
         encodings: list[Any] = cutting.encode_batch(rows)
@@ -166,7 +168,7 @@ def _encoded(tokenizer: Any, rows: list[Any], length: int) -> list[Any]:
     return encodings
 
 
-def _with_same_parts(tokenizer: Any) -> Any:
+def with_same_parts(tokenizer: Any) -> Any:
     """A tokenizer of the same parts, which are shared and not copied, with settings of its own.
 
     Writing a tokenizer out and reading it again would take longer than a batch of texts.
