@@ -473,7 +473,8 @@ class SparseMixer(Encoder):
                 (TensorFlow's `load_weights` reads the latter, for the model
                 ``tf_keras.Model(net.inputs, net(net.inputs))``; needs the extra ``h5``), any other name is our own
                 format: safetensors with the configuration, for `load`.
-            file_format: ``"safetensors"``, ``"npz"`` or ``"weights_h5"``, whatever the ending.
+            file_format: ``"safetensors"``, ``"npz"`` or ``"weights_h5"``, whatever the ending; or ``"huggingface"``
+                for a folder at `path` that `transformers` loads, of an encoder that is a BERT, ELECTRA or FNet.
 
         Weights are written as float32; `load` restores the `dtype` that the encoder has.
 

@@ -19,6 +19,7 @@ from sparse_mixer._native import CheckpointError as CheckpointError
 from sparse_mixer.checkpoints import flax
 from sparse_mixer.checkpoints.endings import format_of
 from sparse_mixer.checkpoints.hugging_face import Layout, read_layout
+from sparse_mixer.checkpoints.hugging_face_writer import FILE_FORMAT, save_hugging_face
 from sparse_mixer.checkpoints.keras_h5_writer import can_be_weights_h5, save_weights_h5
 from sparse_mixer.checkpoints.opening import open_weights
 from sparse_mixer.checkpoints.presets import note, preset
@@ -46,12 +47,14 @@ def save(encoder: Encoder, path: PathLike, *, file_format: str | None = None) ->
         kind = file_format
     if kind == "safetensors":
         _native.save([("", encoder.core)], target, kind, metadata(encoder))
+    elif kind == FILE_FORMAT:
+        save_hugging_face(encoder, target)
     elif kind == "npz":
         _native.save([("", encoder.core)], target, kind, {})
     elif kind == "weights_h5":
         save_weights_h5(encoder, target)
     else:
-        raise ValueError(f"file_format: expected 'safetensors', 'npz' or 'weights_h5', got {kind!r}")
+        raise ValueError(f"file_format: expected 'safetensors', 'npz', 'weights_h5' or 'huggingface', got {kind!r}")
 
 
 def _formats(encoder: Encoder) -> list[str]:

@@ -51,13 +51,14 @@ _FOURIER: dict[str, Any] = {
     "num_attention_heads": 1,
     "mixing_mechanism": "fourier",
 }
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "silu": "silu",
 }
+"""Our name of each activation."""
 # DistilBERT's names of what the others have.
 _DISTILBERT = {
     "hidden_size": "dim",
@@ -137,8 +138,8 @@ def read_hugging_face(path: str, tensors: Sequence[str]) -> dict[str, Any] | Non
         config = {**config, **{ours: config[theirs] for ours, theirs in _DISTILBERT.items() if theirs in config}}
         config.setdefault("type_vocab_size", 1)
     activation = config.get("hidden_act", "gelu")
-    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise CheckpointError(f"{file}: hidden_act {activation!r} is not supported, only {sorted(_ACTIVATIONS)}")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise CheckpointError(f"{file}: hidden_act {activation!r} is not supported, only {sorted(ACTIVATIONS)}")
     try:
         return _arguments(kind, config, activation) | {"with_pooler": any(name.endswith(_POOLER) for name in tensors)}
     except (OverflowError, TypeError, ValueError) as error:
@@ -156,7 +157,7 @@ def _arguments(kind: str, config: Mapping[str, Any], activation: str) -> dict[st
         "max_sequence_length": positions - (_first_position(config) if kind in _COUNT_FROM_PADDING else 0),
         "type_vocab_size": _count(config, "type_vocab_size"),
         "inner_dim": _count(config, "intermediate_size"),
-        "inner_activation": _ACTIVATIONS[activation],
+        "inner_activation": ACTIVATIONS[activation],
         "output_dropout": as_float("hidden_dropout_prob", config.get("hidden_dropout_prob", 0.1)),
         "layer_norm_epsilon": as_float("layer_norm_eps", config.get("layer_norm_eps", _EPSILON)),
     }

@@ -14,6 +14,7 @@ from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer._native import CheckpointError
 from sparse_mixer.checkpoints import encoder_files
 from sparse_mixer.checkpoints.endings import format_of
+from sparse_mixer.checkpoints.hugging_face_writer import FILE_FORMAT, save_hugging_face, to_pytorch
 from sparse_mixer.checkpoints.opening import open_weights
 from sparse_mixer.checkpoints.stored_config import stored_config
 from sparse_mixer.checkpoints.weight_files import Array, WeightFile
@@ -33,6 +34,9 @@ class StoredModel(Protocol):
     def get_config(self) -> dict[str, Any]:
         """The arguments besides the encoder, JSON-able."""
 
+    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
+        """That package's class of the same model, and its names of the heads' weights by our keys."""
+
 
 def save(model: StoredModel, path: PathLike, *, file_format: str | None = None) -> None:
     """`Model.save`."""
@@ -43,8 +47,13 @@ def save(model: StoredModel, path: PathLike, *, file_format: str | None = None) 
             ".safetensors or .npz"
         )
     kind = format_of(target, _FORMATS) if file_format is None else file_format
+    if kind == FILE_FORMAT:
+        architecture, names = model.hugging_face_names()
+        heads = {names[v.key]: to_pytorch(v.key, v.numpy()) for v in _of_heads(model)}
+        save_hugging_face(model.encoder, target, architecture=architecture, heads=heads)
+        return
     if kind not in _FORMATS:
-        raise ValueError(f"file_format: models are written as 'safetensors' or 'npz', got {kind!r}")
+        raise ValueError(f"file_format: models are written as 'safetensors', 'npz' or 'huggingface', got {kind!r}")
     metadata = {}
     if kind == "safetensors":
         about = {"class": type(model).__name__, "config": model.get_config()}
@@ -118,8 +127,9 @@ def load_weights(model: StoredModel, source: PathLike | Mapping[str, Any]) -> No
     """`Model.load_weights`."""
     with contextlib.closing(open_weights(source)) as file:
         variables = _of_heads(model)
-        arrays = _read(file, variables)
-        plan = file.plan(model.encoder.core.weight_specs(), ENCODER)
+        names = _names(file, model)
+        arrays = _read(file, variables, names)
+        plan = file.plan(model.encoder.core.weight_specs(), ENCODER if names is None else None)
         encoder_files.make_report(file, plan, encoder_files.optional_weights(model.encoder)).require_complete()
         file.load_into(model.encoder.core, plan)
         assign_all(variables, arrays)
@@ -129,15 +139,32 @@ def _of_heads(model: StoredModel) -> list[Variable]:
     return [variable for head in model.heads.values() for variable in head.all_variables]
 
 
-def _read(file: WeightFile, variables: Sequence[Variable]) -> list[Array]:
-    """The file's arrays under the variables' keys.
+def _names(file: WeightFile, model: StoredModel) -> dict[str, str] | None:
+    """The names of the heads' weights in a file of Hugging Face, by our keys; None in other files."""
+    found = [name for name, _, _ in file.entries()]
+    if file.format not in ("safetensors", "mapping") or any(name.startswith(f"{ENCODER}/") for name in found):
+        return None
+    if not any(name.startswith("bert.embeddings.") for name in found):
+        return None
+    return model.hugging_face_names()[1]
+
+
+def _read(file: WeightFile, variables: Sequence[Variable], names: Mapping[str, str] | None = None) -> list[Array]:
+    """The file's arrays under the variables' keys, or under `names` in PyTorch's layout.
 
     Raises:
         CheckpointError: One is not there, or has another shape.
     """
     found = {name: (index, tuple(shape)) for index, (name, _, shape) in enumerate(file.entries())}
-    wrong = [variable for variable in variables if found.get(variable.key, (0, None))[1] != variable.shape]
+    # PyTorch keeps matrices as [outputs, inputs].
+    turned = names is not None
+    places = [(variable, variable.key if names is None else names[variable.key]) for variable in variables]
+    expected = {key: variable.shape[::-1] if turned else variable.shape for variable, key in places}
+    wrong = [key for key, shape in expected.items() if found.get(key, (0, None))[1] != shape]
     if wrong:
-        listed = ", ".join(f"{v.key} (expected {v.shape}, found {found.get(v.key, (0, 'none'))[1]})" for v in wrong[:5])
+        listed = ", ".join(
+            f"{key} (expected {expected[key]}, found {found.get(key, (0, 'none'))[1]})" for key in wrong[:5]
+        )
         raise CheckpointError(f"{file.path}: the weights do not fit this model's heads: {listed}")
-    return [file.read(found[variable.key][0]) for variable in variables]
+    arrays = [file.read(found[key][0]) for _, key in places]
+    return [array.T for array in arrays] if turned else arrays

@@ -77,6 +77,14 @@ class Model(Trainable):
         """What a call gives; see the class."""
         raise NotImplementedError
 
+    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
+        """The class of the same model in the `transformers` package, and its names of the heads' weights by our keys.
+
+        Raises:
+            ValueError: There is no such class.
+        """
+        raise ValueError(f"file_format: 'huggingface' has no model for this {type(self).__name__}")
+
     def loss_divisors(self, batch: Any) -> dict[str, float]:
         """What the terms of a batch's loss are divided by.
 

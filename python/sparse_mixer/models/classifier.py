@@ -17,7 +17,7 @@ from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, classification, squared_error
 from sparse_mixer.models.base import Model, stored
 from sparse_mixer.models.batch_parts import check_encoder, expect_shape, read_classes, targets_of
-from sparse_mixer.models.heads import Array, ProjectionHead
+from sparse_mixer.models.heads import Array, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.batches import split_batches
 from sparse_mixer.training.metrics import Metrics
@@ -79,6 +79,12 @@ class BertClassifier(Model):
             seed=seed,
         )
         super().__init__("bert_classifier", network, [self._head])
+
+    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
+        """As `Model.hugging_face_names`."""
+        if not self.use_encoder_pooler:
+            return super().hugging_face_names()
+        return "BertForSequenceClassification", head_names(self._head, {"logits": "classifier"})
 
     def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> Array:
         """Logits ``[B, num_classes]``."""

@@ -177,3 +177,18 @@ def _rows(sequence_output: Array, positions: npt.NDArray[Any]) -> npt.NDArray[np
         raise ValueError(f"masked_lm_positions{list(at)}: got {positions[at]}, expected 0 <= position < {length}")
     rows: npt.NDArray[np.int64] = positions.astype(np.int64) + length * np.arange(len(positions))[:, None]
     return rows.ravel()
+
+
+def head_names(head: Head, parts: Mapping[str, str]) -> dict[str, str]:
+    """PyTorch's names of a head's weights by our keys.
+
+    Args:
+        head: The head.
+        parts: That package's name of each of its layers, by the last part of ours.
+    """
+    leaves = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}
+    names = {}
+    for variable in head.all_variables:
+        *_, part, leaf = variable.key.split("/")
+        names[variable.key] = f"{parts[part]}.{leaves[leaf]}"
+    return names

@@ -24,7 +24,7 @@ from sparse_mixer.models.batch_parts import (
     read_classes,
     read_integers,
 )
-from sparse_mixer.models.heads import Array, MaskedLMHead, ProjectionHead
+from sparse_mixer.models.heads import Array, MaskedLMHead, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
 
@@ -144,6 +144,22 @@ class BertPretrainerV2(Model):
                 raise ValueError(f"classification_heads: got use_encoder_pooler=True, but {NO_POOLER}")
             self._outputs = ("sequence_output", "pooled_output")
         super().__init__(name, encoder_network, [self.masked_lm, *self.classification_heads])
+
+    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
+        """As `Model.hugging_face_names`; a head for pairs of sentences is one with two classes on the pooler."""
+        # There, one activation is that of the whole model.
+        if self._config["mlm_activation"] != activations.serialize(self.encoder.arguments.inner_activation):
+            return super().hugging_face_names()
+        parts = {"output_bias": "cls.predictions", "dense": "cls.predictions.transform.dense"}
+        names = head_names(self.masked_lm, parts | {"LayerNorm": "cls.predictions.transform.LayerNorm"})
+        if not self.classification_heads:
+            return "BertForMaskedLM", names
+        seen = self._seen[0]
+        if len(self._seen) > 1 or not seen.use_encoder_pooler or seen.num_classes != 2:
+            return super().hugging_face_names()
+        return "BertForPreTraining", names | head_names(
+            self.classification_heads[0], {"logits": "cls.seq_relationship"}
+        )
 
     def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> dict[str, Any]:
         """The encoder's outputs and the heads' logits."""

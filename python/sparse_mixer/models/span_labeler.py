@@ -20,7 +20,7 @@ from sparse_mixer.models.batch_parts import (
     read_weights,
     targets_of,
 )
-from sparse_mixer.models.heads import Array, ProjectionHead
+from sparse_mixer.models.heads import Array, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
 
@@ -61,6 +61,10 @@ class BertSpanLabeler(Model):
             seed=seed,
         )
         super().__init__("bert_span_labeler", network, [self._head])
+
+    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
+        """As `Model.hugging_face_names`."""
+        return "BertForQuestionAnswering", head_names(self._head, {"logits": "qa_outputs"})
 
     def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> list[Array]:
         """``[start_logits, end_logits]``."""

@@ -18,7 +18,7 @@ from sparse_mixer.models.batch_parts import (
     read_classes,
     targets_of,
 )
-from sparse_mixer.models.heads import Array, ProjectionHead
+from sparse_mixer.models.heads import Array, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
 
@@ -69,6 +69,10 @@ class BertTokenClassifier(Model):
             seed=seed,
         )
         super().__init__("bert_token_classifier", network, [self._head])
+
+    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
+        """As `Model.hugging_face_names`."""
+        return "BertForTokenClassification", head_names(self._head, {"logits": "classifier"})
 
     def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> dict[str, Array]:
         """``{"logits": [B, S, num_classes]}``, or what `output` and `output_encoder_outputs` say."""
