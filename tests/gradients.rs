@@ -52,7 +52,7 @@ fn model(config: &SparseMixerConfig) -> SparseMixer<f64> {
 }
 
 fn inputs(config: &SparseMixerConfig, seq: usize, given_rows: bool) -> OwnedInputs<f64> {
-    let width = if config.embedding_width == 0 { config.hidden_size } else { config.embedding_width };
+    let width = config.embedding_width();
     let dense = if given_rows { 2 } else { 0 };
     let ids = |seed, len: usize, size: usize| -> Vec<i64> {
         noise(seed, len, 0.5).iter().map(|v| ((v + 0.5) * size as f64) as i64).collect()
@@ -82,7 +82,7 @@ fn loss_and_gradients(
 ) -> (f64, Gradients<f64>, Vec<f64>) {
     let config = model.config();
     let (seq, hidden) = (inputs.seq, config.hidden_size);
-    let rows = config.output_range.unwrap_or(seq);
+    let rows = config.output_range().unwrap_or(seq);
     let sequence = noise(50, BATCH * rows * hidden, 1.0);
     let pooled = noise(51, BATCH * hidden, 1.0);
     let first_block = noise(52, BATCH * seq * hidden, 1.0);
@@ -225,8 +225,8 @@ fn fourier_and_hartley_both_ways() {
 #[test]
 fn factorised_embeddings_and_given_rows() {
     for embedding_width in [7, 19] {
-        check(SparseMixerConfig { embedding_width, ..small() }, true, None);
-        check(SparseMixerConfig { embedding_width, ..small() }, false, None);
+        check(SparseMixerConfig { embedding_width: Some(embedding_width), ..small() }, true, None);
+        check(SparseMixerConfig { embedding_width: Some(embedding_width), ..small() }, false, None);
     }
 }
 
@@ -237,7 +237,7 @@ fn dropout_and_jitter_are_made_again() {
             output_dropout: 0.3,
             attention_dropout: 0.4,
             jitter_noise: 0.1,
-            embedding_width: 7,
+            embedding_width: Some(7),
             norm_first,
             ..small()
         };
@@ -247,7 +247,7 @@ fn dropout_and_jitter_are_made_again() {
 
 #[test]
 fn output_range_and_wide_groups() {
-    check(SparseMixerConfig { output_range: Some(4), examples_per_group: 3.0, ..small() }, false, None);
+    check(SparseMixerConfig { output_range: Some(4), examples_per_group: Some(3.0), ..small() }, false, None);
     check(SparseMixerConfig { moe_layers: vec![2], output_range: Some(1), ..small() }, false, None);
 }
 
@@ -287,7 +287,7 @@ fn paper() -> SparseMixerConfig {
     SparseMixerConfig {
         semantics: SemanticsPreset::Paper,
         pad_id: Some(4),
-        embedding_width: 7,
+        embedding_width: Some(7),
         expert_inner_dim: Some(14),
         max_group_size: Some(10),
         min_expert_capacity: Some(2),
@@ -299,7 +299,7 @@ fn paper() -> SparseMixerConfig {
 #[test]
 fn paper_semantics() {
     check(paper(), false, None);
-    check(SparseMixerConfig { embedding_width: 12, moe_layers: vec![2], ..paper() }, true, None);
+    check(SparseMixerConfig { embedding_width: Some(12), moe_layers: vec![2], ..paper() }, true, None);
     let mut inputs = inputs(&paper(), 9, false);
     // Padding from the ids; one example is nothing else.
     inputs.mask = None;

@@ -17,7 +17,7 @@ import safetensors.numpy
 from checkpoint_cases import GOLDEN, assert_unchanged, weights_of
 from encoders import small_encoder
 from sparse_mixer import CheckpointError, SparseMixer
-from sparse_mixer._core.arguments import Arguments
+from sparse_mixer._core.arguments import declared
 
 pytestmark = pytest.mark.usefixtures("no_frameworks")
 
@@ -153,7 +153,7 @@ def test_any_value_in_a_stored_configuration_loads_or_is_refused(tmp_path: Path)
         {"class_name": "Constant", "config": {"value": []}},
         *numbers,
     ]
-    for key in Arguments.__dataclass_fields__:
+    for key in declared():
         for value in values:
             text = json.dumps({**encoder.get_config(), key: value})
             safetensors.numpy.save_file(tensors, path, metadata={"config": text})

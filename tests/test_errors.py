@@ -50,7 +50,7 @@ CONSTRUCTION: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"inner_activation": {"class_name": "PReLU", "config": {"name": "p"}}}, ValueError, "inner_activation: cannot"),
     ({"inner_activation": {"name": "relu", "slope": 1}}, ValueError, "inner_activation: .*no parameter 'slope'"),
     ({"initializer": "glorot"}, ValueError, "initializer: unknown initialiser 'glorot'"),
-    ({"initializer": None}, TypeError, "initializer: expected a name"),
+    ({"initializer": 3}, TypeError, "initializer: expected a name"),
     ({"initializer": lambda shape: np.zeros(3)}, ValueError, "initializer: expected an array of shape"),
     ({"initializer": {"class_name": "Zeros", "config": {"x": 1}}}, TypeError, "initializer: Zeros"),
     ({"embedding_layer": 3}, TypeError, "embedding_layer: expected a callable"),

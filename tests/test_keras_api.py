@@ -26,7 +26,7 @@ REFERENCE_DEFAULTS: dict[str, Any] = {
     "num_experts": 16,
     "train_capacity_factor": 1.0,
     "eval_capacity_factor": 1.0,
-    "examples_per_group": 1.0,
+    "examples_per_group": None,  # reads as 1.0
     "mixing_mechanism": MixingMechanism.LINEAR,
     "use_fft": False,
     "num_attention_heads": 8,
@@ -36,7 +36,7 @@ REFERENCE_DEFAULTS: dict[str, Any] = {
     "inner_activation": "gelu_tanh",
     "output_dropout": 0.1,
     "attention_dropout": 0.1,
-    "initializer": sparse_mixer.initializers.TruncatedNormal(stddev=0.02),
+    "initializer": None,  # reads as TruncatedNormal(stddev=0.02)
     "output_range": None,
     "embedding_width": None,
     "embedding_layer": None,
@@ -99,6 +99,7 @@ def test_config_has_the_references_keys_in_order() -> None:
     config = SparseMixer(VOCAB_SIZE, num_layers=1, hidden_size=8, inner_dim=8, max_sequence_length=4).get_config()
     assert list(config) == REFERENCE_CONFIG_KEYS
     assert config["embedding_width"] == 8
+    assert config["examples_per_group"] == 1.0
     assert config["initializer"] == {
         "module": "keras.initializers",
         "class_name": "TruncatedNormal",

@@ -12,7 +12,6 @@ from sparse_mixer import SparseMixer, _native
 from sparse_mixer._core import summary
 from sparse_mixer._core.arguments import Arguments
 from sparse_mixer.checkpoints import presets
-from sparse_mixer.checkpoints.stored_config import _arguments
 
 # Parameters of the encoders, without heads, at 32,000 words: section 13 of the paper's checkpoints less the heads
 # (transform 512 x 512 + 512, its norm 1024, 32,000 biases, next sentence 2 x 512 + 2; with 768 for BERT).
@@ -27,19 +26,19 @@ PUBLISHED = {
 
 
 def arguments(name: str) -> Arguments:
-    return _arguments(SparseMixer, presets.preset(name))
+    return Arguments(presets.preset(name))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_sizes_are_the_published_ones(name: str) -> None:
-    specs = _native.weight_specs(arguments(name).native_config(0))
+    specs = _native.weight_specs(arguments(name).core_config(0))
     assert sum(int(np.prod(shape)) for _, shape in specs) == PUBLISHED[name]
 
 
 def test_fnet_has_hugging_faces_weights() -> None:
     """One table more than 'google/fnet-base', whose sizes are these: 82 million parameters."""
     a = arguments("fnet_base")
-    specs = dict(_native.weight_specs(a.native_config(0)))
+    specs = dict(_native.weight_specs(a.core_config(0)))
     assert specs["embedding_projection/kernel"] == [768, 768]
     assert not any("attention/" in name or "linear_transform" in name for name in specs)
     assert 80e6 < sum(int(np.prod(shape)) for shape in specs.values()) < 85e6

@@ -494,6 +494,13 @@ def plan_load(
 ) -> LoadPlan:
     """`Checkpoint.plan` for tensors that Python reads itself; `path` is the file's name in errors."""
 
+def arguments() -> list[tuple[str, str, bool, str, str, str, list[str]]]:
+    """The arguments of an encoder that the core sees.
+
+    Name; kind of value; whether None stands for "not given"; default as JSON; range in words, or empty; ``"required"``
+    or ``"keras"`` (TensorFlow's) or ``"extension"`` (ours); and where the kind is ``"name"``, the names it can be.
+    """
+
 def weight_specs(config: str) -> list[tuple[str, list[int]]]:
     """Name and shape of each weight of the encoder with this canonical JSON, in Keras order."""
 

@@ -259,8 +259,6 @@ class LecunNormal(_NamedScaling):
 
 
 DEFAULT = TruncatedNormal(stddev=0.02)
-# What `semantics="paper"` makes of it; the projection of the embeddings is then initialised LeCun normal.
-PAPER = RandomNormal(stddev=0.02)
 
 _CLASSES: dict[str, type[Initializer]] = {
     cls.__name__: cls

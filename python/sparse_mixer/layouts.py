@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sparse_mixer._core.arguments import as_int
+from sparse_mixer._core.checks import as_int
 
 __all__ = ["LAYOUTS", "bottom", "layer_indices", "middle", "mixed", "top"]
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._core.arguments import as_positive, as_seed
 from sparse_mixer._core.arrays import as_float32, as_integers
-from sparse_mixer._core.checks import as_float, as_int, as_list
+from sparse_mixer._core.checks import as_float, as_int, as_list, as_positive, as_seed
 from sparse_mixer._core.seeds import Purpose, fresh_seed, generator
 
 # Results are int32.

@@ -10,17 +10,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer import _native, activations, checkpoints, initializers
+from sparse_mixer import _native, activations, checkpoints
 from sparse_mixer._core import inputs as model_inputs
 from sparse_mixer._core import summary
-from sparse_mixer._core.arguments import (
-    DEFAULT_ATTENTION_LAYERS,
-    DEFAULT_MOE_LAYERS,
-    Arguments,
-    as_bool,
-    as_seed,
-)
-from sparse_mixer._core.checks import as_strings
+from sparse_mixer._core.arguments import Arguments
+from sparse_mixer._core.checks import as_bool, as_seed, as_strings
 from sparse_mixer._core.construction import make_core, provider, weight_seed
 from sparse_mixer._core.encoder import Encoder, OutputsWithoutPooler
 from sparse_mixer._core.paths import PathLike
@@ -62,12 +56,12 @@ class SparseMixer(Encoder):
         vocab_size: int,
         hidden_size: int = 512,
         num_layers: int = 14,
-        moe_layers: Sequence[int] = DEFAULT_MOE_LAYERS,
-        attention_layers: Sequence[int] = DEFAULT_ATTENTION_LAYERS,
+        moe_layers: Sequence[int] = (5, 6, 7, 8),
+        attention_layers: Sequence[int] = (10, 11, 12, 13),
         num_experts: int = 16,
         train_capacity_factor: float = 1.0,
         eval_capacity_factor: float = 1.0,
-        examples_per_group: float = 1.0,
+        examples_per_group: float | None = None,
         mixing_mechanism: MixingMechanism | str = MixingMechanism.LINEAR,
         use_fft: bool = False,
         num_attention_heads: int = 8,
@@ -77,7 +71,7 @@ class SparseMixer(Encoder):
         inner_activation: str | Mapping[str, Any] | Activation | Callable[..., Any] | None = activations.DEFAULT,
         output_dropout: float = 0.1,
         attention_dropout: float = 0.1,
-        initializer: str | Mapping[str, Any] | Initializer | Callable[..., Any] = initializers.DEFAULT,
+        initializer: str | Mapping[str, Any] | Initializer | Callable[..., Any] | None = None,
         output_range: int | None = None,
         embedding_width: int | None = None,
         embedding_layer: Callable[[Any], Any] | None = None,
@@ -123,7 +117,8 @@ class SparseMixer(Encoder):
             train_capacity_factor: With ``training=True`` each expert takes
                 ``round(factor * tokens_per_group / num_experts)`` tokens, halves rounded to even.
             eval_capacity_factor: The same for inference.
-            examples_per_group: Examples whose tokens compete for the experts' capacity; may be a fraction.
+            examples_per_group: Examples whose tokens compete for the experts' capacity; may be a fraction. None for 1,
+                unless `max_group_size` says otherwise.
             mixing_mechanism: A `MixingMechanism`, its value, or TensorFlow's enum member.
             use_fft: Whether spectral mixing uses an FFT or products with transform matrices; same function.
             num_attention_heads: Heads of the attention blocks.
@@ -134,7 +129,9 @@ class SparseMixer(Encoder):
             inner_activation: Activation there; see `sparse_mixer.activations`.
             output_dropout: Dropout rate of embeddings, sublayer outputs and experts, when training.
             attention_dropout: Dropout rate of attention probabilities, when training.
-            initializer: Initialiser of tables and kernels; see `sparse_mixer.initializers`.
+            initializer: Initialiser of tables and kernels; see `sparse_mixer.initializers`. None for a truncated normal
+                distribution with standard deviation 0.02; with ``semantics="paper"`` for a normal one, and a LeCun
+                normal one in the projection of the embeddings.
             output_range: Positions ``[0, output_range)`` of the last block that are wanted; None for all.
             embedding_width: Width of the embeddings; None for `hidden_size`, otherwise they are projected to it.
             embedding_layer: Own word embeddings: a callable from ids ``[B, S]`` to floats
@@ -147,7 +144,8 @@ class SparseMixer(Encoder):
                 ``"float16"``, ``"int8"``, or a Keras policy. Outputs are always float32.
             trainable: Whether optimisers may change the weights.
             max_group_size: Alternative to `examples_per_group`: about the largest number of tokens per group, as the
-                reference's documentation describes it. None for no such size, or 4096 with ``semantics="paper"``.
+                reference's documentation describes it. None for no such size, or 4096 with ``semantics="paper"`` unless
+                `examples_per_group` is given.
             router_z_loss_weight: Factor of the router z-loss in `losses`; None for 0, or 1e-4 with
                 ``semantics="paper"``.
             jitter_noise: Router inputs are multiplied by numbers from ``[1 - noise, 1 + noise]`` when training.
@@ -189,8 +187,7 @@ class SparseMixer(Encoder):
             ValueError: A value that cannot work; the message names the argument.
             TypeError: A value of a wrong type.
         """
-        given = locals()
-        arguments = Arguments.check({field: given[field] for field in Arguments.__dataclass_fields__})
+        arguments = Arguments(locals())
         chosen_seed = weight_seed(arguments)
         core = make_core(arguments, chosen_seed, provider(arguments, chosen_seed), num_threads, isa)
         arguments.warn_about_ignored_layers(stacklevel=2)

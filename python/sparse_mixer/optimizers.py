@@ -32,9 +32,8 @@ import numpy.typing as npt
 
 from sparse_mixer import _native
 from sparse_mixer import schedules as schedules
-from sparse_mixer._core.arguments import as_bool, as_float, as_step
 from sparse_mixer._core.arrays import as_float32
-from sparse_mixer._core.checks import as_strings
+from sparse_mixer._core.checks import as_bool, as_float, as_step, as_strings
 from sparse_mixer.gradients import INPUTS, Gradients, parts_of
 
 Array = npt.NDArray[np.float32]

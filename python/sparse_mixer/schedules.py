@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
-from sparse_mixer._core.arguments import as_step
-from sparse_mixer._core.checks import as_float
+from sparse_mixer._core.checks import as_float, as_step
 
 _FRAMEWORKS = frozenset({"keras", "official", "tensorflow", "tf_keras"})
 

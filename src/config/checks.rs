@@ -1,9 +1,8 @@
 //! Which configurations can work, and which calls an encoder takes.
 
-use super::{RouterKind, SparseMixerConfig};
+use super::arguments::SparseMixerConfig;
+use super::choices::RouterKind;
 use crate::error::{Error, Result};
-use crate::kernels::Dtype;
-use crate::layers::Activation;
 
 /// Far above any encoder; files from strangers must not make us list the weights of more.
 const MAX_LAYERS: usize = 4096;
@@ -12,28 +11,15 @@ const MAX_WEIGHTS: u128 = 1 << 42;
 const MAX_ELEMENTS: u128 = 1 << 40;
 
 impl SparseMixerConfig {
-    /// Resolves defaults that depend on other arguments and checks every argument.
-    pub fn validated(mut self) -> Result<Self> {
-        if self.embedding_width == 0 {
-            self.embedding_width = self.hidden_size;
-        }
-        let at_least_one = [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("num_layers", self.num_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("max_sequence_length", self.max_sequence_length),
-            ("type_vocab_size", self.type_vocab_size),
-            ("inner_dim", self.inner_dim),
-            ("expert_inner_dim", self.expert_inner_dim()),
-            ("num_selected_experts", self.num_selected_experts),
-            ("num_experts", self.num_experts),
-        ];
-        for (name, value) in at_least_one {
-            // Without a mixture, nothing looks at the number of experts.
-            if value < 1 && !(name == "num_experts" && self.moe_layers.is_empty()) {
-                return Err(Error::value(name, format!("got {value}, expected at least 1")));
-            }
+    /// Checks every argument, by itself and together with others.
+    pub fn validated(self) -> Result<Self> {
+        self.check_ranges()?;
+        // Without a mixture, nothing looks at the number of experts.
+        if self.num_experts < 1 && !self.moe_layers.is_empty() {
+            return Err(Error::value(
+                "num_experts",
+                format!("got {}, expected at least 1", self.num_experts),
+            ));
         }
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(Error::value(
@@ -44,51 +30,15 @@ impl SparseMixerConfig {
                 ),
             ));
         }
-        let rates = [
-            ("output_dropout", self.output_dropout),
-            ("attention_dropout", self.attention_dropout),
-            ("expert_dropout", self.expert_dropout()),
-        ];
-        for (name, rate) in rates {
-            if !(0.0..=1.0).contains(&rate) {
-                return Err(Error::value(name, format!("got {rate}, expected a rate between 0 and 1")));
-            }
-        }
-        let not_negative = [
-            ("train_capacity_factor", self.train_capacity_factor),
-            ("eval_capacity_factor", self.eval_capacity_factor),
-            ("router_z_loss_weight", self.router_z_loss_weight.unwrap_or(0.0)),
-            ("auxiliary_loss_factor", self.auxiliary_loss_factor),
-            ("jitter_noise", self.jitter_noise),
-        ];
-        for (name, value) in not_negative {
-            if !(value >= 0.0 && value.is_finite()) {
-                return Err(Error::value(name, format!("got {value}, expected a finite number >= 0")));
-            }
-        }
-        if !(self.examples_per_group > 0.0 && self.examples_per_group.is_finite()) {
+        if let (Some(size), Some(examples)) = (self.max_group_size, self.examples_per_group) {
             return Err(Error::value(
-                "examples_per_group",
-                format!("got {}, expected a finite number > 0", self.examples_per_group),
+                "max_group_size",
+                format!("got {size} together with examples_per_group={examples}; give only one of them"),
             ));
-        }
-        if let Some(size) = self.max_group_size {
-            if size < 1 {
-                return Err(Error::value("max_group_size", format!("got {size}, expected at least 1")));
-            }
-            if self.examples_per_group != 1.0 {
-                return Err(Error::value(
-                    "max_group_size",
-                    format!(
-                        "got {size} together with examples_per_group={}; give only one of them",
-                        self.examples_per_group
-                    ),
-                ));
-            }
         }
         if let Some(range) = self.output_range
             && self.semantics().output_range
-            && !(1..=self.max_sequence_length).contains(&range)
+            && !(1..=self.max_sequence_length as i64).contains(&range)
         {
             return Err(Error::value(
                 "output_range",
@@ -103,12 +53,6 @@ impl SparseMixerConfig {
                     format!("got layer {layer}, expected layers below num_layers ({})", self.num_layers),
                 ));
             }
-        }
-        if !matches!(self.router_dtype, Dtype::Float32 | Dtype::Bfloat16) {
-            return Err(Error::value(
-                "router_dtype",
-                format!("got {:?}, expected 'float32' or 'bfloat16'", self.router_dtype.name()),
-            ));
         }
         if self.router == RouterKind::ExpertsChoose && self.num_selected_experts != 1 {
             return Err(Error::value(
@@ -132,19 +76,22 @@ impl SparseMixerConfig {
                 ),
             ));
         }
-        if self.project_embeddings == Some(false) && self.embedding_width != self.hidden_size {
+        if let Some(id) = self.pad_id
+            && !(-1..self.vocab_size as i64).contains(&id)
+        {
+            return Err(Error::value(
+                "pad_id",
+                format!("got {id}, expected an id below {}, or -1 for no padding", self.vocab_size),
+            ));
+        }
+        if self.project_embeddings == Some(false) && self.embedding_width() != self.hidden_size {
             return Err(Error::value(
                 "project_embeddings",
                 format!(
                     "got False, but only a projection leads from embedding_width ({}) to hidden_size ({})",
-                    self.embedding_width, self.hidden_size
+                    self.embedding_width(),
+                    self.hidden_size
                 ),
-            ));
-        }
-        if !(self.layer_norm_epsilon > 0.0 && self.layer_norm_epsilon < 1.0) {
-            return Err(Error::value(
-                "layer_norm_epsilon",
-                format!("got {}, expected a number above 0 and below 1", self.layer_norm_epsilon),
             ));
         }
         if self.shorter_sequences == Some(true) && !self.takes_shorter_sequences() {
@@ -166,7 +113,7 @@ impl SparseMixerConfig {
                 format!("got {}, expected at most {MAX_LAYERS}", self.num_layers),
             ));
         }
-        Activation::<f32>::from_config(&self.inner_activation, None)?;
+        self.inner_activation.function()?;
         self.check_sizes()?;
         Ok(self)
     }
@@ -175,7 +122,8 @@ impl SparseMixerConfig {
     fn check_sizes(&self) -> Result<()> {
         // 128 bits, so that no product overflows, on 32-bit processors either.
         let size = |value: usize| value as u128;
-        let (h, w, s) = (size(self.hidden_size), size(self.embedding_width), size(self.max_sequence_length));
+        let (h, w, s) =
+            (size(self.hidden_size), size(self.embedding_width()), size(self.max_sequence_length));
         let experts = size(self.expert_inner_dim()) * size(self.num_experts.max(1));
         let largest = [
             ("vocab_size", size(self.vocab_size) * w),
@@ -235,15 +183,15 @@ mod tests {
         let toy = SparseMixerConfig { hidden_size: 8, num_layers: 1, inner_dim: 8, ..Default::default() };
         let toy = SparseMixerConfig { moe_layers: vec![], attention_layers: vec![0], ..toy };
         let large = [
-            SparseMixerConfig { vocab_size: 1 << 30, embedding_width: 1 << 12, ..toy.clone() },
-            SparseMixerConfig { type_vocab_size: 1 << 30, embedding_width: 1 << 11, ..toy.clone() },
+            SparseMixerConfig { vocab_size: 1 << 30, embedding_width: Some(1 << 12), ..toy.clone() },
+            SparseMixerConfig { type_vocab_size: 1 << 30, embedding_width: Some(1 << 11), ..toy.clone() },
             SparseMixerConfig { num_layers: 4096, hidden_size: 1 << 15, inner_dim: 1 << 15, ..toy.clone() },
             SparseMixerConfig { hidden_size: usize::MAX & !7, ..toy.clone() },
             // Each table is within the bound of one weight, all of them together are not.
             SparseMixerConfig {
                 vocab_size: 1 << 30,
                 type_vocab_size: 1 << 30,
-                embedding_width: 1 << 10,
+                embedding_width: Some(1 << 10),
                 hidden_size: 1 << 20,
                 inner_dim: 1 << 20,
                 ..toy.clone()

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use crate::config::ActivationConfig;
+use crate::config::{ActivationConfig, ActivationFunction};
 use crate::error::{Error, Result};
 use crate::kernels::{
     Elementwise, Isa, Real, elementwise, elementwise_backward, softmax_backward, softmax_in_place,
@@ -38,49 +38,19 @@ impl<R: Real> Activation<R> {
     /// The activation that `config` names; `custom` is the function behind the name `"custom"`.
     ///
     /// # Errors
-    /// [`Error::Value`] for a name that is not known.
+    /// [`Error::Value`](crate::Error::Value) for a name that is not known, or for `"custom"` where there is no function.
     pub fn from_config(
         config: &ActivationConfig,
         custom: Option<Arc<dyn CustomActivation<R>>>,
     ) -> Result<Self> {
-        use Elementwise as E;
-        let relu = |max_value, negative_slope| E::Relu { max_value, negative_slope, threshold: 0.0 };
-        let function = match config.name.as_str() {
-            "linear" => E::Linear,
-            "gelu_tanh" => E::GeluTanh,
-            "gelu" => E::GeluErf,
-            "relu" => E::Relu {
-                max_value: config.max_value.unwrap_or(f64::INFINITY),
-                negative_slope: config.negative_slope.unwrap_or(0.0),
-                threshold: config.threshold.unwrap_or(0.0),
-            },
-            "relu6" => relu(6.0, 0.0),
-            "leaky_relu" => relu(f64::INFINITY, config.negative_slope.unwrap_or(0.2)),
-            "sigmoid" => E::Sigmoid,
-            "hard_sigmoid" => E::HardSigmoid,
-            "silu" | "swish" => E::Silu,
-            "hard_swish" => E::HardSwish,
-            "tanh" => E::Tanh,
-            "elu" => E::Elu { alpha: config.alpha.unwrap_or(1.0) },
-            "selu" => E::Selu,
-            "exponential" => E::Exponential,
-            "softplus" => E::Softplus,
-            "softsign" => E::Softsign,
-            "mish" => E::Mish,
-            "softmax" => return Ok(Activation::Softmax),
-            "log_softmax" => return Ok(Activation::LogSoftmax),
-            "custom" => {
-                // While only the configuration is checked there is no function yet: any stands in for it.
-                return Ok(custom.map_or(Activation::Elementwise(E::Linear), Activation::Custom));
-            }
-            name => {
-                return Err(Error::value(
-                    "inner_activation",
-                    format!("got {name:?}, which is not an activation"),
-                ));
-            }
-        };
-        Ok(Activation::Elementwise(function))
+        Ok(match config.function()? {
+            ActivationFunction::Elementwise(function) => Activation::Elementwise(function),
+            ActivationFunction::Softmax => Activation::Softmax,
+            ActivationFunction::LogSoftmax => Activation::LogSoftmax,
+            ActivationFunction::Custom => Activation::Custom(custom.ok_or_else(|| {
+                Error::value("inner_activation", "got \"custom\", but no function that it stands for")
+            })?),
+        })
     }
 
     /// Whether a slice of a row can be computed without the rest of it.

@@ -38,7 +38,7 @@ pub struct Embed {
 impl Embed {
     /// Declares the embeddings.
     pub fn new(list: &mut WeightList, config: &SparseMixerConfig) -> Self {
-        let (width, hidden, semantics) = (config.embedding_width, config.hidden_size, config.semantics());
+        let (width, hidden, semantics) = (config.embedding_width(), config.hidden_size, config.semantics());
         let mut table = |name: &str, rows| EmbeddingTable::new(list, name, rows, width);
         let word = table("word_embeddings/embeddings", config.vocab_size);
         let position = table("position_embedding/embeddings", config.max_sequence_length);

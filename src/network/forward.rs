@@ -122,7 +122,7 @@ impl<R: Real> SparseMixer<R> {
 
     /// Rows per example of the last block's output.
     pub(super) fn output_rows(&self, seq: usize) -> usize {
-        let range = self.config.output_range.filter(|_| self.config.semantics().output_range);
+        let range = self.config.output_range();
         range.map_or(seq, |range| range.min(seq))
     }
 

@@ -81,7 +81,7 @@ impl<R: Real> OwnedInputs<R> {
 impl<R: Real> Inputs<'_, R> {
     /// Checks lengths, ranges and finiteness.
     pub fn check(&self, config: &SparseMixerConfig) -> Result<()> {
-        let (batch, seq, width) = (self.batch, self.seq, config.embedding_width);
+        let (batch, seq, width) = (self.batch, self.seq, config.embedding_width());
         let words = match self.words {
             Words::Ids(ids) => (ids.len(), batch * self.word_len, "input_word_ids"),
             Words::Embeddings(rows) => (rows.len(), batch * self.word_len * width, "input_word_embeddings"),

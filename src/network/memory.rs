@@ -35,7 +35,7 @@ pub fn forward_bytes(
     let mut ledger = Ledger::default();
     let mut outputs = 0;
     let keeps_last = requested.sequence_output || requested.encoder_outputs;
-    let range = config.output_range.filter(|_| config.semantics().output_range).unwrap_or(seq);
+    let range = config.output_range().unwrap_or(seq);
     let last_rows = if keeps_last { range } else { 1 };
     let mut x = Some(ledger.take(FLOAT, rows * hidden));
     for layer in 0..config.num_layers {
@@ -67,7 +67,7 @@ const MOST_BYTES: usize = 1 << 57;
 
 /// At least as many bytes as any one array of a call has per position, over all layers.
 fn per_position(config: &SparseMixerConfig) -> usize {
-    let widest = [config.hidden_size, config.embedding_width, config.inner_dim, config.num_experts];
+    let widest = [config.hidden_size, config.embedding_width(), config.inner_dim, config.num_experts];
     let slots = if config.moe_layers.is_empty() { 1.0 } else { config.eval_capacity_factor.max(1.0) };
     let width = widest.into_iter().max().unwrap_or(1) as f64 * slots;
     (width * FLOAT as f64 * config.num_layers as f64) as usize
@@ -208,7 +208,7 @@ fn of_threads(config: &SparseMixerConfig, batch: usize, threads: usize) -> usize
 
 /// Most bytes that one thread has for tasks of `rows` rows: the largest of each numbered buffer over all tasks.
 fn task_bytes(config: &SparseMixerConfig, batch: usize, rows: usize) -> usize {
-    let (seq, hidden, width) = (config.max_sequence_length, config.hidden_size, config.embedding_width);
+    let (seq, hidden, width) = (config.max_sequence_length, config.hidden_size, config.embedding_width());
     let slice = SLICE.min(config.inner_dim);
     let (attends, mixes) =
         (!config.attention_layers.is_empty(), config.attention_layers.len() < config.num_layers);

@@ -55,7 +55,7 @@ pub struct Tape<R: Real> {
 impl<R: Real> Tape<R> {
     /// `[B, S, W]`, the shape of the word rows.
     pub fn row_shape(&self, config: &SparseMixerConfig) -> [usize; 3] {
-        [self.inputs.batch, self.inputs.seq, config.embedding_width]
+        [self.inputs.batch, self.inputs.seq, config.embedding_width()]
     }
 }
 
@@ -148,7 +148,7 @@ impl<R: Real> SparseMixer<R> {
         let pass = self.pass(context, (batch, seq), training, false, &attention_mask);
         let mut outputs = Outputs::new(seq, rows);
         let mut sums =
-            self.goes_to_embeddings(&wanted).then(|| context.buffer(all * self.config.embedding_width));
+            self.goes_to_embeddings(&wanted).then(|| context.buffer(all * self.config.embedding_width()));
         let mut x = context.buffer(all * hidden);
         self.embed.forward(&pass, &inputs.view(), &mut x, sums.as_deref_mut())?;
         check_finite(requested, "the embeddings are", &x)?;
@@ -266,7 +266,7 @@ impl<R: Real> SparseMixer<R> {
         }
         tape.release_from(0);
         let Some(sums) = &tape.sums else { return Ok(None) };
-        let mut drows = tape.requested.rows.then(|| alloc_zeroed(all * self.config.embedding_width));
+        let mut drows = tape.requested.rows.then(|| alloc_zeroed(all * self.config.embedding_width()));
         if depends {
             let mut unasked = context.buffer(if drows.is_some() { 0 } else { sums.len() });
             let drows = drows.as_deref_mut().unwrap_or(&mut unasked);

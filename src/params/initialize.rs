@@ -22,8 +22,8 @@ pub fn initial_values(
         mode: "fan_in".into(),
         distribution: "truncated_normal".into(),
     };
-    let initializer = if spec.role == Role::LecunKernel { &lecun } else { &config.initializer };
-    sample(initializer, config.seed, Purpose::EncoderWeight, spec, stop)
+    let initializer = if spec.role == Role::LecunKernel { lecun } else { config.initializer() };
+    sample(&initializer, config.seed(), Purpose::EncoderWeight, spec, stop)
 }
 
 /// Samples the initial values of a weight by `initializer`, a function of `seed`, the purpose and the weight's name.

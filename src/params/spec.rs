@@ -57,6 +57,15 @@ impl Spec {
         self.shape.iter().product()
     }
 
+    /// Whether it is rounded to the storage type of the part.
+    pub fn is_low_precision(&self) -> bool {
+        match self.form {
+            Form::Vector => false,
+            Form::Table { .. } => true,
+            Form::Matrices { full_precision, .. } => !full_precision,
+        }
+    }
+
     /// Whether it has no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

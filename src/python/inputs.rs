@@ -29,7 +29,7 @@ pub struct RawInputs<'a, 'py> {
 impl RawInputs<'_, '_> {
     /// Copies the arrays, joins the dense part to the words, and checks that their shapes fit together and to `config`. Values are the core's to check.
     pub fn read(&self, config: &SparseMixerConfig) -> PyResult<OwnedInputs<f32>> {
-        let width = config.embedding_width;
+        let width = config.embedding_width();
         let (argument, shape, words) = match (self.word_embeddings, self.word_ids) {
             (Some(array), _) => {
                 let rows = floats("input_word_embeddings", array, 3)?;

@@ -5,6 +5,7 @@
 //! Signatures, defaults and documentation for people are in `python/sparse_mixer/`.
 
 mod activation;
+mod arguments;
 mod atomic_file;
 mod checkpoint;
 mod convert;
@@ -32,6 +33,8 @@ mod _native {
     use crate::kernels::Isa;
     use crate::runtime::{self, fork};
 
+    #[pymodule_export]
+    use super::arguments::arguments;
     #[pymodule_export]
     use super::atomic_file::AtomicFile;
     #[pymodule_export]

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
-from sparse_mixer._core.arguments import Arguments, as_int
+from sparse_mixer._core.arguments import Arguments
+from sparse_mixer._core.checks import as_int
 from sparse_mixer._core.seeds import SEED_RANGE, Purpose, fresh_seed, generator
 from sparse_mixer._core.variables import as_float32
 from sparse_mixer.activations import Activation
@@ -37,7 +38,7 @@ def make_core(
     activation = arguments.inner_activation
     custom = activation if isinstance(activation, Activation) else None
     return _native.Encoder(
-        arguments.native_config(seed),
+        arguments.core_config(seed),
         provider,
         activation=None if custom is None else _checked(custom.function, "inner_activation"),
         activation_derivative=None
@@ -62,7 +63,7 @@ def _checked(function: Callable[[Any], Any], argument: str) -> Callable[[Array],
 
 def provider(arguments: Arguments, seed: int) -> Callable[[str, tuple[int, ...]], Array] | None:
     """Initial values by weight name, made in Python; None where the core samples them."""
-    if arguments.native_initializer() is not None:
+    if arguments.core_samples():
         return None
     initializer = arguments.initializer
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import threading
 from collections.abc import Sequence
 from typing import Any, Self
 
 from sparse_mixer import _native
-from sparse_mixer._core.arguments import Arguments, as_dtype, as_int
-from sparse_mixer._core.checks import as_strings
+from sparse_mixer._core.arguments import Arguments
+from sparse_mixer._core.checks import as_dtype, as_int, as_strings
 from sparse_mixer._core.construction import given_seed, make_core
 from sparse_mixer._core.part import Part, variables_of
 from sparse_mixer._core.router_metrics import Mean, RouterMetrics
@@ -184,7 +183,7 @@ class Encoder(Part):
             dtype: As in the constructor.
         """
         target = as_dtype("dtype", dtype)
-        arguments = dataclasses.replace(self.arguments, dtype=target)
+        arguments = self.arguments.replace(dtype=target)
         converted = self.around(arguments, self.core.astype(target), self.weight_seed, self.name)
         converted._copy_state(self)
         return converted

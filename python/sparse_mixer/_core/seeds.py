@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sparse_mixer._core.arguments import as_seed
+from sparse_mixer._core.checks import as_seed
 
 SEED_RANGE = 2**64
 

@@ -129,7 +129,7 @@ def _totals(encoder: Encoder, parts: Sequence[Row]) -> list[str]:
 
 def _smallest_batch(encoder: Encoder) -> int:
     # Routing groups may ask for more than one example.
-    return max(1, math.ceil(encoder.arguments.examples_per_group))
+    return max(1, math.ceil(encoder.arguments.group_examples()))
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

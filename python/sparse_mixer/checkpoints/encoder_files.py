@@ -65,7 +65,7 @@ def _formats(encoder: Encoder) -> list[str]:
 def metadata(encoder: Encoder) -> dict[str, str]:
     """What the header of our own format says of the encoder."""
     try:
-        return {_CONFIG_KEY: json.dumps(encoder.arguments.keras_config()), _NAME_KEY: encoder.name}
+        return {_CONFIG_KEY: json.dumps(encoder.arguments.exact_config()), _NAME_KEY: encoder.name}
     except TypeError as error:
         raise ValueError(
             f"an encoder with a Python callable among its arguments cannot be saved with its configuration ({error}); "

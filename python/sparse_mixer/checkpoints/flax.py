@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparse_mixer import layouts
-from sparse_mixer._core.arguments import as_int
+from sparse_mixer._core.checks import as_int
 from sparse_mixer._native import CheckpointError
 from sparse_mixer.checkpoints.weight_files import Array, ArrayMapping, Floats, TargetWeights, WeightFile
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sparse_mixer._core.arguments import as_count, as_float
+from sparse_mixer._core.checks import as_count, as_float
 from sparse_mixer._native import CheckpointError
 
 _MAX_CONFIG_BYTES = 1 << 20

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -78,7 +77,7 @@ def _weights_h5_names(encoder: Encoder) -> list[str]:
         "project_embeddings": None,
         "expert_inner_dim": None,
     }
-    specs = _native.weight_specs(dataclasses.replace(arguments, **keras).native_config(seed))
+    specs = _native.weight_specs(arguments.replace(**keras).core_config(seed))
     theirs = {(name, tuple(shape)) for name, shape in specs}
     names = []
     for name, shape in encoder.core.weight_specs():

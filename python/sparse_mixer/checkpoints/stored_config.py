@@ -8,7 +8,7 @@ from inspect import Parameter, signature
 from typing import Any
 
 from sparse_mixer import _native
-from sparse_mixer._core.arguments import Arguments
+from sparse_mixer._core.arguments import Arguments, declared
 from sparse_mixer._core.construction import weight_seed
 from sparse_mixer._core.encoder import Encoder
 from sparse_mixer._native import CheckpointError
@@ -69,7 +69,7 @@ def resolve(
 def _resolve(cls: type[Encoder], config: Mapping[str, Any]) -> tuple[Arguments, int, TargetWeights]:
     arguments = _arguments(cls, config)
     seed = weight_seed(arguments)
-    return arguments, seed, _native.weight_specs(arguments.native_config(seed))
+    return arguments, seed, _native.weight_specs(arguments.core_config(seed))
 
 
 def _require_room(file: WeightFile, num_layers: Any) -> None:
@@ -86,15 +86,12 @@ def _require_room(file: WeightFile, num_layers: Any) -> None:
 
 def _arguments(cls: type[Encoder], config: Mapping[str, Any]) -> Arguments:
     """Checked arguments from `config`, the constructor's defaults filled in."""
-    parameters = signature(cls.__init__).parameters
-    given = {}
-    for field in Arguments.__dataclass_fields__:
-        value = config.get(field, parameters[field].default)
-        if value is Parameter.empty:
-            raise ValueError(f"config: '{field}' is missing")
-        given[field] = value
-    # Arguments that are no part of what the encoder computes.
-    unknown = sorted(set(config) - set(given) - {"name", "trainable"})
+    # Some arguments are no part of what the encoder computes.
+    unknown = sorted(set(config) - set(declared()) - {"name", "trainable"})
     if unknown:
         raise TypeError(f"config: unknown arguments {', '.join(map(repr, unknown))}")
-    return Arguments.check(given)
+    parameters = signature(cls.__init__).parameters.values()
+    defaults = {
+        parameter.name: parameter.default for parameter in parameters if parameter.default is not Parameter.empty
+    }
+    return Arguments({**defaults, **config})

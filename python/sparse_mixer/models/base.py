@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from sparse_mixer import checkpoints, training
-from sparse_mixer._core.arguments import as_bool, as_seed
+from sparse_mixer._core.checks import as_bool, as_seed
 from sparse_mixer._core.inputs import as_inputs
 from sparse_mixer._core.paths import PathLike
 from sparse_mixer._core.router_metrics import METRIC_NAMES

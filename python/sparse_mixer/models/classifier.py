@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._core.arguments import as_int, as_positive
 from sparse_mixer._core.arrays import as_float32
+from sparse_mixer._core.checks import as_int, as_positive
 from sparse_mixer._core.encoder import NO_POOLER
 from sparse_mixer._core.inputs import KEYS, as_inputs
 from sparse_mixer.gradients import Gradients
@@ -100,7 +100,7 @@ class BertClassifier(Model):
             batch_size: Examples that are computed at once, rounded up to whole routing groups.
         """
         size = as_positive("batch_size", batch_size)
-        group = max(1, math.ceil(self.encoder.arguments.examples_per_group))
+        group = max(1, math.ceil(self.encoder.arguments.group_examples()))
         given = {name: value for name, value in as_inputs(inputs).items() if name in KEYS and value is not None}
         logits = [self(batch) for batch in split_batches(given, math.ceil(size / group) * group)] or [self(inputs)]
         numbers = np.concatenate(logits).reshape(-1, self.num_classes)

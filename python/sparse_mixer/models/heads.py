@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native, activations, initializers
-from sparse_mixer._core.arguments import as_seed
+from sparse_mixer._core.checks import as_seed
 from sparse_mixer._core.construction import given_seed
 from sparse_mixer._core.part import Part, variables_of
 from sparse_mixer._core.seeds import Purpose, fresh_seed, generator

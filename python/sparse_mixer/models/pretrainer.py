@@ -9,9 +9,8 @@ from typing import Any, Self
 import numpy as np
 
 from sparse_mixer import activations
-from sparse_mixer._core.arguments import as_int
 from sparse_mixer._core.arrays import as_float32, as_integers
-from sparse_mixer._core.checks import as_float, as_list
+from sparse_mixer._core.checks import as_float, as_int, as_list
 from sparse_mixer._core.encoder import NO_POOLER
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, cross_entropy, reciprocal

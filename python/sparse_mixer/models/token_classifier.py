@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparse_mixer._core.arguments import as_bool, as_int
+from sparse_mixer._core.checks import as_bool, as_int
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, classification
 from sparse_mixer.models.base import Model, stored

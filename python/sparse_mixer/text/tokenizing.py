@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._core.arguments import as_positive
-from sparse_mixer._core.checks import as_list, short
+from sparse_mixer._core.checks import as_list, as_positive, short
 from sparse_mixer._core.extras import require
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

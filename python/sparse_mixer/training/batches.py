@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sparse_mixer._core.arguments import as_positive
 from sparse_mixer._core.arrays import as_array
+from sparse_mixer._core.checks import as_positive
 from sparse_mixer._core.inputs import KEYS, as_inputs
 from sparse_mixer._core.seeds import Purpose, generator
 

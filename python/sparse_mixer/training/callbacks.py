@@ -11,9 +11,8 @@ from typing import Any, TextIO
 
 import numpy.typing as npt
 
-from sparse_mixer._core.arguments import as_positive
 from sparse_mixer._core.atomic_file import replacing
-from sparse_mixer._core.checks import as_float, as_int
+from sparse_mixer._core.checks import as_float, as_int, as_positive
 from sparse_mixer._core.extras import require
 from sparse_mixer._core.paths import PathLike, file_name
 

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._core.arguments import as_step
 from sparse_mixer._core.arrays import as_float32
 from sparse_mixer._core.atomic_file import replacing
-from sparse_mixer._core.checks import as_float
+from sparse_mixer._core.checks import as_float, as_step
 from sparse_mixer.training.history import History
 from sparse_mixer.training.metrics import Metrics
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparse_mixer._core import interrupts
-from sparse_mixer._core.arguments import as_int, as_positive, as_seed
-from sparse_mixer._core.checks import as_list
+from sparse_mixer._core.checks import as_int, as_list, as_positive, as_seed
 from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer._core.seeds import Purpose, derived_seed, fresh_seed
 from sparse_mixer._core.variables import Variable, assign_all

@@ -24,7 +24,7 @@ impl Grouping {
         let semantics = config.semantics();
         let (groups, tokens) = match semantics.max_group_size {
             Some(size) => by_size(batch * seq, size),
-            None => by_examples(batch, seq, config.examples_per_group)?,
+            None => by_examples(batch, seq, config.examples_per_group())?,
         };
         let (factor, argument) = if training {
             (config.train_capacity_factor, "train_capacity_factor")
