@@ -54,8 +54,7 @@ def test_the_signature_is_the_cores_list() -> None:
         if not argument.is_required:
             assert argument.check(name, parameter.default) == argument.default, name
         if name in CORE:
-            kind, optional, limits, names = CORE[name]
-            kind = "name" if limits.startswith("'") else kind
+            kind, optional, _, names = CORE[name]
             assert parameter.annotation == TYPES[kind] + (" | None" if optional else ""), name
             assert all(f'``"{choice}"``' in documented()[name] for choice in names), name
 

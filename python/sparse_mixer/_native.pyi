@@ -133,6 +133,12 @@ class Encoder:
     def weight_specs(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name, without the encoder's, and shape of each weight in Keras order."""
 
+    def gradients(self) -> Gradients:
+        """Gradients of the weights, all zero."""
+
+    def infinite(self, indices: Sequence[int]) -> list[int]:
+        """Those of the weights at `indices` that are stored as float16 and hold an infinity."""
+
     def get_weights(self, indices: Sequence[int] | None = None) -> list[npt.NDArray[np.float32]]:
         """Copies of the weights at `indices` in Keras order, of one moment; None for all."""
 
@@ -209,6 +215,9 @@ class Head:
     def weight_specs(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape of each weight in Keras order."""
 
+    def gradients(self) -> Gradients:
+        """Gradients of the weights, all zero."""
+
     def get_weights(self, indices: Sequence[int] | None = None) -> list[npt.NDArray[np.float32]]:
         """Copies of the weights at `indices` in Keras order; None for all."""
 
@@ -259,9 +268,6 @@ class Head:
 @final
 class Gradients:
     """Gradients of the weights of one encoder or head."""
-
-    def __new__(cls, owner: Encoder | Head) -> Gradients:
-        """Zeros."""
 
     def get(self, index: int) -> npt.NDArray[np.float32]:
         """A copy of the gradient of the weight at `index`."""

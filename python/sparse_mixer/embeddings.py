@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._core.arguments import as_positive
+from sparse_mixer._core.checks import as_positive
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]

@@ -36,7 +36,7 @@ class Gradients(Mapping[str, Array]):
     def __init__(self, target: Any, keys: Collection[str] | None = None) -> None:
         """Zeros for the weights of `target`, an encoder or a model; for all, or those called `keys`."""
         self.parts = parts_of(target)
-        self.buffers = [_native.Gradients(part.core) for part in self.parts]
+        self.buffers: list[_native.Gradients] = [part.core.gradients() for part in self.parts]
         self.inputs: dict[str, Array] = {}
         self._places = {
             key: (buffer, index)

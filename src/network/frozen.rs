@@ -15,7 +15,7 @@ fn configs() -> Vec<SparseMixerConfig> {
     };
     vec![
         with(&|_| {}),
-        with(&|c| (c.norm_first, c.embedding_width) = (true, 5)),
+        with(&|c| (c.norm_first, c.embedding_width) = (true, Some(5))),
         with(&|c| (c.mixing_mechanism, c.moe_residual) = (MixingMechanism::Circulant, Some(true))),
         with(&|c| (c.mixing_mechanism, c.use_fft, c.norm_first) = (MixingMechanism::Toeplitz, true, true)),
         with(&|c| (c.mixing_mechanism, c.project_embeddings) = (MixingMechanism::Fourier, Some(true))),

@@ -109,6 +109,16 @@ impl<R: Real> Weights<R> {
         }
     }
 
+    /// Whether a weight is stored as float16 and holds an infinity, such as numbers above 65,504 become.
+    pub fn overflows(&self, key: impl WeightKey) -> bool {
+        let index = key.index();
+        let is_infinite = |values: &[R]| values.iter().any(|value| value.to_f32().is_infinite());
+        let overflow = |piece: &[R]| if is_infinite(piece) { Err(Error::Interrupted) } else { Ok(()) };
+        self.dtype == Dtype::Float16
+            && self.specs[index].is_low_precision()
+            && self.values[index].try_for_each_piece(overflow).is_err()
+    }
+
     /// Bytes of all weights.
     pub fn bytes(&self) -> usize {
         self.iter().map(Weight::bytes).sum()
@@ -234,6 +244,19 @@ mod tests {
                 assert_eq!(pieces, expected, "{} in pieces", spec.name);
             }
         }
+    }
+
+    #[test]
+    fn numbers_beyond_float16_are_found_where_they_are_rounded() {
+        let found = |dtype| {
+            let mut source = |_: usize, spec: &Spec| Ok(vec![7e4; spec.len()].into());
+            let weights =
+                Weights::<f32>::load(list(), &mut source, dtype).expect("values of the right number");
+            [0, 1, 2].map(|index| weights.overflows(index))
+        };
+        assert_eq!(found(Dtype::Float16), [false, true, true], "vectors are not rounded");
+        assert_eq!(found(Dtype::Bfloat16), [false; 3]);
+        assert!(!weights(Dtype::Float16).overflows(1));
     }
 
     #[test]

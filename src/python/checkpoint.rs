@@ -1,9 +1,8 @@
 //! Weight files for Python: listing, matching, reading into and writing from an encoder.
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pyo3::exceptions::PyIndexError;
@@ -11,21 +10,14 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::enter::{enter_core, guard, to_py_err};
-use super::part::{PartObject, PartWeights};
 use crate::checkpoint::matching::names::{self, Scheme};
-use crate::checkpoint::{
-    self, Dtype, Entry, Mismatch, PlannedRead, TargetWeight, TensorSource, TensorToWrite, Transform,
-    send_f32, write_npz, write_safetensors,
-};
+use crate::checkpoint::{self, Dtype, Entry, Mismatch, PlannedRead, TargetWeight, TensorSource, Transform};
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
 use crate::network::specs;
 use crate::params::Spec;
 use crate::runtime::Interrupt;
 use crate::sys::alloc_zeroed;
-
-/// Values written between two looks at the interrupt: a few milliseconds' worth.
-const VALUES_PER_LOOK: usize = 1 << 20;
 
 /// An open weight file. Immutable; its reads do not disturb one another.
 #[pyclass(frozen, module = "sparse_mixer._native")]
@@ -299,68 +291,4 @@ pub fn foreign_names(scheme: &str, name: &str, shape: Vec<usize>) -> PyResult<Ve
         };
         Ok(names::foreign_names(scheme, name, &shape).into_iter().map(|name| name.path).collect())
     })
-}
-
-/// Writes the weights of `parts`, each of one moment, as 32-bit floats to `path`, which is replaced in one step. Each
-/// part comes with what its weights' names start with in the file.
-/// `metadata` goes with them where the format has a place for it.
-#[pyfunction]
-pub fn save(
-    py: Python<'_>,
-    parts: Vec<(String, PartObject<'_>)>,
-    path: PathBuf,
-    file_format: &str,
-    metadata: BTreeMap<String, String>,
-) -> PyResult<()> {
-    guard(|| {
-        let parts = parts
-            .iter()
-            .map(|(prefix, owner)| {
-                let named = |spec: &Spec| Spec { name: format!("{prefix}{}", spec.name), ..spec.clone() };
-                let part = owner.part();
-                Ok((part.specs().iter().map(named).collect(), part.weights(py)?))
-            })
-            .collect::<PyResult<Vec<_>>>()?;
-        enter_core(py, |interrupt| write_weights(&parts, &path, file_format, &metadata, interrupt))
-    })
-}
-
-/// Writes weights one at a time.
-fn write_weights(
-    parts: &[(Vec<Spec>, PartWeights)],
-    path: &Path,
-    file_format: &str,
-    metadata: &BTreeMap<String, String>,
-    interrupt: Interrupt<'_>,
-) -> Result<()> {
-    let since_look = &Cell::new(0);
-    let each = parts.iter().flat_map(|(specs, weights)| specs.iter().zip(weights.weights().iter()));
-    let tensors = each
-        .map(|(spec, weight)| TensorToWrite {
-            name: spec.name.clone(),
-            dtype: Dtype::F32,
-            shape: spec.shape.clone(),
-            content: Box::new(move |sink| {
-                weight.try_for_each_piece(|piece| {
-                    piece.chunks(VALUES_PER_LOOK).try_for_each(|values| {
-                        // Looking waits for the interpreter: not for every small piece.
-                        let passed = since_look.get() + values.len();
-                        since_look.set(passed % VALUES_PER_LOOK);
-                        if passed >= VALUES_PER_LOOK && interrupt() {
-                            return Err(Error::Interrupted);
-                        }
-                        send_f32(values, sink)
-                    })
-                })
-            }),
-        })
-        .collect();
-    match file_format {
-        "safetensors" => write_safetensors(path, metadata, tensors, interrupt),
-        "npz" => write_npz(path, tensors, interrupt),
-        _ => Err(Error::value(
-            "file_format",
-            format!("got {file_format:?}, expected \"safetensors\" or \"npz\""),
-        )),
-    }
 }

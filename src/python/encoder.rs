@@ -12,6 +12,7 @@ use super::activation::{Custom, PyActivation};
 use super::checkpoint::LoadPlan;
 use super::convert::{expect_floats, floats, integers, to_numpy};
 use super::enter::{SCRATCH, callback_error, enter_core, guard, read_shared, to_py_err};
+use super::gradients::Gradients;
 use super::inputs::RawInputs;
 use super::outputs;
 use super::weights::{PlanReader, check, initialised, loading_threads, planned, provided, with_weights};
@@ -219,6 +220,29 @@ impl Encoder {
                 indices.iter().map(copy).collect::<Result<Vec<_>>>()
             })?;
             values.into_iter().zip(specs).map(|(values, spec)| to_numpy(py, values, &spec.shape)).collect()
+        })
+    }
+
+    /// Gradients of the weights, all zero.
+    fn gradients(&self, py: Python<'_>) -> PyResult<Gradients> {
+        guard(|| Gradients::zeros(py, &self.specs))
+    }
+
+    /// Those of the weights at `indices` that are stored as float16 and hold an infinity.
+    fn infinite(&self, py: Python<'_>, indices: Vec<usize>) -> PyResult<Vec<usize>> {
+        guard(|| {
+            indices.iter().try_for_each(|&index| self.spec(index).map(|_| ()))?;
+            let network = self.network(py)?;
+            enter_core(py, |interrupt| {
+                let mut found = Vec::new();
+                for &index in &indices {
+                    check(interrupt)?;
+                    if network.weights().overflows(index) {
+                        found.push(index);
+                    }
+                }
+                Ok(found)
+            })
         })
     }
 

@@ -5,7 +5,6 @@ use pyo3::prelude::*;
 
 use super::convert::{floats, to_numpy};
 use super::enter::{enter_core, guard, to_py_err};
-use super::part::PartObject;
 use crate::error::Error;
 use crate::optim::{Gradient, global_norm};
 use crate::params::{self, Spec};
@@ -19,6 +18,13 @@ pub struct Gradients {
 }
 
 impl Gradients {
+    /// Zeros, one gradient for each of the weights `specs`.
+    pub(super) fn zeros(py: Python<'_>, specs: &[Spec]) -> PyResult<Self> {
+        let specs = specs.to_vec();
+        let zeros = enter_core(py, |_| Ok(params::Gradients::zeros(&specs)))?;
+        Ok(Gradients { specs, values: Shared::new("gradients", zeros) })
+    }
+
     /// The gradients. Computations that add to them hold the lock as long as they run.
     pub(super) fn shared(&self) -> &Shared<params::Gradients<f32>> {
         &self.values
@@ -55,15 +61,6 @@ impl Gradients {
 
 #[pymethods]
 impl Gradients {
-    #[new]
-    fn new(py: Python<'_>, owner: PartObject<'_>) -> PyResult<Self> {
-        guard(|| {
-            let specs = owner.part().specs().to_vec();
-            let zeros = enter_core(py, |_| Ok(params::Gradients::zeros(&specs)))?;
-            Ok(Gradients { specs, values: Shared::new("gradients", zeros) })
-        })
-    }
-
     fn get<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
         guard(|| {
             let spec = self.spec(index)?;

@@ -99,6 +99,11 @@ impl Head {
         })
     }
 
+    /// Gradients of the weights, all zero.
+    fn gradients(&self, py: Python<'_>) -> PyResult<Gradients> {
+        guard(|| Gradients::zeros(py, &self.specs))
+    }
+
     fn get_weight<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Floats<'py>> {
         guard(|| {
             let spec = self.spec(index)?;

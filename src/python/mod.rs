@@ -18,6 +18,7 @@ mod inputs;
 mod optim;
 mod outputs;
 mod part;
+mod save;
 mod vjp;
 mod weights;
 
@@ -46,8 +47,6 @@ mod _native {
     #[pymodule_export]
     use super::checkpoint::plan_load;
     #[pymodule_export]
-    use super::checkpoint::save;
-    #[pymodule_export]
     use super::checkpoint::weight_specs;
     #[pymodule_export]
     use super::embed::embed;
@@ -63,6 +62,8 @@ mod _native {
     use super::head::{Head, cross_entropy};
     #[pymodule_export]
     use super::optim::{Optimizer, learning_rate};
+    #[pymodule_export]
+    use super::save::save;
     #[pymodule_export]
     use super::vjp::{Tape, record};
 

@@ -8,10 +8,13 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Self
 
+import numpy as np
+
 from sparse_mixer import _native
 from sparse_mixer._core.arguments import Arguments
 from sparse_mixer._core.checks import as_dtype, as_int, as_strings
 from sparse_mixer._core.construction import given_seed, make_core
+from sparse_mixer._core.overflow import overflowing, warn_of_overflow
 from sparse_mixer._core.part import Part, variables_of
 from sparse_mixer._core.router_metrics import Mean, RouterMetrics
 from sparse_mixer._core.seeds import Purpose, derived_seed, fresh_seed
@@ -181,11 +184,17 @@ class Encoder(Part):
 
         Args:
             dtype: As in the constructor.
+
+        Weights that are too large for float16 become infinite, with a UserWarning that names them.
         """
         target = as_dtype("dtype", dtype)
         arguments = self.arguments.replace(dtype=target)
         converted = self.around(arguments, self.core.astype(target), self.weight_seed, self.name)
         converted._copy_state(self)
+        if found := overflowing(converted.core):
+            kept = self.core.get_weights(sorted(found))
+            found = {index for index, values in zip(sorted(found), kept, strict=True) if np.isfinite(values).all()}
+            warn_of_overflow(converted.core, found, stacklevel=2)
         return converted
 
     def quantize(self, dtype: str = "int8") -> Self:

@@ -87,7 +87,7 @@ def one_line(encoder: Encoder) -> str:
 
 def _mixing_flops(encoder: Encoder, mixing: str) -> int:
     a = encoder.arguments
-    sequence, hidden = a.max_sequence_length, a.hidden_size
+    sequence, hidden = int(a.max_sequence_length), int(a.hidden_size)
     if mixing == "attention":
         return 8 * sequence * hidden * hidden + 4 * sequence * sequence * hidden
     if mixing == "linear" or (mixing in ("circulant", "toeplitz") and not a.use_fft):
@@ -104,7 +104,7 @@ def _feed_forward_flops(encoder: Encoder, is_moe: bool) -> int:
     a = encoder.arguments
     tokens = a.max_sequence_length
     if not is_moe:
-        return 4 * tokens * a.hidden_size * a.inner_dim
+        return int(4 * tokens * a.hidden_size * a.inner_dim)
     router = 2 * tokens * a.hidden_size * a.num_experts
     batch = _smallest_batch(encoder)
     groups, group_tokens, capacity = encoder.core.grouping(batch)

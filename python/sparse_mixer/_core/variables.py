@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sparse_mixer import _native
 from sparse_mixer._core.arrays import as_float32 as as_float32
+from sparse_mixer._core.overflow import overflowing, warn_of_overflow
 
 
 class Variable:
@@ -197,3 +198,6 @@ def assign_all(variables: Sequence[Any], values: Sequence[npt.ArrayLike]) -> Non
         for core, indices, arrays in before:
             core.assign(indices, arrays)
         raise
+    for core, assigned in owners:
+        if isinstance(core, _native.Encoder) and (found := overflowing(core, assigned)):
+            warn_of_overflow(core, [i for i in found if np.isfinite(assigned[i]).all()], stacklevel=3)

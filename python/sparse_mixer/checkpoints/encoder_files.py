@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sparse_mixer import _native
 from sparse_mixer._core.construction import make_core, provider
 from sparse_mixer._core.encoder import Encoder
+from sparse_mixer._core.overflow import overflowing, warn_of_overflow
 from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer._native import CheckpointError as CheckpointError
 from sparse_mixer.checkpoints import flax
@@ -185,6 +186,7 @@ def build(
     encoder = cls.around(arguments, core, seed, file.metadata.get(_NAME_KEY, "sparse_mixer"))
     encoder.trainable = True
     encoder.loaded_from = report
+    warn_of_overflow(core, overflowing(core), stacklevel=4)
     return encoder
 
 
@@ -267,6 +269,7 @@ def load_weights(
         else:
             report.require_some()
         file.load_into(encoder.core, plan)
+    warn_of_overflow(encoder.core, overflowing(encoder.core), stacklevel=3)
     return report
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from sparse_mixer._core.encoder import Encoder
 from sparse_mixer.activations import Activation
-from sparse_mixer.networks import SparseMixer
 
 # Arguments of ours that change neither what is computed nor the weights.
 _HARMLESS = frozenset({"dtype", "seed"})
 
 
-def build(encoder: SparseMixer, name: str | None = None) -> Any:
+def build(encoder: Encoder, name: str | None = None) -> Any:
     """``tfm.nlp.networks.SparseMixer`` with the arguments and weights of `encoder`.
 
     Args:
@@ -33,7 +33,7 @@ def build(encoder: SparseMixer, name: str | None = None) -> Any:
         raise ImportError(
             "to_tensorflow needs TensorFlow's Model Garden: pip install tf-models-official tf-keras"
         ) from error
-    config = encoder.get_config()
+    config = encoder.arguments.keras_config()
     known = set(inspect.signature(networks.SparseMixer.__init__).parameters)
     foreign = sorted(set(config) - known - _HARMLESS)
     if encoder.arguments.output_range is not None and encoder.arguments.semantics != "keras_strict":
@@ -67,13 +67,13 @@ def _activation(form: Any, tf_keras: Any) -> Any:
     return lambda x: function(x, **parameters)
 
 
-def _example(encoder: SparseMixer) -> dict[str, Any]:
+def _example(encoder: Encoder) -> dict[str, Any]:
     """The smallest batch that the encoder's groups divide."""
     arguments = encoder.arguments
     length = arguments.max_sequence_length
-    group = max(1, int(length * arguments.examples_per_group))
+    group = max(1, int(length * arguments.group_examples()))
     batch = next(
-        count for count in itertools.count(1) if count * length % group == 0 and count >= arguments.examples_per_group
+        count for count in itertools.count(1) if count * length % group == 0 and count >= arguments.group_examples()
     )
     zeros = np.zeros((batch, length), np.int32)
     return {"input_word_ids": zeros, "input_mask": zeros + 1, "input_type_ids": zeros}

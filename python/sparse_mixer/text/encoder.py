@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native, embeddings
-from sparse_mixer._core.arguments import as_bool, as_positive
-from sparse_mixer._core.checks import short
+from sparse_mixer._core.checks import as_bool, as_positive, short
 from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.text.progress import progress
@@ -150,7 +149,7 @@ class TextEncoder:
         # Where padding takes part in mixing or routing, the encoder has to see the length that it was built for.
         attends = len(arguments.layers_within("attention_layers")) == arguments.num_layers
         self._any_length = attends and not arguments.layers_within("moe_layers") and self._takes_less()
-        self._max_seq_length = min([arguments.max_sequence_length, *limits])
+        self._max_seq_length: int = min([arguments.max_sequence_length, *limits])
         if max_seq_length is not None:
             self.max_seq_length = max_seq_length
         self.normalize = about.normalize
@@ -387,7 +386,7 @@ class TextEncoder:
     def _takes_less(self) -> bool:
         arguments = self.encoder.arguments
         paper = arguments.semantics == "paper"
-        return paper if arguments.shorter_sequences is None else arguments.shorter_sequences
+        return bool(paper if arguments.shorter_sequences is None else arguments.shorter_sequences)
 
     def _find_pad_id(self) -> int:
         own = self.encoder.arguments.padding_id()
@@ -397,7 +396,7 @@ class TextEncoder:
         return next((number for number in found if number is not None), 0)
 
     def _width(self) -> int:
-        return len(self.pooling) * self.encoder.arguments.hidden_size
+        return len(self.pooling) * int(self.encoder.arguments.hidden_size)
 
     def _dim(self, truncate_dim: int | None) -> int | None:
         if truncate_dim is None:
