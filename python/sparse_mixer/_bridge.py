@@ -96,6 +96,7 @@ class Bridge:
         training: bool,
         seed: int,
         wrt: Sequence[str] | None = None,
+        hold: bool = True,
     ) -> Result:
         """Compute a call with given weights.
 
@@ -105,11 +106,14 @@ class Bridge:
             training: As there.
             seed: As there.
             wrt: Record the call, to be differentiated with respect to these weights and inputs; None for no record.
+            hold: Whether the weights' memory may be held to tell what has changed; without it all weights are copied.
         """
         outputs = ("sequence_output", "encoder_outputs")
         # One call at a time: the weights must not change between here and the core's snapshot of them.
         with self._lock:
             self._update(weights)
+            if not hold:
+                self.release()
             vjp: VJP | None = None
             if wrt is not None:
                 results, vjp = self.encoder.vjp(inputs, training=training, seed=seed, outputs=outputs, wrt=wrt)

@@ -1,0 +1,230 @@
+"""`SparseMixer` as a layer of Keras 3, with the backends TensorFlow and JAX."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from sparse_mixer import networks
+from sparse_mixer._bridge import WORD_TABLE, Bridge
+from sparse_mixer.keras._arguments import Given
+
+if not hasattr(keras, "ops"):
+    raise ImportError(f"sparse_mixer.keras: got keras {keras.__version__}, expected Keras 3; for Keras 2 use tf_keras")
+
+_INPUTS = ("input_mask", "input_type_ids", "dense_inputs", "dense_mask", "dense_type_ids")
+_FLOATS = ("input_word_embeddings", "dense_inputs", "input_mask", "dense_mask")
+
+
+@keras.saving.register_keras_serializable(package="sparse_mixer")
+class SparseMixer(keras.layers.Layer):
+    """A Sparse Mixer encoder as a layer of Keras 3.
+
+    As the layer of tf_keras in arguments, call and outputs. Weights are variables of this one layer, in TensorFlow's
+    order, named by their keys with dots. The routers' losses are added; their metrics are not.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Build the layer with fresh weights; arguments as `sparse_mixer.SparseMixer`, or one `Given`."""
+        if keras.backend.backend() not in ("tensorflow", "jax"):
+            raise ImportError(
+                f"sparse_mixer.keras: got backend {keras.backend.backend()!r}, expected tensorflow or jax"
+            )
+        # `keras.utils.set_random_seed` sets Python's generator, too.
+        given = (
+            args[0] if args and isinstance(args[0], Given) else Given.read(args, kwargs, lambda: random.getrandbits(63))
+        )
+        super().__init__(autocast=False, **given.layer)
+        arguments = given.arguments
+        self._hidden = _Hidden(given.config, arguments, Bridge(given.config, given.num_threads, given.isa))
+        # A callback cannot be compiled by XLA on its own; JAX calls back all the same.
+        self.supports_jit = keras.backend.backend() == "jax"
+        self._embedding_layer = given.embedding_layer
+        for key, value in given.values.items():
+            if given.embedding_layer is None or key != WORD_TABLE:
+                self._hidden.variables[key] = self.add_weight(
+                    name=key.replace("/", "."),
+                    shape=value.shape,
+                    initializer=_constant(value),
+                    # A head tied to the table shall see it in its own type.
+                    autocast=key == WORD_TABLE,
+                    dtype="float32",
+                )
+        random_calls = arguments.output_dropout or arguments.attention_dropout or arguments.jitter_noise
+        if random_calls or arguments.expert_dropout:
+            self._seeds = keras.random.SeedGenerator(arguments.seed and arguments.seed % 2**31)
+        self.built = True
+        self._hidden.inputs = {
+            name: keras.Input(shape=spec.shape[1:], dtype=spec.dtype, name=name)
+            for name, spec in self._hidden.bridge.encoder.inputs.items()
+        }
+
+    @classmethod
+    def from_encoder(
+        cls, encoder: networks.SparseMixer, *, name: str | None = None, trainable: bool | None = None, dtype: Any = None
+    ) -> SparseMixer:
+        """A layer with the arguments and weights of `encoder`, independent of it from then on.
+
+        Args:
+            encoder: The encoder.
+            name: As of every Keras layer.
+            trainable: As of every Keras layer; None for the encoder's.
+            dtype: As of every Keras layer.
+        """
+        layer = {"name": name, "trainable": encoder.trainable if trainable is None else trainable, "dtype": dtype}
+        return cls(Given(encoder, layer))
+
+    def to_encoder(self) -> networks.SparseMixer:
+        """A `sparse_mixer.SparseMixer` with the arguments and weights of this layer, independent of it from then on."""
+        encoder = networks.SparseMixer(**self._hidden.config)
+        for variable in encoder.weights:
+            if hasattr(variable, "key"):
+                variable.assign(keras.ops.convert_to_numpy(self._hidden.variables[variable.key]))
+        return encoder
+
+    def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
+        """Encode a batch.
+
+        Args:
+            inputs: Dict of tensors as `sparse_mixer.SparseMixer` takes; other keys are ignored.
+            training: Use the training capacity factor and dropout. None means False.
+
+        Returns:
+            Dict of ``sequence_output`` [B, S, H], ``pooled_output`` [B, H] (without a pooler, none) and
+            ``encoder_outputs``, a list.
+
+        Raises:
+            ValueError: Not a dict, missing entries, or a wrong length.
+        """
+        given = self._read(inputs)
+        bridge, variables = self._hidden.bridge, self._hidden.variables
+        weights = {key: keras.ops.convert_to_tensor(variables[key]) for key in bridge.keys}
+        trainable = {id(variable) for variable in self.trainable_variables}
+        frozen = frozenset(key for key in weights if id(variables[key]) not in trainable)
+        train = bool(training)
+        seed: Any = 0
+        if train and hasattr(self, "_seeds"):
+            seed = keras.random.randint((), 0, 2**31 - 1, dtype="int32", seed=self._seeds)
+        if keras.backend.backend() == "jax":
+            import jax.numpy as jnp
+
+            from sparse_mixer.keras import _jax_op
+
+            wanted = [*(name for name in given if name.endswith(("embeddings", "dense_inputs"))), *weights]
+            wanted = [name for name in wanted if name not in frozen]
+            blocks, sequence, aux = _jax_op.encode(bridge, given, weights, wanted, train, jnp.asarray(seed, "int32"))
+        else:
+            import tensorflow as tf
+
+            from sparse_mixer.keras import _tensorflow_op
+
+            given, weights = (
+                {name: tf.convert_to_tensor(tensor) for name, tensor in tensors.items()} for tensors in (given, weights)
+            )
+            call = _tensorflow_op.Call(given, weights, frozen, train, tf.cast(seed, tf.int64))
+            blocks, sequence, aux = _tensorflow_op.encode(bridge, call)
+        for position in range(bridge.num_moe_layers):
+            self.add_loss(aux[-1, position])
+        outputs = {"sequence_output": self._cast(sequence)}
+        if self._hidden.arguments.with_pooler:
+            kernel, bias = (variables[f"pooler_transform/{name}"] for name in ("kernel", "bias"))
+            outputs["pooled_output"] = self._cast(
+                keras.ops.tanh(keras.ops.matmul(sequence[:, 0, :], kernel) + keras.ops.convert_to_tensor(bias))
+            )
+        outputs["encoder_outputs"] = [self._cast(block) for block in blocks]
+        return outputs
+
+    def compute_output_spec(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
+        """Shapes and types of what a call returns."""
+        arguments = self._hidden.arguments
+        batch, length = inputs["input_type_ids"].shape
+        if inputs.get("dense_type_ids") is not None:
+            dense = inputs["dense_type_ids"].shape[1]
+            length = None if length is None or dense is None else length + dense
+        if length is None and not arguments.shorter_sequences and arguments.semantics != "paper":
+            length = arguments.max_sequence_length
+        width, dtype = arguments.hidden_size, self.compute_dtype
+        cut = arguments.output_range if arguments.semantics != "keras_strict" else None
+        last = length if cut is None or length is None else min(length, cut)
+        blocks = [keras.KerasTensor((batch, length, width), dtype) for _ in range(arguments.num_layers - 1)]
+        blocks.append(keras.KerasTensor((batch, last, width), dtype))
+        pooled = {"pooled_output": keras.KerasTensor((batch, width), dtype)} if arguments.with_pooler else {}
+        return {"sequence_output": keras.KerasTensor((batch, last, width), dtype), **pooled, "encoder_outputs": blocks}
+
+    def _read(self, inputs: Any) -> dict[str, Any]:
+        """The tensors that the encoder takes; word ids are looked up here."""
+        if not isinstance(inputs, dict):
+            raise ValueError(f"Unexpected inputs type ({type(inputs)}) to {type(self)}.")
+        arguments = self._hidden.arguments
+        given = {name: inputs[name] for name in _INPUTS if inputs.get(name) is not None}
+        words, ids = inputs.get("input_word_embeddings"), inputs.get("input_word_ids")
+        if words is None:
+            if ids is None:
+                raise ValueError(f"input_word_ids: missing from the inputs, which have the keys {sorted(inputs)}")
+            own = self._embedding_layer
+            words = keras.ops.take(self._hidden.variables[WORD_TABLE], ids, axis=0) if own is None else own(ids)
+            if "input_mask" not in given and arguments.padding_id() is not None:
+                given["input_mask"] = keras.ops.not_equal(ids, arguments.padding_id())
+        needed = ["input_type_ids", *(["dense_type_ids"] if "dense_inputs" in given else [])]
+        if arguments.layers_within("attention_layers"):
+            needed += ["input_mask", *(["dense_mask"] if "dense_inputs" in given else [])]
+        for name in needed:
+            if name not in given:
+                raise ValueError(f"{name}: missing from the inputs, which have the keys {sorted(inputs)}")
+        given = {"input_word_embeddings": words, **given}
+        return {
+            name: keras.ops.cast(tensor, "float32" if name in _FLOATS else "int32") for name, tensor in given.items()
+        }
+
+    def _cast(self, tensor: Any) -> Any:
+        return keras.ops.cast(tensor, self.compute_dtype)
+
+    # Keras --------------------------------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments: TensorFlow's keys and what every Keras layer has."""
+        return {**super().get_config(), **self._hidden.config}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> SparseMixer:
+        """A layer with fresh weights from what `get_config` returned."""
+        return cls(**config)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Symbolic inputs by name."""
+        return self._hidden.inputs
+
+    def get_embedding_table(self) -> Any:
+        """The variable [V, W] of the word table."""
+        own: Any = self._embedding_layer
+        return self._hidden.variables[WORD_TABLE] if own is None else own.embeddings
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
+        if save_type == "savedmodel":
+            raise NotImplementedError(
+                f"{self.name}: a SavedModel cannot hold a SparseMixer of this package, which runs outside TensorFlow; "
+                "export what layer.to_encoder().to_tensorflow() returns"
+            )
+        return super()._trackable_children(save_type, **kwargs)
+
+
+class _Hidden:
+    """What Keras shall not take for a part of the layer's tree."""
+
+    def __init__(self, config: Mapping[str, Any], arguments: Any, bridge: Bridge) -> None:
+        self.config = config
+        self.arguments = arguments
+        self.bridge = bridge
+        self.variables: dict[str, Any] = {}
+        self.inputs: dict[str, Any] = {}
+
+
+def _constant(value: Any) -> Any:
+    def initialize(_shape: Any, dtype: Any = None) -> Any:
+        return keras.ops.convert_to_tensor(value, dtype=dtype)
+
+    return initialize
