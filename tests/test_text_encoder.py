@@ -22,7 +22,7 @@ BERT = Path(__file__).parent / "golden" / "checkpoints" / "hf_bert"
 LETTERS = "abcdefghijkl"
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS), "."]
 TEXTS = ["a b c", "ABC", "k", "l k j i", "", "b. b", "a b c d e f g h i j"]
-POOLING = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+POOLING = {"word_embedding_dimension": 16, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
 
 
 def folder_of(path: Path, *, pooling: dict[str, Any] | None = None, normalize: bool = True, **more: Any) -> Path:
@@ -349,3 +349,24 @@ def test_adapters(tmp_path: Path) -> None:
     chroma = ChromaEmbeddingFunction(model)
     np.testing.assert_array_equal(chroma(input=["k", "l"]), documents)
     np.testing.assert_array_equal(chroma.embed_query(input=["k"])[0], model.encode("a b k"))
+
+
+def test_vectors_are_those_of_sentence_transformers(tmp_path: Path) -> None:
+    """Stored vectors, made by ``tests/reference/make_sentence_vectors.py``."""
+    expected = np.load(Path(__file__).parent / "golden" / "sentence_vectors" / "vectors.npz")
+    texts = expected["texts"].tolist()
+    path = folder_of(tmp_path / "model", normalize=False)
+    for mode in ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"):
+        vectors = TextEncoder(path, pooling=mode).encode(texts, on_truncation="ignore")
+        np.testing.assert_allclose(vectors, expected[mode], atol=2e-6, err_msg=mode)
+    model = TextEncoder(path)
+    options: dict[str, Any] = {"on_truncation": "ignore"}
+    np.testing.assert_allclose(
+        model.encode(texts, normalize_embeddings=True, **options), expected["normalized"], atol=2e-6
+    )
+    np.testing.assert_allclose(model.encode(texts, prompt="a b ", **options), expected["prompted"], atol=2e-6)
+    np.testing.assert_array_equal(model.encode(texts, precision="ubinary", **options), expected["ubinary"])
+    skipping = TextEncoder(folder_of(path, pooling={**POOLING, "include_prompt": False}, normalize=False))
+    np.testing.assert_allclose(
+        skipping.encode(texts, prompt="a b ", **options), expected["prompt_not_pooled"], atol=2e-6
+    )
