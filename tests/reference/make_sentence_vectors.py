@@ -4,8 +4,8 @@ Run from the repository root in an environment with ``sentence-transformers``, `
 
     PYTHONPATH=python:tests python tests/reference/make_sentence_vectors.py
 
-The result is ``tests/golden/sentence_vectors/vectors.npz``: the texts, and their vectors for each mode of pooling, for two
-prompts, and as bits.
+The result is ``tests/golden/sentence_vectors/vectors.npz``: the texts, and their vectors for each mode of pooling, with
+a prompt, and as bits.
 """
 
 import tempfile
