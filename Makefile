@@ -107,7 +107,7 @@ fuzz:  ## FUZZ_INPUTS mutated inputs for every reader (default a million)
 
 # A build that checks every addition and can be made to panic. Not a release.
 CHECKED := target/checked-site
-CHECKED_TESTS ?= tests/stress tests/test_errors.py tests/test_enter_core.py tests/test_training.py tests/test_resumption.py tests/test_callbacks.py tests/test_keras_api.py
+CHECKED_TESTS ?= tests/stress tests/test_errors.py tests/test_enter_core.py tests/test_training.py tests/test_resumption.py tests/test_callbacks.py tests/test_keras_api.py tests/test_weights.py tests/test_calling.py
 test-checked: build $(STAMPS)/test  ## Python tests with overflow checks, debug assertions and injected panics
 	cargo build --locked --lib --profile test --features python,fault-injection
 	rm -rf $(CHECKED) && mkdir -p $(CHECKED) && cp -r python/sparse_mixer $(CHECKED)/

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,14 @@ many = settings(
 )
 
 REFUSED = (ValueError, TypeError)
+
+
+def assert_helps(error: Exception, *names: str) -> None:
+    """The message, with its notes, names the argument (or the file) and says what came or what was expected."""
+    text = "\n".join([str(error), *getattr(error, "__notes__", ())])
+    assert any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in names), (names, text)
+    told = r"\b(expected|got|must|not|no|only|cannot|missing|unknown|unexpected|holds|needs|EOF|invalid)\b"
+    assert re.search(told, text), text
 
 
 def _reversed(array: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -200,57 +201,87 @@ def test_a_call_that_runs_during_an_update_keeps_its_weights() -> None:
         np.testing.assert_array_equal(before[key], after[key])
 
 
-def test_errors_name_the_argument() -> None:
-    encoder = small_encoder()
-    model = models.BertClassifier(encoder, 2, seed=0)
-    inputs, labels = labelled(4)
-    optimizer = optimizers.AdamW()
-    gradients = Gradients(encoder)
-    for call, kind, message in [
-        (lambda: optimizers.AdamW(beta_1=1.0), ValueError, "beta_1: got 1"),
-        (lambda: optimizers.SGD(momentum=-0.5), ValueError, "momentum: got -0.5"),
-        (lambda: optimizers.AdamW(epsilon_rule="x"), ValueError, "rule: "),
-        (lambda: optimizers.AdamW(exclude_from_weight_decay="bias"), TypeError, "exclude_from_weight_decay: "),
-        (lambda: schedules.PaperSchedule(1.0, 3, 3), ValueError, "total_steps: got 3"),
-        (lambda: schedules.CosineDecay(1.0, 0), ValueError, "decay_steps: got 0"),
-        (lambda: schedules.CosineDecay(1.0, 10.5), TypeError, "decay_steps: expected an integer, got 10.5"),
-        (lambda: schedules.LinearWarmup(1.0, 2.5), TypeError, "warmup_steps: expected an integer"),
-        (lambda: optimizers.LAMB(global_clipnorm=-1.0), ValueError, "global_clipnorm: expected a number above 0"),
-        (lambda: optimizer.apply_gradients(encoder, {"x": 1}), ValueError, r"gradients: no weights are called \['x'\]"),
+class Subjects:
+    """What the calls of `test_errors_name_the_argument` are made on."""
+
+    def __init__(self) -> None:
+        self.encoder = small_encoder()
+        self.model = models.BertClassifier(self.encoder, 2, seed=0)
+        self.inputs, self.labels = labelled(4)
+        self.optimizer = optimizers.AdamW()
+        self.gradients = Gradients(self.encoder)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda s: optimizers.AdamW(beta_1=1.0), ValueError, "beta_1: got 1"),
+        (lambda s: optimizers.SGD(momentum=-0.5), ValueError, "momentum: got -0.5"),
+        (lambda s: optimizers.AdamW(epsilon_rule="x"), ValueError, "rule: "),
+        (lambda s: optimizers.AdamW(exclude_from_weight_decay="bias"), TypeError, "exclude_from_weight_decay: "),
+        (lambda s: schedules.PaperSchedule(1.0, 3, 3), ValueError, "total_steps: got 3"),
+        (lambda s: schedules.CosineDecay(1.0, 0), ValueError, "decay_steps: got 0"),
+        (lambda s: schedules.CosineDecay(1.0, 10.5), TypeError, "decay_steps: expected an integer, got 10.5"),
+        (lambda s: schedules.LinearWarmup(1.0, 2.5), TypeError, "warmup_steps: expected an integer"),
+        (lambda s: optimizers.LAMB(global_clipnorm=-1.0), ValueError, "global_clipnorm: expected a number above 0"),
         (
-            lambda: optimizer.apply_gradients(encoder, {"pooler_transform/bias": np.ones(3)}),
+            lambda s: s.optimizer.apply_gradients(s.encoder, {"x": 1}),
+            ValueError,
+            r"gradients: no weights are called \['x'\]",
+        ),
+        (
+            lambda s: s.optimizer.apply_gradients(s.encoder, {"pooler_transform/bias": np.ones(3)}),
             ValueError,
             "pooler_transform/bias: got shape",
         ),
-        (lambda: optimizer.apply_gradients(3, gradients), TypeError, "expected a SparseMixer or a model"),
+        (lambda s: s.optimizer.apply_gradients(3, s.gradients), TypeError, "expected a SparseMixer or a model"),
         (
-            lambda: optimizers.AdamW(-1.0).apply_gradients(encoder, gradients),
+            lambda s: optimizers.AdamW(-1.0).apply_gradients(s.encoder, s.gradients),
             ValueError,
             "learning_rate: expected at least 0, got -1",
         ),
-        (lambda: model.loss_and_gradients((inputs, labels + 5), seed=0), ValueError, "labels: got "),
-        (lambda: model.loss_and_gradients((inputs, labels[:2]), seed=0), ValueError, "labels: expected shape"),
-        (lambda: model.loss_and_gradients(inputs, seed=0), ValueError, "labels: missing"),
-        (lambda: model.loss_and_gradients(inputs, seed=0, into=gradients), ValueError, "labels: missing"),
-        (lambda: model.loss_and_gradients((inputs, labels), seed=0, into=gradients), ValueError, "gradients: they"),
-        (lambda: model.fit(iter([]), optimizer=optimizer, seed=0), TypeError, "data: an iterator cannot start again"),
-        (lambda: model.fit([], optimizer=optimizer, progress=False, seed=0), ValueError, "data: an epoch has no batch"),
+        (lambda s: s.model.loss_and_gradients((s.inputs, s.labels + 5), seed=0), ValueError, "labels: got "),
+        (lambda s: s.model.loss_and_gradients((s.inputs, s.labels[:2]), seed=0), ValueError, "labels: expected shape"),
+        (lambda s: s.model.loss_and_gradients(s.inputs, seed=0), ValueError, "labels: missing"),
+        (lambda s: s.model.loss_and_gradients(s.inputs, seed=0, into=s.gradients), ValueError, "labels: missing"),
         (
-            lambda: model.fit((inputs, labels[:2]), optimizer=optimizer, seed=0),
+            lambda s: s.model.loss_and_gradients((s.inputs, s.labels), seed=0, into=s.gradients),
+            ValueError,
+            "gradients: they",
+        ),
+        (
+            lambda s: s.model.fit(iter([]), optimizer=s.optimizer, seed=0),
+            TypeError,
+            "data: an iterator cannot start again",
+        ),
+        (
+            lambda s: s.model.fit([], optimizer=s.optimizer, progress=False, seed=0),
+            ValueError,
+            "data: an epoch has no batch",
+        ),
+        (
+            lambda s: s.model.fit((s.inputs, s.labels[:2]), optimizer=s.optimizer, seed=0),
             ValueError,
             "data: expected arrays of one",
         ),
-        (lambda: models.BertClassifier(encoder, 0, seed=0), ValueError, "num_classes: got 0"),
-        (lambda: models.BertClassifier(encoder, 2, dropout_rate=1.0, seed=0), ValueError, "got 1, expected at least 0"),
+        (lambda s: models.BertClassifier(s.encoder, 0, seed=0), ValueError, "num_classes: got 0"),
         (
-            lambda: models.BertPretrainerV2(encoder, seed=0)(inputs | {"masked_lm_positions": [[LENGTH]] * 4}),
+            lambda s: models.BertClassifier(s.encoder, 2, dropout_rate=1.0, seed=0),
+            ValueError,
+            "got 1, expected at least 0",
+        ),
+        (
+            lambda s: models.BertPretrainerV2(s.encoder, seed=0)(s.inputs | {"masked_lm_positions": [[LENGTH]] * 4}),
             ValueError,
             "got",
         ),
-    ]:
-        with pytest.raises(kind, match=message):
-            call()
-    assert optimizer.iterations == 0
+    ],
+)
+def test_errors_name_the_argument(call: Callable[[Subjects], Any], kind: type[Exception], message: str) -> None:
+    subjects = Subjects()
+    with pytest.raises(kind, match=message):
+        call(subjects)
+    assert subjects.optimizer.iterations == 0
 
 
 def test_a_loss_that_is_not_finite_changes_nothing() -> None:

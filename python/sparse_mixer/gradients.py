@@ -133,5 +133,5 @@ def parts_of(target: Any) -> list[Any]:
     """The layers with storage of their own: a model's encoder and heads, or just the encoder."""
     parts = list(getattr(target, "parts", [target]))
     if not all(isinstance(part, Part) for part in parts):
-        raise TypeError(f"expected a SparseMixer or a model around one, got {type(target).__name__}")
+        raise TypeError(f"target: expected a SparseMixer or a model around one, got {type(target).__name__}")
     return parts

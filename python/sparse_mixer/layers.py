@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer._core.arrays import as_integers
+from sparse_mixer._core.checks import as_bool
 from sparse_mixer._core.variables import Variable, assign_all, read_all
 
 
@@ -86,7 +87,7 @@ class Layer:
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        self._trainable = bool(value)
+        self._trainable = as_bool("trainable", value)
         for layer in self.layers:
             layer.trainable = self._trainable
         for variable in self._variables:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from sparse_mixer import activations
 from sparse_mixer._core import summary
 from sparse_mixer._core.arguments import Arguments
-from sparse_mixer._core.checks import as_bool
+from sparse_mixer._core.checks import as_bool, as_mapping
 from sparse_mixer._core.construction import make_core, provider, weight_seed
 from sparse_mixer.activations import Activation
 from sparse_mixer.checkpoints.stored_encoder import StoredEncoder
@@ -200,7 +200,7 @@ class SparseMixer(StoredEncoder):
         Args:
             config: What `get_config` returned, here or in TensorFlow, possibly after a trip through JSON.
         """
-        return cls(**config)
+        return cls(**as_mapping("config", config))
 
     def as_keras_layer(
         self,

@@ -154,7 +154,7 @@ class Optimizer:
             for trainable in [{variable.key for variable in part.trainable_weights if hasattr(variable, "key")}]
         ]
         rate = self.current_learning_rate()
-        return self._core.apply(updates, rate, self.global_clipnorm, float(scale))
+        return self._core.apply(updates, rate, self.global_clipnorm, as_float("scale", scale))
 
     def _build(self, parts: Sequence[Any], state: tuple[int, list[tuple[str, Array]]] | None) -> None:
         core, keys = self._made_for(parts, state)

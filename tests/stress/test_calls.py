@@ -14,7 +14,7 @@ import sparse_mixer
 from encoders import ARGUMENTS, LENGTH, TYPES, VOCAB_SIZE, small_encoder, small_inputs
 from hypothesis import given
 from hypothesis import strategies as st
-from odd_values import FORMS, REFUSED, many, odd_arrays, odd_values
+from odd_values import FORMS, REFUSED, assert_helps, many, odd_arrays, odd_values
 from sparse_mixer import (
     gradients,
     initializers,
@@ -203,7 +203,9 @@ SURFACE: dict[str, Callable[[Any], Any]] = {
     "batch": lambda x: MODEL.loss_and_gradients(x, seed=0),
     "num_classes": lambda x: models.BertClassifier(ENCODER, x, seed=0),
     "encoder of a model": lambda x: models.BertClassifier(x, 2, seed=0),
-    "mask_tokens": lambda x: masking.mask_tokens(small_inputs(), seed=0, mask_id=x, vocab_size=VOCAB_SIZE),
+    "mask_tokens": lambda x: masking.mask_tokens(
+        small_inputs(), seed=0, mask_id=x, vocab_size=VOCAB_SIZE, special_ids=[], max_predictions=2
+    ),
     "set_num_threads": lambda x: (sparse_mixer.set_num_threads(x), sparse_mixer.set_num_threads(None)),
     "from_config": lambda x: sparse_mixer.SparseMixer.from_config(x),
     "layers of a layout": lambda x: layouts.middle(x, 2),
@@ -224,6 +226,54 @@ SURFACE: dict[str, Callable[[Any], Any]] = {
     "stddev": lambda x: small_encoder(initializer=initializers.RandomNormal(stddev=x)),
 }
 # Where Python itself or a mapping answers, its own exceptions are the right ones.
+# The arguments that a message may name; where nothing stands here, the name of the call.
+NAMES: dict[str, tuple[str, ...]] = {
+    "call": ("inputs", "input_word_ids", "batch"),
+    "call with embeddings": ("input_word_embeddings",),
+    "call with dense inputs": ("dense_inputs",),
+    "vjp": ("inputs", "input_word_ids", "batch"),
+    "cotangent": ("sequence_output",),
+    "cotangents": ("d_outputs", "sequence_output", "pooled_output", "encoder_outputs"),
+    "cotangents of blocks": ("encoder_outputs",),
+    "set_weights": ("weights", "word_embeddings/embeddings"),
+    "one weight": ("weights",),
+    "variable": ("weights", "word_embeddings/embeddings"),
+    "lookup": ("ids",),
+    "memory_estimate": ("batch",),
+    "memory_estimate of outputs": ("outputs",),
+    "astype": ("dtype",),
+    "quantize": ("dtype",),
+    "load_weights": ("the mapping of weights", "source"),
+    "load_weights strict": ("strict", "the mapping of weights"),
+    "load_report": ("the mapping of weights", "source"),
+    "gradient": ("pooler_transform/bias",),
+    "apply_gradients": ("pooler_transform/bias",),
+    "beta": ("beta_1",),
+    "clipnorm": ("global_clipnorm",),
+    "state": ("iterations",),
+    "schedule": ("initial_learning_rate",),
+    "labels": ("labels",),
+    "batch": ("batch", "labels", "inputs", "sample_weight", "input_word_ids"),
+    "num_classes": ("num_classes", "config"),
+    "encoder of a model": ("network",),
+    "mask_tokens": ("mask_id",),
+    "set_num_threads": ("num_threads",),
+    "from_config": ("config", "vocab_size", "argument"),
+    "layers of a layout": ("num_layers",),
+    "count of a layout": ("count",),
+    "layout": ("layout",),
+    "labels of spans": ("labels",),
+    "labels of tokens": ("labels",),
+    "EarlyStopping": ("monitor",),
+    "padding_share": ("inputs", "input_mask"),
+    "padding_share of a mask": ("inputs", "input_mask"),
+    "combine_weights": ("routing",),
+    "combine_weights of indices": ("routing",),
+    "combine_weights of probabilities": ("routing",),
+    "LAMB": ("beta_2",),
+    "Adafactor": ("learning_rate",),
+    "initializer": ("mean",),
+}
 ALSO = {"from_config": (KeyError,), "gradient": (KeyError,), "num_classes": (MemoryError,)}
 
 
@@ -234,7 +284,9 @@ def test_surface(name: str, value: Any) -> None:
         warnings.simplefilter("ignore")
         try:
             SURFACE[name](value)
-        except (*REFUSED, *ALSO.get(name, ())):
+        except REFUSED as error:
+            assert_helps(error, *NAMES.get(name, (name,)))
+        except ALSO.get(name, ()):
             pass
         finally:
             sparse_mixer.set_num_threads(None)

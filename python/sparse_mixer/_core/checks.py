@@ -38,13 +38,46 @@ def as_float(argument: str, value: Any) -> float:
         raise TypeError(f"{argument}: expected a number, got {short(value)} ({type(value).__name__})")
     try:
         number = float(value)
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"{argument}: expected a number, got {short(value)} ({type(value).__name__})") from None
     except OverflowError:
         raise ValueError(f"{argument}: expected a finite number, got an integer above 1e308") from None
     if not math.isfinite(number):
         raise ValueError(f"{argument}: expected a finite number, got {number}")
     return number
+
+
+def as_text(argument: str, value: Any) -> str:
+    """A string.
+
+    Raises:
+        TypeError: Anything else.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{argument}: expected a string, got {short(value)} ({type(value).__name__})")
+    return value
+
+
+def as_mapping(argument: str, value: Any) -> Mapping[str, Any]:
+    """A dict or another mapping.
+
+    Raises:
+        TypeError: Anything else.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{argument}: expected a dict, got {short(value)} ({type(value).__name__})")
+    return value
+
+
+def as_callable(argument: str, value: Any) -> Any:
+    """Something that can be called.
+
+    Raises:
+        TypeError: Anything else.
+    """
+    if not callable(value):
+        raise TypeError(f"{argument}: expected a function, got {short(value)} ({type(value).__name__})")
+    return value
 
 
 def as_list(argument: str, value: Any, of: str) -> list[Any]:
@@ -61,7 +94,8 @@ def as_list(argument: str, value: Any, of: str) -> list[Any]:
     if isinstance(value, str | bytes | bytearray):
         kind = "a string" if isinstance(value, str) else type(value).__name__
         raise TypeError(f"{argument}: expected a list of {of}, got {kind}; pass a list, such as [{short(value)}]")
-    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+    single = isinstance(value, Mapping) or getattr(value, "shape", None) == ()
+    if single or not isinstance(value, Iterable):
         raise TypeError(f"{argument}: expected a list of {of}, got {type(value).__name__}")
     return list(value)
 
@@ -185,7 +219,7 @@ def as_bool(argument: str, value: Any) -> bool:
     array = np.asarray(value)
     if array.ndim == 0 and (array.dtype.kind == "b" or (array.dtype.kind in "iu" and array in (0, 1))):
         return bool(array)
-    raise TypeError(f"{argument}: expected True or False, got {value!r} ({type(value).__name__})")
+    raise TypeError(f"{argument}: expected True or False, got {short(value)} ({type(value).__name__})")
 
 
 def as_layers(argument: str, value: Any) -> tuple[int, ...]:

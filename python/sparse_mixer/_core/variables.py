@@ -171,7 +171,8 @@ def assign_all(variables: Sequence[Any], values: Sequence[npt.ArrayLike]) -> Non
         ValueError: Different lengths, or an array of a wrong shape.
         TypeError: `values` is not a sequence, or one of them is not numeric.
     """
-    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
+    single = isinstance(values, str | bytes | Mapping) or getattr(values, "shape", None) == ()
+    if single or not hasattr(values, "__len__"):
         raise TypeError(f"weights: expected a list of arrays, got {type(values).__name__}")
     if len(values) != len(variables):
         raise ValueError(f"weights: expected {len(variables)} arrays, got {len(values)}")

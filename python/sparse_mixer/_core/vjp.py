@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparse_mixer import _native
-from sparse_mixer._core.checks import as_list
+from sparse_mixer._core.checks import as_float, as_list
 from sparse_mixer._core.inputs import Inputs
 from sparse_mixer._core.variables import Variable, as_float32
 from sparse_mixer.gradients import INPUTS, Gradients
@@ -113,9 +113,10 @@ class VJP:
         if unknown:
             raise ValueError(f"d_outputs: got {unknown}, expected a dict with keys among {list(_OUTPUTS)}")
         given = {name: value for name, value in d_outputs.items() if value is not None}
+        of_blocks = as_list("d_outputs['encoder_outputs']", given.pop("encoder_outputs", ()), "arrays")
         blocks = [
             None if block is None else _contiguous(f"d_outputs['encoder_outputs'][{layer}]", block)
-            for layer, block in enumerate(given.pop("encoder_outputs", ()))
+            for layer, block in enumerate(of_blocks)
         ]
         cotangents = {name: _contiguous(f"d_outputs[{name!r}]", value) for name, value in given.items()}
         keys = self._wrt.keys
@@ -123,7 +124,7 @@ class VJP:
         rows = self._tape.backward(
             gradients.buffer_of(self._encoder),
             encoder_outputs=blocks or None,
-            aux_loss_weight=float(aux_loss_weight),
+            aux_loss_weight=as_float("aux_loss_weight", aux_loss_weight),
             **cotangents,
         )
         if rows is None:

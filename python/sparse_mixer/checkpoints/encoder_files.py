@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
+from sparse_mixer._core.checks import as_bool, as_mapping, as_text
 from sparse_mixer._core.construction import make_core, provider
 from sparse_mixer._core.encoder import Encoder
 from sparse_mixer._core.overflow import overflowing, warn_of_overflow
@@ -45,7 +46,7 @@ def save(encoder: Encoder, path: PathLike, *, file_format: str | None = None) ->
     if file_format is None:
         kind = "weights_h5" if target.endswith(".weights.h5") else format_of(target, _formats(encoder))
     else:
-        kind = file_format
+        kind = as_text("file_format", file_format)
     if kind == "safetensors":
         _native.save([("", encoder.core)], target, kind, metadata(encoder))
     elif kind == FILE_FORMAT:
@@ -89,9 +90,9 @@ def load(
     **changes: Any,
 ) -> AnyEncoder:
     """`SparseMixer.load`."""
-    with contextlib.closing(open_weights(path)) as file:
+    with contextlib.closing(open_weights(path, "path")) as file:
         stored = stored_config(file, file_name(path)) if config is None else None
-        given = config if stored is None else stored
+        given = (None if config is None else as_mapping("config", config)) if stored is None else stored
         if given is None:
             raise ValueError(
                 f"config: {file_name(path)} holds weights without a configuration; give the constructor's arguments "
@@ -112,7 +113,7 @@ def from_flax(
     **changes: Any,
 ) -> AnyEncoder:
     """`SparseMixer.from_flax`."""
-    with contextlib.closing(open_flax(params)) as file:
+    with contextlib.closing(open_flax(params, "params")) as file:
         arguments, ignored = flax.read_flax_config(config, _vocab_size(file))
         encoder = build(cls, file, arguments, prefix, num_threads, isa, changes=changes)
     if ignored:
@@ -143,7 +144,7 @@ def from_preset(
         encoder = constructor(**{**config, **changes}, num_threads=num_threads, isa=isa)
         encoder.note = note(name)
         return encoder
-    with contextlib.closing(open_weights(weights)) as file:
+    with contextlib.closing(open_weights(weights, "weights")) as file:
         if "vocab_size" not in changes:
             config["vocab_size"] = _vocab_size(file) or config["vocab_size"]
         return build(cls, file, config, prefix, num_threads, isa, changes=changes)
@@ -218,9 +219,9 @@ def read_adam_state(
         return flax.read_adam_state(file, encoder.core.weight_specs())
 
 
-def open_flax(params: PathLike | Mapping[str, Any]) -> WeightFile:
+def open_flax(params: PathLike | Mapping[str, Any], argument: str = "source") -> WeightFile:
     """Open a checkpoint, or wrap a mapping of slash paths to arrays, or of nested mappings as Flax has them."""
-    return open_weights(dict(_leaves(params)) if isinstance(params, Mapping) else params)
+    return open_weights(dict(_leaves(params)) if isinstance(params, Mapping) else params, argument)
 
 
 def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -264,7 +265,7 @@ def load_weights(
     with contextlib.closing(open_weights(source)) as file:
         plan = _plan(file, encoder.core.weight_specs(), prefix)
         report = make_report(file, plan, optional_weights(encoder))
-        if strict:
+        if as_bool("strict", strict):
             report.require_complete()
         else:
             report.require_some()

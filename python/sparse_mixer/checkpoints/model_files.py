@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from sparse_mixer import _native
+from sparse_mixer._core.checks import as_text
 from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer._native import CheckpointError
@@ -46,7 +47,7 @@ def save(model: StoredModel, path: PathLike, *, file_format: str | None = None) 
             f"path: {target!r}: .weights.h5 is written for encoders alone (model.encoder.save); models are written as "
             ".safetensors or .npz"
         )
-    kind = format_of(target, _FORMATS) if file_format is None else file_format
+    kind = format_of(target, _FORMATS) if file_format is None else as_text("file_format", file_format)
     if kind == FILE_FORMAT:
         architecture, names = model.hugging_face_names()
         heads = {names[v.key]: to_pytorch(v.key, v.numpy()) for v in _of_heads(model)}
@@ -84,7 +85,7 @@ def load(
         **changes: Arguments of the encoder's constructor that replace those of the file.
     """
     name = file_name(path)
-    with contextlib.closing(open_weights(path)) as file:
+    with contextlib.closing(open_weights(path, "path")) as file:
         text = file.metadata.get(_MODEL_KEY)
         config = stored_config(file, name)
         if text is None or config is None:

@@ -11,11 +11,12 @@ from sparse_mixer.checkpoints.keras_h5 import HDF5_MAGIC, H5File, has_keras_weig
 from sparse_mixer.checkpoints.weight_files import ArrayMapping, NativeFile, WeightFile
 
 
-def open_weights(source: PathLike | Mapping[str, Any]) -> WeightFile:
+def open_weights(source: PathLike | Mapping[str, Any], argument: str = "source") -> WeightFile:
     """Open a weight file, or wrap a mapping of names to arrays.
 
     Args:
         source: A file or folder in any format of this module, told by its content; or a mapping.
+        argument: What `source` is called in messages.
 
     Raises:
         CheckpointError: It is damaged, or of a kind that is not read.
@@ -25,7 +26,7 @@ def open_weights(source: PathLike | Mapping[str, Any]) -> WeightFile:
     """
     if isinstance(source, Mapping):
         return ArrayMapping(source)
-    path = file_name(source, "source")
+    path = file_name(source, argument)
     if os.path.isfile(path):
         with open(path, "rb") as file:
             start = file.read(8)

@@ -188,7 +188,7 @@ class Model(Trainable):
             OSError: The file cannot be read.
         """
         variables = [variable for head in self.heads.values() for variable in head.all_variables]
-        with contextlib.closing(checkpoints.open_flax(params)) as file:
+        with contextlib.closing(checkpoints.open_flax(params, "params")) as file:
             arrays = flax.read_heads(file, [variable.key for variable in variables])
         assign_all(variables, arrays)
 

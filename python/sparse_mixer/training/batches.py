@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sparse_mixer._core.arrays import as_array
-from sparse_mixer._core.checks import as_positive
+from sparse_mixer._core.checks import as_bool, as_positive
 from sparse_mixer._core.inputs import KEYS, as_inputs
 from sparse_mixer._core.seeds import Purpose, generator
 
@@ -171,7 +171,11 @@ def as_batches(
     if are_arrays(data):
         size = 32 if batch_size is None else as_positive("batch_size", batch_size)
         return ArrayBatches(
-            _read(data, argument, pairs), size, shuffle is None or bool(shuffle), bool(drop_remainder), steps
+            _read(data, argument, pairs),
+            size,
+            shuffle is None or as_bool("shuffle", shuffle),
+            drop_remainder is not None and as_bool("drop_remainder", drop_remainder),
+            steps,
         )
     for name, value in {"batch_size": batch_size, "shuffle": shuffle, "drop_remainder": drop_remainder}.items():
         if value is not None:
@@ -183,7 +187,8 @@ def as_batches(
             f"{argument}: an iterator cannot start again; pass steps_per_epoch, an iterable, or a function from epoch "
             "to iterable"
         )
-    if isinstance(data, Iterable) and not isinstance(data, str | bytes):
+    single = isinstance(data, str | bytes) or getattr(data, "shape", None) == ()
+    if isinstance(data, Iterable) and not single:
         return IterableBatches(data, steps) if steps is None else StreamBatches(data, steps)
     raise TypeError(f"{argument}: expected arrays, an iterable of batches or a function, got {type(data).__name__}")
 

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import numpy.typing as npt
 
 from sparse_mixer._core.atomic_file import replacing
-from sparse_mixer._core.checks import as_float, as_int, as_positive
+from sparse_mixer._core.checks import as_float, as_int, as_positive, as_text
 from sparse_mixer._core.extras import require
 from sparse_mixer._core.paths import PathLike, file_name
 
@@ -82,7 +82,7 @@ class EarlyStopping(Callback):
                 ``auc``, smaller for all else.
             restore_best_weights: Go back to the weights of the best epoch when training is over.
         """
-        if mode not in ("auto", "min", "max"):
+        if as_text("mode", mode) not in ("auto", "min", "max"):
             raise ValueError(f"mode: expected 'auto', 'min' or 'max', got {mode!r}")
         if not isinstance(monitor, str):
             raise TypeError(f"monitor: expected a string, got {monitor!r}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparse_mixer._core import interrupts
-from sparse_mixer._core.checks import as_int, as_list, as_positive, as_seed
+from sparse_mixer._core.checks import as_bool, as_callable, as_int, as_list, as_positive, as_seed
 from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer._core.seeds import Purpose, derived_seed, fresh_seed
 from sparse_mixer._core.variables import Variable, assign_all
@@ -98,7 +98,7 @@ class Trainer:
             **fingerprint.of_model(model),
         }
         self._digests: dict[str, Any] | None = None
-        self._transform = transform
+        self._transform = None if transform is None else as_callable("transform", transform)
         self._accumulation_steps = accumulation_steps
         self._recompute = recompute
         self._validation = None
@@ -475,7 +475,7 @@ def fit(
         save_every=save_every,
     )
     name = None if state_path is None else file_name(state_path, "state_path")
-    if resume and name is not None and Path(name).exists():
+    if as_bool("resume", resume) and name is not None and Path(name).exists():
         trainer.restore(name)
         if trainer.finished:
             warnings.warn(
