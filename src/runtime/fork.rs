@@ -23,6 +23,8 @@ static GENERATION: AtomicU64 = AtomicU64::new(0);
 thread_local! {
     /// [`Hold`]s of this thread.
     static OWN_HOLDS: Cell<usize> = const { Cell::new(0) };
+    /// Whether this thread is in a [`Section`].
+    static IN_SECTION: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Lets threads in until a fork closes it.
@@ -84,16 +86,23 @@ pub struct Section(());
 impl Section {
     /// Begins a section; waits for a fork that is being made.
     pub fn enter() -> Self {
+        debug_assert!(!IN_SECTION.replace(true), "sections are not to be nested");
         register();
         while !SECTIONS.try_enter() {
             std::thread::yield_now();
         }
         Section(())
     }
+
+    /// Panics, in builds with checks, if this thread is in a section: for what takes long or waits.
+    pub fn assert_outside(what: &str) {
+        debug_assert!(!IN_SECTION.get(), "{what} in a section that forks wait for");
+    }
 }
 
 impl Drop for Section {
     fn drop(&mut self) {
+        IN_SECTION.set(false);
         SECTIONS.leave();
     }
 }
@@ -179,5 +188,20 @@ mod tests {
         assert!(gate.try_enter());
         // A thread does not wait for itself.
         gate.close(1);
+    }
+
+    #[test]
+    #[should_panic(expected = "starting threads in a section that forks wait for")]
+    fn what_takes_long_is_refused_in_a_section() {
+        Section::assert_outside("starting threads");
+        let _section = Section::enter();
+        Section::assert_outside("starting threads");
+    }
+
+    #[test]
+    #[should_panic(expected = "not to be nested")]
+    fn sections_are_not_nested() {
+        let _outer = Section::enter();
+        let _inner = Section::enter();
     }
 }

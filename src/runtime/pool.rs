@@ -71,6 +71,7 @@ fn of_this_process() -> Pools {
 }
 
 fn start(size: usize) -> Option<Arc<ThreadPool>> {
+    Section::assert_outside("starting threads");
     let builder = ThreadPoolBuilder::new().num_threads(size).thread_name(|i| format!("sparse_mixer-{i}"));
     builder.build().ok().map(Arc::new)
 }
