@@ -370,3 +370,27 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         skipping.encode(texts, prompt="a b ", **options), expected["prompt_not_pooled"], atol=2e-6
     )
+
+
+@pytest.mark.parametrize("layers", [{"attention_layers": (), "mixing_mechanism": "fourier"}, {"moe_layers": (1,)}])
+def test_padding_that_takes_part_is_always_of_one_length(folder: Path, layers: dict[str, Any]) -> None:
+    """Also where the encoder would take a shorter sequence, with other results."""
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_layers": 2, "inner_dim": 32, "num_experts": 2}
+    own = {"attention_layers": (0, 1), "moe_layers": (), "shorter_sequences": True, **layers}
+    encoder = SparseMixer(30, **sizes, **own, num_attention_heads=2, max_sequence_length=12, seed=1)
+    model = TextEncoder(encoder, load_tokenizer(folder / "vocab.txt"))
+    ids = [2, *model.tokenizer.encode("a b", add_special_tokens=False).ids, 3]
+    inputs = {name: np.zeros((1, 12), int) for name in ("input_word_ids", "input_mask", "input_type_ids")}
+    inputs["input_word_ids"][0, :4], inputs["input_mask"][0, :4] = ids, 1
+    rows = encoder(inputs)["sequence_output"][0, :4]
+    np.testing.assert_allclose(model.encode("a b"), rows.mean(axis=0), atol=2e-6)
+    short = encoder({name: array[:, :4] for name, array in inputs.items()})["sequence_output"][0]
+    assert np.abs(short - rows).max() > 1e-3
+
+
+def test_lower_casing_as_the_folder_says(tmp_path: Path) -> None:
+    cased = {"tokenizer_config": {"do_lower_case": False}}
+    plain = TextEncoder(folder_of(tmp_path / "plain", **cased))
+    lower = TextEncoder(folder_of(tmp_path / "lower", **cased, sentence_bert_config={"do_lower_case": True}))
+    assert np.abs(plain.encode("A b") - plain.encode("a b")).max() > 1e-3
+    np.testing.assert_array_equal(lower.encode("A b"), plain.encode("a b"))
