@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from encoders import small_encoder, small_inputs
-from sparse_mixer import models, optimizers
+from encoders import ARGUMENTS, small_encoder, small_inputs
+from sparse_mixer import SparseMixer, models, optimizers
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.masking import mask_tokens
 
@@ -168,3 +170,138 @@ def test_frozen_word_tables_get_no_gradient_from_masked_language_models() -> Non
     _, gradients = model.loss_and_gradients(batch, seed=1)
     assert "word_embeddings/embeddings" not in gradients
     assert_same(gradients, {key: expected[key] for key in gradients})
+
+
+def test_auxiliary_values_come_with_the_call() -> None:
+    encoder = small_encoder()
+    outputs, aux = encoder.forward(small_inputs(), training=True, seed=3)
+    assert not encoder.aux_losses, "nothing is remembered"
+    expected = encoder(small_inputs(), training=True, seed=3)
+    assert_same(aux, encoder.aux_losses)
+    np.testing.assert_array_equal(outputs["sequence_output"], expected["sequence_output"])
+    other, vjp = encoder.vjp(small_inputs(seed=1), seed=3)
+    assert other.keys() == outputs.keys()
+    assert_same(vjp.aux, encoder.aux_losses)
+    encoder(small_inputs())
+    assert not np.array_equal(vjp.aux["router_confidence"], encoder.aux_losses["router_confidence"])
+
+
+def test_every_change_of_the_weights_raises_their_version(tmp_path: Path) -> None:
+    encoder = small_encoder()
+    encoder.save(tmp_path / "weights.safetensors")
+    gradients = encoder.vjp(small_inputs(), seed=1)[1](ONES)
+    changes: list[Any] = [
+        lambda: encoder.get_embedding_table().assign(np.ones((50, 16))),
+        lambda: encoder.set_weights(encoder.get_weights()),
+        lambda: encoder.layers[-1].set_weights(encoder.layers[-1].get_weights()),
+        lambda: encoder.load_weights(tmp_path / "weights.safetensors"),
+        lambda: optimizers.SGD(0.1).apply_gradients(encoder, gradients),
+        lambda: models.BertClassifier(encoder, 2).fit(
+            (small_inputs(2), np.array([0, 1])), optimizer=optimizers.SGD(0.1), progress=False
+        ),
+    ]
+    for change in changes:
+        before = encoder.weights_version
+        change()
+        assert encoder.weights_version > before
+    before = encoder.weights_version
+    encoder(small_inputs(), training=True)
+    encoder.vjp(small_inputs())[1](ONES)
+    encoder.save(tmp_path / "again.safetensors")
+    twin = copy.copy(encoder)
+    assert encoder.weights_version == before
+    twin.set_weights(twin.get_weights())
+    assert encoder.weights_version == before != twin.weights_version
+
+
+@pytest.mark.parametrize("output_range", [None, 3])
+def test_outputs_in_the_core_are_those_of_numpy(output_range: int | None) -> None:
+    encoder = small_encoder(output_range=output_range)
+    expected, _ = encoder.vjp(small_inputs(), seed=1)
+    outputs, vjp = encoder.vjp(small_inputs(), seed=1, in_core=True)
+    assert list(outputs) == ["sequence_output", "pooled_output"]
+    for name, array in outputs.items():
+        assert tuple(array.shape) == expected[name].shape
+        np.testing.assert_array_equal(array.numpy(), expected[name])
+    vjp(ONES)
+    np.testing.assert_array_equal(outputs["sequence_output"].numpy(), expected["sequence_output"])
+
+
+class Halved(SparseMixer):
+    """A `call` of its own with its gradient."""
+
+    def call(self, inputs: Any, **options: Any) -> Any:  # type: ignore[override]
+        return self._changed(super().call(inputs, **options))
+
+    def vjp(self, inputs: Any, **options: Any) -> Any:  # type: ignore[override]
+        outputs, vjp = super().vjp(inputs, **options)
+        return self._changed(outputs), lambda d_outputs, *rest, **into: vjp(self._changed(d_outputs), *rest, **into)
+
+    def _changed(self, arrays: Any) -> Any:
+        return {name: 0.5 * array if name == "sequence_output" else array for name, array in arrays.items()}
+
+
+def all_models(encoder: SparseMixer) -> list[tuple[models.Model, Any]]:
+    """Every kind of model with a batch."""
+    inputs = small_inputs(4)
+    masked = mask_tokens(inputs, seed=0, mask_id=1, vocab_size=50, special_ids=range(4), max_predictions=2)
+    heads = [
+        models.ClassificationHead(0, 3, name="all"),
+        models.ClassificationHead(16, 2, -2, name="one"),
+        models.ClassificationHead(0, 2, use_encoder_pooler=True, name="pooled"),
+    ]
+    labels = {"all_labels": inputs["input_word_ids"] % 3, "one_labels": np.arange(4) % 2, "pooled_labels": np.ones(4)}
+    labels["pooled_labels"] = labels["pooled_labels"].astype(np.int32)
+    return [
+        (models.BertClassifier(encoder, 3, seed=0), (inputs, np.arange(4) % 3)),
+        (models.BertClassifier(encoder, 3, use_encoder_pooler=False, seed=0), (inputs, np.arange(4) % 3)),
+        (models.BertTokenClassifier(encoder, 3, seed=0), (inputs, inputs["input_word_ids"] % 3)),
+        (models.BertSpanLabeler(encoder, seed=0), (inputs, [np.arange(4), np.arange(4) + 2])),
+        (models.BertPretrainerV2(encoder, classification_heads=heads, seed=0), masked | labels),
+    ]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_gradients_that_stay_in_the_core_are_those_of_numpy(number: int) -> None:
+    """An encoder whose `vjp` is overridden gets and gives arrays of numpy; the gradients are the same."""
+
+    class Plain(SparseMixer):
+        def vjp(self, inputs: Any, **options: Any) -> Any:  # type: ignore[override]
+            assert "in_core" not in options
+            return super().vjp(inputs, **options)
+
+    results = []
+    for kind in (SparseMixer, Plain):
+        model, batch = all_models(kind(**ARGUMENTS))[number]
+        results.append(model.loss_and_gradients(batch, seed=1))
+    (metrics, gradients), (expected_metrics, expected) = results
+    assert metrics == expected_metrics
+    for key in expected:
+        np.testing.assert_allclose(gradients[key], expected[key], rtol=1e-5, atol=1e-7, err_msg=key)
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_gradients_of_a_call_that_is_overridden_are_slopes(number: int) -> None:
+    encoder = Halved(**ARGUMENTS, output_dropout=0.0, attention_dropout=0.0)
+    model, batch = all_models(encoder)[number]
+    _, gradients = model.loss_and_gradients(batch, seed=0)
+    before = model.get_weights()
+    rate = 1e-3 / gradients.global_norm() ** 2
+    losses = []
+    for sign in (-1, 1):
+        for variable in model.weights:
+            variable.assign(variable.numpy() + sign * rate * gradients[variable.key])
+        losses.append(model.loss_and_gradients(batch, seed=0)[0].means()["loss"])
+        model.set_weights(before)
+    assert losses[1] - losses[0] == pytest.approx(2e-3, rel=0.05)
+
+
+def test_a_model_copies_neither_outputs_nor_their_gradients_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparse_mixer._core import vjp as module
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("an output went through numpy")
+
+    monkeypatch.setattr(module, "_contiguous", refuse)
+    for model, batch in all_models(small_encoder()):
+        model.loss_and_gradients(batch, seed=1)

@@ -11,6 +11,7 @@ __all__ = [
     "AtomicFile",
     "Checkpoint",
     "CheckpointError",
+    "CoreArray",
     "Encoder",
     "Gradients",
     "Head",
@@ -190,6 +191,10 @@ class Encoder:
         """Most threads per call."""
 
     @property
+    def weights_version(self) -> int:
+        """A number that every change of the weights raises."""
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take."""
 
@@ -228,30 +233,35 @@ class Head:
         """Replace the weights at `indices`, or none if a shape is wrong."""
 
     def project(
-        self, encoder: Encoder, features: npt.NDArray[np.float32], seed: int | None = None
+        self,
+        encoder: Encoder,
+        features: CoreArray | npt.NDArray[np.float32],
+        seed: int | None = None,
+        position: int | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Logits [rows, num_classes] of features [rows, width]; a seed switches dropout on."""
+        """Logits [rows, num_classes] of features [..., width], or those at one position; a seed switches dropout on."""
 
     def project_backward(
         self,
         encoder: Encoder,
-        features: npt.NDArray[np.float32],
+        features: CoreArray | npt.NDArray[np.float32],
         d_logits: npt.NDArray[np.float32],
         seed: int | None,
         into: Gradients,
         requested: Sequence[bool],
-    ) -> npt.NDArray[np.float32]:
-        """Gradient of the features; adds those of the weights whose flags are set to `into`."""
+        position: int | None = None,
+    ) -> CoreArray:
+        """Gradient of the features, or of those at the position; adds those of the requested weights to `into`."""
 
     def masked_lm_logits(
-        self, encoder: Encoder, sequence_output: npt.NDArray[np.float32], rows: npt.NDArray[Any]
+        self, encoder: Encoder, sequence_output: CoreArray | npt.NDArray[np.float32], rows: npt.NDArray[Any]
     ) -> npt.NDArray[np.float32]:
         """Logits [rows, vocab_size] of rows, counted over the batch, of the sequence output [B, S, H]."""
 
     def masked_lm_loss(
         self,
         encoder: Encoder,
-        sequence_output: npt.NDArray[np.float32],
+        sequence_output: CoreArray | npt.NDArray[np.float32],
         rows: npt.NDArray[Any],
         labels: npt.NDArray[Any],
         weights: npt.NDArray[np.float32],
@@ -259,7 +269,7 @@ class Head:
         into: tuple[Gradients, Gradients] | None = None,
         requested: Sequence[bool] | None = None,
         requests_table: bool = True,
-    ) -> tuple[tuple[float, float, float], npt.NDArray[np.float32] | None]:
+    ) -> tuple[tuple[float, float, float], CoreArray | None]:
         """Sums of loss, weight and correct predictions.
 
         With `into` (own, the encoder's) also the sequence output's gradient.
@@ -318,6 +328,17 @@ class Optimizer:
         """Bytes of the moments."""
 
 @final
+class CoreArray:
+    """A float32 array in the core: an output of a recorded call, or a gradient of one. Never changes."""
+
+    @property
+    def shape(self) -> list[int]:
+        """Sizes of the axes."""
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """A copy."""
+
+@final
 class Tape:
     """What a forward pass kept to be differentiated, and the weights it used; gone after the first use or kept."""
 
@@ -325,12 +346,14 @@ class Tape:
         self,
         into: Gradients,
         *,
-        sequence_output: npt.NDArray[np.float32] | None = None,
-        pooled_output: npt.NDArray[np.float32] | None = None,
+        sequence_output: Sequence[tuple[int | None, CoreArray | npt.NDArray[np.float32]]] | None = None,
+        pooled_output: Sequence[tuple[int | None, CoreArray | npt.NDArray[np.float32]]] | None = None,
         encoder_outputs: Sequence[npt.NDArray[np.float32] | None] | None = None,
         aux_loss_weight: float = 1.0,
     ) -> npt.NDArray[np.float32] | None:
         """Add the requested gradients of weights to `into`; returns those of the word rows [B, S, W] if requested.
+
+        Gradients of outputs are sums of terms, each with the position that it belongs to, or None for all positions.
 
         Raises:
             RuntimeError: Used before, and not persistent.
@@ -353,11 +376,13 @@ def record(
     recompute: bool = False,
     persistent: bool = False,
     wrt: tuple[Sequence[bool], bool] | None = None,
+    in_core: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any], Tape]:
     """`Encoder.forward`, and a tape of it for one use, or more if `persistent`.
 
     `recompute` keeps less and computes blocks again in the backward pass. `wrt` says which gradients are requested: one
-    flag per weight, and whether those of the word rows; None for all.
+    flag per weight, and whether those of the word rows; None for all. With `in_core`, sequence and pooled output are
+    arrays of the core, and there are no others.
     """
 
 def cross_entropy(

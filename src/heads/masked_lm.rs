@@ -65,7 +65,7 @@ pub struct Predictions<'a, R> {
 
 /// Where gradients are added to.
 #[derive(Debug)]
-pub struct MaskedLmGradients<'a, R> {
+pub struct MaskedLmGradients<'a, R: Real> {
     /// Of the head's weights.
     pub weights: &'a mut Gradients<R>,
     /// Of the word table, `[V, W]`, if it is requested.

@@ -1,6 +1,7 @@
 //! The encoder: configuration and weights.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
@@ -31,6 +32,12 @@ impl<R: Real> Layers<R> {
     }
 }
 
+/// Larger than before, in the whole process.
+fn next_version() -> u64 {
+    static CHANGES: AtomicU64 = AtomicU64::new(0);
+    CHANGES.fetch_add(1, Ordering::Relaxed) + 1
+}
+
 /// The weights of an encoder, in Keras order.
 pub fn specs(config: &SparseMixerConfig) -> Vec<Spec> {
     let mut list = WeightList::new();
@@ -44,6 +51,7 @@ pub struct SparseMixer<R> {
     pub(super) config: SparseMixerConfig,
     pub(super) activation: Activation<R>,
     pub(super) weights: Weights<R>,
+    version: u64,
     pub(super) embed: Embed,
     pub(super) blocks: Vec<Block<R>>,
     pub(super) pooler: Option<Pooler>,
@@ -61,7 +69,8 @@ impl<R: Real> SparseMixer<R> {
         let mut list = WeightList::new();
         let Layers { embed, blocks, pooler } = Layers::new(&mut list, &config);
         let weights = Weights::load(list, source, config.dtype)?;
-        let mut network = SparseMixer { config, activation, weights, embed, blocks, pooler };
+        let version = next_version();
+        let mut network = SparseMixer { config, activation, weights, version, embed, blocks, pooler };
         network.refresh();
         Ok(network)
     }
@@ -91,8 +100,15 @@ impl<R: Real> SparseMixer<R> {
         &self.weights
     }
 
+    /// A number that every change of the weights raises. Encoders whose weights are equal since one is a copy of the
+    /// other share it.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     /// The weights, to be changed; [`SparseMixer::refresh`] afterwards saves later calls work.
     pub fn weights_mut(&mut self) -> &mut Weights<R> {
+        self.version = next_version();
         self.blocks.iter_mut().for_each(|block| block.mix.invalidate());
         &mut self.weights
     }

@@ -121,7 +121,7 @@ impl<R: Real> SparseMixer<R> {
     }
 
     /// Rows per example of the last block's output.
-    pub(super) fn output_rows(&self, seq: usize) -> usize {
+    pub fn output_rows(&self, seq: usize) -> usize {
         let range = self.config.output_range();
         range.map_or(seq, |range| range.min(seq))
     }

@@ -45,14 +45,21 @@ pub struct Tape<R: Real> {
     requested: RequestedGradients,
     /// What the embeddings' norm reads, `[B*S, W]`; `None` if nothing is requested of the embeddings.
     sums: Option<Buffer<R>>,
-    /// What each block reads, and the last one's result; `None` below the lowest block that backward goes through.
+    /// What each block reads; `None` below the lowest block that backward goes through.
     streams: Vec<Option<Buffer<R>>>,
+    /// The last block's result, `[B*S, H]`, until backward is through with it.
+    output: Option<Arc<Buffer<R>>>,
     /// `None` as well where blocks are to be computed again.
     records: Vec<Option<BlockCache<R>>>,
     pooled: Vec<R>,
 }
 
 impl<R: Real> Tape<R> {
+    /// The last block's result, `[B*S, H]`.
+    pub fn output(&self) -> Option<Arc<Buffer<R>>> {
+        self.output.clone()
+    }
+
     /// `[B, S, W]`, the shape of the word rows.
     pub fn row_shape(&self, config: &SparseMixerConfig) -> [usize; 3] {
         [self.inputs.batch, self.inputs.seq, config.embedding_width()]
@@ -91,6 +98,7 @@ impl<R: Real> Deref for TapeUse<'_, R> {
 }
 
 impl<R: Real> TapeUse<'_, R> {
+    /// What block `layer` read.
     fn stream(&self, layer: usize) -> Result<&[R]> {
         let stream = self.streams.get(layer).and_then(Option::as_deref);
         stream.ok_or_else(|| Error::Internal("a block without what it read".into()))
@@ -101,6 +109,7 @@ impl<R: Real> TapeUse<'_, R> {
         if let TapeUse::Released(tape) = self {
             tape.records.truncate(layer);
             tape.streams.truncate(layer);
+            tape.output = None;
         }
     }
 }
@@ -152,7 +161,7 @@ impl<R: Real> SparseMixer<R> {
         let mut x = context.buffer(all * hidden);
         self.embed.forward(&pass, &inputs.view(), &mut x, sums.as_deref_mut())?;
         check_finite(requested, "the embeddings are", &x)?;
-        let (mut streams, mut records) = (Vec::with_capacity(last + 1), Vec::with_capacity(last));
+        let (mut streams, mut records) = (Vec::with_capacity(last), Vec::with_capacity(last));
         for (layer, block) in self.blocks.iter().enumerate() {
             let keep = layer >= lowest && !recording.recompute;
             let mut out = context.buffer(all * hidden);
@@ -177,9 +186,11 @@ impl<R: Real> SparseMixer<R> {
             outputs.sequence_output = Some(examples.flat_map(|x| &x[..rows * hidden]).copied().collect());
         }
         outputs.pooled_output = requested.pooled_output.then(|| pooled.clone());
-        streams.push(Some(x));
-        let requested = wanted;
-        Ok((outputs, Tape { inputs, training, attention_mask, requested, sums, streams, records, pooled }))
+        let (output, requested) = (Some(Arc::new(x)), wanted);
+        Ok((
+            outputs,
+            Tape { inputs, training, attention_mask, requested, sums, streams, output, records, pooled },
+        ))
     }
 
     fn request_all(&self) -> RequestedGradients {
@@ -232,7 +243,8 @@ impl<R: Real> SparseMixer<R> {
         if let Some((pooler, dpooled)) = self.pooler.zip(cotangents.pooled_output)
             && (goes_below_pooler || gradients.requests_any(self.pooler_weights()))
         {
-            pooler.backward(&pass, tape.stream(last)?, &tape.pooled, dpooled, &mut dy, gradients)?;
+            let x = tape.output.as_deref().map_or(&[][..], |output| output);
+            pooler.backward(&pass, x, &tape.pooled, dpooled, &mut dy, gradients)?;
         }
         if let Some(dsequence) = cotangents.sequence_output {
             add_rows(&mut dy, dsequence, batch);

@@ -5,16 +5,16 @@ use std::ops::Range;
 use super::list::WeightKey;
 use super::spec::Spec;
 use crate::kernels::Real;
-use crate::sys::AlignedVec;
+use crate::runtime::{Buffer, ScratchPool, parallel};
 
 /// Bytes to whose multiples every gradient is aligned: a cache line, a 512-bit register.
 const ALIGNMENT: usize = 64;
 
 /// The gradients of all weights of a part, in one piece of memory. They lie in the order in which backward finishes them:
 /// the weight that was declared last comes first. So what is finished is always one range from the start.
-#[derive(Clone, Debug)]
-pub struct Gradients<R> {
-    memory: AlignedVec<R>,
+#[derive(Debug)]
+pub struct Gradients<R: Real> {
+    memory: Buffer<R>,
     /// Where in the memory the gradient of each weight is, by the weight's number.
     ranges: Vec<Range<usize>>,
     reached: Vec<bool>,
@@ -36,6 +36,11 @@ pub struct GradientViewMut<'a, R> {
 impl<R: Real> Gradients<R> {
     /// Zeros for the weights `specs`.
     pub fn zeros(specs: &[Spec]) -> Self {
+        Self::zeros_in(specs, &ScratchPool::new())
+    }
+
+    /// Zeros for the weights `specs` in memory of `pool`, to which it goes back.
+    pub fn zeros_in(specs: &[Spec], pool: &ScratchPool<R>) -> Self {
         let mut ranges = vec![0..0; specs.len()];
         let mut end = 0;
         for (range, spec) in ranges.iter_mut().zip(specs).rev() {
@@ -43,7 +48,9 @@ impl<R: Real> Gradients<R> {
             end = range.end.next_multiple_of(ALIGNMENT / size_of::<R>());
         }
         let flags = |value| vec![value; specs.len()];
-        Gradients { memory: AlignedVec::zeros(end), ranges, reached: flags(false), requested: flags(true) }
+        let mut memory = pool.gradient_buffer(end);
+        set_to_zero(&mut memory);
+        Gradients { memory, ranges, reached: flags(false), requested: flags(true) }
     }
 
     /// From now on, layers compute the gradients of the weights whose flags are set, and no others. At first, of all.
@@ -122,10 +129,16 @@ impl<R: Real> Gradients<R> {
         for (range, reached) in self.ranges.iter().zip(&mut self.reached) {
             // Others are zero.
             if std::mem::take(reached) {
-                self.memory[range.clone()].fill(R::ZERO);
+                set_to_zero(&mut self.memory[range.clone()]);
             }
         }
     }
+}
+
+/// Zeros, with the threads of [`parallel::with_threads`].
+fn set_to_zero<R: Real>(values: &mut [R]) {
+    const VALUES: usize = 1 << 18;
+    parallel::for_each(values.chunks_mut(VALUES), |chunk, _| chunk.fill(R::ZERO));
 }
 
 impl<'a, R: Real> GradientView<'a, R> {

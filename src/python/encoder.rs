@@ -399,6 +399,12 @@ impl Encoder {
         })
     }
 
+    /// A number that every change of the weights raises.
+    #[getter]
+    fn weights_version(&self, py: Python<'_>) -> PyResult<u64> {
+        guard(|| Ok(self.network(py)?.version()))
+    }
+
     #[getter]
     fn weight_bytes(&self, py: Python<'_>) -> PyResult<usize> {
         guard(|| Ok(self.network(py)?.weights().bytes()))

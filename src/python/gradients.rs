@@ -4,11 +4,12 @@ use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
 use super::convert::{floats, to_numpy};
-use super::enter::{enter_core, guard, to_py_err};
+use super::enter::{SCRATCH, enter_core, guard, to_py_err};
 use crate::error::Error;
 use crate::optim::{Gradient, global_norm};
 use crate::params::{self, Spec};
-use crate::runtime::{Shared, catch};
+use crate::runtime::parallel::with_threads;
+use crate::runtime::{Shared, catch, default_threads};
 
 /// One gradient per weight.
 #[pyclass(frozen, module = "sparse_mixer._native")]
@@ -21,7 +22,10 @@ impl Gradients {
     /// Zeros, one gradient for each of the weights `specs`.
     pub(super) fn zeros(py: Python<'_>, specs: &[Spec]) -> PyResult<Self> {
         let specs = specs.to_vec();
-        let zeros = enter_core(py, |_| Ok(params::Gradients::zeros(&specs)))?;
+        let threads = default_threads().map_err(to_py_err)?;
+        let zeros = enter_core(py, |_| {
+            catch(|| Ok(with_threads(threads, || params::Gradients::zeros_in(&specs, &SCRATCH))))
+        })?;
         Ok(Gradients { specs, values: Shared::new("gradients", zeros) })
     }
 
@@ -84,7 +88,10 @@ impl Gradients {
     }
 
     fn clear(&self, py: Python<'_>) -> PyResult<()> {
-        guard(|| self.with(py, params::Gradients::clear))
+        guard(|| {
+            let threads = default_threads().map_err(to_py_err)?;
+            self.with(py, |gradients| with_threads(threads, || gradients.clear()))
+        })
     }
 
     fn global_norm(&self, py: Python<'_>) -> PyResult<f64> {

@@ -6,6 +6,7 @@ use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
 use super::convert::{floats, integers, parse, to_numpy};
+use super::core_array::{CoreArray, FloatArray};
 use super::encoder::Encoder;
 use super::enter::{SCRATCH, enter_core, guard, read_shared, to_py_err};
 use super::gradients::Gradients;
@@ -143,45 +144,50 @@ impl Head {
         })
     }
 
-    /// Logits `[rows, num_classes]` of features `[rows, width]`.
-    #[pyo3(signature = (encoder, features, seed=None))]
+    /// Logits `[rows, num_classes]` of features `[..., width]`; of those at one position, if given, of `[B, S, width]`.
+    #[pyo3(signature = (encoder, features, seed=None, position=None))]
     fn project<'py>(
         &self,
         py: Python<'py>,
         encoder: &Bound<'py, Encoder>,
-        features: &Bound<'py, PyAny>,
+        features: FloatArray<'py>,
         seed: Option<u64>,
+        position: Option<usize>,
     ) -> PyResult<Floats<'py>> {
         guard(|| {
             let (isa, threads) = encoder.get().resources()?;
-            let features = floats("features", features, 2)?;
+            let features = at_position(features.read("features")?, position)?;
             let weights = self.weights(py)?;
             let logits = enter_core(py, |interrupt| {
                 let head = projection(&weights)?;
                 run(isa, threads, &SCRATCH, interrupt, |context| {
-                    head.forward(context, &weights.weights, &features.data, seed)
+                    head.forward(context, &weights.weights, features.values(), seed)
                 })
             })?;
-            let classes = logits.len().checked_div(features.shape[0]).unwrap_or(0);
-            to_numpy(py, logits, &[features.shape[0], classes])
+            let rows = rows_of(&features);
+            let classes = logits.len().checked_div(rows).unwrap_or(0);
+            to_numpy(py, logits, &[rows, classes])
         })
     }
 
-    /// Gradient of the features; adds those of the weights whose flags in `requested` are set to `into`.
+    /// Gradient of the features, or of those at the position; adds those of the weights whose flags in `requested` are set
+    /// to `into`.
+    #[pyo3(signature = (encoder, features, d_logits, seed, into, requested, position=None))]
     fn project_backward<'py>(
         &self,
         py: Python<'py>,
         encoder: &Bound<'py, Encoder>,
-        features: &Bound<'py, PyAny>,
+        features: FloatArray<'py>,
         d_logits: &Bound<'py, PyAny>,
         seed: Option<u64>,
         into: &Bound<'py, Gradients>,
         requested: Vec<bool>,
-    ) -> PyResult<Floats<'py>> {
+        position: Option<usize>,
+    ) -> PyResult<CoreArray> {
         guard(|| {
             self.expect_flags(&requested)?;
             let (isa, threads) = encoder.get().resources()?;
-            let features = floats("features", features, 2)?;
+            let features = at_position(features.read("features")?, position)?;
             let d_logits = floats("d_logits", d_logits, 2)?;
             into.get().expect(&self.specs)?;
             let (into, weights) = (into.get(), self.weights(py)?);
@@ -190,11 +196,11 @@ impl Head {
                 let mut into = into.shared().lock(interrupt)?;
                 into.request(&requested);
                 run(isa, threads, &SCRATCH, interrupt, |context| {
-                    let (features, d_logits) = (&features.data, &d_logits.data);
+                    let (features, d_logits) = (features.values(), &d_logits.data);
                     head.backward(context, &weights.weights, features, d_logits, seed, &mut into)
                 })
             })?;
-            to_numpy(py, d_features, &features.shape)
+            Ok(CoreArray::new(d_features, features.shape()))
         })
     }
 
@@ -203,18 +209,18 @@ impl Head {
         &self,
         py: Python<'py>,
         encoder: &Bound<'py, Encoder>,
-        sequence_output: &Bound<'py, PyAny>,
+        sequence_output: FloatArray<'py>,
         rows: &Bound<'py, PyAny>,
     ) -> PyResult<Floats<'py>> {
         guard(|| {
             let (isa, threads) = encoder.get().resources()?;
-            let sequence = floats("sequence_output", sequence_output, 3)?;
-            let rows = positions(rows, sequence.shape[0] * sequence.shape[1])?;
+            let sequence = sequence_output.read("sequence_output")?.expect_axes("sequence_output", 3)?;
+            let rows = positions(rows, rows_of(&sequence))?;
             let (weights, network) = (self.weights(py)?, encoder.get().network(py)?);
             let (logits, vocab) = enter_core(py, |interrupt| {
                 let (head, table) = (masked_lm(&weights)?, network.weights().table(network.word_table()));
                 let logits = run(isa, threads, &SCRATCH, interrupt, |context| {
-                    head.logits(context, &weights.weights, table, &sequence.data, &rows)
+                    head.logits(context, &weights.weights, table, sequence.values(), &rows)
                 })?;
                 Ok((logits, table.rows()))
             })?;
@@ -232,7 +238,7 @@ impl Head {
         &self,
         py: Python<'py>,
         encoder: &Bound<'py, Encoder>,
-        sequence_output: &Bound<'py, PyAny>,
+        sequence_output: FloatArray<'py>,
         rows: &Bound<'py, PyAny>,
         labels: &Bound<'py, PyAny>,
         weights: &Bound<'py, PyAny>,
@@ -240,13 +246,13 @@ impl Head {
         into: Option<(Bound<'py, Gradients>, Bound<'py, Gradients>)>,
         requested: Option<Vec<bool>>,
         requests_table: bool,
-    ) -> PyResult<(Sums, Option<Floats<'py>>)> {
+    ) -> PyResult<(Sums, Option<CoreArray>)> {
         guard(|| {
             let requested = requested.unwrap_or_else(|| vec![true; self.specs.len()]);
             self.expect_flags(&requested)?;
             let (isa, threads) = encoder.get().resources()?;
-            let sequence = floats("sequence_output", sequence_output, 3)?;
-            let rows = positions(rows, sequence.shape[0] * sequence.shape[1])?;
+            let sequence = sequence_output.read("sequence_output")?.expect_axes("sequence_output", 3)?;
+            let rows = positions(rows, rows_of(&sequence))?;
             let labels = integers("masked_lm_ids", labels, 1)?.data;
             let label_weights = floats("masked_lm_weights", weights, 1)?.data;
             if let Some((own, encoders)) = &into {
@@ -268,26 +274,24 @@ impl Head {
                 run(isa, threads, &SCRATCH, interrupt, |context| {
                     let predictions = Predictions { rows: &rows, labels: &labels, weights: &label_weights };
                     let Some((own, encoders)) = into.as_deref_mut() else {
-                        let sums = head.loss(context, weights, table, &sequence.data, predictions, None)?;
+                        let sums =
+                            head.loss(context, weights, table, sequence.values(), predictions, None)?;
                         return Ok((sums, None));
                     };
                     own.request(&requested);
-                    let mut d_sequence = alloc_zeroed(sequence.data.len());
+                    let mut d_sequence = alloc_zeroed(sequence.values().len());
                     let gradients = MaskedLmGradients {
                         weights: own,
                         table: requests_table.then(|| encoders.view_mut(word_table).row_major()),
                         sequence: &mut d_sequence,
                         scale,
                     };
-                    let sequence = &sequence.data;
+                    let sequence = sequence.values();
                     let sums = head.loss(context, weights, table, sequence, predictions, Some(gradients))?;
                     Ok((sums, Some(d_sequence)))
                 })
             })?;
-            let d_sequence = match d_sequence {
-                Some(values) => Some(to_numpy(py, values, &sequence.shape)?),
-                None => None,
-            };
+            let d_sequence = d_sequence.map(|values| CoreArray::new(values, sequence.shape()));
             Ok((as_tuple(sums), d_sequence))
         })
     }
@@ -329,6 +333,27 @@ fn masked_lm(head: &heads::Head<f32>) -> Result<&heads::MaskedLm<f32>> {
         HeadKind::MaskedLm(head) => Ok(head),
         HeadKind::Projection(_) => Err(Error::Internal("a projection knows no words".into())),
     }
+}
+
+/// Rows of features: the product of all axes but the last.
+fn rows_of(features: &CoreArray) -> usize {
+    features.shape().split_last().map_or(0, |(_, axes)| axes.iter().product())
+}
+
+/// The rows at one position of every example; all if there is none.
+fn at_position(features: CoreArray, position: Option<usize>) -> PyResult<CoreArray> {
+    let Some(position) = position else { return Ok(features) };
+    let [batch, seq, width] = *features.shape() else {
+        let message = format!("got shape {:?}, expected 3 axes", features.shape());
+        return Err(to_py_err(Error::value("features", message)));
+    };
+    if position >= seq {
+        let message = format!("got {position}, but there are {seq} positions");
+        return Err(to_py_err(Error::value("position", message)));
+    }
+    let examples = features.values().chunks_exact(seq * width);
+    let values = examples.flat_map(|example| &example[position * width..][..width]).copied().collect();
+    Ok(CoreArray::new(values, &[batch, width]))
 }
 
 /// Rows of the sequence output, checked.

@@ -9,6 +9,7 @@ mod arguments;
 mod atomic_file;
 mod checkpoint;
 mod convert;
+mod core_array;
 mod embed;
 mod encoder;
 mod enter;
@@ -48,6 +49,8 @@ mod _native {
     use super::checkpoint::plan_load;
     #[pymodule_export]
     use super::checkpoint::weight_specs;
+    #[pymodule_export]
+    use super::core_array::CoreArray;
     #[pymodule_export]
     use super::embed::embed;
     #[pymodule_export]

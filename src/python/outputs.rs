@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use super::convert::{copied, to_numpy};
+use super::core_array::CoreArray;
 use super::enter::to_py_err;
 use crate::config::SparseMixerConfig;
 use crate::error::Error;
@@ -71,6 +72,24 @@ pub fn to_python<'py>(
     if requested.routing {
         let records = results.routing.into_iter().map(|record| routing(py, record, config.num_experts));
         dict.set_item("routing", records.collect::<PyResult<Vec<_>>>()?)?;
+    }
+    Ok(dict)
+}
+
+/// Sequence and pooled output as arrays of the core, as far as there are any.
+pub fn in_core<'py>(
+    py: Python<'py>,
+    results: Outputs<f32>,
+    batch: usize,
+    config: &SparseMixerConfig,
+) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    let hidden = config.hidden_size;
+    if let Some(values) = results.sequence_output {
+        dict.set_item("sequence_output", CoreArray::new(values, &[batch, results.rows, hidden]))?;
+    }
+    if let Some(values) = results.pooled_output {
+        dict.set_item("pooled_output", CoreArray::new(values, &[batch, hidden]))?;
     }
     Ok(dict)
 }

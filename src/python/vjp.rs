@@ -1,5 +1,6 @@
 //! Forward passes that can be differentiated.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use numpy::PyArrayDyn;
@@ -8,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::convert::{finite, floats, to_numpy};
+use super::core_array::{CoreArray, GradientTerm, ReadTerm, sum_of_terms};
 use super::encoder::Encoder;
 use super::enter::{SCRATCH, callback_error, enter_core, guard, read_shared, to_py_err};
 use super::gradients::Gradients;
@@ -48,6 +50,12 @@ impl Tape {
     }
 }
 
+/// The sum of finite terms.
+fn total<'a>(name: &str, terms: Option<&'a [ReadTerm]>, shape: [usize; 3]) -> Result<Option<Cow<'a, [f32]>>> {
+    let Some(terms) = terms else { return Ok(None) };
+    finite(name, sum_of_terms(name, terms, shape)?).map(Some).map_err(callback_error)
+}
+
 fn used() -> PyErr {
     PyRuntimeError::new_err(
         "vjp: it has been used, and what the forward pass kept is released; pass persistent=True to encoder.vjp to \
@@ -59,7 +67,8 @@ fn used() -> PyErr {
 #[pyfunction]
 #[pyo3(signature = (
     encoder, word_ids=None, mask=None, type_ids=None, *, word_embeddings=None, dense_inputs=None, dense_mask=None,
-    dense_type_ids=None, training=true, seed=0, outputs=None, check_finite=false, recompute=false, persistent=false, wrt=None
+    dense_type_ids=None, training=true, seed=0, outputs=None, check_finite=false, recompute=false, persistent=false,
+    wrt=None, in_core=false
 ))]
 pub fn record<'py>(
     py: Python<'py>,
@@ -78,6 +87,7 @@ pub fn record<'py>(
     recompute: bool,
     persistent: bool,
     wrt: Option<(Vec<bool>, bool)>,
+    in_core: bool,
 ) -> PyResult<(Bound<'py, PyDict>, Bound<'py, PyDict>, Tape)> {
     guard(|| {
         let network = encoder.get().network(py)?;
@@ -85,7 +95,13 @@ pub fn record<'py>(
         let given =
             RawInputs { word_ids, mask, type_ids, word_embeddings, dense_inputs, dense_mask, dense_type_ids };
         let inputs = given.read(network.config())?;
-        let requested = outputs::requested(outputs.as_deref(), check_finite)?;
+        let mut requested = outputs::requested(outputs.as_deref(), check_finite)?;
+        // The record has it already, unless only the first rows are wanted.
+        let shares = in_core
+            && requested.sequence_output
+            && !requested.encoder_outputs
+            && network.output_rows(inputs.seq) == inputs.seq;
+        requested.sequence_output &= !shares;
         let specs = encoder.get().specs().len();
         if let Some(count) = wrt.as_ref().map(|(weights, _)| weights.len()).filter(|&count| count != specs) {
             let message = format!("got {count} flags for {specs} weights");
@@ -93,15 +109,25 @@ pub fn record<'py>(
         }
         let requested_gradients = wrt.map(|(weights, rows)| RequestedGradients { weights, rows });
         let recording = Recording { recompute, requested: requested_gradients };
-        let batch = inputs.batch;
-        let threads = encoder.get().threads_for(batch, inputs.seq)?;
+        let (batch, seq) = (inputs.batch, inputs.seq);
+        let threads = encoder.get().threads_for(batch, seq)?;
         let (results, tape) = enter_core(py, |interrupt| {
             run(isa, threads, &SCRATCH, interrupt, |context| {
                 network.forward_with_tape(context, inputs, training.then_some(seed), requested, recording)
             })
         })?;
         let aux = outputs::aux_to_python(py, &results.metrics, network.config())?;
-        let outputs = outputs::to_python(py, results, requested, batch, network.config())?;
+        let outputs = if in_core {
+            let outputs = outputs::in_core(py, results, batch, network.config())?;
+            let shared = tape.output().filter(|_| shares);
+            if let Some(values) = shared {
+                let shape = [batch, seq, network.config().hidden_size];
+                outputs.set_item("sequence_output", CoreArray::shared(values, &shape))?;
+            }
+            outputs
+        } else {
+            outputs::to_python(py, results, requested, batch, network.config())?
+        };
         let record = Shared::new("vjp", Some(Arc::new(Record { network, tape })));
         Ok((outputs, aux, Tape { record, persistent, isa, threads }))
     })
@@ -110,14 +136,14 @@ pub fn record<'py>(
 #[pymethods]
 impl Tape {
     /// Adds the requested gradients of the weights to `into` and returns those of the word rows, `[B, S, W]`, if they are
-    /// requested.
+    /// requested. Gradients of outputs are sums of terms, each with the position that it belongs to or None for all.
     #[pyo3(signature = (into, *, sequence_output=None, pooled_output=None, encoder_outputs=None, aux_loss_weight=1.0))]
     fn backward<'py>(
         &self,
         py: Python<'py>,
         into: &Bound<'py, Gradients>,
-        sequence_output: Option<&Bound<'py, PyAny>>,
-        pooled_output: Option<&Bound<'py, PyAny>>,
+        sequence_output: Option<Vec<GradientTerm<'py>>>,
+        pooled_output: Option<Vec<GradientTerm<'py>>>,
         encoder_outputs: Option<Vec<Option<Bound<'py, PyAny>>>>,
         aux_loss_weight: f64,
     ) -> PyResult<Option<Bound<'py, PyArrayDyn<f32>>>> {
@@ -128,8 +154,18 @@ impl Tape {
                 array.map(|array| finite(name, floats(name, array, axes)?.data)).transpose()
             };
             let aux_loss_weight = finite("aux_loss_weight", [aux_loss_weight])?[0];
-            let sequence = read("sequence_output", sequence_output, 3)?;
-            let pooled = read("pooled_output", pooled_output, 2)?;
+            let read_terms = |name: &str, terms: Option<Vec<GradientTerm<'py>>>, axes: usize| {
+                let terms = terms.map(|terms| {
+                    let terms = terms.into_iter().map(|GradientTerm(position, array)| {
+                        let axes = if position.is_some() { 2 } else { axes };
+                        Ok((position, array.read(name)?.expect_axes(name, axes)?))
+                    });
+                    terms.collect::<PyResult<Vec<_>>>()
+                });
+                terms.transpose()
+            };
+            let sequence = read_terms("sequence_output", sequence_output, 3)?;
+            let pooled = read_terms("pooled_output", pooled_output, 2)?;
             let blocks = encoder_outputs
                 .unwrap_or_default()
                 .iter()
@@ -139,6 +175,12 @@ impl Tape {
             let into = into.get();
             let (rows, shape) = enter_core(py, move |interrupt| {
                 let blocks: Vec<Option<&[f32]>> = blocks.iter().map(Option::as_deref).collect();
+                let (config, [batch, seq, _]) =
+                    (record.network.config(), record.tape.row_shape(record.network.config()));
+                let rows = record.network.output_rows(seq);
+                let shape = |rows| [batch, rows, config.hidden_size];
+                let sequence = total("sequence_output", sequence.as_deref(), shape(rows))?;
+                let pooled = total("pooled_output", pooled.as_deref(), shape(1))?;
                 let cotangents = Cotangents {
                     sequence_output: sequence.as_deref(),
                     pooled_output: pooled.as_deref(),

@@ -20,6 +20,8 @@ pub struct ScratchPool<R> {
     tasks: Mutex<Vec<TaskScratches<R>>>,
     buffers: Arc<FreeList<R>>,
     bfloat16: Arc<FreeList<bf16>>,
+    /// Apart from the others: a call's buffers and gradients that outlive it do not take each other's memory.
+    gradients: Arc<FreeList<R>>,
     /// What goes wrong in computations that use this memory.
     #[cfg(any(test, feature = "fault-injection"))]
     pub fault: super::fault::Fault,
@@ -78,11 +80,17 @@ impl<R: Real> ScratchPool<R> {
         drop(exchange(&self.tasks, std::mem::take));
         drop(exchange(&self.buffers, std::mem::take));
         drop(exchange(&self.bfloat16, std::mem::take));
+        drop(exchange(&self.gradients, std::mem::take));
     }
 
     /// A buffer of `len` elements with unspecified contents; goes back to the pool when dropped.
     pub fn buffer(&self, len: usize) -> Buffer<R> {
         Buffer::take(&self.buffers, len)
+    }
+
+    /// The same for gradients, which live longer than a call.
+    pub fn gradient_buffer(&self, len: usize) -> Buffer<R> {
+        Buffer::take(&self.gradients, len)
     }
 
     pub(super) fn check_out(&self, threads: usize) -> CallScratch<'_, R> {

@@ -88,11 +88,41 @@ class CalledEncoder(Encoder):
         check_finite: bool = False,
     ) -> dict[str, Any]:
         """What a call computes; subclasses may override it, and `__call__` calls it. Arguments as there."""
+        results, aux = self.forward(inputs, training=training, seed=seed, outputs=outputs, check_finite=check_finite)
+        self._remember(aux, stacklevel=5)
+        return results
+
+    def forward(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        training: bool | None = None,
+        seed: int | None = None,
+        outputs: Sequence[str] = _OUTPUTS,
+        check_finite: bool = False,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Outputs and auxiliary values together, for callers that cannot rely on what a thread called last.
+
+        Adapters to other frameworks stand on this, `vjp` and `weights_version`. Nothing is remembered: `losses`,
+        `aux_losses` and `metrics` stay as they are.
+
+        Args:
+            inputs: As in a call.
+            training: As there.
+            seed: As there.
+            outputs: As there.
+            check_finite: As there.
+
+        Returns:
+            The outputs, as a call gives them, and what `aux_losses` has after one.
+
+        Raises:
+            ValueError, TypeError, KeyboardInterrupt: As a call.
+        """
         arrays = self._read(inputs)
         options = self._call_options(training, seed, outputs, check_finite)
         results, aux = self.core.forward(**arrays._asdict(), **options)
-        self._remember(aux, stacklevel=5)
-        return results if self.arguments.with_pooler else OutputsWithoutPooler(results)
+        return (results if self.arguments.with_pooler else OutputsWithoutPooler(results)), aux
 
     def vjp(
         self,
@@ -105,6 +135,7 @@ class CalledEncoder(Encoder):
         recompute: bool = False,
         persistent: bool = False,
         wrt: Sequence[str | Variable] | None = None,
+        in_core: bool = False,
     ) -> tuple[dict[str, Any], VJP]:
         """Encode a batch and prepare to differentiate.
 
@@ -130,6 +161,8 @@ class CalledEncoder(Encoder):
             wrt: What to differentiate with respect to: keys of weights, variables, ``"input_word_embeddings"``,
                 ``"dense_inputs"``; None for all of them. Nothing is kept or computed for the others, and the backward
                 pass ends at the lowest layer that has one of these. Keras's choice is `trainable_weights`.
+            in_core: Give sequence and pooled output, and no others, as arrays of the core, which heads take without a
+                copy.
 
         Returns:
             The outputs, and a function from their gradients to those of the weights, for one use; see `VJP`.
@@ -147,11 +180,17 @@ class CalledEncoder(Encoder):
         options["recompute"] = as_bool("recompute", recompute)
         options["persistent"] = as_bool("persistent", persistent)
         chosen = requested(wrt, self, arrays)
-        results, aux, tape = _native.record(self.core, **arrays._asdict(), **options, wrt=(chosen.weights, chosen.rows))
+        results, aux, tape = _native.record(
+            self.core,
+            **arrays._asdict(),
+            **options,
+            wrt=(chosen.weights, chosen.rows),
+            in_core=as_bool("in_core", in_core),
+        )
         self._remember(aux, stacklevel=4)
         if not self.arguments.with_pooler:
             results = OutputsWithoutPooler(results)
-        return results, VJP(self, tape, arrays, chosen)
+        return results, VJP(self, tape, arrays, chosen, {name: array.copy() for name, array in aux.items()})
 
     def _read(self, inputs: Mapping[str, Any]) -> model_inputs.Inputs:
         return model_inputs.read(

@@ -155,6 +155,15 @@ class Encoder(Part):
         self.core.set_num_threads(None if value is None else as_int("num_threads", value))
 
     @property
+    def weights_version(self) -> int:
+        """A number that every change of the weights raises: updates, `set_weights`, `assign`, `load_weights`.
+
+        Of one encoder, equal numbers mean equal weights; an update that was refused may raise it, too. Weights of an
+        own embedding layer do not count.
+        """
+        return self.core.weights_version
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take."""
         return self.core.weight_bytes

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from sparse_mixer import _native
 from sparse_mixer._core.checks import as_float, as_list
@@ -14,6 +15,27 @@ from sparse_mixer._core.variables import Variable, as_float32
 from sparse_mixer.gradients import INPUTS, Gradients
 
 _OUTPUTS = ("sequence_output", "pooled_output", "encoder_outputs")
+
+
+class OutputGradient:
+    """The gradient of an output as a sum, in the core.
+
+    Attributes:
+        terms: Each with the position that it belongs to, or None for all positions.
+    """
+
+    def __init__(self, *terms: tuple[int | None, _native.CoreArray]) -> None:
+        self.terms = list(terms)
+
+    def numpy(self, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The sum, for an output of `shape`."""
+        total = np.zeros(shape, np.float32)
+        for position, term in self.terms:
+            if position is None:
+                total += term.numpy()
+            else:
+                total[:, position] += term.numpy()
+        return total
 
 
 class Requested(NamedTuple):
@@ -63,12 +85,16 @@ class VJP:
     Holds what the forward pass kept, and the weights it used, until it has been called, as TensorFlow's GradientTape
     does; with ``persistent=True`` until it is dropped, and may then be called more than once. It differentiates the
     call that was made, also after the encoder's weights have changed; these are copied if they change before.
+
+    Attributes:
+        aux: The call's auxiliary values, as in `SparseMixer.aux_losses`.
     """
 
-    def __init__(self, encoder: Any, tape: _native.Tape, arrays: Inputs, wrt: Requested) -> None:
+    def __init__(self, encoder: Any, tape: _native.Tape, arrays: Inputs, wrt: Requested, aux: dict[str, Any]) -> None:
         self._encoder = encoder
         self._tape = tape
         self._wrt = wrt
+        self.aux = aux
         self._shape = arrays.type_ids.shape
         # The first columns of the word rows, and the last ones.
         self._word_length = None if arrays.word_embeddings is None else arrays.word_embeddings.shape[1]
@@ -118,7 +144,7 @@ class VJP:
             None if block is None else _contiguous(f"d_outputs['encoder_outputs'][{layer}]", block)
             for layer, block in enumerate(of_blocks)
         ]
-        cotangents = {name: _contiguous(f"d_outputs[{name!r}]", value) for name, value in given.items()}
+        cotangents = {name: _terms(name, value) for name, value in given.items()}
         keys = self._wrt.keys
         gradients = Gradients(self._encoder, keys) if into is None else into
         rows = self._tape.backward(
@@ -134,6 +160,12 @@ class VJP:
         if self._dense_length is not None and "dense_inputs" in keys:
             gradients.inputs["dense_inputs"] = rows[:, rows.shape[1] - self._dense_length :]
         return gradients
+
+
+def _terms(name: str, value: Any) -> list[tuple[int | None, Any]]:
+    if isinstance(value, OutputGradient):
+        return value.terms
+    return [(None, _contiguous(f"d_outputs[{name!r}]", value))]
 
 
 def _contiguous(argument: str, value: Any) -> Any:

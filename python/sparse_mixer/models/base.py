@@ -17,10 +17,11 @@ from sparse_mixer._core.inputs import as_inputs
 from sparse_mixer._core.paths import PathLike
 from sparse_mixer._core.router_metrics import METRIC_NAMES
 from sparse_mixer._core.variables import Variable, assign_all
+from sparse_mixer._core.vjp import OutputGradient
 from sparse_mixer.checkpoints import flax, model_files
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets
-from sparse_mixer.models.heads import Array, Head
+from sparse_mixer.models.heads import Head
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.optimizers import Optimizer
 from sparse_mixer.training.batches import unpack
@@ -136,6 +137,9 @@ class Model(Trainable):
         options: dict[str, Any] = {"seed": drops, "outputs": self._outputs, "recompute": recompute}
         if any(not variable.trainable for variable in self.encoder.all_variables if isinstance(variable, Variable)):
             options["wrt"] = [key for key in self.encoder.weight_keys if key in trainable]
+        in_core = type(self.encoder).vjp is SparseMixer.vjp
+        if in_core:
+            options["in_core"] = True
         outputs, vjp = self.encoder.vjp(inputs, training=True, **options)
         learns = whole["weight"] > 0
         task, d_outputs = self._loss(outputs, targets, whole, drops, gradients if learns else None)
@@ -145,7 +149,9 @@ class Model(Trainable):
         if not math.isfinite(metrics["loss"][0]):
             raise FloatingPointError(f"the loss is {metrics['loss'][0]}")
         if learns:
-            vjp(d_outputs, share, into=gradients)
+            # A subclass's own `vjp` is given arrays of numpy, as anybody would give it.
+            whole_gradients = d_outputs if in_core else {k: d.numpy(outputs[k].shape) for k, d in d_outputs.items()}
+            vjp(whole_gradients, share, into=gradients)
         return metrics, gradients
 
     def test_step(self, batch: Any) -> Metrics:
@@ -318,11 +324,11 @@ class Model(Trainable):
         divisors: Mapping[str, float],
         seed: int | None,
         into: Gradients | None,
-    ) -> tuple[Metrics, dict[str, Array]]:
+    ) -> tuple[Metrics, dict[str, OutputGradient]]:
         """Metrics, among them ``task_loss``, and with `into` the gradients of the encoder's outputs.
 
         Args:
-            outputs: What the encoder gave.
+            outputs: What the encoder gave: arrays of numpy, or in the core.
             targets: What `_targets` gave.
             divisors: What the terms of the loss are divided by; those of the batch are `targets.divisors`.
             seed: Source of dropout in the heads; None at inference.

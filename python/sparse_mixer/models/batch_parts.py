@@ -29,11 +29,6 @@ def log_softmax(logits: Array) -> Array:
     return result
 
 
-def as_rows(sequence: Array) -> Array:
-    """``[B, S, H]`` as ``[B * S, H]``."""
-    return sequence.reshape(-1, sequence.shape[-1])
-
-
 def read_classes(labels: Any, axes: int, argument: str = "labels") -> npt.NDArray[np.int64]:
     """Integers with so many axes; one more of size 1 is dropped."""
     if labels is None:

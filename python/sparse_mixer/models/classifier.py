@@ -13,6 +13,7 @@ from sparse_mixer._core.arrays import as_float32
 from sparse_mixer._core.checks import as_int, as_positive
 from sparse_mixer._core.encoder import NO_POOLER
 from sparse_mixer._core.inputs import KEYS, as_inputs
+from sparse_mixer._core.vjp import OutputGradient
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, classification, squared_error
 from sparse_mixer.models.base import Model, stored
@@ -90,7 +91,7 @@ class BertClassifier(Model):
         """Logits ``[B, num_classes]``."""
         drops = self._call_seed(training, seed)
         outputs = self.encoder(inputs, training=training, seed=drops, outputs=self._outputs)
-        return self._head.logits(self._features(outputs), drops)
+        return self._head.logits(outputs[self._outputs[0]], drops, self._position)
 
     def predict(self, inputs: Mapping[str, Any], *, batch_size: int = 32) -> npt.NDArray[Any]:
         """Most likely class ``[B]`` of each example; for regression the numbers.
@@ -106,11 +107,10 @@ class BertClassifier(Model):
         numbers = np.concatenate(logits).reshape(-1, self.num_classes)
         return numbers[:, 0] if self.num_classes == 1 else numbers.argmax(-1)
 
-    def _features(self, outputs: Mapping[str, Any]) -> Array:
-        if self.use_encoder_pooler:
-            pooled: Array = outputs["pooled_output"]
-            return pooled
-        return np.ascontiguousarray(outputs["sequence_output"][:, 0])
+    @property
+    def _position(self) -> int | None:
+        """Where in the output that the head sees; None for the pooled one, which has no positions."""
+        return None if self.use_encoder_pooler else 0
 
     def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
         if self.num_classes != 1:
@@ -127,19 +127,15 @@ class BertClassifier(Model):
         divisors: Mapping[str, float],
         seed: int | None,
         into: Gradients | None,
-    ) -> tuple[Metrics, dict[str, Array]]:
-        features = self._features(outputs)
-        logits = self._head.logits(features, seed)
-        expect_shape("labels", targets.labels, (len(features),))
+    ) -> tuple[Metrics, dict[str, OutputGradient]]:
+        name = self._outputs[0]
+        features = outputs[name]
+        logits = self._head.logits(features, seed, self._position)
+        expect_shape("labels", targets.labels, (len(logits),))
         if self.num_classes == 1:
             metrics, d_logits = squared_error(logits, targets, divisors["task"])
         else:
             metrics, d_logits = classification(self.encoder, logits, targets, divisors["task"])
         if into is None:
             return metrics, {}
-        d_features = self._head.backward(features, d_logits, seed, into)
-        if self.use_encoder_pooler:
-            return metrics, {"pooled_output": d_features}
-        d_sequence = np.zeros_like(outputs["sequence_output"])
-        d_sequence[:, 0] = d_features
-        return metrics, {"sequence_output": d_sequence}
+        return metrics, {name: self._head.backward(features, d_logits, seed, into, self._position)}

@@ -14,11 +14,14 @@ from sparse_mixer._core.checks import as_seed
 from sparse_mixer._core.construction import given_seed
 from sparse_mixer._core.part import Part, variables_of
 from sparse_mixer._core.seeds import Purpose, fresh_seed, generator
+from sparse_mixer._core.vjp import OutputGradient
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.initializers import Initializer
 from sparse_mixer.losses import Sums
 
 Array = npt.NDArray[np.float32]
+# Of numpy, or in the core.
+AnyArray = Array | _native.CoreArray
 
 
 class Head(Part):
@@ -71,7 +74,7 @@ class Head(Part):
 
 
 class ProjectionHead(Head):
-    """Features ``[rows, width]`` to logits ``[rows, num_classes]``; with dropout, and perhaps a tanh layer between."""
+    """Features ``[..., width]`` to logits ``[rows, num_classes]``; with dropout, and perhaps a tanh layer between."""
 
     def __init__(
         self,
@@ -98,14 +101,19 @@ class ProjectionHead(Head):
         }
         super().__init__(name, encoder, config, initializer, seed)
 
-    def logits(self, features: Array, seed: int | None) -> Array:
-        """Logits; `seed` switches dropout on."""
-        return self.core.project(self._encoder.core, features, seed)
+    def logits(self, features: AnyArray, seed: int | None, position: int | None = None) -> Array:
+        """Logits of all features, or of those ``[B, S, width]`` at one position; `seed` switches dropout on."""
+        return self.core.project(self._encoder.core, features, seed, position)
 
-    def backward(self, features: Array, d_logits: Array, seed: int | None, into: Gradients) -> Array:
-        """Add the weights' gradients to `into`; returns the features'."""
+    def backward(
+        self, features: AnyArray, d_logits: Array, seed: int | None, into: Gradients, position: int | None = None
+    ) -> OutputGradient:
+        """Add the gradients of the trainable weights to `into`; returns the features'."""
         buffer = into.buffer_of(self)
-        return self.core.project_backward(self._encoder.core, features, d_logits, seed, buffer, self._requested())
+        gradient = self.core.project_backward(
+            self._encoder.core, features, d_logits, seed, buffer, self._requested(), position
+        )
+        return OutputGradient((position, gradient))
 
 
 class MaskedLMHead(Head):
@@ -128,21 +136,21 @@ class MaskedLMHead(Head):
         }
         super().__init__(name, encoder, config, initializer, seed)
 
-    def logits(self, sequence_output: Array, positions: npt.NDArray[Any]) -> Array:
+    def logits(self, sequence_output: AnyArray, positions: npt.NDArray[Any]) -> Array:
         """Logits ``[B, P, vocab_size]`` at `positions` ``[B, P]``."""
         logits = self.core.masked_lm_logits(self._encoder.core, sequence_output, _rows(sequence_output, positions))
         return logits.reshape(*positions.shape, -1)
 
     def loss(
         self,
-        sequence_output: Array,
+        sequence_output: AnyArray,
         positions: npt.NDArray[Any],
         labels: npt.NDArray[Any],
         weights: Array,
         *,
         scale: float = 1.0,
         into: Gradients | None = None,
-    ) -> tuple[Sums, Array | None]:
+    ) -> tuple[Sums, OutputGradient]:
         """Sums over the predictions; with `into`, also the gradient of the sequence output.
 
         Args:
@@ -165,10 +173,10 @@ class MaskedLMHead(Head):
             self._requested(),
             self._encoder.get_embedding_table().trainable,
         )
-        return Sums(*sums), d_sequence
+        return Sums(*sums), OutputGradient() if d_sequence is None else OutputGradient((None, d_sequence))
 
 
-def _rows(sequence_output: Array, positions: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _rows(sequence_output: AnyArray, positions: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Rows of the whole batch that `positions` within the examples stand for."""
     length = sequence_output.shape[1]
     wrong = (positions < 0) | (positions >= length)

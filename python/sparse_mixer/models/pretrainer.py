@@ -12,18 +12,18 @@ from sparse_mixer import activations
 from sparse_mixer._core.arrays import as_float32, as_integers
 from sparse_mixer._core.checks import as_float, as_int, as_list
 from sparse_mixer._core.encoder import NO_POOLER
+from sparse_mixer._core.vjp import OutputGradient
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, cross_entropy, reciprocal
 from sparse_mixer.models.base import Model, stored
 from sparse_mixer.models.batch_parts import (
-    as_rows,
     check_encoder,
     expect_shape,
     position_count,
     read_classes,
     read_integers,
 )
-from sparse_mixer.models.heads import Array, MaskedLMHead, ProjectionHead, head_names
+from sparse_mixer.models.heads import AnyArray, MaskedLMHead, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
 
@@ -167,9 +167,9 @@ class BertPretrainerV2(Model):
         sequence = outputs["sequence_output"]
         if inputs.get("masked_lm_positions") is not None:
             outputs["mlm_logits"] = self.masked_lm.logits(sequence, read_integers(inputs, "masked_lm_positions"))
-        features = self._features(outputs)
         for number, head in enumerate(self.classification_heads):
-            logits = head.logits(features[number], drops)
+            features, position = self._features(number, outputs)
+            logits = head.logits(features, drops, position)
             seen = self._seen[number]
             outputs[head.name] = logits.reshape(*sequence.shape[:2], -1) if seen.sees_all_positions else logits
         return outputs
@@ -180,22 +180,17 @@ class BertPretrainerV2(Model):
         heads = [ClassificationHead(**head) for head in config["classification_heads"]]
         return cls(encoder, **{**config, "classification_heads": heads})
 
-    def _features(self, outputs: Mapping[str, Any]) -> list[Array]:
-        """What each classification head sees, [B, H] or [B * S, H]."""
-        sequence = outputs["sequence_output"]
-        features: list[Array] = []
-        for head in self._seen:
-            if head.use_encoder_pooler:
-                features.append(outputs["pooled_output"])
-            elif head.sees_all_positions:
-                features.append(as_rows(sequence))
-            elif -sequence.shape[1] <= head.cls_token_idx < sequence.shape[1]:
-                features.append(np.ascontiguousarray(sequence[:, head.cls_token_idx]))
-            else:
-                raise ValueError(
-                    f"cls_token_idx: got {head.cls_token_idx}, but there are {sequence.shape[1]} positions"
-                )
-        return features
+    def _features(self, number: int, outputs: Mapping[str, Any]) -> tuple[AnyArray, int | None]:
+        """What classification head `number` sees: an output, and a position of it or None for all."""
+        head, sequence = self._seen[number], outputs["sequence_output"]
+        if head.use_encoder_pooler:
+            return outputs["pooled_output"], None
+        if head.sees_all_positions:
+            return sequence, None
+        length = sequence.shape[1]
+        if not -length <= head.cls_token_idx < length:
+            raise ValueError(f"cls_token_idx: got {head.cls_token_idx}, but there are {length} positions")
+        return sequence, head.cls_token_idx % length
 
     def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
         if labels is not None:
@@ -231,40 +226,33 @@ class BertPretrainerV2(Model):
         divisors: Mapping[str, float],
         seed: int | None,
         into: Gradients | None,
-    ) -> tuple[Metrics, dict[str, Array]]:
+    ) -> tuple[Metrics, dict[str, OutputGradient]]:
         sequence = outputs["sequence_output"]
         positions, ids, classes = targets.labels
         scale = reciprocal(divisors["task"])
         sums, d_sequence = self.masked_lm.loss(sequence, positions, ids, targets.weights, scale=scale, into=into)
         metrics = Metrics(mlm_loss=(sums.loss, sums.weight), mlm_accuracy=(sums.correct, sums.weight))
         total = sums.loss
-        pools = any(head.use_encoder_pooler for head in self._seen)
-        d_pooled = np.zeros((len(sequence), sequence.shape[-1]), np.float32) if pools else None
-        for number, (head, features) in enumerate(zip(self.classification_heads, self._features(outputs), strict=True)):
-            logits = head.logits(features, seed)
+        d_outputs = {"sequence_output": d_sequence}
+        for number, head in enumerate(self.classification_heads):
+            features, position = self._features(number, outputs)
+            logits = head.logits(features, seed, position)
             seen, own_classes = self._seen[number], classes[number]
-            shape = sequence.shape[: 1 + seen.sees_all_positions]
+            shape = tuple(sequence.shape[: 1 + seen.sees_all_positions])
             expect_shape(f"{head.name}_labels", own_classes, shape)
             divisor = divisors[f"head/{head.name}"]
-            ones = np.ones(len(features), np.float32)
+            ones = np.ones(len(logits), np.float32)
             own, d_logits = cross_entropy(self.encoder, logits, own_classes.ravel(), ones, reciprocal(divisor))
             metrics[f"{head.name}_loss"] = (own.loss, own.weight)
             metrics[f"{head.name}_accuracy"] = (own.correct, own.weight)
             # Divided by the predictions like the rest of the task's loss, this is a mean over the head's examples.
             total += own.loss * divisors["task"] * reciprocal(divisor)
-            if into is not None and d_sequence is not None:
-                d_features = head.backward(features, d_logits, seed, into)
-                if d_pooled is not None and seen.use_encoder_pooler:
-                    d_pooled += d_features
-                elif seen.sees_all_positions:
-                    d_sequence += d_features.reshape(d_sequence.shape)
-                else:
-                    d_sequence[:, seen.cls_token_idx] += d_features
+            if into is not None:
+                name = "pooled_output" if seen.use_encoder_pooler else "sequence_output"
+                gradient = head.backward(features, d_logits, seed, into, position)
+                d_outputs.setdefault(name, OutputGradient()).terms.extend(gradient.terms)
         metrics["task_loss"] = (total, sums.weight)
-        if d_sequence is None:
-            return metrics, {}
-        gradients = {"sequence_output": d_sequence}
-        return metrics, gradients if d_pooled is None else {**gradients, "pooled_output": d_pooled}
+        return metrics, d_outputs
 
 
 def _check_other_labels(inputs: Mapping[str, Any], own: set[str], batch: int) -> None:

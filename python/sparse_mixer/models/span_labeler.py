@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from sparse_mixer._core.vjp import OutputGradient
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, classification
 from sparse_mixer.models.base import Model, stored
 from sparse_mixer.models.batch_parts import (
-    as_rows,
     check_encoder,
     check_output,
     expect_shape,
@@ -20,7 +20,7 @@ from sparse_mixer.models.batch_parts import (
     read_weights,
     targets_of,
 )
-from sparse_mixer.models.heads import Array, ProjectionHead, head_names
+from sparse_mixer.models.heads import AnyArray, Array, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
 
@@ -74,9 +74,9 @@ class BertSpanLabeler(Model):
         start, end = logits if self._config["output"] == "logits" else log_softmax(logits)
         return [start.copy(), end.copy()]
 
-    def _logits(self, sequence: Array, seed: int | None) -> Array:
+    def _logits(self, sequence: AnyArray, seed: int | None) -> Array:
         """``[2, B, S]``."""
-        logits = self._head.logits(as_rows(sequence), seed)
+        logits = self._head.logits(sequence, seed)
         return np.ascontiguousarray(logits.reshape(*sequence.shape[:2], 2).transpose(2, 0, 1))
 
     def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
@@ -98,7 +98,7 @@ class BertSpanLabeler(Model):
         divisors: Mapping[str, float],
         seed: int | None,
         into: Gradients | None,
-    ) -> tuple[Metrics, dict[str, Array]]:
+    ) -> tuple[Metrics, dict[str, OutputGradient]]:
         sequence = outputs["sequence_output"]
         batch, length = sequence.shape[:2]
         expect_shape("labels", targets.labels, (2, batch))
@@ -107,5 +107,4 @@ class BertSpanLabeler(Model):
         if into is None:
             return metrics, {}
         by_position = np.ascontiguousarray(d_logits.reshape(2, batch, length).transpose(1, 2, 0)).reshape(-1, 2)
-        d_features = self._head.backward(as_rows(sequence), by_position, seed, into)
-        return metrics, {"sequence_output": d_features.reshape(sequence.shape)}
+        return metrics, {"sequence_output": self._head.backward(sequence, by_position, seed, into)}

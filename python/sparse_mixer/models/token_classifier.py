@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparse_mixer._core.checks import as_bool, as_int
+from sparse_mixer._core.vjp import OutputGradient
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, classification
 from sparse_mixer.models.base import Model, stored
 from sparse_mixer.models.batch_parts import (
-    as_rows,
     check_encoder,
     check_output,
     expect_shape,
@@ -78,7 +78,7 @@ class BertTokenClassifier(Model):
         """``{"logits": [B, S, num_classes]}``, or what `output` and `output_encoder_outputs` say."""
         drops = self._call_seed(training, seed)
         sequence = self.encoder(inputs, training=training, seed=drops, outputs=self._outputs)["sequence_output"]
-        logits = self._head.logits(as_rows(sequence), drops)
+        logits = self._head.logits(sequence, drops)
         logits = logits.reshape(*sequence.shape[:2], -1)
         results = {"logits": logits} if self._config["output"] == "logits" else {"predictions": log_softmax(logits)}
         return {**results, "encoder_outputs": sequence} if self._config["output_encoder_outputs"] else results
@@ -94,13 +94,11 @@ class BertTokenClassifier(Model):
         divisors: Mapping[str, float],
         seed: int | None,
         into: Gradients | None,
-    ) -> tuple[Metrics, dict[str, Array]]:
+    ) -> tuple[Metrics, dict[str, OutputGradient]]:
         sequence = outputs["sequence_output"]
-        features = as_rows(sequence)
-        expect_shape("labels", targets.labels, sequence.shape[:2])
-        logits = self._head.logits(features, seed)
+        expect_shape("labels", targets.labels, tuple(sequence.shape[:2]))
+        logits = self._head.logits(sequence, seed)
         metrics, d_logits = classification(self.encoder, logits, targets, divisors["task"])
         if into is None:
             return metrics, {}
-        d_features = self._head.backward(features, d_logits, seed, into)
-        return metrics, {"sequence_output": d_features.reshape(sequence.shape)}
+        return metrics, {"sequence_output": self._head.backward(sequence, d_logits, seed, into)}

@@ -219,6 +219,20 @@ def unpack(batch: Any) -> tuple[Mapping[str, Any], Any, Any]:
     raise TypeError("batch: expected a dict of inputs, (inputs, labels) or (inputs, labels, sample_weight)")
 
 
+def read_batch(batch: Any, pairs: bool) -> Any:
+    """The same batch with arrays of numpy in it, whatever they were: so each is converted once.
+
+    Args:
+        batch: As `unpack` takes it.
+        pairs: As in `as_batches`.
+
+    Raises:
+        TypeError: Not a batch.
+    """
+    parts = unpack(batch)
+    return _read(parts[0] if _are_inputs(batch) else parts[: len(batch)], "batch", pairs)
+
+
 def _are_inputs(data: Any) -> bool:
     """A dict, or a table of pandas."""
     return isinstance(data, Mapping) or (hasattr(data, "columns") and hasattr(data, "__getitem__"))

@@ -21,7 +21,7 @@ from sparse_mixer.gradients import Gradients
 from sparse_mixer.optimizers import Optimizer
 from sparse_mixer.training import fingerprint
 from sparse_mixer.training import state as state_files
-from sparse_mixer.training.batches import Batches, are_arrays, as_batches, token_count
+from sparse_mixer.training.batches import Batches, are_arrays, as_batches, read_batch, token_count
 from sparse_mixer.training.callbacks import Callback, ProgressBar
 from sparse_mixer.training.history import History
 from sparse_mixer.training.metrics import Metrics
@@ -73,7 +73,7 @@ class Trainer:
         # Without a seed of its own, a resumption takes over that of the run.
         self._is_seeded = seed is not None
         self._seed = fresh_seed() if seed is None else as_seed("seed", seed)
-        pairs = getattr(model, "_labels_are_pairs", False)
+        pairs = self._labels_are_pairs = getattr(model, "_labels_are_pairs", False)
         self.batches = as_batches(data, batch_size, shuffle, drop_remainder, steps_per_epoch, pairs=pairs)
         self.epochs = as_int("epochs", epochs)
         if self.epochs < 0:
@@ -233,10 +233,10 @@ class Trainer:
             callback.on_step_end(self, logs)
 
     def _transformed(self, number: int, batch: Any) -> Any:
-        """Batch `number` of the update, after the user's function."""
-        if self._transform is None:
-            return batch
-        return self._transform(batch, derived_seed(Purpose.TRANSFORM, self._seed, self.step, number))
+        """Batch `number` of the update, after the user's function, as arrays."""
+        if self._transform is not None:
+            batch = self._transform(batch, derived_seed(Purpose.TRANSFORM, self._seed, self.step, number))
+        return read_batch(batch, self._labels_are_pairs)
 
     def _count(self, batches: int) -> None:
         self.batch += batches
