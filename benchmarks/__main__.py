@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     architectures.add_argument("--batch", type=int, default=8)
     architectures.add_argument("--rounds", type=int, default=5)
 
+    keras = commands.add_parser("keras", help="our Keras layer beside the direct call and TensorFlow's class")
+    keras.add_argument("--batch", type=int, default=8)
+    keras.add_argument("--rounds", type=int, default=5)
+
     startup = commands.add_parser("startup", help="import, build, first call, peak memory")
     startup.add_argument("--engines", type=_names_among(PEERS), default=list(PEERS))
     startup.add_argument("--batch", type=int, default=8)
@@ -98,6 +102,10 @@ def main() -> None:
         from benchmarks.training import compare_architectures
 
         text = compare_architectures(arguments.batch, arguments.threads, arguments.rounds, folder)
+    elif arguments.command == "keras":
+        from benchmarks.keras_layer import run
+
+        text = run(arguments.batch, arguments.threads, arguments.rounds, folder)
     elif arguments.command == "startup":
         from benchmarks.startup import run
 

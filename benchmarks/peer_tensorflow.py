@@ -22,15 +22,30 @@ def import_tensorflow(threads: int) -> Any:
     return tf
 
 
-def build_encoder(workload: Workload, policy: str = "float32", same_weights: bool = True) -> Any:
-    """Return the Keras encoder, built; with the weights that all peers share, or those it draws itself."""
+def build_encoder(
+    workload: Workload, policy: str = "float32", same_weights: bool = True, layer: str = "official"
+) -> Any:
+    """Return the Keras encoder, built; with the weights that all peers share, or those it draws itself.
+
+    Args:
+        workload: Its sizes.
+        policy: Keras's policy.
+        same_weights: Whether it gets the weights of all peers.
+        layer: ``"official"`` for TensorFlow's class, ``"sparse_mixer"`` for our layer.
+    """
     import tf_keras
-    from official.nlp.modeling import layers, networks
 
     tf_keras.mixed_precision.set_global_policy(policy)
     arguments = workload.constructor_arguments()
-    arguments["mixing_mechanism"] = layers.MixingMechanism(workload.mixing_mechanism)
-    encoder = networks.SparseMixer(**arguments)
+    if layer == "sparse_mixer":
+        from sparse_mixer.keras import layer_class
+
+        encoder = layer_class("tf_keras")(**arguments)
+    else:
+        from official.nlp.modeling import layers, networks
+
+        arguments["mixing_mechanism"] = layers.MixingMechanism(workload.mixing_mechanism)
+        encoder = networks.SparseMixer(**arguments)
     encoder(workload.inputs(max(1, math.ceil(workload.examples_per_group))))
     if same_weights:
         encoder.set_weights(make_weights([(w.name, tuple(w.shape)) for w in encoder.weights]))
@@ -48,10 +63,11 @@ class Peer:
         same_weights: bool = True,
         jit: bool = False,
         policy: str = "float32",
+        layer: str = "official",
     ) -> None:
         """Build the encoder and trace it for any batch size (XLA: for each batch size at its first call)."""
         self._tf = tf = import_tensorflow(threads)
-        encoder = build_encoder(workload, policy, same_weights)
+        encoder = build_encoder(workload, policy, same_weights, layer)
 
         def forward(inputs: dict[str, Any]) -> tuple[Any, Any]:
             outputs = encoder(inputs, training=False)

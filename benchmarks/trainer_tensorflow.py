@@ -13,12 +13,20 @@ from benchmarks.workload import LEARNING_RATE, Workload
 class Peer:
     """The same update as `trainer_ours.Peer`: forward, backward, AdamW in one graph."""
 
-    def __init__(self, workload: Workload, threads: int, *, same_weights: bool = True, policy: str = "float32") -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        threads: int,
+        *,
+        same_weights: bool = True,
+        policy: str = "float32",
+        layer: str = "official",
+    ) -> None:
         """Build encoder and optimiser; the graph is traced at the first call."""
         self._tf = tf = import_tensorflow(threads)
         import tf_keras
 
-        encoder = build_encoder(workload, policy, same_weights)
+        encoder = build_encoder(workload, policy, same_weights, layer)
         optimizer = tf_keras.optimizers.AdamW(LEARNING_RATE)
         optimizer.build(encoder.trainable_variables)
         target = tf.constant(workload.target())

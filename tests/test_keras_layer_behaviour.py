@@ -110,6 +110,14 @@ def test_config_builds_a_twin() -> None:
     np.testing.assert_array_equal(twin(tensors())["pooled_output"], layer(tensors())["pooled_output"])
 
 
+def test_seeds_of_layer_and_initializer_decide_the_weights() -> None:
+    initializer = tf_keras.initializers.TruncatedNormal(stddev=0.02, seed=5)
+    for options in ({"seed": 3}, {"initializer": initializer}):
+        first, second = (SparseMixer(**ARGUMENTS, **options) for _ in range(2))
+        assert all((a == b).all() for a, b in zip(first.get_weights(), second.get_weights(), strict=True))
+    assert "seed" not in SparseMixer(**ARGUMENTS).get_config()
+
+
 def test_saved_model_is_refused(tmp_path: Path) -> None:
     layer = SparseMixer(**ARGUMENTS)
     model = tf_keras.Model(layer.inputs, layer(layer.inputs)["pooled_output"])

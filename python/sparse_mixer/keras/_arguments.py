@@ -62,10 +62,17 @@ class Given:
         """
         given = dict(SIGNATURE.bind(*args, **kwargs).arguments)
         layer = {name: given.pop(name) for name in LAYER_ARGUMENTS if name in given}
-        seeded = given.get("seed") is not None
-        if not seeded:
+        drawn = given.get("seed") is None and _seed_of(given.get("initializer")) is None
+        if drawn:
             given["seed"] = fresh_seed()
         read = cls(SparseMixer(**given), layer, given.get("num_threads"), given.get("isa"))
-        if not seeded:
+        if drawn:
             del read.config["seed"]
         return read
+
+
+def _seed_of(initializer: Any) -> Any:
+    """The seed that an initialiser, or what Keras serialises one to, brings along."""
+    if isinstance(initializer, Mapping):
+        return (initializer.get("config") or {}).get("seed")
+    return getattr(initializer, "seed", None)
