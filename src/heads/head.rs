@@ -1,5 +1,7 @@
 //! A head of any kind, for callers that store heads and their gradients alike.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::masked_lm::{MaskedLm, MaskedLmConfig};
@@ -7,7 +9,7 @@ use super::projection::{Projection, ProjectionConfig};
 use crate::error::Result;
 use crate::kernels::{Dtype, Real};
 use crate::layers::Activation;
-use crate::params::{Source, Spec, WeightList, Weights};
+use crate::params::{Source, Spec, Weight, WeightList, Weights};
 
 /// Configuration of a head.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,5 +77,12 @@ impl<R: Real> Head<R> {
         let mut list = WeightList::new();
         let kind = HeadKind::new(&mut list, config)?;
         Ok(Head { kind, weights: Weights::load(list, source, Dtype::Float32)? })
+    }
+
+    /// A head with weights that have been made already, in the order of [`HeadConfig::specs`].
+    pub fn of(config: &HeadConfig, values: Vec<Arc<Weight<R>>>) -> Result<Self> {
+        let mut list = WeightList::new();
+        let kind = HeadKind::new(&mut list, config)?;
+        Ok(Head { kind, weights: Weights::of(list, values, Dtype::Float32) })
     }
 }

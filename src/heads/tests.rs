@@ -65,7 +65,8 @@ fn masked_lm_config() -> MaskedLmConfig {
 fn nudge(weights: &mut Weights<f64>, index: usize, at: usize, by: f64) {
     let mut values = weights.get(index).to_vec();
     values[at] += by;
-    weights.set(index, values.into()).expect("as many values");
+    let value = crate::params::Weight::store(&weights.specs()[index], values.into(), weights.dtype());
+    weights.set(index, value.expect("as many values"));
 }
 
 /// Central difference of `loss` along one element that `nudge` moves.

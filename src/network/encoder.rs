@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::SparseMixerConfig;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::{Dtype, Real};
 use crate::layers::{Activation, CustomActivation};
-use crate::params::{Source, Spec, TableKey, WeightList, Weights};
+use crate::params::{Source, Spec, TableKey, Weight, WeightList, Weights};
 use crate::runtime::Interrupt;
 
 use super::block::Block;
@@ -65,14 +65,8 @@ impl<R: Real> SparseMixer<R> {
         custom: Option<Arc<dyn CustomActivation<R>>>,
         source: Source<'_, R>,
     ) -> Result<Self> {
-        let activation = Activation::from_config(&config.inner_activation, custom)?;
-        let mut list = WeightList::new();
-        let Layers { embed, blocks, pooler } = Layers::new(&mut list, &config);
-        let weights = Weights::load(list, source, config.dtype)?;
-        let version = next_version();
-        let mut network = SparseMixer { config, activation, weights, version, embed, blocks, pooler };
-        network.refresh();
-        Ok(network)
+        let dtype = config.dtype;
+        SparseMixer::with_weights(config, custom, |list| Weights::load(list, source, dtype))
     }
 
     /// The same encoder with weights stored as `dtype`.
@@ -85,9 +79,33 @@ impl<R: Real> SparseMixer<R> {
             Activation::Custom(function) => Some(function.clone()),
             _ => None,
         };
-        SparseMixer::load(config, custom, &mut |index, _| {
-            if interrupt() { Err(Error::Interrupted) } else { Ok(self.weights.get(index).to_vec().into()) }
-        })
+        let weights = |list| self.weights.to_dtype(list, dtype, interrupt);
+        SparseMixer::with_weights(config, custom, weights)
+    }
+
+    /// The encoder of `config`, already validated, with weights that have been made already, in the order of [`specs`].
+    pub fn of(
+        config: SparseMixerConfig,
+        custom: Option<Arc<dyn CustomActivation<R>>>,
+        values: Vec<Arc<Weight<R>>>,
+    ) -> Result<Self> {
+        let dtype = config.dtype;
+        SparseMixer::with_weights(config, custom, |list| Ok(Weights::of(list, values, dtype)))
+    }
+
+    fn with_weights(
+        config: SparseMixerConfig,
+        custom: Option<Arc<dyn CustomActivation<R>>>,
+        weights: impl FnOnce(WeightList) -> Result<Weights<R>>,
+    ) -> Result<Self> {
+        let activation = Activation::from_config(&config.inner_activation, custom)?;
+        let mut list = WeightList::new();
+        let Layers { embed, blocks, pooler } = Layers::new(&mut list, &config);
+        let weights = weights(list)?;
+        let version = next_version();
+        let mut network = SparseMixer { config, activation, weights, version, embed, blocks, pooler };
+        network.refresh();
+        Ok(network)
     }
 
     /// The configuration.
@@ -106,10 +124,11 @@ impl<R: Real> SparseMixer<R> {
         self.version
     }
 
-    /// The weights, to be changed; [`SparseMixer::refresh`] afterwards saves later calls work.
-    pub fn weights_mut(&mut self) -> &mut Weights<R> {
+    /// The weights, of which those that `changed` names by number may be changed; [`SparseMixer::refresh`] afterwards saves
+    /// later calls work.
+    pub fn weights_mut(&mut self, changed: &dyn Fn(usize) -> bool) -> &mut Weights<R> {
         self.version = next_version();
-        self.blocks.iter_mut().for_each(|block| block.mix.invalidate());
+        self.blocks.iter_mut().for_each(|block| block.mix.invalidate(changed));
         &mut self.weights
     }
 

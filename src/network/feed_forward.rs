@@ -382,7 +382,12 @@ mod tests {
                 let moved = |by: f64| {
                     let (mut weights, mut values) = (weights.clone(), weights.get(weight).to_vec());
                     values[at] += by;
-                    weights.set(weight, values.into()).expect("as many values");
+                    let value = crate::params::Weight::store(
+                        &weights.specs()[weight],
+                        values.into(),
+                        weights.dtype(),
+                    );
+                    weights.set(weight, value.expect("as many values"));
                     loss(&weights, &x)
                 };
                 let expected = slope(moved(1e-5), moved(-1e-5));

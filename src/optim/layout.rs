@@ -111,6 +111,11 @@ impl Layout {
 }
 
 impl<'a, R: Real> Update<'a, R> {
+    /// No update: the weight stays as it is.
+    pub fn none() -> Self {
+        Update { values: Vec::new(), low_precision: Vec::new(), gradient: Gradient::None }
+    }
+
     /// The update of a weight of a layer.
     ///
     /// # Errors
@@ -202,6 +207,9 @@ impl ParameterSpec {
 
     /// Checks one update against the spec, before anything is changed.
     pub(super) fn check<R: Real>(&self, update: &Update<'_, R>) -> Result<()> {
+        if matches!(update.gradient, Gradient::None) {
+            return Ok(());
+        }
         let plain: usize = update.values.iter().map(|v| v.len()).sum();
         let stored = plain + update.low_precision.iter().map(LowPrecision::len).sum::<usize>();
         let expected = self.layout.storage_len(&self.shape);

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::kernels::{Dtype, Lhs, LowPrecision, Real, lhs_stride};
+use crate::kernels::{Dtype, Isa, Lhs, LowPrecision, Real, lhs_stride, round_to_bfloat16, round_to_float16};
 use crate::sys::{AlignedVec, ParallelFor};
 
 /// Rows of a piece of [`Table::low_precision_mut`].
@@ -12,7 +12,7 @@ const PIECE_ROWS: usize = 64;
 enum Storage<R> {
     FullPrecision(AlignedVec<R>),
     Bfloat16(AlignedVec<bf16>),
-    Float16(Vec<f16>),
+    Float16(AlignedVec<f16>),
 }
 
 /// `rows` rows of `width` values.
@@ -32,7 +32,7 @@ impl<R: Real> Table<R> {
         Self::new_with(rows, width, dtype, values, ParallelFor::NONE)
     }
 
-    /// As [`Table::new`], `parallel` running the loop that copies what is kept as it is.
+    /// As [`Table::new`], `parallel` running the loop over the rows.
     pub fn new_with(
         rows: usize,
         width: usize,
@@ -40,18 +40,64 @@ impl<R: Real> Table<R> {
         values: &[R],
         parallel: ParallelFor<'_>,
     ) -> Self {
-        let mut stride = width;
-        let storage = match dtype {
-            Dtype::Float32 => Storage::FullPrecision(AlignedVec::copied(values, parallel)),
-            Dtype::Bfloat16 | Dtype::Int8 => {
-                stride = lhs_stride(width, Dtype::Bfloat16);
-                let mut out = AlignedVec::<bf16>::zeros(rows * stride);
-                for (out, row) in out.chunks_exact_mut(stride).zip(values.chunks_exact(width)) {
-                    out.iter_mut().zip(row).for_each(|(o, x)| *o = bf16::from_f32(x.to_f32()));
-                }
-                Storage::Bfloat16(out)
+        if dtype == Dtype::Float32 {
+            let storage = Storage::FullPrecision(AlignedVec::copied(values, parallel));
+            return Table { rows, width, stride: width, storage };
+        }
+        Self::rounded(rows, width, dtype, parallel, |i, row| {
+            row.copy_from_slice(&values[i * width..][..width]);
+        })
+    }
+
+    /// The same table stored as `dtype`, see [`Table::new`]; `parallel` runs the loop over the rows.
+    pub fn to_dtype(&self, dtype: Dtype, parallel: ParallelFor<'_>) -> Self {
+        let (rows, width) = (self.rows, self.width);
+        match (&self.storage, dtype) {
+            (Storage::FullPrecision(values), _) => Self::new_with(rows, width, dtype, values, parallel),
+            (_, Dtype::Float32) => {
+                let fill = |part: usize, out: &mut [R]| {
+                    for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                        self.copy_row(part * PIECE_ROWS + i, out);
+                    }
+                };
+                let values = AlignedVec::zeros_in_parts(rows * width, PIECE_ROWS * width, parallel, fill);
+                Table { rows, width, stride: width, storage: Storage::FullPrecision(values) }
             }
-            Dtype::Float16 => Storage::Float16(values.iter().map(|x| f16::from_f32(x.to_f32())).collect()),
+            _ => Self::rounded(rows, width, dtype, parallel, |i, row| self.copy_row(i, row)),
+        }
+    }
+
+    /// A table in a rounded type, whose row `i` is what `row` writes.
+    fn rounded(
+        rows: usize,
+        width: usize,
+        dtype: Dtype,
+        parallel: ParallelFor<'_>,
+        row: impl Fn(usize, &mut [R]) + Sync,
+    ) -> Self {
+        // Calls `store` with the values and the memory of each row.
+        fn fill<R: Real, T>(
+            (part, out): (usize, &mut [T]),
+            (width, stride): (usize, usize),
+            row: &impl Fn(usize, &mut [R]),
+            store: impl Fn(&[R], &mut [T]),
+        ) {
+            let mut values = vec![R::ZERO; width];
+            for (i, out) in out.chunks_exact_mut(stride).enumerate() {
+                row(part * PIECE_ROWS + i, &mut values);
+                store(&values, out);
+            }
+        }
+        let stride = if dtype == Dtype::Float16 { width } else { lhs_stride(width, Dtype::Bfloat16) };
+        let (len, part_len, isa) = (rows * stride, PIECE_ROWS * stride, Isa::fastest());
+        let storage = if dtype == Dtype::Float16 {
+            Storage::Float16(AlignedVec::zeros_in_parts(len, part_len, parallel, |part, out| {
+                fill((part, out), (width, stride), &row, round_to_float16);
+            }))
+        } else {
+            Storage::Bfloat16(AlignedVec::zeros_in_parts(len, part_len, parallel, |part, out| {
+                fill((part, out), (width, stride), &row, |values, out| round_to_bfloat16(isa, values, out));
+            }))
         };
         Table { rows, width, stride, storage }
     }
@@ -75,14 +121,18 @@ impl<R: Real> Table<R> {
         }
     }
 
-    /// Row-major values, widened.
-    pub fn to_vec(&self) -> Vec<R> {
-        if let Storage::FullPrecision(v) = &self.storage {
-            return v.to_vec();
+    /// What tables of a part of `dtype` are stored as, see [`Table::new`].
+    pub fn stored_as(dtype: Dtype) -> Dtype {
+        if dtype == Dtype::Int8 { Dtype::Bfloat16 } else { dtype }
+    }
+
+    /// Storage type.
+    pub fn dtype(&self) -> Dtype {
+        match &self.storage {
+            Storage::FullPrecision(_) => Dtype::Float32,
+            Storage::Bfloat16(_) => Dtype::Bfloat16,
+            Storage::Float16(_) => Dtype::Float16,
         }
-        let mut out = vec![R::ZERO; self.rows * self.width];
-        out.chunks_exact_mut(self.width).enumerate().for_each(|(i, out)| self.copy_row(i, out));
-        out
     }
 
     /// The values, for updates in place; `None` unless in the activations' type.

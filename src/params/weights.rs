@@ -8,11 +8,15 @@ use super::spec::{Form, Spec};
 use super::table::Table;
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, PackedMatrix, Real};
-use crate::runtime::{inject_fault, parallel};
+use crate::runtime::{Interrupt, inject_fault, parallel};
+use crate::sys::{ParallelFor, alloc_collect, alloc_zeroed_huge};
 
 /// Gives the row-major values of each weight, by its number and what is known of it; borrowed where they need not be made,
 /// such as those of a mapped file.
 pub type Source<'a, R> = &'a mut dyn FnMut(usize, &Spec) -> Result<Cow<'a, [R]>>;
+
+/// Values that are unpacked at a time: they stay in the L2 cache until somebody has read them.
+const PIECE: usize = 1 << 16;
 
 /// The values of one weight.
 #[derive(Clone, Debug)]
@@ -43,8 +47,31 @@ impl<R: Real> Weights<R> {
         let specs: Arc<[Spec]> = list.into_specs().into();
         let mut values = Vec::with_capacity(specs.len());
         for (index, spec) in specs.iter().enumerate() {
-            inject_fault();
-            values.push(Arc::new(Weight::new(spec, source(index, spec)?, dtype)?));
+            values.push(Weight::store(spec, source(index, spec)?, dtype)?);
+        }
+        Ok(Weights { specs, dtype, values })
+    }
+
+    /// The weights of `list` that have been made already, in its order.
+    pub fn of(list: WeightList, values: Vec<Arc<Weight<R>>>, dtype: Dtype) -> Self {
+        let specs: Arc<[Spec]> = list.into_specs().into();
+        assert_eq!(specs.len(), values.len(), "as many weights as the list has");
+        Weights { specs, dtype, values }
+    }
+
+    /// The same weights as `list` and `dtype` say, which may differ in how they are stored; those that are stored so
+    /// already are shared. Large ones are converted with the threads of [`parallel::with_threads`].
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`]
+    pub fn to_dtype(&self, list: WeightList, dtype: Dtype, interrupt: Interrupt<'_>) -> Result<Self> {
+        let specs: Arc<[Spec]> = list.into_specs().into();
+        let mut values = Vec::with_capacity(specs.len());
+        for (spec, value) in specs.iter().zip(&self.values) {
+            if interrupt() {
+                return Err(Error::Interrupted);
+            }
+            values.push(value.to_dtype(spec, dtype).map_or_else(|| value.clone(), Arc::new));
         }
         Ok(Weights { specs, dtype, values })
     }
@@ -64,9 +91,18 @@ impl<R: Real> Weights<R> {
         self.values.iter().map(|weight| &**weight)
     }
 
-    /// The same, to be changed.
-    pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = &mut Weight<R>> {
-        self.values.iter_mut().map(Arc::make_mut)
+    /// Those of `chosen`, one flag per weight, to be changed; nothing in the place of the others. What others share of them
+    /// is copied first, with the threads of [`parallel::with_threads`].
+    pub fn choose_mut(&mut self, chosen: &[bool]) -> Vec<Option<&mut Weight<R>>> {
+        let each = self.values.iter_mut().zip(chosen);
+        let shared =
+            each.filter_map(|(value, &chosen)| (chosen && Arc::strong_count(value) > 1).then_some(value));
+        parallel::for_each(shared, |value, _| {
+            Arc::make_mut(value);
+        });
+        alloc_collect(
+            self.values.iter_mut().zip(chosen).map(|(value, chosen)| chosen.then(|| Arc::make_mut(value))),
+        )
     }
 
     /// A weight by number or key.
@@ -74,15 +110,9 @@ impl<R: Real> Weights<R> {
         &self.values[key.index()]
     }
 
-    /// Replaces a weight by row-major `values`.
-    ///
-    /// # Errors
-    /// [`Error::Value`] if they are too few or too many.
-    pub fn set(&mut self, key: impl WeightKey, values: Cow<'_, [R]>) -> Result<()> {
-        let index = key.index();
-        inject_fault();
-        self.values[index] = Arc::new(Weight::new(&self.specs[index], values, self.dtype)?);
-        Ok(())
+    /// Replaces a weight by one that [`Weight::store`] has made for the same list and type.
+    pub fn set(&mut self, key: impl WeightKey, value: Arc<Weight<R>>) {
+        self.values[key.index()] = value;
     }
 
     /// A vector.
@@ -126,7 +156,16 @@ impl<R: Real> Weights<R> {
 }
 
 impl<R: Real> Weight<R> {
-    /// Stores row-major `values` as `spec` and `dtype` say.
+    /// Row-major `values` stored as `spec` and the part's `dtype` say; large ones with the threads of
+    /// [`parallel::with_threads`].
+    ///
+    /// # Errors
+    /// [`Error::Value`] if they are too few or too many.
+    pub fn store(spec: &Spec, values: Cow<'_, [R]>, dtype: Dtype) -> Result<Arc<Self>> {
+        inject_fault();
+        Ok(Arc::new(Self::new(spec, values, dtype)?))
+    }
+
     fn new(spec: &Spec, values: Cow<'_, [R]>, dtype: Dtype) -> Result<Self> {
         if values.len() != spec.len() {
             let (got, expected) = (values.len(), spec.len());
@@ -152,19 +191,58 @@ impl<R: Real> Weight<R> {
         })
     }
 
-    /// Row-major values, widened from the storage type.
+    /// The same weight stored as `spec` and `dtype` say; `None` if it is stored so.
+    fn to_dtype(&self, spec: &Spec, dtype: Dtype) -> Option<Self> {
+        inject_fault();
+        let parallel = parallel::as_parallel_for();
+        match self {
+            Weight::Vector(_) => None,
+            Weight::Table(table) => (table.dtype() != Table::<R>::stored_as(dtype))
+                .then(|| Weight::Table(table.to_dtype(dtype, parallel))),
+            Weight::Matrices(matrices) => {
+                let full_precision = matches!(spec.form, Form::Matrices { full_precision: true, .. });
+                let dtype = if full_precision { Dtype::Float32 } else { dtype };
+                if matrices.iter().all(|matrix| matrix.dtype() == dtype) {
+                    return None;
+                }
+                Some(Weight::Matrices(match &matrices[..] {
+                    [matrix] => vec![matrix.to_dtype(dtype, parallel)],
+                    _ => parallel::map(matrices.iter(), |matrix| matrix.to_dtype(dtype, ParallelFor::NONE)),
+                }))
+            }
+        }
+    }
+
+    /// Row-major values, widened from the storage type; large ones with the threads of [`parallel::with_threads`].
     pub fn to_vec(&self) -> Vec<R> {
         match self {
             Weight::Vector(values) => values.clone(),
-            Weight::Table(table) => table.to_vec(),
+            Weight::Table(table) => {
+                let (rows, width) = (table.rows(), table.width());
+                let mut values = alloc_zeroed_huge(rows * width);
+                let piece = (PIECE / width.max(1)).max(1);
+                let tasks = values.chunks_mut((piece * width).max(1)).enumerate();
+                parallel::for_each(tasks, |(number, out), _| {
+                    for (i, out) in out.chunks_exact_mut(width).enumerate() {
+                        table.copy_row(number * piece + i, out);
+                    }
+                });
+                values
+            }
             Weight::Matrices(matrices) => {
-                let mut values = vec![R::ZERO; matrices.iter().map(|m| m.k() * m.n()).sum()];
+                let mut values = alloc_zeroed_huge(matrices.iter().map(|m| m.k() * m.n()).sum());
                 let mut rest = &mut values[..];
+                let mut tasks = Vec::new();
                 for matrix in matrices {
                     let (own, others) = rest.split_at_mut(matrix.k() * matrix.n());
-                    matrix.unpack_into(own);
+                    let rows = (PIECE / matrix.n().max(1)).max(1);
+                    let pieces = own.chunks_mut((rows * matrix.n()).max(1)).enumerate();
+                    tasks.extend(pieces.map(|(number, out)| (matrix, number * rows, out)));
                     rest = others;
                 }
+                parallel::for_each(tasks.into_iter(), |(matrix, first, out), _| {
+                    matrix.unpack_rows_into(first, out)
+                });
                 values
             }
         }
@@ -179,14 +257,18 @@ impl<R: Real> Weight<R> {
             Weight::Vector(values) => visit(values),
             Weight::Table(table) => match table.full_precision() {
                 Some(values) => visit(values),
-                None => visit(&table.to_vec()),
+                None => {
+                    let mut values = vec![R::ZERO; table.width()];
+                    (0..table.rows()).try_for_each(|row| {
+                        table.copy_row(row, &mut values);
+                        visit(&values)
+                    })
+                }
             },
             Weight::Matrices(matrices) => {
-                // A piece stays in the L2 cache until `visit` has it.
-                const VALUES: usize = 1 << 16;
                 let mut values = Vec::new();
                 for matrix in matrices {
-                    let rows = (VALUES / matrix.n().max(1)).max(1);
+                    let rows = (PIECE / matrix.n().max(1)).max(1);
                     for first in (0..matrix.k()).step_by(rows) {
                         values.resize(rows.min(matrix.k() - first) * matrix.n(), R::ZERO);
                         matrix.unpack_rows_into(first, &mut values);
@@ -212,6 +294,7 @@ impl<R: Real> Weight<R> {
 mod tests {
     use super::super::spec::Role;
     use super::*;
+    use crate::runtime::never;
 
     fn list() -> WeightList {
         let mut list = WeightList::new();
@@ -246,6 +329,10 @@ mod tests {
         }
     }
 
+    fn seven(weights: &Weights<f32>, count: usize) -> Result<Arc<Weight<f32>>> {
+        Weight::store(&weights.specs()[1], vec![7.0; count].into(), weights.dtype())
+    }
+
     #[test]
     fn numbers_beyond_float16_are_found_where_they_are_rounded() {
         let found = |dtype| {
@@ -263,15 +350,34 @@ mod tests {
     fn a_change_leaves_clones_alone() {
         let mut weights = weights(Dtype::Float32);
         let before = weights.clone();
-        weights.set(1, vec![7.0; 10].into()).expect("ten values");
-        for weight in weights.iter_mut().take(1) {
-            let Weight::Vector(values) = weight else { panic!("the first is a vector") };
-            values[0] = -1.0;
+        weights.set(1, seven(&weights, 10).expect("ten values"));
+        for (index, weight) in weights.choose_mut(&[true, false, false]).into_iter().enumerate() {
+            assert_eq!(weight.is_some(), index == 0);
+            if let Some(Weight::Vector(values)) = weight {
+                values[0] = -1.0;
+            }
         }
         assert_eq!((weights.get(1).to_vec(), weights.get(0).to_vec()[0]), (vec![7.0; 10], -1.0));
         assert_eq!((before.get(1).to_vec()[0], before.get(0).to_vec()[0]), (12.5, 0.0));
         assert!(Arc::ptr_eq(&weights.values[2], &before.values[2]), "what nobody changed is shared");
-        let error = weights.set(1, vec![7.0; 9].into()).expect_err("too few");
+        let error = seven(&weights, 9).expect_err("too few");
         assert_eq!(error.to_string(), "table: got 9 values, expected 10 for shape [2, 5]");
+    }
+
+    #[test]
+    fn conversion_gives_what_storing_the_values_does_and_shares_the_rest() {
+        for from in Dtype::ALL {
+            let weights = weights(from);
+            for to in Dtype::ALL {
+                let converted = weights.to_dtype(list(), to, &never).expect("no interrupt");
+                let mut values = |index, _: &Spec| Ok(weights.get(index).to_vec().into());
+                let stored = Weights::load(list(), &mut values, to).expect("as many values");
+                assert_eq!(format!("{converted:?}"), format!("{stored:?}"), "{from:?} to {to:?}");
+                assert!(Arc::ptr_eq(&converted.values[0], &weights.values[0]));
+                assert_eq!(Arc::ptr_eq(&converted.values[2], &weights.values[2]), from == to);
+            }
+        }
+        let stopped = weights(Dtype::Float32).to_dtype(list(), Dtype::Int8, &|| true);
+        assert!(matches!(stopped, Err(Error::Interrupted)));
     }
 }

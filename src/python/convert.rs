@@ -4,8 +4,8 @@ use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
-use super::enter::to_py_err;
-use crate::error::Error;
+use super::enter::{callback_error, to_py_err};
+use crate::error::{Error, Result};
 
 /// A C-contiguous array's values and shape.
 #[derive(Debug)]
@@ -27,6 +27,23 @@ impl<T> Values<T> {
 pub fn expect_floats(argument: &str, array: &Bound<'_, PyAny>, shape: &[usize]) -> PyResult<()> {
     let array = typed::<f32>(argument, array, "float32")?;
     expect(argument, array.shape(), shape)
+}
+
+/// Calls `work` with the values of a float32 array of `shape`, which are not copied.
+pub fn with_floats<T>(
+    argument: &str,
+    array: &Bound<'_, PyAny>,
+    shape: &[usize],
+    work: impl FnOnce(&[f32]) -> Result<T>,
+) -> Result<T> {
+    let borrow = || {
+        let array = typed::<f32>(argument, array, "float32")?;
+        expect(argument, array.shape(), shape)?;
+        Ok(array.try_readonly()?)
+    };
+    let borrowed = borrow().map_err(callback_error)?;
+    let values = borrowed.as_slice().map_err(|_| callback_error(not_contiguous(argument)))?;
+    work(values)
 }
 
 /// The values of a float32 array with `axes` axes.
@@ -66,11 +83,13 @@ fn values<T: Element + Copy>(
         return Err(to_py_err(Error::value(argument, message)));
     }
     let borrowed = array.try_readonly()?;
-    let slice = borrowed
-        .as_slice()
-        .map_err(|_| PyTypeError::new_err(format!("{argument}: expected a C-contiguous, aligned array")))?;
+    let slice = borrowed.as_slice().map_err(|_| not_contiguous(argument))?;
     let data = copied(argument, slice.len(), slice.iter().copied())?;
     Ok(Values { data, shape: array.shape().to_vec() })
+}
+
+fn not_contiguous(argument: &str) -> PyErr {
+    PyTypeError::new_err(format!("{argument}: expected a C-contiguous, aligned array"))
 }
 
 /// `len` values in memory that the system may refuse.

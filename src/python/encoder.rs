@@ -10,19 +10,22 @@ use pyo3::types::PyDict;
 
 use super::activation::{Custom, PyActivation};
 use super::checkpoint::LoadPlan;
-use super::convert::{expect_floats, floats, integers, to_numpy};
-use super::enter::{SCRATCH, callback_error, enter_core, guard, read_shared, to_py_err};
+use super::convert::{integers, to_numpy};
+use super::enter::{InternalError, SCRATCH, enter_core, guard, read_shared, to_py_err};
 use super::gradients::Gradients;
 use super::inputs::RawInputs;
 use super::outputs;
-use super::weights::{PlanReader, check, initialised, loading_threads, planned, provided, with_weights};
+use super::weights::{
+    NewWeights, PlanReader, check, initialised, loading_threads, planned, provided, store_arrays,
+};
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Isa};
 use crate::layers::CustomActivation;
 use crate::network::{Grouping, SparseMixer, forward_bytes, is_small, specs};
 use crate::params::{Spec, Weight};
-use crate::runtime::{Interrupt, Shared, default_threads, run};
+use crate::runtime::parallel::with_threads;
+use crate::runtime::{Shared, default_threads, run};
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
 
@@ -78,29 +81,37 @@ impl Encoder {
         Ok((self.isa, self.effective_threads()?))
     }
 
-    /// Replaces the weights at once by what `change` makes of them; of nothing, if it replaces all (`whole`), so that
-    /// weights that an error left broken can be repaired.
-    fn replace(
-        &self,
-        py: Python<'_>,
-        whole: bool,
-        change: impl Fn(Interrupt<'_>, Option<&SparseMixer<f32>>) -> Result<SparseMixer<f32>> + Sync,
-    ) -> PyResult<()> {
-        if whole {
-            return enter_core(py, |interrupt| {
-                self.network.replace(interrupt, Arc::new(change(interrupt, None)?))
-            });
-        }
+    /// Puts `new` weights in the place of those there, all at once; if they are all of them, also in that of weights that an
+    /// error left broken.
+    fn put(&self, py: Python<'_>, new: NewWeights) -> PyResult<()> {
+        let whole = new.len() == self.specs.len();
         loop {
-            let before = self.network(py)?;
-            let replaced = enter_core(py, |interrupt| {
-                let after = Arc::new(change(interrupt, Some(&before))?);
-                self.network.with(interrupt, |current| {
+            let before = match self.network(py) {
+                Err(error) if whole && error.is_instance_of::<InternalError>(py) => None,
+                network => Some(network?),
+            };
+            let done = enter_core(py, |interrupt| {
+                let Some(before) = &before else {
+                    let values = new.iter().map(|(_, value)| value.clone()).collect();
+                    let network = SparseMixer::of(self.config.clone(), self.custom.clone(), values)?;
+                    return self.network.replace(interrupt, Arc::new(network)).map(|()| true);
+                };
+                let mut after = SparseMixer::clone(before);
+                let changed = |index| new.binary_search_by_key(&index, |(index, _)| *index).is_ok();
+                let weights = after.weights_mut(&changed);
+                new.iter().for_each(|(index, value)| weights.set(*index, value.clone()));
+                after.refresh();
+                let mut after = Some(Arc::new(after));
+                let old = self.network.with(interrupt, |current| {
                     // Another thread may have replaced the weights meanwhile; its work must not be lost.
-                    Arc::ptr_eq(current, &before).then(|| std::mem::replace(current, after.clone()))
-                })
+                    if !Arc::ptr_eq(current, before) {
+                        return None;
+                    }
+                    after.take().map(|after| std::mem::replace(current, after))
+                })?;
+                Ok(old.is_some())
             })?;
-            if replaced.is_some() {
+            if done {
                 return Ok(());
             }
         }
@@ -215,9 +226,10 @@ impl Encoder {
             let indices = indices.unwrap_or_else(|| (0..self.specs.len()).collect());
             let specs = indices.iter().map(|&index| self.spec(index)).collect::<PyResult<Vec<_>>>()?;
             let network = self.network(py)?;
+            let threads = loading_threads(specs.iter().copied(), self.threads.load(Ordering::Relaxed))?;
             let values = enter_core(py, |interrupt| {
                 let copy = |&index: &usize| check(interrupt).map(|()| network.weights().get(index).to_vec());
-                indices.iter().map(copy).collect::<Result<Vec<_>>>()
+                with_threads(threads, || indices.iter().map(copy).collect::<Result<Vec<_>>>())
             })?;
             values.into_iter().zip(specs).map(|(values, spec)| to_numpy(py, values, &spec.shape)).collect()
         })
@@ -250,7 +262,9 @@ impl Encoder {
         guard(|| {
             let spec = self.spec(index)?;
             let network = self.network(py)?;
-            let values = enter_core(py, |_| Ok(network.weights().get(index).to_vec()))?;
+            let threads = loading_threads([spec], self.threads.load(Ordering::Relaxed))?;
+            let copy = || Ok(network.weights().get(index).to_vec());
+            let values = enter_core(py, |_| with_threads(threads, copy))?;
             to_numpy(py, values, &spec.shape)
         })
     }
@@ -300,24 +314,8 @@ impl Encoder {
 
     fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
         guard(|| {
-            let mut replaced: Vec<Option<&Py<PyAny>>> = vec![None; self.specs.len()];
-            for (&index, weight) in indices.iter().zip(&weights) {
-                let spec = self.spec(index)?;
-                expect_floats(&spec.name, weight.bind(py), &spec.shape)?;
-                replaced[index] = Some(weight);
-            }
-            // On the calling thread: Python's objects are none of the workers' business.
-            self.replace(py, replaced.iter().all(Option::is_some), |interrupt, before| {
-                with_weights(before, &self.config, &self.custom, |index, spec| {
-                    check(interrupt)?;
-                    let Some(weight) = replaced[index] else { return Ok(None) };
-                    Python::attach(|py| {
-                        let values =
-                            floats(&spec.name, weight.bind(py), spec.shape.len()).map_err(callback_error)?;
-                        Ok(Some(values.data.into()))
-                    })
-                })
-            })
+            let (threads, given) = (self.threads.load(Ordering::Relaxed), indices.into_iter().zip(weights));
+            self.put(py, store_arrays(py, &self.specs, self.config.dtype, threads, given)?)
         })
     }
 
@@ -326,12 +324,19 @@ impl Encoder {
             let plan = plan.get();
             plan.require_source()?;
             let threads = loading_threads(&self.specs, self.threads.load(Ordering::Relaxed))?;
-            self.replace(py, plan.is_complete(), |interrupt, before| {
+            let new = enter_core(py, |interrupt| {
                 run(self.isa, threads, &SCRATCH, interrupt, |context| {
                     let mut reader = PlanReader::new(plan, context);
-                    with_weights(before, &self.config, &self.custom, |index, spec| reader.read(index, spec))
+                    let mut new = NewWeights::new();
+                    for (index, spec) in self.specs.iter().enumerate() {
+                        if let Some(values) = reader.read(index, spec)? {
+                            new.push((index, Weight::store(spec, values, self.config.dtype)?));
+                        }
+                    }
+                    Ok(new)
                 })
-            })
+            })?;
+            self.put(py, new)
         })
     }
 

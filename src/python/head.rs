@@ -10,9 +10,11 @@ use super::core_array::{CoreArray, FloatArray};
 use super::encoder::Encoder;
 use super::enter::{SCRATCH, enter_core, guard, read_shared, to_py_err};
 use super::gradients::Gradients;
+use super::weights::store_arrays;
 use crate::config::InitializerConfig;
 use crate::error::{Error, Result};
 use crate::heads::{self, HeadConfig, HeadKind, LossSums, MaskedLmGradients, Predictions};
+use crate::kernels::Dtype;
 use crate::params::{Spec, sample};
 use crate::random::Purpose;
 use crate::runtime::{Shared, lock_all, run};
@@ -112,33 +114,21 @@ impl Head {
         })
     }
 
-    fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Bound<'_, PyAny>>) -> PyResult<()> {
+    fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
         guard(|| {
-            let mut replaced: Vec<Option<Vec<f32>>> = vec![None; self.specs.len()];
-            for (&index, weight) in indices.iter().zip(&weights) {
-                let spec = self.spec(index)?;
-                let values = floats(&spec.name, weight, spec.shape.len())?;
-                values.expect_shape(&spec.name, &spec.shape)?;
-                replaced[index] = Some(values.data);
-            }
-            if replaced.iter().all(Option::is_some) {
-                // All of them: whatever was there before, also if an error left that broken.
-                return enter_core(py, |interrupt| {
-                    let mut source =
-                        |index: usize, _: &Spec| Ok(replaced[index].take().unwrap_or_default().into());
-                    let changed = heads::Head::load(&self.config, &mut source)?;
-                    self.weights.replace(interrupt, Arc::new(changed))
-                });
-            }
+            let given = indices.into_iter().zip(weights);
+            let new = store_arrays(py, &self.specs, Dtype::Float32, 0, given)?;
             enter_core(py, |interrupt| {
-                let mut current = self.weights.lock(interrupt)?;
-                let mut changed = heads::Head::clone(&current);
-                for (index, values) in replaced.into_iter().enumerate() {
-                    if let Some(values) = values {
-                        changed.weights.set(index, values.into())?;
-                    }
+                if new.len() == self.specs.len() {
+                    // All of them: whatever was there before, also if an error left that broken.
+                    let values = new.into_iter().map(|(_, value)| value).collect();
+                    let head = heads::Head::of(&self.config, values)?;
+                    return self.weights.replace(interrupt, Arc::new(head));
                 }
-                **current = Arc::new(changed);
+                let mut current = self.weights.lock(interrupt)?;
+                // Where another call uses them, this copies the list of weights, not their values.
+                let current = Arc::make_mut(&mut current);
+                new.into_iter().for_each(|(index, value)| current.weights.set(index, value));
                 Ok(())
             })
         })

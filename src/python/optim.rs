@@ -71,11 +71,15 @@ impl<'a> UpdateLocks<'a> {
         for (weights, gradients, takes_part) in &mut self.parts {
             // This may copy weights.
             catch(|| {
-                let each = weights.weights_mut().iter_mut().zip(*takes_part).enumerate();
-                for (index, (weight, &takes_part)) in each {
-                    let takes_part = takes_part && gradients.reached()[index];
-                    let gradient = takes_part.then(|| Gradient::Dense(gradients.view(index).row_major()));
-                    updates.push(Update::of(weight, gradient.unwrap_or(Gradient::None))?);
+                let chosen = takes_part.iter().zip(gradients.reached());
+                let chosen: Vec<bool> = chosen.map(|(&takes_part, &reached)| takes_part && reached).collect();
+                for (index, weight) in weights.choose_mut(&chosen).into_iter().enumerate() {
+                    updates.push(match weight {
+                        Some(weight) => {
+                            Update::of(weight, Gradient::Dense(gradients.view(index).row_major()))?
+                        }
+                        None => Update::none(),
+                    });
                 }
                 Ok(())
             })?;

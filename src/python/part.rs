@@ -9,7 +9,7 @@ use super::head::Head;
 use crate::error::Result;
 use crate::heads;
 use crate::network::SparseMixer;
-use crate::params::{Spec, Weights};
+use crate::params::{Spec, Weight, Weights};
 
 /// An owner of weights as Python hands it over.
 #[derive(FromPyObject)]
@@ -103,12 +103,14 @@ impl PartWeights {
 }
 
 impl LockedWeights<'_> {
-    /// The weights, to be changed. Where another call still uses them, this copies them first.
-    pub fn weights_mut(&mut self) -> &mut Weights<f32> {
-        match self {
-            LockedWeights::Encoder(network) => Arc::make_mut(network).weights_mut(),
+    /// Those weights that are `chosen`, one flag each, to be changed. Where another call still uses them, this copies them
+    /// first.
+    pub fn choose_mut(&mut self, chosen: &[bool]) -> Vec<Option<&mut Weight<f32>>> {
+        let weights = match self {
+            LockedWeights::Encoder(network) => Arc::make_mut(network).weights_mut(&|index| chosen[index]),
             LockedWeights::Head(head) => &mut Arc::make_mut(head).weights,
-        }
+        };
+        weights.choose_mut(chosen)
     }
 
     /// To be called after a change.

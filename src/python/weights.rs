@@ -1,18 +1,21 @@
 //! Where the weights of an encoder come from: a file, Python, or an initialiser.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use pyo3::prelude::*;
 
 use super::activation::Custom;
 use super::checkpoint::LoadPlan;
-use super::convert::floats;
+use super::convert::{expect_floats, floats, with_floats};
 use super::enter::{SCRATCH, callback_error, enter_core, to_py_err};
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
-use crate::kernels::Isa;
+use crate::kernels::{Dtype, Isa};
 use crate::network::{SparseMixer, specs};
-use crate::params::{Spec, initial_values};
+use crate::params::{Spec, Weight, initial_values};
+use crate::runtime::parallel::with_threads;
 use crate::runtime::{Context, Interrupt, default_threads, run};
 
 /// Encoders of fewer parameters are filled without starting threads.
@@ -83,33 +86,52 @@ impl<'a> PlanReader<'a> {
     }
 }
 
-/// The encoder `before` with the weights that `values` gives for their index and spec; `None` keeps a weight.
-pub fn with_weights<'a>(
-    before: Option<&SparseMixer<f32>>,
-    config: &SparseMixerConfig,
-    custom: &Custom,
-    mut values: impl FnMut(usize, &Spec) -> Result<Option<Cow<'a, [f32]>>>,
-) -> Result<SparseMixer<f32>> {
-    let Some(before) = before else {
-        return SparseMixer::load(config.clone(), custom.clone(), &mut |index, spec| {
-            let missing = || Error::Internal(format!("{} is neither given nor there", spec.name));
-            values(index, spec)?.ok_or_else(missing)
-        });
-    };
-    let mut after = before.clone();
-    for (index, spec) in before.weights().specs().iter().enumerate() {
-        if let Some(values) = values(index, spec)? {
-            after.weights_mut().set(index, values)?;
-        }
+/// New weights of a part, each with its number.
+pub type NewWeights = Vec<(usize, Arc<Weight<f32>>)>;
+
+/// The arrays `given`, each with the number of its weight, stored as `specs` and `dtype` say. Of two for one weight the
+/// last one counts. Nobody sees them yet.
+///
+/// # Errors
+/// A number that no weight has; other arrays than float32 of the weight's shape.
+pub fn store_arrays(
+    py: Python<'_>,
+    specs: &[Spec],
+    dtype: Dtype,
+    threads: usize,
+    given: impl Iterator<Item = (usize, Py<PyAny>)>,
+) -> PyResult<NewWeights> {
+    let mut arrays = BTreeMap::new();
+    for (index, array) in given {
+        let spec = specs.get(index).ok_or_else(|| {
+            to_py_err(Error::value("index", format!("got {index}, expected less than {}", specs.len())))
+        })?;
+        expect_floats(&spec.name, array.bind(py), &spec.shape)?;
+        arrays.insert(index, array);
     }
-    after.refresh();
-    Ok(after)
+    let given = arrays.keys().map(|&index| &specs[index]);
+    let threads = loading_threads(given, threads)?;
+    enter_core(py, |interrupt| {
+        with_threads(threads, || {
+            let store = |(index, array): (usize, Py<PyAny>)| {
+                check(interrupt)?;
+                let spec = &specs[index];
+                // Read in place, which is why nobody may run Python meanwhile.
+                Python::attach(|py| {
+                    with_floats(&spec.name, array.bind(py), &spec.shape, |values| {
+                        Ok((index, Weight::store(spec, values.into(), dtype)?))
+                    })
+                })
+            };
+            arrays.into_iter().map(store).collect()
+        })
+    })
 }
 
 /// Threads for filling the weights `specs` of an encoder that is to run with `threads`, 0 for the default.
-pub fn loading_threads(specs: &[Spec], threads: usize) -> PyResult<usize> {
+pub fn loading_threads<'a>(specs: impl IntoIterator<Item = &'a Spec>, threads: usize) -> PyResult<usize> {
     match threads {
-        _ if specs.iter().map(Spec::len).sum::<usize>() < PARALLEL_PARAMETERS => Ok(1),
+        _ if specs.into_iter().map(Spec::len).sum::<usize>() < PARALLEL_PARAMETERS => Ok(1),
         0 => default_threads().map_err(to_py_err),
         threads => Ok(threads),
     }

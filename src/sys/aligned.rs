@@ -130,7 +130,32 @@ impl<T> Drop for AlignedVec<T> {
 
 impl<T: Clone> Clone for AlignedVec<T> {
     fn clone(&self) -> Self {
-        Self::from_fn(self.len, |i| self[i].clone())
+        let fill = |out: &mut [MaybeUninit<T>]| {
+            for (out, value) in out.iter_mut().zip(&self[..]) {
+                out.write(value.clone());
+            }
+        };
+        // SAFETY: there are as many values as elements.
+        unsafe { Self::filled(self.len, fill) }
+    }
+}
+
+impl<T: Copy + Default + Send> AlignedVec<T> {
+    /// `len` zeros in parts of `part_len` elements, each of which `fill` gets with its number as soon as it is zero: parts
+    /// of some 100 KiB are still in a cache then.
+    pub fn zeros_in_parts(
+        len: usize,
+        part_len: usize,
+        parallel: ParallelFor<'_>,
+        fill: impl Fn(usize, &mut [T]) + Sync,
+    ) -> Self {
+        let fill_zeros = |number: usize, out: &mut [MaybeUninit<T>]| {
+            out.fill(MaybeUninit::new(T::default()));
+            // SAFETY: every element has just been written.
+            fill(number, unsafe { &mut *(std::ptr::from_mut(out) as *mut [T]) });
+        };
+        // SAFETY: every element of a part is written.
+        unsafe { Self::filled_in_parts(len, part_len.max(1), parallel, fill_zeros) }
     }
 }
 
@@ -199,6 +224,16 @@ mod tests {
         assert_eq!((v.as_ptr(), v.len()), (at, 100));
         v.ensure_len(101);
         assert_eq!(v.len(), 101);
+    }
+
+    #[test]
+    fn parts_are_zeros_before_they_are_filled() {
+        let backwards = |count: usize, task: &dyn Fn(usize)| (0..count).rev().step_by(2).for_each(task);
+        for run in [ParallelFor::NONE, ParallelFor { count: 3, run: &|count, task| backwards(count, task) }] {
+            let v = AlignedVec::<i32>::zeros_in_parts(10, 4, run, |number, part| part[1] = number as i32 + 1);
+            assert_eq!(v[..], [0, 1, 0, 0, 0, 2, 0, 0, 0, 3]);
+        }
+        assert!(AlignedVec::<i32>::zeros_in_parts(0, 0, ParallelFor::NONE, |_, _| ()).is_empty());
     }
 
     #[test]

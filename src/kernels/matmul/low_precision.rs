@@ -5,6 +5,7 @@ use half::{bf16, f16};
 
 use super::layout::{PANEL, offset_in_panel};
 use super::pack::pack_bfloat16;
+use super::quantize::{round_to_bfloat16, round_to_float16};
 use crate::kernels::dtype::Dtype;
 use crate::kernels::isa::{Isa, Real};
 
@@ -51,9 +52,11 @@ impl LowPrecision<'_> {
         match self {
             LowPrecision::Bfloat16Panel { values, .. } => round_panel(isa, master, values),
             LowPrecision::Bfloat16Rows { values, width, stride } => {
-                round_rows(master, *width, *stride, values)
+                let rows =
+                    master.chunks_exact((*width).max(1)).zip(values.chunks_exact_mut((*stride).max(1)));
+                rows.for_each(|(row, out)| round_to_bfloat16(isa, row, out));
             }
-            LowPrecision::Float16(values) => round_each(master, values),
+            LowPrecision::Float16(values) => round_to_float16(master, values),
         }
     }
 
@@ -80,7 +83,7 @@ impl LowPrecision<'_> {
                     rows.flat_map(|(row, master)| row.chunks(AT_ONCE).zip(master.chunks_mut(AT_ONCE)));
                 for (stored, master) in pieces {
                     let (stored, rounded) = (&stored[..master.len()], &mut rounded[..master.len()]);
-                    rounded.iter_mut().zip(&*master).for_each(|(out, x)| *out = bf16::from_f32(x.to_f32()));
+                    round_to_bfloat16(isa, master, rounded);
                     let (stored, rounded) = (stored.reinterpret_cast(), rounded.reinterpret_cast());
                     take_changed(stored, rounded, master, |i| i, widen_bfloat16);
                 }
@@ -89,7 +92,7 @@ impl LowPrecision<'_> {
                 let mut rounded = [f16::ZERO; AT_ONCE];
                 for (stored, master) in values.chunks(AT_ONCE).zip(master.chunks_mut(AT_ONCE)) {
                     let rounded = &mut rounded[..stored.len()];
-                    round_each(master, rounded);
+                    round_to_float16(master, rounded);
                     let (stored, rounded) = (stored.reinterpret_cast(), rounded.reinterpret_cast());
                     take_changed(stored, rounded, master, |i| i, |bits| f16::from_bits(bits).to_f32());
                 }
@@ -103,16 +106,6 @@ const AT_ONCE: usize = 64 * PANEL;
 
 fn round_panel<R: Real>(isa: Isa, master: &[R], out: &mut [bf16]) {
     pack_bfloat16(isa, master, PANEL, false, master.len() / PANEL, 0..PANEL, out);
-}
-
-fn round_rows<R: Real>(master: &[R], width: usize, stride: usize, out: &mut [bf16]) {
-    for (row, out) in master.chunks_exact(width.max(1)).zip(out.chunks_exact_mut(stride.max(1))) {
-        out.iter_mut().zip(row).for_each(|(out, x)| *out = bf16::from_f32(x.to_f32()));
-    }
-}
-
-fn round_each<R: Real>(master: &[R], out: &mut [f16]) {
-    out.iter_mut().zip(master).for_each(|(out, x)| *out = f16::from_f32(x.to_f32()));
 }
 
 /// Widens the elements of `stored` that differ from `rounded` into `master`, whose element `i` is at `place(i)`.

@@ -1,11 +1,16 @@
 //! Right operands of products that are kept: weights, in panels ([`layout`](super::layout)).
 
+use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError};
+
 use half::{bf16, f16};
 
-use super::layout::{INT8_K_BLOCK, PANEL, offset_in_panel, packed_len, padded_k};
+use super::layout::{INT8_K_BLOCK, PANEL, packed_len, padded_k};
 use super::low_precision::LowPrecision;
-use super::pack::{LEAST_PANELS, pack_bfloat16, pack_each, pack_rows};
+use super::pack::{LEAST_PANELS, pack_bfloat16, pack_full_precision, pack_rows};
+use super::pack_int8_panel::{PanelScales, quantise_panel};
 use super::panels::{PanelData, Panels};
+use super::quantize::round_to_float16;
 use crate::kernels::dtype::Dtype;
 use crate::kernels::isa::{Isa, Real};
 use crate::sys::{AlignedVec, ParallelFor};
@@ -37,7 +42,7 @@ impl<R: Real> PackedMatrix<R> {
         Self::pack_with(k, n, dtype, values, ParallelFor::NONE)
     }
 
-    /// As [`PackedMatrix::pack`], `parallel` running the loop that copies what is kept as it is.
+    /// As [`PackedMatrix::pack`], `parallel` running the loop over the panels.
     pub fn pack_with(k: usize, n: usize, dtype: Dtype, values: &[R], parallel: ParallelFor<'_>) -> Self {
         assert_eq!(values.len(), k * n, "a {k} x {n} matrix has {} values", k * n);
         let len = packed_len(k, n, dtype);
@@ -49,20 +54,20 @@ impl<R: Real> PackedMatrix<R> {
                 // SAFETY: `pack_rows` writes every element.
                 Storage::FullPrecision(unsafe { AlignedVec::filled_in_parts(len, part_len, parallel, fill) })
             }
-            Dtype::Bfloat16 => {
-                let mut out = AlignedVec::zeros(len);
-                pack_bfloat16(Isa::PORTABLE, values, n, false, k, 0..n, &mut out);
-                Storage::Bfloat16(out)
-            }
-            Dtype::Float16 => {
-                let mut out = AlignedVec::zeros(len);
-                let round = |x: R| f16::from_f32(x.to_f32());
-                pack_each(values, n, false, k, 0..n, dtype, &mut out, round);
-                Storage::Float16(out)
-            }
-            Dtype::Int8 => quantise(k, n, values),
+            _ => pack_panels(k, n, dtype, parallel, |p| (Cow::Borrowed(&values[p * PANEL..]), n)),
         };
         PackedMatrix { k, n, storage }
+    }
+
+    /// The same matrix stored as `dtype`, `parallel` running the loop over the panels. The bits are those of
+    /// [`PackedMatrix::pack`] of the widened values.
+    pub fn to_dtype(&self, dtype: Dtype, parallel: ParallelFor<'_>) -> Self {
+        let panel = |p: usize| match &self.storage {
+            Storage::FullPrecision(v) => Cow::Borrowed(&v[p * self.k * PANEL..][..self.k * PANEL]),
+            _ => Cow::Owned(self.view().widened_panel(p)),
+        };
+        let storage = pack_panels(self.k, self.n, dtype, parallel, |p| (panel(p), PANEL));
+        PackedMatrix { k: self.k, n: self.n, storage }
     }
 
     /// The matrix row-major, widened from its storage type.
@@ -159,37 +164,63 @@ impl<R: Real> PackedMatrix<R> {
     }
 }
 
-/// The bytes, scales and sums of row-major `values` (`k x n`).
-///
-/// A column with an infinity or a NaN gets a scale that is not finite, so that its values, and all products with it, are
-/// NaN: what cannot be stored must not turn into a number.
-fn quantise<R: Real>(k: usize, n: usize, values: &[R]) -> Storage<R> {
-    let padded_n = n.next_multiple_of(PANEL);
-    // Bits of magnitudes compare like the magnitudes, with infinity and NaN above all others.
-    let mut largest = vec![0u32; padded_n];
-    for row in values.chunks_exact(n.max(1)) {
-        for (largest, x) in largest.iter_mut().zip(row) {
-            *largest = (*largest).max(x.to_f32().abs().to_bits());
+/// Panels of `dtype` of a `k x n` matrix. `panel` gives the values of a panel's columns: element `(i, c)` is at
+/// `i * stride + c` of what it returns with that stride.
+fn pack_panels<'a, R: Real>(
+    k: usize,
+    n: usize,
+    dtype: Dtype,
+    parallel: ParallelFor<'_>,
+    panel: impl Fn(usize) -> (Cow<'a, [R]>, usize) + Sync,
+) -> Storage<R> {
+    let (len, panel_len) = (packed_len(k, n, dtype), padded_k(k, dtype) * PANEL);
+    let columns = |p: usize| PANEL.min(n - p * PANEL);
+    let isa = Isa::fastest();
+    match dtype {
+        Dtype::Float32 => {
+            Storage::FullPrecision(AlignedVec::zeros_in_parts(len, panel_len, parallel, |p, out| {
+                let (values, stride) = panel(p);
+                pack_full_precision(isa, &values, stride, false, k, 0..columns(p), out);
+            }))
+        }
+        Dtype::Bfloat16 => {
+            Storage::Bfloat16(AlignedVec::zeros_in_parts(len, panel_len, parallel, |p, out| {
+                let (values, stride) = panel(p);
+                pack_bfloat16(isa, &values, stride, false, k, 0..columns(p), out);
+            }))
+        }
+        Dtype::Float16 => Storage::Float16(AlignedVec::zeros_in_parts(len, panel_len, parallel, |p, out| {
+            let (values, stride) = panel(p);
+            for (row, out) in values.chunks(stride.max(1)).zip(out.chunks_exact_mut(PANEL)) {
+                round_to_float16(&row[..columns(p)], &mut out[..columns(p)]);
+            }
+        })),
+        Dtype::Int8 => {
+            let padded_n = n.next_multiple_of(PANEL);
+            let per_column: Vec<Mutex<PanelScales>> =
+                (0..n.div_ceil(PANEL)).map(|_| Mutex::default()).collect();
+            let values = AlignedVec::zeros_in_parts(len, panel_len, parallel, |p, out| {
+                let (values, stride) = panel(p);
+                let scales = quantise_panel(isa, &values, stride, k, columns(p), out);
+                *per_column[p].lock().unwrap_or_else(PoisonError::into_inner) = scales;
+            });
+            let (mut scales, mut block_sums) = (Vec::with_capacity(padded_n), Vec::new());
+            block_sums.resize(k.div_ceil(INT8_K_BLOCK) * padded_n, 0);
+            for (p, own) in per_column.into_iter().enumerate() {
+                let own = own.into_inner().unwrap_or_else(PoisonError::into_inner);
+                scales.extend(own.scales);
+                for (block, sums) in own.block_sums.iter().enumerate() {
+                    block_sums[block * padded_n + p * PANEL..][..PANEL].copy_from_slice(sums);
+                }
+            }
+            Storage::Int8 { values, scales, block_sums }
         }
     }
-    let scale = |bits| if bits == 0 { 1.0 } else { f32::from_bits(bits) / 127.0 };
-    let scales: Vec<f32> = largest.into_iter().map(scale).collect();
-    let mut out = AlignedVec::<i8>::zeros(packed_len(k, n, Dtype::Int8));
-    let mut block_sums = vec![0i32; k.div_ceil(INT8_K_BLOCK) * padded_n];
-    let panel_len = padded_k(k, Dtype::Int8) * PANEL;
-    for (i, row) in values.chunks_exact(n.max(1)).enumerate() {
-        let sums = &mut block_sums[i / INT8_K_BLOCK * padded_n..][..n];
-        for (j, ((x, scale), sum)) in row.iter().zip(&scales).zip(sums).enumerate() {
-            let rounded = (x.to_f32() / scale).round_ties_even() as i8;
-            out[(j / PANEL) * panel_len + offset_in_panel(i, j % PANEL, Dtype::Int8)] = rounded;
-            *sum += i32::from(rounded);
-        }
-    }
-    Storage::Int8 { values: out, scales, block_sums }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::offset_in_panel;
     use super::*;
     use crate::kernels::matmul::{Init, LhsBuffer, matmul, prepare_lhs};
     use crate::kernels::testing::noise;
@@ -224,6 +255,54 @@ mod tests {
                 panic!("matrices in full precision")
             };
             assert_eq!(one[..], many[..], "padding included");
+        }
+    }
+
+    #[test]
+    fn converted_matrices_are_those_packed_from_the_widened_values() {
+        for (k, n) in SHAPES {
+            let values = noise(k * n, 7);
+            for from in Dtype::ALL {
+                let matrix = PackedMatrix::pack(k, n, from, &values);
+                for to in Dtype::ALL {
+                    let packed = PackedMatrix::pack(k, n, to, &matrix.unpack());
+                    let converted = matrix.to_dtype(to, ParallelFor::NONE);
+                    assert_eq!(
+                        format!("{converted:?}"),
+                        format!("{packed:?}"),
+                        "{from:?} to {to:?}, {k} x {n}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_the_plain_rounding_by_the_columns_largest_magnitude() {
+        // Also numbers so small that their scale is 0.
+        for factor in [1.0, 1e-44, f32::MIN_POSITIVE / 64.0] {
+            for (k, n) in [(1, 1), (3, 33), (70, 65), (600, 40)] {
+                let values: Vec<f32> = noise(k * n, 8).iter().map(|x| x * factor).collect();
+                let packed = PackedMatrix::pack(k, n, Dtype::Int8, &values);
+                let Storage::Int8 { values: bytes, scales, block_sums } = &packed.storage else {
+                    panic!("a matrix of bytes")
+                };
+                let padded_n = n.next_multiple_of(PANEL);
+                let mut sums = vec![0; k.div_ceil(INT8_K_BLOCK) * padded_n];
+                for j in 0..n {
+                    let largest = (0..k).map(|i| values[i * n + j].abs()).fold(0.0, f32::max);
+                    let scale = if largest == 0.0 { 1.0 } else { largest / 127.0 };
+                    assert_eq!(scales[j], scale);
+                    for i in 0..k {
+                        let expected = (values[i * n + j] / scale).round_ties_even() as i8;
+                        let at = offset_in_panel(i, j % PANEL, Dtype::Int8);
+                        assert_eq!(bytes[j / PANEL * padded_k(k, Dtype::Int8) * PANEL + at], expected);
+                        sums[i / INT8_K_BLOCK * padded_n + j] += i32::from(expected);
+                    }
+                }
+                assert_eq!((&sums, scales.len()), (block_sums, padded_n));
+                assert!(scales[n..].iter().all(|&scale| scale == 1.0));
+            }
         }
     }
 

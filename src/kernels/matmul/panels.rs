@@ -74,6 +74,26 @@ impl<'a, R: Real> Panels<'a, R> {
         Panels { k: range.end - range.start, data, ..*self }
     }
 
+    /// The values of panel `p` row by row, [`PANEL`] in each, widened.
+    pub(super) fn widened_panel(&self, p: usize) -> Vec<R> {
+        let mut out = vec![R::ZERO; self.k * PANEL];
+        let (start, dtype) = (p * self.panel_stride, self.dtype());
+        for (i, row) in out.chunks_exact_mut(PANEL).enumerate() {
+            for (c, x) in row.iter_mut().enumerate() {
+                let at = start + offset_in_panel(i, c, dtype);
+                *x = match self.data {
+                    PanelData::FullPrecision(v) => v[at],
+                    PanelData::Bfloat16(v) => R::from_f32(v[at].to_f32()),
+                    PanelData::Float16(v) => R::from_f32(v[at].to_f32()),
+                    PanelData::Int8 { values, scales, .. } => {
+                        R::from_f32(f32::from(values[at]) * scales[p * PANEL + c])
+                    }
+                };
+            }
+        }
+        out
+    }
+
     /// Element `(i, j)`, widened.
     pub fn get(&self, i: usize, j: usize) -> R {
         let at = (j / PANEL) * self.panel_stride + offset_in_panel(i, j % PANEL, self.dtype());

@@ -1,6 +1,7 @@
 //! Rounding of `f32` to the operands of low-precision products: bfloat16, and bytes with a scale per row.
 
-use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
 use crate::kernels::isa::{Isa, Real, Simd, VectorLoop};
 
@@ -25,7 +26,7 @@ pub fn round_upper_half(x: f32) -> u32 {
 
 /// The nearest bfloat16, ties to even.
 #[inline(always)]
-fn round_to_bfloat16(x: f32) -> bf16 {
+fn nearest_bfloat16(x: f32) -> bf16 {
     bf16::from_bits((round_upper_half(x) >> 16) as u16)
 }
 
@@ -40,12 +41,30 @@ pub fn round_row(isa: Isa, source: &[f32], out: &mut [bf16]) {
             let RoundRow(source, out) = self;
             let (whole, padding) = out.split_at_mut(source.len());
             for (o, &x) in whole.iter_mut().zip(source) {
-                *o = round_to_bfloat16(x);
+                *o = nearest_bfloat16(x);
             }
             padding.fill(bf16::ZERO);
         }
     }
     f32::dispatch(isa, RoundRow(source, out));
+}
+
+/// Rounds `source` to bfloat16, ties to even; what is missing becomes zeros.
+pub fn round_to_bfloat16<R: Real>(isa: Isa, source: &[R], out: &mut [bf16]) {
+    if let Some(source) = R::f32_slice(source) {
+        return round_row(isa, source, out);
+    }
+    let (whole, padding) = out.split_at_mut(source.len());
+    whole.iter_mut().zip(source).for_each(|(o, x)| *o = bf16::from_f32(x.to_f32()));
+    padding.fill(bf16::ZERO);
+}
+
+/// Rounds `source` to float16, ties to even.
+pub fn round_to_float16<R: Real>(source: &[R], out: &mut [f16]) {
+    match R::f32_slice(source) {
+        Some(source) => out.convert_from_f32_slice(source),
+        None => out.iter_mut().zip(source).for_each(|(o, x)| *o = f16::from_f32(x.to_f32())),
+    }
 }
 
 /// Quantises `source` to `out`, padded with zeros, and returns the scale: `source = scale * (out - 128)`.

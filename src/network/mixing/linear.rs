@@ -143,7 +143,10 @@ impl<R: Real> MixingMatrices<'_, R> {
         context.each(chunks.into_iter().enumerate(), |(example, mut out), _| {
             out.pack(isa, &dy[example * seq * hidden..], hidden, false, seq, hidden);
         })?;
-        let seq_rows = self.seq.to_vec();
+        let mut seq_rows = context.buffer(seq * terms * seq);
+        for (i, row) in seq_rows.chunks_exact_mut(terms * seq).enumerate() {
+            self.seq.copy_row(i, row);
+        }
         let mut seq_turned = context.buffer(terms * seq * seq);
         transpose(isa, &seq_rows, seq, terms * seq, terms * seq, &mut seq_turned, seq);
         let mut dmixed = context.buffer(terms * all * hidden);

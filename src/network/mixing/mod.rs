@@ -73,10 +73,10 @@ impl<R: Real> Mix<R> {
         }
     }
 
-    /// Forgets what was made of weights that are about to change.
-    pub fn invalidate(&mut self) {
+    /// Forgets what was made of weights that have `changed`.
+    pub fn invalidate(&mut self, changed: &dyn Fn(usize) -> bool) {
         if let Mix::Structured(mix) = self {
-            mix.invalidate();
+            mix.invalidate(changed);
         }
     }
 

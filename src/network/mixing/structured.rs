@@ -9,11 +9,12 @@
 //! `layers.CirculantTransform`, `layers.ToeplitzTransform` of the JAX code.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::config::{MixingMechanism, SparseMixerConfig};
 use crate::error::Result;
 use crate::kernels::{PackedMatrix, Real};
-use crate::params::{Gradients, Role, Table, VectorKey, WeightList, Weights};
+use crate::params::{Gradients, Role, Table, VectorKey, WeightKey, WeightList, Weights};
 use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
 
 use super::convolution::Convolution;
@@ -28,7 +29,7 @@ pub struct StructuredMixing<R> {
     seq: Vector,
     use_fft: bool,
     /// `None` after a change of the vectors, until [`StructuredMixing::refresh`].
-    prepared: Option<Prepared<R>>,
+    prepared: Option<Arc<Prepared<R>>>,
 }
 
 /// The values behind a matrix of size `size`.
@@ -102,16 +103,18 @@ impl<R: Real> StructuredMixing<R> {
         StructuredMixing { structure, hidden, seq, use_fft: config.use_fft, prepared: None }
     }
 
-    /// Forgets what was made of the vectors, which are about to change. [`StructuredMixing::refresh`] afterwards saves later
-    /// calls work.
-    pub fn invalidate(&mut self) {
-        self.prepared = None;
+    /// Forgets what was made of the vectors if one of them is among the weights that have `changed`.
+    /// [`StructuredMixing::refresh`] afterwards saves later calls work.
+    pub fn invalidate(&mut self, changed: &dyn Fn(usize) -> bool) {
+        if changed(self.hidden.values.index()) || changed(self.seq.values.index()) {
+            self.prepared = None;
+        }
     }
 
     /// Makes what calls need of the vectors, unless it is there.
     pub fn refresh(&mut self, weights: &Weights<R>) {
         if self.prepared.is_none() {
-            self.prepared = Some(self.prepare_vectors(weights));
+            self.prepared = Some(Arc::new(self.prepare_vectors(weights)));
         }
     }
 
@@ -156,7 +159,7 @@ impl<R: Real> StructuredMixing<R> {
     /// The part that needs all tokens of `x` (`[B*S, H]`).
     pub fn prepare(&self, pass: &Pass<'_, R>, x: &[R]) -> Result<StructuredMixingState<'_, R>> {
         let prepared = match &self.prepared {
-            Some(prepared) => Cow::Borrowed(prepared),
+            Some(prepared) => Cow::Borrowed(&**prepared),
             None => Cow::Owned(self.prepare_vectors(pass.weights)),
         };
         let (along_hidden, along_seq) = match prepared {
@@ -210,7 +213,7 @@ impl<R: Real> StructuredMixing<R> {
         dx: &mut [R],
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
-        let matrices = match &self.prepared {
+        let matrices = match self.prepared.as_deref() {
             Some(Prepared::Matrices(matrices)) => Cow::Borrowed(matrices),
             _ => Cow::Owned(self.matrices(pass.weights)),
         };
