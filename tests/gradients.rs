@@ -5,7 +5,7 @@ use sparse_mixer::config::{
 };
 use sparse_mixer::kernels::Isa;
 use sparse_mixer::network::{Cotangents, OwnedInputs, OwnedWords, Recording, RequestedOutputs, SparseMixer};
-use sparse_mixer::params::{Gradients, Role};
+use sparse_mixer::params::{Gradients, Role, Weight};
 use sparse_mixer::random::{Purpose, RngStream, open_unit};
 use sparse_mixer::runtime::{self, ScratchPool};
 
@@ -129,7 +129,9 @@ fn loss_and_gradients(
 fn nudge(model: &mut SparseMixer<f64>, index: usize, direction: &[f64], step: f64) {
     let mut values = model.weights().get(index).to_vec();
     values.iter_mut().zip(direction).for_each(|(value, d)| *value += step * d);
-    model.weights_mut().set(index, values.into()).expect("as many values");
+    let weights = model.weights_mut(&|changed| changed == index);
+    let value = Weight::store(&weights.specs()[index], values.into(), weights.dtype());
+    weights.set(index, value.expect("as many values"));
 }
 
 /// Compares directional derivatives, two random directions per weight.
