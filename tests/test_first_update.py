@@ -18,8 +18,16 @@ RULES: dict[str, Any] = {
 
 
 def gradients(encoder: Any) -> dict[str, Any]:
-    outputs, vjp = encoder.vjp(small_inputs())
-    return dict(vjp({"sequence_output": np.ones_like(outputs["sequence_output"])}))
+    outputs, vjp = encoder.vjp(small_inputs(), training=False)
+    return dict(
+        vjp(
+            {
+                "sequence_output": np.sin(np.arange(outputs["sequence_output"].size, dtype=np.float32)).reshape(
+                    outputs["sequence_output"].shape
+                )
+            }
+        )
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
