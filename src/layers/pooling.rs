@@ -113,7 +113,10 @@ mod tests {
         assert_eq!(pooled(Pooling::Last, &MASK), [5.0, -9.0]);
         assert_eq!(pooled(Pooling::Max, &MASK), [5.0, -2.0]);
         assert_eq!(pooled(Pooling::Mean, &MASK), [3.0, -5.0]);
-        assert_eq!(pooled(Pooling::MeanSqrtLength, &MASK), [9.0 / 3.0f32.sqrt(), -15.0 / 3.0f32.sqrt()]);
+        assert_eq!(
+            pooled(Pooling::MeanSqrtLength, &MASK),
+            [9.0, -15.0].map(|sum: f64| (sum / 3.0f64.sqrt()) as f32)
+        );
         assert_eq!(pooled(Pooling::WeightedMean, &MASK), [22.0 / 6.0, -37.0 / 6.0]);
         // Rows in the middle can be left out, such as those of a prompt.
         assert_eq!(pooled(Pooling::Mean, &[false, true, true, false]), [4.0, -6.5]);
