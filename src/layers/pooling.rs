@@ -56,7 +56,7 @@ impl Pooling {
         match self {
             Pooling::First => out.copy_from_slice(row(0)),
             Pooling::Last => {
-                if let Some(last) = real().last() {
+                if let Some(last) = real().next_back() {
                     out.copy_from_slice(row(last));
                 }
             }

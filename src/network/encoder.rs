@@ -72,7 +72,7 @@ impl<R: Real> SparseMixer<R> {
     /// The same encoder with weights stored as `dtype`.
     ///
     /// # Errors
-    /// [`Error::Interrupted`]
+    /// [`Error::Interrupted`](crate::error::Error::Interrupted)
     pub fn to_dtype(&self, dtype: Dtype, interrupt: Interrupt<'_>) -> Result<Self> {
         let config = SparseMixerConfig { dtype, ..self.config.clone() };
         let custom = match &self.activation {
