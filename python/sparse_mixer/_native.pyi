@@ -20,6 +20,7 @@ __all__ = [
     "Optimizer",
     "Tape",
     "__version__",
+    "arguments",
     "after_fork",
     "before_fork",
     "cpu_info",
@@ -463,7 +464,7 @@ class Checkpoint:
         prefix: str | None = None,
         *,
         first_position: int | None = None,
-        zeros: list[str] = [],
+        zeros: list[str] = ...,
     ) -> LoadPlan:
         """Find the weights `targets` (names and shapes in Keras order), below `prefix` if there are several encoders.
 
@@ -521,7 +522,7 @@ def plan_load(
     *,
     path: str,
     first_position: int | None = None,
-    zeros: list[str] = [],
+    zeros: list[str] = ...,
 ) -> LoadPlan:
     """`Checkpoint.plan` for tensors that Python reads itself; `path` is the file's name in errors."""
 
