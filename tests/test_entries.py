@@ -26,6 +26,7 @@ PLAIN = {
     "missing",
     "num_threads",
     "path",
+    "py_shape",
     "reads",
     "release_scratch",
     "root",
@@ -35,6 +36,7 @@ PLAIN = {
     "temporary",
     "unexpected",
     "weight_specs",
+    "zeros",
 }
 METHODS = re.compile(r"^#\[pymethods\]\nimpl [^\n]*\{\n(.*?)^\}", re.M | re.S)
 METHOD = re.compile(r"^    (?:pub )?fn (\w+).*?^    \}", re.M | re.S)

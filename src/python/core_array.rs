@@ -7,7 +7,7 @@ use numpy::{PyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use super::convert::{copied, floats, to_numpy};
-use super::enter::to_py_err;
+use super::enter::{guard, to_py_err};
 use crate::error::Error;
 use crate::runtime::Buffer;
 use crate::sys::alloc_zeroed;
@@ -69,8 +69,10 @@ impl CoreArray {
 
     /// A copy.
     fn numpy<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
-        let values = self.values();
-        to_numpy(py, copied("values", values.len(), values.iter().copied())?, &self.shape)
+        guard(|| {
+            let values = self.values();
+            to_numpy(py, copied("values", values.len(), values.iter().copied())?, &self.shape)
+        })
     }
 }
 
