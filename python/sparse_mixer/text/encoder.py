@@ -165,9 +165,33 @@ class TextEncoder:
             raise ValueError(f"similarity_fn_name: got {self.similarity_fn_name!r}, expected one of {known}")
 
     @classmethod
-    def load(cls, folder: PathLike, **options: Any) -> Self:
-        """`TextEncoder(folder, ...)`; `options` are the constructor's."""
-        return cls(folder, **options)
+    def load(
+        cls,
+        folder: PathLike,
+        tokenizer: Any = None,
+        *,
+        pooling: str | Sequence[str] | None = None,
+        dtype: Any = None,
+        num_threads: int | None = None,
+        max_seq_length: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+        similarity_fn_name: str | None = None,
+    ) -> Self:
+        """`TextEncoder(folder, ...)`, with the same arguments."""
+        return cls(
+            folder,
+            tokenizer,
+            pooling=pooling,
+            dtype=dtype,
+            num_threads=num_threads,
+            max_seq_length=max_seq_length,
+            prompts=prompts,
+            default_prompt_name=default_prompt_name,
+            truncate_dim=truncate_dim,
+            similarity_fn_name=similarity_fn_name,
+        )
 
     # Encoding -----------------------------------------------------------------------------------------------------
 
@@ -259,22 +283,97 @@ class TextEncoder:
             return vectors[0]
         return vectors if as_bool("convert_to_numpy", convert_to_numpy) else list(vectors)
 
-    def encode_query(self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **rest: Any) -> Any:
+    def encode_query(
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: str = "sentence_embedding",
+        precision: str = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pool: Any = None,
+        *,
+        out: npt.NDArray[Any] | None = None,
+        on_truncation: str = "warn",
+    ) -> Any:
         """`encode` with the prompt called ``"query"``, if there is one and none is given."""
         if prompt is None and prompt_name is None and "query" in self.prompts:
             prompt_name = "query"
-        return self.encode(inputs, prompt_name, prompt, **rest)
+        return self.encode(
+            inputs,
+            prompt_name,
+            prompt,
+            batch_size,
+            show_progress_bar,
+            output_value,
+            precision,
+            convert_to_numpy,
+            convert_to_tensor,
+            device,
+            normalize_embeddings,
+            truncate_dim,
+            pool,
+            out=out,
+            on_truncation=on_truncation,
+        )
 
     def encode_document(
-        self, inputs: Any, prompt_name: str | None = None, prompt: str | None = None, **rest: Any
+        self,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: str = "sentence_embedding",
+        precision: str = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        pool: Any = None,
+        *,
+        out: npt.NDArray[Any] | None = None,
+        on_truncation: str = "warn",
     ) -> Any:
         """`encode` with the prompt ``"document"``, ``"passage"`` or ``"corpus"``, if there is one and none is given."""
         if prompt is None and prompt_name is None:
             prompt_name = next((name for name in _DOCUMENT_PROMPTS if name in self.prompts), None)
-        return self.encode(inputs, prompt_name, prompt, **rest)
+        return self.encode(
+            inputs,
+            prompt_name,
+            prompt,
+            batch_size,
+            show_progress_bar,
+            output_value,
+            precision,
+            convert_to_numpy,
+            convert_to_tensor,
+            device,
+            normalize_embeddings,
+            truncate_dim,
+            pool,
+            out=out,
+            on_truncation=on_truncation,
+        )
 
     def embed(
-        self, documents: str | Iterable[str], batch_size: int = 256, parallel: int | None = None, **rest: Any
+        self,
+        documents: str | Iterable[str],
+        batch_size: int = 256,
+        parallel: int | None = None,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        on_truncation: str = "warn",
     ) -> Iterator[Floats]:
         """Encode texts one after the other, as fastembed does, in memory for `batch_size` of them.
 
@@ -282,7 +381,11 @@ class TextEncoder:
             documents: Texts, of which no more than `batch_size` are taken at a time; or one text.
             batch_size: Texts that are sorted by length and encoded together.
             parallel: Must be None or 0: threads share the work.
-            **rest: Further arguments of `encode`.
+            prompt_name: As for `encode`, like all that follow.
+            prompt: A text to put in front.
+            normalize_embeddings: Whether to divide vectors by their lengths.
+            truncate_dim: How many numbers of each vector to keep.
+            on_truncation: ``"warn"``, ``"error"`` or ``"ignore"``.
 
         Yields:
             A vector [D] per text, in the order of the texts.
@@ -294,10 +397,26 @@ class TextEncoder:
         size = as_positive("batch_size", batch_size)
         texts = iter([documents] if isinstance(documents, str) else documents)
         while window := list(itertools.islice(texts, size)):
-            yield from self.encode(window, batch_size=min(size, _ROWS), **rest)
+            yield from self.encode(
+                window,
+                prompt_name,
+                prompt,
+                min(size, _ROWS),
+                normalize_embeddings=normalize_embeddings,
+                truncate_dim=truncate_dim,
+                on_truncation=on_truncation,
+            )
 
     def encode_chunks(
-        self, text: str, chunk_tokens: int | None = None, overlap: int = 0, *, batch_size: int = 32, **rest: Any
+        self,
+        text: str,
+        chunk_tokens: int | None = None,
+        overlap: int = 0,
+        *,
+        batch_size: int = 32,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        precision: str = "float32",
     ) -> Chunks:
         """Encode a long text in parts.
 
@@ -306,7 +425,9 @@ class TextEncoder:
             chunk_tokens: Tokens per part, special tokens not counted; None for as many as a text may have.
             overlap: Tokens that neighbouring parts have in common.
             batch_size: Parts per pass through the encoder.
-            **rest: `normalize_embeddings`, `truncate_dim` and `precision` of `encode`.
+            normalize_embeddings: As for `encode`, like all that follow.
+            truncate_dim: How many numbers of each vector to keep.
+            precision: Type of the numbers.
 
         Returns:
             Vectors and places of the parts; none for a text without tokens.
@@ -329,12 +450,10 @@ class TextEncoder:
         spans = [_span(part) for part in parts]
         kept = [i for i, span in enumerate(spans) if i == 0 or span[1] > spans[i - 1][1]]
         tokens = [self._tokens(parts[i], 0) for i in kept]
-        dim = self._dim(rest.pop("truncate_dim", None))
-        unit, precision = rest.pop("normalize_embeddings", False), rest.pop("precision", "float32")
-        if rest:
-            raise TypeError(f"encode_chunks: unexpected arguments {', '.join(map(repr, rest))}")
+        dim = self._dim(truncate_dim)
         vectors = np.empty((len(tokens), self._width() if dim is None else dim), np.float32)
-        self._run(tokens, as_positive("batch_size", batch_size), dim, unit, vectors, lambda count: None)
+        rows = as_positive("batch_size", batch_size)
+        self._run(tokens, rows, dim, normalize_embeddings, vectors, lambda count: None)
         return Chunks(embeddings.quantize_embeddings(vectors, precision), [spans[i] for i in kept])
 
     # About --------------------------------------------------------------------------------------------------------
