@@ -198,6 +198,23 @@ def test_errors_of_callbacks_are_let_go(alarm: list[float]) -> None:
     assert not alive
 
 
+def test_errors_of_callbacks_are_not_formatted() -> None:
+    """`str()` runs the handlers of signals: what they raise, Ctrl-C among it, would be lost in there."""
+    formatted: list[Exception] = []
+
+    class OwnError(Exception):
+        def __str__(self) -> str:
+            formatted.append(self)
+            return "own"
+
+    def fail(_: Any) -> Any:
+        raise OwnError
+
+    with pytest.raises(OwnError):
+        small_encoder(inner_activation=fail, num_threads=2)(small_inputs())
+    assert not formatted
+
+
 @needs_posix
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
 def test_forked_children_compute() -> None:

@@ -86,15 +86,20 @@ pub fn guard<T>(work: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
 
 /// One Python exception for each case of the core's error.
 pub fn to_py_err(error: Error) -> PyErr {
+    // An exception is not formatted: Python's `str()` runs the handlers of signals, and what they raise would be lost.
+    let error = match error {
+        Error::Callback(source) => match source.downcast::<PyErr>() {
+            Ok(error) => return *error,
+            Err(source) => Error::Callback(source),
+        },
+        error => error,
+    };
     let text = error.to_string();
     match error {
         Error::Value { .. } => PyValueError::new_err(text),
         Error::Type { .. } => PyTypeError::new_err(text),
         Error::Interrupted => PyKeyboardInterrupt::new_err(text),
-        Error::Callback(source) => match source.downcast::<PyErr>() {
-            Ok(error) => *error,
-            Err(_) => PyRuntimeError::new_err(text),
-        },
+        Error::Callback(_) => PyRuntimeError::new_err(text),
         Error::Io { path, source } => {
             // With an error number Python picks the subclass, such as FileNotFoundError.
             match source.raw_os_error() {
