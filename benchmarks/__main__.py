@@ -52,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     keras.add_argument("--batch", type=int, default=8)
     keras.add_argument("--rounds", type=int, default=5)
 
+    assignment = commands.add_parser("assignment", help="replacing and converting weights beside copying them")
+    assignment.add_argument("--rounds", type=int, default=5)
+
+    loops = commands.add_parser("loops", help="training steps by `fit` and by the loops of the docs")
+    loops.add_argument("--batch", type=int, default=8)
+    loops.add_argument("--steps", type=int, default=5)
+
     startup = commands.add_parser("startup", help="import, build, first call, peak memory")
     startup.add_argument("--engines", type=_names_among(PEERS), default=list(PEERS))
     startup.add_argument("--batch", type=int, default=8)
@@ -106,6 +113,14 @@ def main() -> None:
         from benchmarks.keras_layer import run
 
         text = run(arguments.batch, arguments.threads, arguments.rounds, folder)
+    elif arguments.command == "assignment":
+        from benchmarks.assignment import run
+
+        text = run(arguments.threads, arguments.rounds)
+    elif arguments.command == "loops":
+        from benchmarks.loops import run
+
+        text = run(arguments.batch, arguments.steps, arguments.threads)
     elif arguments.command == "startup":
         from benchmarks.startup import run
 

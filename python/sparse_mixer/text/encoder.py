@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from sparse_mixer.text.tokenizer_files import load_tokenizer, read_json
 from sparse_mixer.text.tokenizing import check_tokenizer, is_text_or_pair, with_same_parts
 
 Floats = npt.NDArray[np.float32]
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 # Texts that are tokenised and sorted together: enough for batches of alike lengths, few enough to hold.
 _WINDOW = 4096
@@ -48,6 +50,26 @@ class _Tokens(NamedTuple):
     types: list[int]
     # Tokens at the start that are not pooled.
     skipped: int
+
+
+def _with_prompt(encode: _Method, name: str, prompts: Sequence[str], doc: str) -> _Method:
+    """`encode`, arguments and all, under another name: the first of `prompts` that the object has is its default."""
+
+    @functools.wraps(encode)
+    def method(
+        self: TextEncoder,
+        inputs: Any,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *args: Any,
+        **rest: Any,
+    ) -> Any:
+        if prompt is None and prompt_name is None:
+            prompt_name = next((known for known in prompts if known in self.prompts), None)
+        return encode(self, inputs, prompt_name, prompt, *args, **rest)
+
+    method.__name__, method.__qualname__, method.__doc__ = name, f"TextEncoder.{name}", doc
+    return cast(_Method, method)
 
 
 class TextEncoder:
@@ -283,85 +305,18 @@ class TextEncoder:
             return vectors[0]
         return vectors if as_bool("convert_to_numpy", convert_to_numpy) else list(vectors)
 
-    def encode_query(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        output_value: str = "sentence_embedding",
-        precision: str = "float32",
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        device: Any = None,
-        normalize_embeddings: bool = False,
-        truncate_dim: int | None = None,
-        pool: Any = None,
-        *,
-        out: npt.NDArray[Any] | None = None,
-        on_truncation: str = "warn",
-    ) -> Any:
-        """`encode` with the prompt called ``"query"``, if there is one and none is given."""
-        if prompt is None and prompt_name is None and "query" in self.prompts:
-            prompt_name = "query"
-        return self.encode(
-            inputs,
-            prompt_name,
-            prompt,
-            batch_size,
-            show_progress_bar,
-            output_value,
-            precision,
-            convert_to_numpy,
-            convert_to_tensor,
-            device,
-            normalize_embeddings,
-            truncate_dim,
-            pool,
-            out=out,
-            on_truncation=on_truncation,
-        )
-
-    def encode_document(
-        self,
-        inputs: Any,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        output_value: str = "sentence_embedding",
-        precision: str = "float32",
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        device: Any = None,
-        normalize_embeddings: bool = False,
-        truncate_dim: int | None = None,
-        pool: Any = None,
-        *,
-        out: npt.NDArray[Any] | None = None,
-        on_truncation: str = "warn",
-    ) -> Any:
-        """`encode` with the prompt ``"document"``, ``"passage"`` or ``"corpus"``, if there is one and none is given."""
-        if prompt is None and prompt_name is None:
-            prompt_name = next((name for name in _DOCUMENT_PROMPTS if name in self.prompts), None)
-        return self.encode(
-            inputs,
-            prompt_name,
-            prompt,
-            batch_size,
-            show_progress_bar,
-            output_value,
-            precision,
-            convert_to_numpy,
-            convert_to_tensor,
-            device,
-            normalize_embeddings,
-            truncate_dim,
-            pool,
-            out=out,
-            on_truncation=on_truncation,
-        )
+    encode_query = _with_prompt(
+        encode,
+        "encode_query",
+        ("query",),
+        """`encode` with the prompt ``"query"``, if there is one and none is given.""",
+    )
+    encode_document = _with_prompt(
+        encode,
+        "encode_document",
+        _DOCUMENT_PROMPTS,
+        """`encode` with the prompt ``"document"``, ``"passage"`` or ``"corpus"``, where none is given.""",
+    )
 
     def embed(
         self,
