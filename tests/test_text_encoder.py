@@ -394,3 +394,14 @@ def test_lower_casing_as_the_folder_says(tmp_path: Path) -> None:
     lower = TextEncoder(folder_of(tmp_path / "lower", **cased, sentence_bert_config={"do_lower_case": True}))
     assert np.abs(plain.encode("A b") - plain.encode("a b")).max() > 1e-3
     np.testing.assert_array_equal(lower.encode("A b"), plain.encode("a b"))
+
+
+def test_the_two_steps_give_what_encode_gives(model: TextEncoder) -> None:
+    tokens = model.to_tokens(TEXTS[:6])
+    assert tokens[0].ids[0] == 2
+    assert [model.positions(one) for one in tokens] == [len(one.ids) for one in tokens]
+    np.testing.assert_array_equal(model.encode_tokens(tokens, 4), model.encode(TEXTS[:6]))
+    shorter = model.encode_tokens(tokens, truncate_dim=5, normalize_embeddings=True)
+    np.testing.assert_array_equal(shorter, model.encode(TEXTS[:6], truncate_dim=5, normalize_embeddings=True))
+    with pytest.raises(ValueError, match=r"inputs\[10\]: more than max_seq_length=8"):
+        model.to_tokens(TEXTS[6:], on_truncation="error", first=10)

@@ -1,0 +1,174 @@
+"""What a `TextEncoder` holds and says of itself; `encoder.py` has what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sparse_mixer import embeddings
+from sparse_mixer._core.checks import as_positive
+from sparse_mixer._core.paths import PathLike
+from sparse_mixer.networks import SparseMixer
+from sparse_mixer.text.construction import as_modes, read_parts
+from sparse_mixer.text.encode_arguments import as_texts
+from sparse_mixer.text.passes import Passes
+from sparse_mixer.text.tokens import TextCutter
+
+Floats = npt.NDArray[np.float32]
+
+
+class TextModel:
+    """An encoder, a tokenizer, and how vectors are made of its outputs."""
+
+    def __init__(
+        self,
+        folder_or_encoder: PathLike | SparseMixer,
+        tokenizer: Any = None,
+        *,
+        pooling: str | Sequence[str] | None = None,
+        dtype: Any = None,
+        num_threads: int | None = None,
+        max_seq_length: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+        similarity_fn_name: str | None = None,
+    ) -> None:
+        """Read a folder, or put an encoder and a tokenizer together. Nothing is downloaded.
+
+        Args:
+            folder_or_encoder: A folder of `sentence-transformers` (``modules.json`` and so on) or `transformers`, or an
+                encoder.
+            tokenizer: A `tokenizers.Tokenizer`, or the path of a ``tokenizer.json``, ``vocab.txt`` or folder; None for
+                that of the folder.
+            pooling: One or several of ``"cls"``, ``"max"``, ``"mean"``, ``"mean_sqrt_len_tokens"``,
+                ``"weightedmean"``, ``"lasttoken"`` and ``"pooled"`` (the encoder's own pooler); None for what the
+                folder says, or ``"mean"``.
+            dtype: Storage type of the encoder's weights; None leaves an encoder as it is, and is float32 for folders.
+            num_threads: Most threads a call uses; None as the encoder has it.
+            max_seq_length: Tokens per text, special tokens included; None for what the folder says, at most what the
+                encoder takes.
+            prompts: Texts to put in front, by name; None for those of the folder.
+            default_prompt_name: The prompt where none is named; None for that of the folder.
+            truncate_dim: How many numbers of each vector are kept; None for what the folder says.
+            similarity_fn_name: What `similarity` computes; None for what the folder says, or ``"cosine"``.
+
+        Raises:
+            ImportError: The package `tokenizers` is not installed (extra ``text``).
+            CheckpointError: A damaged folder, or one of a model that is not computed.
+            ValueError, TypeError: An argument that cannot be; the message names it.
+            OSError: A file cannot be read.
+        """
+        self.encoder, self.tokenizer, about, self._max_seq_length = read_parts(
+            folder_or_encoder, tokenizer, dtype, num_threads
+        )
+        arguments = self.encoder.arguments
+        self.pooling = as_modes(pooling or about.pooling or ("mean",))
+        if "pooled" in self.pooling and not arguments.with_pooler:
+            raise ValueError("pooling: got 'pooled', but the encoder has no pooler")
+        self._passes = Passes(self.encoder, self.tokenizer)
+        self._cutter = TextCutter(
+            self.tokenizer,
+            lower_case=about.lower_case,
+            include_prompt=about.include_prompt,
+            has_types=arguments.type_vocab_size > 1,
+        )
+        if max_seq_length is not None:
+            self.max_seq_length = max_seq_length
+        self.normalize = about.normalize
+        self.prompts = {**about.prompts} if prompts is None else dict(prompts)
+        self.default_prompt_name = about.default_prompt_name if default_prompt_name is None else default_prompt_name
+        if self.default_prompt_name is not None:
+            self._prompt(self.default_prompt_name, None, "default_prompt_name")
+        self.truncate_dim = self._dim(about.truncate_dim if truncate_dim is None else truncate_dim)
+        self.similarity_fn_name = similarity_fn_name or about.similarity or "cosine"
+        if self.similarity_fn_name not in embeddings.SIMILARITIES:
+            known = ", ".join(map(repr, embeddings.SIMILARITIES))
+            raise ValueError(f"similarity_fn_name: got {self.similarity_fn_name!r}, expected one of {known}")
+
+    @classmethod
+    def load(
+        cls,
+        folder: PathLike,
+        tokenizer: Any = None,
+        *,
+        pooling: str | Sequence[str] | None = None,
+        dtype: Any = None,
+        num_threads: int | None = None,
+        max_seq_length: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        truncate_dim: int | None = None,
+        similarity_fn_name: str | None = None,
+    ) -> Self:
+        """`TextEncoder(folder, ...)`, with the same arguments."""
+        return cls(
+            folder,
+            tokenizer,
+            pooling=pooling,
+            dtype=dtype,
+            num_threads=num_threads,
+            max_seq_length=max_seq_length,
+            prompts=prompts,
+            default_prompt_name=default_prompt_name,
+            truncate_dim=truncate_dim,
+            similarity_fn_name=similarity_fn_name,
+        )
+
+    def token_count(self, inputs: Any) -> Any:
+        """How many tokens a text has, special ones included, before it is cut; a list of numbers for several texts."""
+        single = isinstance(inputs, str)
+        counts = [len(encoding.ids) for encoding in self._cutter.whole([inputs] if single else as_texts(inputs))]
+        return counts[0] if single else counts
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens per text, special tokens included; what is longer is cut. At most what the encoder takes."""
+        return self._max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        self._max_seq_length = self._cutter.as_length(value, self.encoder.arguments.max_sequence_length)
+
+    def get_embedding_dimension(self) -> int:
+        """Numbers per vector."""
+        return self._width() if self.truncate_dim is None else self.truncate_dim
+
+    def similarity(self, embeddings1: npt.ArrayLike, embeddings2: npt.ArrayLike) -> Floats:
+        """Similarities [N, M] of vectors [N, D] and [M, D], as `similarity_fn_name` says."""
+        return embeddings.SIMILARITIES[self.similarity_fn_name][0](embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: npt.ArrayLike, embeddings2: npt.ArrayLike) -> Floats:
+        """Similarities [N] of vectors in the same places of [N, D] and [N, D]."""
+        return embeddings.SIMILARITIES[self.similarity_fn_name][1](embeddings1, embeddings2)
+
+    def __repr__(self) -> str:
+        pooling = "+".join(self.pooling)
+        return (
+            f"<TextEncoder: {self.encoder.arguments.num_layers} layers of {self.encoder.arguments.hidden_size}, "
+            f"{pooling} pooling, up to {self.max_seq_length} tokens, {self.encoder.dtype}>"
+        )
+
+    def _width(self) -> int:
+        return len(self.pooling) * int(self.encoder.arguments.hidden_size)
+
+    def _dim(self, truncate_dim: int | None) -> int | None:
+        if truncate_dim is None:
+            return getattr(self, "truncate_dim", None)
+        dim = as_positive("truncate_dim", truncate_dim)
+        if dim > self._width():
+            raise ValueError(f"truncate_dim: got {dim}, expected at most {self._width()}")
+        return dim
+
+    def _prompt(self, name: str | None, prompt: str | None, argument: str = "prompt_name") -> str:
+        if prompt is not None:
+            return prompt
+        name = self.default_prompt_name if name is None else name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            raise ValueError(f"{argument}: got {name!r}, expected one of {sorted(self.prompts)}")
+        return self.prompts[name]
