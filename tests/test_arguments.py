@@ -19,8 +19,8 @@ from sparse_mixer._core.arguments import declared
 
 CORE = {name: (kind, optional, limits, names) for name, kind, optional, _, limits, _, names in _native.arguments()}
 PARAMETERS = inspect.signature(SparseMixer.__init__).parameters
-# What concerns the object, and not what it computes.
-OF_THE_OBJECT = ["self", "name", "trainable", "num_threads", "isa"]
+# What concerns the object, and not what it computes; and another way to give the initialiser.
+OF_THE_OBJECT = ["self", "name", "trainable", "num_threads", "isa", "initializer_range"]
 TYPES = {
     "count": "int",
     "integer": "int",

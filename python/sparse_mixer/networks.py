@@ -11,6 +11,7 @@ from sparse_mixer._core import summary
 from sparse_mixer._core.arguments import Arguments
 from sparse_mixer._core.checks import as_bool, as_mapping
 from sparse_mixer._core.construction import make_core, provider, weight_seed
+from sparse_mixer._core.encoder_config import arguments_of, initializer_of_range
 from sparse_mixer.activations import Activation
 from sparse_mixer.checkpoints.stored_encoder import StoredEncoder
 from sparse_mixer.initializers import Initializer
@@ -71,6 +72,7 @@ class SparseMixer(StoredEncoder):
         name: str | None = None,
         dtype: Any = None,
         trainable: bool = True,
+        initializer_range: float | None = None,
         max_group_size: int | None = None,
         router_z_loss_weight: float | None = None,
         jitter_noise: float = 0.0,
@@ -132,6 +134,8 @@ class SparseMixer(StoredEncoder):
             dtype: Storage type of the weights and input type of matrix products: ``"float32"``, ``"bfloat16"``,
                 ``"float16"``, ``"int8"``, or a Keras policy. Outputs are always float32.
             trainable: Whether optimisers may change the weights.
+            initializer_range: Standard deviation of a truncated normal `initializer`, as the Model Garden's
+                configurations have it; in the place of `initializer`.
             max_group_size: Alternative to `examples_per_group`: about the largest number of tokens per group, as the
                 reference's documentation describes it. None for no such size, or 4096 with ``semantics="paper"`` unless
                 `examples_per_group` is given.
@@ -176,6 +180,8 @@ class SparseMixer(StoredEncoder):
             ValueError: A value that cannot work; the message names the argument.
             TypeError: A value of a wrong type.
         """
+        if initializer_range is not None:
+            initializer = initializer_of_range(initializer, initializer_range)
         arguments = Arguments(locals())
         chosen_seed = weight_seed(arguments)
         core = make_core(arguments, chosen_seed, provider(arguments, chosen_seed), num_threads, isa)
@@ -201,6 +207,22 @@ class SparseMixer(StoredEncoder):
             config: What `get_config` returned, here or in TensorFlow, possibly after a trip through JSON.
         """
         return cls(**as_mapping("config", config))
+
+    @classmethod
+    def from_encoder_config(cls, config: Any, **changes: Any) -> Self:
+        """Build the encoder that ``official.nlp.configs.encoders.build_encoder`` builds, with fresh weights.
+
+        There, ``"gelu"`` stands for the tanh form; ``SparseMixer(**config.as_dict())`` reads it as Keras does.
+
+        Args:
+            config: An ``EncoderConfig`` of type ``"sparse_mixer"``, a ``SparseMixerEncoderConfig``, or a dict of such.
+            **changes: Arguments of the constructor that replace those of `config`, or that it does not have.
+
+        Raises:
+            ValueError: Another type of encoder, or a value that cannot work.
+            TypeError: No configuration.
+        """
+        return cls(**{**arguments_of(config), **changes})
 
     def as_keras_layer(
         self,

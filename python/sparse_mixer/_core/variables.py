@@ -9,15 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
+from sparse_mixer._core.array_operators import ArrayOperators
 from sparse_mixer._core.arrays import as_float32 as as_float32
 from sparse_mixer._core.overflow import overflowing, warn_of_overflow
 
 
-class Variable:
+class Variable(ArrayOperators):
     """One weight of an encoder or a head.
 
     Reading copies from the core; `assign` replaces the weight there. The storage is owned by the core, which may keep
-    it in another type (bfloat16, int8); a variable always shows float32 values.
+    it in another type (bfloat16, int8); a variable always shows float32 values. Indexing, iteration and arithmetic
+    (``variable[0]``, ``variable - 1``, ``variable @ x``) read it and give arrays of numpy; ``==`` is identity.
 
     Attributes:
         index: Position in the core's own order, which freezing does not change.
@@ -66,6 +68,12 @@ class Variable:
         """A copy of the current values, float32 of shape `shape`."""
         return self._core.get_weight(self.index)
 
+    def value(self) -> npt.NDArray[np.float32]:
+        """As `numpy`: there is no graph in which a value could be anything else."""
+        return self.numpy()
+
+    read_value = value
+
     def rows(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Copies of the rows `ids` ``[n]`` of an embedding table, float32 ``[n, width]``; the rest is not read.
 
@@ -87,6 +95,19 @@ class Variable:
             TypeError: Not numeric.
         """
         assign_all([self], [value])
+
+    def assign_add(self, delta: npt.ArrayLike) -> None:
+        """Add `delta`, which may have fewer axes where numpy repeats it; reading and writing are two steps.
+
+        Raises:
+            ValueError: It does not fit the shape.
+            TypeError: Not numeric.
+        """
+        self.assign(self.numpy() + as_float32("delta", delta))
+
+    def assign_sub(self, delta: npt.ArrayLike) -> None:
+        """Subtract `delta`; see `assign_add`."""
+        self.assign(self.numpy() - as_float32("delta", delta))
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:

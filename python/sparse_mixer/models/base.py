@@ -59,8 +59,11 @@ class Model(Trainable):
         self.parts: list[Any] = [encoder, *heads]
         if len(self.heads) != len(heads):
             raise ValueError("classification_heads: expected heads of different names")
-        variables = [variable for part in self.parts for variable in part.all_variables]
-        super().__init__(name, variables, self.parts)
+        super().__init__(name, self._variables_in_keras_order(), self.parts)
+
+    def _variables_in_keras_order(self) -> list[Any]:
+        """All variables in the order of ``get_weights`` of the reference's model."""
+        return [variable for part in self.parts for variable in part.all_variables]
 
     def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> Any:
         """What `call` gives, which subclasses may override.
@@ -176,7 +179,7 @@ class Model(Trainable):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.layers = list(self.parts)
-        self._variables = [variable for part in self.parts for variable in part._variables]
+        self._variables = self._variables_in_keras_order()
 
     def load_flax_heads(self, params: PathLike | Mapping[str, Any]) -> None:
         """Replace the weights of the heads by those in a checkpoint of the paper's JAX code: all, or on failure none.

@@ -180,6 +180,11 @@ class BertPretrainerV2(Model):
         heads = [ClassificationHead(**head) for head in config["classification_heads"]]
         return cls(encoder, **{**config, "classification_heads": heads})
 
+    def _variables_in_keras_order(self) -> list[Any]:
+        # Keras tracks the list of heads before the encoder.
+        parts = [*self.classification_heads, self.encoder, self.masked_lm]
+        return [variable for part in parts for variable in part.all_variables]
+
     def _features(self, number: int, outputs: Mapping[str, Any]) -> tuple[AnyArray, int | None]:
         """What classification head `number` sees: an output, and a position of it or None for all."""
         head, sequence = self._seen[number], outputs["sequence_output"]
