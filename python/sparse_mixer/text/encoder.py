@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer import embeddings
 from sparse_mixer._core.checks import as_bool, as_positive, short
+from sparse_mixer.embeddings.quantize import PRECISIONS, quantize_embeddings
 from sparse_mixer.text.encode_arguments import as_texts, check_out, refuse
 from sparse_mixer.text.progress import progress
 from sparse_mixer.text.text_model import TextModel
@@ -134,8 +134,8 @@ class TextEncoder(TextModel):
             KeyboardInterrupt: Interrupted.
         """
         refuse(convert_to_tensor=convert_to_tensor, device=device, pool=pool)
-        if precision not in embeddings.PRECISIONS:
-            known = ", ".join(map(repr, embeddings.PRECISIONS))
+        if precision not in PRECISIONS:
+            known = ", ".join(map(repr, PRECISIONS))
             raise ValueError(f"precision: got {precision!r}, expected one of {known}")
         if output_value not in ("sentence_embedding", "token_embeddings"):
             raise ValueError(f"output_value: got {output_value!r}, expected 'sentence_embedding' or 'token_embeddings'")
@@ -161,7 +161,7 @@ class TextEncoder(TextModel):
                 else:
                     self._run(tokens, rows, vectors[first:], advance, unit, dim)
         if precision != "float32":
-            vectors = embeddings.quantize_embeddings(vectors, precision)
+            vectors = quantize_embeddings(vectors, precision)
             if out is not None:
                 check_out(out, vectors.shape, vectors.dtype.name)
                 out[...] = vectors
@@ -267,7 +267,7 @@ class TextEncoder(TextModel):
         vectors = self.encode_tokens(
             tokens, batch_size, normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim
         )
-        return Chunks(embeddings.quantize_embeddings(vectors, precision), spans)
+        return Chunks(quantize_embeddings(vectors, precision), spans)
 
     # In two steps -------------------------------------------------------------------------------------------------
 

@@ -8,9 +8,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer import embeddings
 from sparse_mixer._core.checks import as_positive
 from sparse_mixer._core.paths import PathLike
+from sparse_mixer.embeddings.similarity import SIMILARITIES
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.text.construction import as_modes, read_parts
 from sparse_mixer.text.encode_arguments import as_texts
@@ -85,8 +85,8 @@ class TextModel:
             self._prompt(self.default_prompt_name, None, "default_prompt_name")
         self.truncate_dim = self._dim(about.truncate_dim if truncate_dim is None else truncate_dim)
         self.similarity_fn_name = similarity_fn_name or about.similarity or "cosine"
-        if self.similarity_fn_name not in embeddings.SIMILARITIES:
-            known = ", ".join(map(repr, embeddings.SIMILARITIES))
+        if self.similarity_fn_name not in SIMILARITIES:
+            known = ", ".join(map(repr, SIMILARITIES))
             raise ValueError(f"similarity_fn_name: got {self.similarity_fn_name!r}, expected one of {known}")
 
     @classmethod
@@ -139,11 +139,11 @@ class TextModel:
 
     def similarity(self, embeddings1: npt.ArrayLike, embeddings2: npt.ArrayLike) -> Floats:
         """Similarities [N, M] of vectors [N, D] and [M, D], as `similarity_fn_name` says."""
-        return embeddings.SIMILARITIES[self.similarity_fn_name][0](embeddings1, embeddings2)
+        return SIMILARITIES[self.similarity_fn_name][0](embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: npt.ArrayLike, embeddings2: npt.ArrayLike) -> Floats:
         """Similarities [N] of vectors in the same places of [N, D] and [N, D]."""
-        return embeddings.SIMILARITIES[self.similarity_fn_name][1](embeddings1, embeddings2)
+        return SIMILARITIES[self.similarity_fn_name][1](embeddings1, embeddings2)
 
     def __repr__(self) -> str:
         pooling = "+".join(self.pooling)
