@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-import shutil
 import threading
 import warnings
 from pathlib import Path
@@ -17,32 +15,9 @@ pytest.importorskip("tokenizers")
 import sparse_mixer
 from sparse_mixer import CheckpointError, SparseMixer, TextEncoder, embeddings
 from sparse_mixer.text import load_tokenizer, train_tokenizer
+from text_models import LETTERS, POOLING, folder_of
 
-BERT = Path(__file__).parent / "golden" / "checkpoints" / "hf_bert"
-LETTERS = "abcdefghijkl"
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS), "."]
 TEXTS = ["a b c", "ABC", "k", "l k j i", "", "b. b", "a b c d e f g h i j"]
-POOLING = {"word_embedding_dimension": 16, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
-
-
-def folder_of(path: Path, *, pooling: dict[str, Any] | None = None, normalize: bool = True, **more: Any) -> Path:
-    """A folder of `sentence-transformers` with the golden BERT; `more` are files by name without ending."""
-    path.mkdir(exist_ok=True)
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(BERT / name, path)
-    (path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    parts = ["Transformer", "Pooling", "Normalize"][: 3 if normalize else 2]
-    places = ["", "1_Pooling", "2_Normalize"]
-    listed = [
-        {"idx": i, "name": str(i), "path": places[i], "type": f"sentence_transformers.models.{part}"}
-        for i, part in enumerate(parts)
-    ]
-    (path / "modules.json").write_text(json.dumps(listed))
-    (path / "1_Pooling").mkdir(exist_ok=True)
-    (path / "1_Pooling" / "config.json").write_text(json.dumps(POOLING if pooling is None else pooling))
-    for name, content in more.items():
-        (path / f"{name}.json").write_text(json.dumps(content))
-    return path
 
 
 @pytest.fixture(scope="module")

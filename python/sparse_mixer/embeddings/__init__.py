@@ -3,6 +3,10 @@
 `embed_shard` makes a file of vectors of a file of texts.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from sparse_mixer.embeddings.quantize import PRECISIONS, quantize_embeddings
 from sparse_mixer.embeddings.search import paraphrase_mining, paraphrase_mining_embeddings, semantic_search
 from sparse_mixer.embeddings.similarity import (
@@ -17,6 +21,10 @@ from sparse_mixer.embeddings.similarity import (
     pairwise_euclidean_sim,
     pairwise_manhattan_sim,
 )
+
+if TYPE_CHECKING:
+    from sparse_mixer.embeddings.shards import Shard as Shard
+    from sparse_mixer.embeddings.shards import embed_shard as embed_shard
 
 __all__ = [
     "PRECISIONS",
@@ -35,3 +43,12 @@ __all__ = [
     "quantize_embeddings",
     "semantic_search",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # These stand on `sparse_mixer.text`, which stands on the other files here.
+    if name in ("Shard", "embed_shard"):
+        from sparse_mixer.embeddings import shards
+
+        return getattr(shards, name)
+    raise AttributeError(f"module 'sparse_mixer.embeddings' has no attribute {name!r}")

@@ -24,7 +24,10 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 _WINDOW = 4096
 # Rows per pass of `embed`; its own batches say how many texts are sorted together.
 _ROWS = 32
-_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+QUERY_PROMPTS = ("query",)
+"""Prompts that `encode_query` uses, the first that there is."""
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""Prompts that `encode_document` uses, the first that there is."""
 
 
 class Chunks(NamedTuple):
@@ -146,8 +149,8 @@ class TextEncoder(TextModel):
         single = isinstance(inputs, str)
         texts = [inputs] if single else as_texts(inputs)
         shows = show_progress_bar is not None and as_bool("show_progress_bar", show_progress_bar)
-        front, dim = self._prompt(prompt_name, prompt), self._dim(truncate_dim)
-        shape = (len(texts), self._width() if dim is None else dim)
+        front, dim = self.prompt_text(prompt_name, prompt), self.dimension(truncate_dim)
+        shape = (len(texts), dim)
         direct = out is not None and precision == "float32"
         if direct:
             check_out(out, shape, "float32")
@@ -173,13 +176,13 @@ class TextEncoder(TextModel):
     encode_query = _with_prompt(
         encode,
         "encode_query",
-        ("query",),
+        QUERY_PROMPTS,
         """`encode` with the prompt ``"query"``, if there is one and none is given.""",
     )
     encode_document = _with_prompt(
         encode,
         "encode_document",
-        _DOCUMENT_PROMPTS,
+        DOCUMENT_PROMPTS,
         """`encode` with the prompt ``"document"``, ``"passage"`` or ``"corpus"``, where none is given.""",
     )
 
@@ -289,7 +292,7 @@ class TextEncoder(TextModel):
             on_truncation: ``"warn"``, ``"error"`` or ``"ignore"``.
             first: The number of the first text, for messages.
         """
-        front = self._prompt(prompt_name, prompt)
+        front = self.prompt_text(prompt_name, prompt)
         return self._cutter.tokens(inputs, front, self.max_seq_length, on_truncation, first)
 
     def encode_tokens(
@@ -301,8 +304,8 @@ class TextEncoder(TextModel):
         truncate_dim: int | None = None,
     ) -> Floats:
         """The second step of `encode` alone: vectors [N, D] of the tokens of N texts, as `to_tokens` gives them."""
-        dim = self._dim(truncate_dim)
-        vectors = np.empty((len(tokens), self._width() if dim is None else dim), np.float32)
+        dim = self.dimension(truncate_dim)
+        vectors = np.empty((len(tokens), dim), np.float32)
         rows, unit = as_positive("batch_size", batch_size), as_bool("normalize_embeddings", normalize_embeddings)
         self._run(tokens, rows, vectors, lambda count: None, unit, dim)
         return vectors
@@ -312,7 +315,7 @@ class TextEncoder(TextModel):
         return self._passes.positions(len(tokens.ids))
 
     def _run(
-        self, tokens: Sequence[Tokens], rows: int, out: Any, advance: Callable[[int], None], unit: bool, dim: int | None
+        self, tokens: Sequence[Tokens], rows: int, out: Any, advance: Callable[[int], None], unit: bool, dim: int
     ) -> None:
         options: dict[str, Any] = {"unit_length": self.normalize, "dim": dim, "unit_length_after": unit}
         self._passes.vectors(tokens, rows, out, advance, modes=self.pooling, **options)

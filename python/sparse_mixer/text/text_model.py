@@ -82,8 +82,10 @@ class TextModel:
         self.prompts = {**about.prompts} if prompts is None else dict(prompts)
         self.default_prompt_name = about.default_prompt_name if default_prompt_name is None else default_prompt_name
         if self.default_prompt_name is not None:
-            self._prompt(self.default_prompt_name, None, "default_prompt_name")
-        self.truncate_dim = self._dim(about.truncate_dim if truncate_dim is None else truncate_dim)
+            self._prompt_of("default_prompt_name", self.default_prompt_name)
+        self.truncate_dim: int | None = None
+        wanted = about.truncate_dim if truncate_dim is None else truncate_dim
+        self.truncate_dim = None if wanted is None else self.dimension(wanted)
         self.similarity_fn_name = similarity_fn_name or about.similarity or "cosine"
         if self.similarity_fn_name not in SIMILARITIES:
             known = ", ".join(map(repr, SIMILARITIES))
@@ -135,7 +137,7 @@ class TextModel:
 
     def get_embedding_dimension(self) -> int:
         """Numbers per vector."""
-        return self._width() if self.truncate_dim is None else self.truncate_dim
+        return self.dimension()
 
     def similarity(self, embeddings1: npt.ArrayLike, embeddings2: npt.ArrayLike) -> Floats:
         """Similarities [N, M] of vectors [N, D] and [M, D], as `similarity_fn_name` says."""
@@ -152,23 +154,37 @@ class TextModel:
             f"{pooling} pooling, up to {self.max_seq_length} tokens, {self.encoder.dtype}>"
         )
 
-    def _width(self) -> int:
-        return len(self.pooling) * int(self.encoder.arguments.hidden_size)
+    def dimension(self, truncate_dim: int | None = None) -> int:
+        """Numbers per vector where `truncate_dim` is asked for; None as the object has it.
 
-    def _dim(self, truncate_dim: int | None) -> int | None:
+        Raises:
+            ValueError: Fewer than 1, or more than there are.
+        """
+        width = len(self.pooling) * int(self.encoder.arguments.hidden_size)
         if truncate_dim is None:
-            return getattr(self, "truncate_dim", None)
+            return self.truncate_dim or width
         dim = as_positive("truncate_dim", truncate_dim)
-        if dim > self._width():
-            raise ValueError(f"truncate_dim: got {dim}, expected at most {self._width()}")
+        if dim > width:
+            raise ValueError(f"truncate_dim: got {dim}, expected at most {width}")
         return dim
 
-    def _prompt(self, name: str | None, prompt: str | None, argument: str = "prompt_name") -> str:
+    def prompt_text(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
+        """What is put in front of texts: `prompt`, or that of the name, or the default.
+
+        Raises:
+            ValueError: An unknown name.
+        """
         if prompt is not None:
             return prompt
-        name = self.default_prompt_name if name is None else name
-        if name is None:
-            return ""
+        name = self.default_prompt_name if prompt_name is None else prompt_name
+        return "" if name is None else self._prompt_of("prompt_name", name)
+
+    def _prompt_of(self, argument: str, name: str) -> str:
         if name not in self.prompts:
             raise ValueError(f"{argument}: got {name!r}, expected one of {sorted(self.prompts)}")
         return self.prompts[name]
+
+    def settings(self) -> dict[str, bool]:
+        """What a folder says besides, by name: whether vectors have length 1, texts are lower-cased, prompts pooled."""
+        cutter = self._cutter
+        return {"normalize": self.normalize, "lower_case": cutter.lower_case, "include_prompt": cutter.include_prompt}

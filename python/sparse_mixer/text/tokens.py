@@ -36,7 +36,7 @@ class TextCutter:
         self.tokenizer = tokenizer
         self.special: int = tokenizer.num_special_tokens_to_add(False)
         """Special tokens of a single text."""
-        self._lower_case, self._include_prompt, self._has_types = lower_case, include_prompt, has_types
+        self.lower_case, self.include_prompt, self._has_types = lower_case, include_prompt, has_types
         self._settings: dict[tuple[int, int], Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class TextCutter:
                 # Of who called `TextEncoder.encode`, which calls `to_tokens`.
                 warnings.warn(f"{message}{others}: the rest is left out", UserWarning, stacklevel=4)
         skipped = 0
-        if front and not self._include_prompt:
+        if front and not self.include_prompt:
             # The special token that ends a text does not end a prompt.
             skipped = len(cutting.encode(self._prepared(front)).ids) - 1
         return [self._of(encoding, skipped) for encoding in encodings]
@@ -109,7 +109,7 @@ class TextCutter:
 
     def _prepared(self, text: Any, front: str = "") -> Any:
         if isinstance(text, str):
-            return (front + text).lower() if self._lower_case else front + text
+            return (front + text).lower() if self.lower_case else front + text
         first, second = text
         return (self._prepared(first, front), self._prepared(second))
 
