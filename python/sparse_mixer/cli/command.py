@@ -1,4 +1,4 @@
-"""The command ``sparse-mixer``: look at weight files, check and convert them, measure and examine the machine."""
+"""The command ``sparse-mixer``: weight files, texts, the machine. The parts for texts are in other files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from sparse_mixer.checkpoints.opening import open_weights
 from sparse_mixer.checkpoints.presets import PRESETS
 from sparse_mixer.checkpoints.stored_config import stored_config
 from sparse_mixer.checkpoints.weight_files import WeightFile
+from sparse_mixer.cli import texts
 from sparse_mixer.cli.tree import tree
 
 EXIT_OK = 0
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sparse-mixer",
-        description="Sparse Mixer encoders on CPUs: weight files, measurements, the machine.",
+        description="Sparse Mixer encoders on CPUs: weight files, texts, measurements, the machine.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -123,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("source", help="file or folder to read")
     convert.add_argument("target", help="file to write; replaced in one step if it exists")
     _add_config(convert)
+
+    texts.add_commands(command)
 
     bench = command(
         "bench",
@@ -353,7 +356,14 @@ def _doctor(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-_EXTRAS = {"h5": "h5py", "plot": "matplotlib", "progress": "tqdm", "text": "tokenizers"}
+_EXTRAS = {
+    "h5": "h5py",
+    "parquet": "pyarrow",
+    "plot": "matplotlib",
+    "progress": "tqdm",
+    "serve": "starlette",
+    "text": "tokenizers",
+}
 
 
 def _extra(module: str) -> str:

@@ -1,6 +1,6 @@
 """Comparing, searching and shortening vectors of texts, with the names and results of `sentence_transformers.util`.
 
-`embed_shard` makes a file of vectors of a file of texts.
+`embed_shard` makes a file of vectors of a file of texts, and `search_files` searches such files.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sparse_mixer.embeddings.similarity import (
 )
 
 if TYPE_CHECKING:
+    from sparse_mixer.embeddings.shard_search import search_files as search_files
     from sparse_mixer.embeddings.shards import Shard as Shard
     from sparse_mixer.embeddings.shards import embed_shard as embed_shard
 
@@ -51,4 +52,8 @@ def __getattr__(name: str) -> Any:
         from sparse_mixer.embeddings import shards
 
         return getattr(shards, name)
+    if name == "search_files":
+        from sparse_mixer.embeddings.shard_search import search_files
+
+        return search_files
     raise AttributeError(f"module 'sparse_mixer.embeddings' has no attribute {name!r}")
