@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sparse_mixer
 from encoders import ARGUMENTS, small_encoder, small_inputs
 from sparse_mixer import SparseMixer, models, optimizers
 from sparse_mixer.gradients import Gradients
@@ -107,6 +108,42 @@ def test_gradients_with_respect_to_inputs() -> None:
     assert list(gradients) == ["input_word_embeddings"]
     np.testing.assert_array_equal(gradients["input_word_embeddings"], expected["input_word_embeddings"])
     assert "input_word_embeddings" not in encoder.vjp(given, seed=1, wrt=["pooler_transform/bias"])[1](ONES)
+
+
+def test_arrays_are_the_gradients_and_belong_to_the_caller() -> None:
+    encoder = small_encoder()
+    inputs = small_inputs()
+    inputs["input_word_embeddings"] = np.ones((*inputs.pop("input_word_ids").shape, 16), np.float32)
+    wrt = ["input_word_embeddings", "pooler_transform/bias", "type_embeddings/embeddings"]
+    for chosen in (None, wrt):
+        expected = encoder.vjp(inputs, seed=1, wrt=chosen)[1](ONES)
+        arrays = encoder.vjp(inputs, seed=1, wrt=chosen)[1].arrays(ONES)
+        assert_same(arrays, expected)
+        for array in arrays.values():
+            assert array.flags.writeable
+            array += 1
+        assert_same(encoder.vjp(inputs, seed=1, wrt=chosen)[1].arrays(ONES), expected)
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(array, expected[key] + 1)
+
+
+def test_memory_of_arrays_is_used_again_once_they_are_gone() -> None:
+    encoder = small_encoder()
+    sparse_mixer.release_scratch()
+
+    def arrays() -> dict[str, Any]:
+        return encoder.vjp(small_inputs(), seed=1)[1].arrays(ONES)
+
+    first = arrays()
+    address = {key: array.ctypes.data for key, array in first.items()}
+    assert all(place % 64 == 0 for place in address.values())
+    second = arrays()
+    assert not np.shares_memory(first["position_embedding/embeddings"], second["position_embedding/embeddings"])
+    first = {"one": first["pooler_transform/bias"]}
+    assert arrays()["pooler_transform/bias"].ctypes.data != address["pooler_transform/bias"]
+    del first
+    later = [arrays(), arrays()]
+    assert address["pooler_transform/bias"] in [found["pooler_transform/bias"].ctypes.data for found in later]
 
 
 def test_other_gradients_of_into_stay() -> None:

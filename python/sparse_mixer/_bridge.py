@@ -144,7 +144,7 @@ class Bridge:
         cotangents: dict[str, Any] = {"encoder_outputs": [d if d.any() else None for d in d_blocks]}
         if d_sequence is not None and d_sequence.any():
             cotangents["sequence_output"] = d_sequence
-        gradients = vjp(cotangents, aux_loss_weight=_one_weight(d_aux[-1]))
+        gradients = vjp.arrays(cotangents, aux_loss_weight=_one_weight(d_aux[-1]))
         # An optimizer is going to change the weights, which costs it a copy of what is held here.
         self.release()
         return [gradients[name] for name in names]

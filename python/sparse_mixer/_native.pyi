@@ -17,6 +17,7 @@ __all__ = [
     "Head",
     "InternalError",
     "LoadPlan",
+    "Memory",
     "Optimizer",
     "Tape",
     "__version__",
@@ -340,19 +341,30 @@ class CoreArray:
         """A copy."""
 
 @final
+class Memory:
+    """float32 numbers in memory of the core that only numpy reads or writes; ``numpy.asarray`` makes an array of it."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """As numpy defines it; one axis."""
+
+@final
 class Tape:
     """What a forward pass kept to be differentiated, and the weights it used; gone after the first use or kept."""
 
     def backward(
         self,
-        into: Gradients,
+        into: Gradients | None = None,
         *,
         sequence_output: Sequence[tuple[int | None, CoreArray | npt.NDArray[np.float32]]] | None = None,
         pooled_output: Sequence[tuple[int | None, CoreArray | npt.NDArray[np.float32]]] | None = None,
         encoder_outputs: Sequence[npt.NDArray[np.float32] | None] | None = None,
         aux_loss_weight: float = 1.0,
-    ) -> npt.NDArray[np.float32] | None:
-        """Add the requested gradients of weights to `into`; returns those of the word rows [B, S, W] if requested.
+    ) -> tuple[npt.NDArray[np.float32] | None, tuple[Memory, list[int]] | None]:
+        """Add the requested gradients of weights to `into`.
+
+        Returns those of the word rows [B, S, W] if requested; and, without `into`, the memory of the weights' and where
+        in it the gradient of each weight begins.
 
         Gradients of outputs are sums of terms, each with the position that it belongs to, or None for all positions.
 

@@ -113,6 +113,11 @@ impl<R: Real> Gradients<R> {
         &self.memory
     }
 
+    /// The memory itself, to be kept by somebody else. Gradients lie in it as in [`Gradients::memory`].
+    pub fn into_memory(self) -> Buffer<R> {
+        self.memory
+    }
+
     /// Where in [`Gradients::memory`] the gradient of a weight is. Ranges follow each other from the last weight to the
     /// first, each from a multiple of 64 bytes on.
     pub fn range(&self, key: impl WeightKey) -> Range<usize> {

@@ -16,6 +16,7 @@ mod enter;
 mod gradients;
 mod head;
 mod inputs;
+mod memory;
 mod optim;
 mod outputs;
 mod part;
@@ -63,6 +64,8 @@ mod _native {
     use super::gradients::Gradients;
     #[pymodule_export]
     use super::head::{Head, cross_entropy};
+    #[pymodule_export]
+    use super::memory::Memory;
     #[pymodule_export]
     use super::optim::{Optimizer, learning_rate};
     #[pymodule_export]

@@ -14,10 +14,13 @@ use super::encoder::Encoder;
 use super::enter::{SCRATCH, callback_error, enter_core, guard, read_shared, to_py_err};
 use super::gradients::Gradients;
 use super::inputs::RawInputs;
+use super::memory::Memory;
 use super::outputs;
 use crate::error::{Error, Result};
 use crate::kernels::Isa;
 use crate::network::{self, Cotangents, Recording, RequestedGradients, SparseMixer, TapeUse};
+use crate::params;
+use crate::runtime::parallel::with_threads;
 use crate::runtime::{Interrupt, Shared, run};
 
 /// What one forward pass kept, and the weights it used, until it has been differentiated.
@@ -135,21 +138,24 @@ pub fn record<'py>(
 
 #[pymethods]
 impl Tape {
-    /// Adds the requested gradients of the weights to `into` and returns those of the word rows, `[B, S, W]`, if they are
-    /// requested. Gradients of outputs are sums of terms, each with the position that it belongs to or None for all.
-    #[pyo3(signature = (into, *, sequence_output=None, pooled_output=None, encoder_outputs=None, aux_loss_weight=1.0))]
+    /// Adds the requested gradients of the weights to `into`. Without `into` returns them: memory, and where in it the
+    /// gradient of each weight begins. Returns those of the word rows, `[B, S, W]`, too, if they are requested. Gradients
+    /// of outputs are sums of terms, each with the position that it belongs to or None for all.
+    #[pyo3(signature = (into=None, *, sequence_output=None, pooled_output=None, encoder_outputs=None, aux_loss_weight=1.0))]
     fn backward<'py>(
         &self,
         py: Python<'py>,
-        into: &Bound<'py, Gradients>,
+        into: Option<&Bound<'py, Gradients>>,
         sequence_output: Option<Vec<GradientTerm<'py>>>,
         pooled_output: Option<Vec<GradientTerm<'py>>>,
         encoder_outputs: Option<Vec<Option<Bound<'py, PyAny>>>>,
         aux_loss_weight: f64,
-    ) -> PyResult<Option<Bound<'py, PyArrayDyn<f32>>>> {
+    ) -> PyResult<(Option<Bound<'py, PyArrayDyn<f32>>>, Option<(Memory, Vec<usize>)>)> {
         guard(|| {
             let record = self.look(py)?;
-            into.get().expect(record.network.weights().specs())?;
+            if let Some(into) = into {
+                into.get().expect(record.network.weights().specs())?;
+            }
             let read = |name: &str, array: Option<&Bound<'py, PyAny>>, axes: usize| {
                 array.map(|array| finite(name, floats(name, array, axes)?.data)).transpose()
             };
@@ -172,8 +178,8 @@ impl Tape {
                 .enumerate()
                 .map(|(layer, array)| read(&format!("encoder_outputs[{layer}]"), array.as_ref(), 3))
                 .collect::<PyResult<Vec<_>>>()?;
-            let into = into.get();
-            let (rows, shape) = enter_core(py, move |interrupt| {
+            let into = into.map(Bound::get);
+            let (rows, shape, own) = enter_core(py, move |interrupt| {
                 let blocks: Vec<Option<&[f32]>> = blocks.iter().map(Option::as_deref).collect();
                 let (config, [batch, seq, _]) =
                     (record.network.config(), record.tape.row_shape(record.network.config()));
@@ -188,22 +194,35 @@ impl Tape {
                 };
                 // Wrong arguments, and a wait that is interrupted, do not use up the record.
                 record.network.check_cotangents(&record.tape, &cotangents)?;
-                let mut into = into.shared().lock(interrupt)?;
+                let mut locked = into.map(|into| into.shared().lock(interrupt)).transpose()?;
+                let mut own = locked.is_none().then(|| {
+                    let zeros = || params::Gradients::zeros_in(record.network.weights().specs(), &SCRATCH);
+                    with_threads(self.threads, zeros)
+                });
                 drop(record);
                 let record = self.take(interrupt)?;
                 let shape = record.tape.row_shape(record.network.config());
                 let mut backward = |network: &SparseMixer<f32>, tape: TapeUse<'_, f32>| {
+                    let into = match (&mut locked, &mut own) {
+                        (Some(locked), _) => locked,
+                        (None, Some(own)) => own,
+                        (None, None) => unreachable!("one of the two is there"),
+                    };
                     run(self.isa, self.threads, &SCRATCH, interrupt, |context| {
-                        network.backward(context, tape, &cotangents, aux_loss_weight, &mut into)
+                        network.backward(context, tape, &cotangents, aux_loss_weight, into)
                     })
                 };
                 let rows = match Arc::try_unwrap(record) {
                     Ok(Record { network, tape }) => backward(&network, tape.into()),
                     Err(record) => backward(&record.network, (&record.tape).into()),
                 };
-                Ok((rows?, shape))
+                Ok((rows?, shape, own))
             })?;
-            rows.map(|rows| to_numpy(py, rows, &shape)).transpose()
+            let own = own.map(|own| {
+                let starts = (0..own.iter().len()).map(|index| own.range(index).start).collect();
+                (Memory::new(own.into_memory()), starts)
+            });
+            Ok((rows.map(|rows| to_numpy(py, rows, &shape)).transpose()?, own))
         })
     }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -134,32 +135,68 @@ class VJP:
         """
         if into is not None and not isinstance(into, Gradients):
             raise TypeError(f"into: expected Gradients, got {type(into).__name__}")
-        names = d_outputs if isinstance(d_outputs, Mapping) else [type(d_outputs).__name__]
-        unknown = sorted({str(name) for name in names} - set(_OUTPUTS))
-        if unknown:
-            raise ValueError(f"d_outputs: got {unknown}, expected a dict with keys among {list(_OUTPUTS)}")
-        given = {name: value for name, value in d_outputs.items() if value is not None}
-        of_blocks = as_list("d_outputs['encoder_outputs']", given.pop("encoder_outputs", ()), "arrays")
-        blocks = [
-            None if block is None else _contiguous(f"d_outputs['encoder_outputs'][{layer}]", block)
-            for layer, block in enumerate(of_blocks)
-        ]
-        cotangents = {name: _terms(name, value) for name, value in given.items()}
-        keys = self._wrt.keys
-        gradients = Gradients(self._encoder, keys) if into is None else into
-        rows = self._tape.backward(
-            gradients.buffer_of(self._encoder),
-            encoder_outputs=blocks or None,
-            aux_loss_weight=as_float("aux_loss_weight", aux_loss_weight),
-            **cotangents,
-        )
-        if rows is None:
-            return gradients
-        if self._word_length is not None and "input_word_embeddings" in keys:
-            gradients.inputs["input_word_embeddings"] = rows[:, : self._word_length]
-        if self._dense_length is not None and "dense_inputs" in keys:
-            gradients.inputs["dense_inputs"] = rows[:, rows.shape[1] - self._dense_length :]
+        cotangents = _read(d_outputs, aux_loss_weight)
+        gradients = Gradients(self._encoder, self._wrt.keys) if into is None else into
+        rows, _ = self._tape.backward(gradients.buffer_of(self._encoder), **cotangents)
+        gradients.inputs.update(self._of_inputs(rows))
         return gradients
+
+    def arrays(self, d_outputs: Mapping[str, Any], aux_loss_weight: float = 1.0) -> dict[str, npt.NDArray[np.float32]]:
+        """Compute gradients as plain arrays, which belong to the caller; nothing is copied.
+
+        The core hands over the memory that it has computed them in, and uses it again when the last of the arrays is
+        gone. Each begins at a multiple of 64 bytes, which frameworks need to use it without a copy.
+
+        Args:
+            d_outputs: As in a call.
+            aux_loss_weight: As there.
+
+        Returns:
+            float32 arrays by key, of the weights in Keras order and then of inputs; zeros for weights that were not
+            reached.
+
+        Raises:
+            RuntimeError, ValueError, KeyboardInterrupt: As a call.
+        """
+        rows, handed_over = self._tape.backward(**_read(d_outputs, aux_loss_weight))
+        assert handed_over is not None, "what is not added to other gradients comes back"
+        memory, starts = handed_over
+        values, keys = np.asarray(memory), self._wrt.keys
+        specs = zip(self._encoder.weight_keys, self._encoder.core.weight_specs(), starts, strict=True)
+        arrays = {
+            key: values[start : start + math.prod(shape)].reshape(shape)
+            for key, (_, shape), start in specs
+            if key in keys
+        }
+        return arrays | self._of_inputs(rows)
+
+    def _of_inputs(self, rows: npt.NDArray[np.float32] | None) -> dict[str, npt.NDArray[np.float32]]:
+        """Gradients of the float inputs that are wanted, by name."""
+        found, keys = {}, self._wrt.keys
+        if rows is not None and self._word_length is not None and "input_word_embeddings" in keys:
+            found["input_word_embeddings"] = rows[:, : self._word_length]
+        if rows is not None and self._dense_length is not None and "dense_inputs" in keys:
+            found["dense_inputs"] = rows[:, rows.shape[1] - self._dense_length :]
+        return found
+
+
+def _read(d_outputs: Mapping[str, Any], aux_loss_weight: float) -> dict[str, Any]:
+    """Gradients of outputs, and the weight of the auxiliary losses, as the core takes them."""
+    names = d_outputs if isinstance(d_outputs, Mapping) else [type(d_outputs).__name__]
+    unknown = sorted({str(name) for name in names} - set(_OUTPUTS))
+    if unknown:
+        raise ValueError(f"d_outputs: got {unknown}, expected a dict with keys among {list(_OUTPUTS)}")
+    given = {name: value for name, value in d_outputs.items() if value is not None}
+    of_blocks = as_list("d_outputs['encoder_outputs']", given.pop("encoder_outputs", ()), "arrays")
+    blocks = [
+        None if block is None else _contiguous(f"d_outputs['encoder_outputs'][{layer}]", block)
+        for layer, block in enumerate(of_blocks)
+    ]
+    return {
+        "encoder_outputs": blocks or None,
+        "aux_loss_weight": as_float("aux_loss_weight", aux_loss_weight),
+        **{name: _terms(name, value) for name, value in given.items()},
+    }
 
 
 def _terms(name: str, value: Any) -> list[tuple[int | None, Any]]:

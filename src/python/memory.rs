@@ -1,0 +1,36 @@
+//! Memory that the core hands over to numpy.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::runtime::Buffer;
+
+/// Numbers in memory of the core, which nobody but numpy reads or writes from now on. The memory serves the core again
+/// when the last array on it is gone.
+#[pyclass(frozen, module = "sparse_mixer._native")]
+pub struct Memory {
+    values: Buffer<f32>,
+    address: usize,
+}
+
+impl Memory {
+    /// Takes over `values`.
+    pub fn new(mut values: Buffer<f32>) -> Self {
+        let address = values.as_mut_ptr().expose_provenance();
+        Memory { values, address }
+    }
+}
+
+#[pymethods]
+impl Memory {
+    /// What `numpy.asarray` makes an array of, float32 with one axis.
+    #[getter(__array_interface__)]
+    fn array_interface<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let interface = PyDict::new(py);
+        interface.set_item("version", 3)?;
+        interface.set_item("typestr", if cfg!(target_endian = "big") { ">f4" } else { "<f4" })?;
+        interface.set_item("shape", (self.values.len(),))?;
+        interface.set_item("data", (self.address, false))?;
+        Ok(interface)
+    }
+}
