@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
+from foreign_files import BERT, write_tf_model
 from sparse_mixer import CheckpointError, SparseMixer
 from sparse_mixer.checkpoints.opening import open_weights
 
@@ -93,6 +94,18 @@ def _golden(name: str) -> Callable[[Path], Path]:
     return copy
 
 
+def _foreign_checkpoint(folder: Path) -> Path:
+    path = folder / "numbered_layers"
+    path.mkdir()
+    for file in (GOLDEN / "foreign").glob("bert_v1_ckpt.*"):
+        shutil.copy(file, path)
+    return path
+
+
+def _tf_model(folder: Path) -> Path:
+    return write_tf_model(folder / "tf_model", GOLDEN / "checkpoints" / "hf_bert")
+
+
 FORMATS: dict[str, Callable[[Path], Path]] = {
     "safetensors": _own,
     "foreign_safetensors": _foreign,
@@ -107,6 +120,11 @@ FORMATS: dict[str, Callable[[Path], Path]] = {
     "weights_h5": _golden("checkpoints/encoder.weights.h5"),
     "h5": _golden("checkpoints/legacy.h5"),
     "keras": _keras,
+    "numbered_layers": _foreign_checkpoint,
+    "google_bert": _golden("foreign/tf1"),
+    "tf_model": _tf_model,
+    "keras_hub": _golden("foreign/keras_hub"),
+    "bfloat16_h5": _golden("foreign/sm_bfloat16.weights.h5"),
 }
 
 
@@ -156,8 +174,12 @@ def _reset_peak() -> None:
 
 def _fitting_encoder(path: Path) -> SparseMixer:
     """An encoder for the weights of an undamaged file."""
-    if (path / "config.json").exists():
+    if (path / "config.json").exists() or (path / "bert_config.json").exists():
         return SparseMixer.load(path)
+    if path.name == "numbered_layers":
+        return SparseMixer(**BERT)
+    if path.name.startswith("sm_"):
+        return SparseMixer(**json.loads((GOLDEN / "foreign" / "sm.json").read_text()))
     if (GOLDEN / "jax" / path.name).exists():
         with np.load(GOLDEN / "jax" / path.name / "expected.npz") as expected:
             return SparseMixer.from_flax(path, json.loads(str(expected["config"])))
@@ -188,7 +210,7 @@ def _read(path: Path, encoder: SparseMixer) -> Exception | None:
             attempt(lambda index=index: file.read(index))
         file.close()
     # With the configuration that comes with the weights, and with a good one.
-    has_config = path.name in ("own.safetensors", "hf_bert", "hf_shards")
+    has_config = path.name in ("own.safetensors", "hf_bert", "hf_shards", "tf1", "tf_model", "keras_hub")
     for config in ([None] if has_config else []) + [encoder.get_config()]:
         attempt(lambda config=config: SparseMixer.load(path, config=config))
     before = encoder.get_weights()

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from damaged_files import damaged
 from sparse_mixer import CheckpointError
+from sparse_mixer.checkpoints.google_bert import read_google_bert
 from sparse_mixer.checkpoints.hugging_face import read_hugging_face
+from sparse_mixer.checkpoints.keras_hub import read_keras_hub
 from sparse_mixer.training import state as train_state
 
 INPUTS = int(os.environ.get("SPARSE_MIXER_FUZZ_INPUTS", "500"))
@@ -53,6 +55,26 @@ def test_damaged_configurations(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_bytes(damaged(good, chance))
         with contextlib.suppress(CheckpointError):
             read_hugging_face(str(tmp_path), TENSORS)
+
+
+def test_damaged_configurations_of_other_programs(tmp_path: Path) -> None:
+    chance = random.Random(3)
+    google = json.dumps({key: value for key, value in CONFIG.items() if key != "model_type"}).encode()
+    config = {"vocabulary_size": 20, "num_layers": 2, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16}
+    config |= {"max_sequence_length": 16, "num_segments": 2, "dropout": 0.1}
+    hub = json.dumps({"registered_name": "keras_hub>BertBackbone", "config": config}).encode()
+    for folder in ("google", "hub"):
+        (tmp_path / folder).mkdir()
+    assert read_keras_hub(str(tmp_path)) is None
+    for number in range(INPUTS // 2):
+        (tmp_path / "google" / "bert_config.json").write_bytes(damaged(google, chance) if number else google)
+        (tmp_path / "hub" / "config.json").write_bytes(damaged(hub, chance) if number else hub)
+        found: dict[str, object] = {}
+        with contextlib.suppress(CheckpointError):
+            found["google"] = read_google_bert(str(tmp_path / "google"), TENSORS)
+        with contextlib.suppress(CheckpointError):
+            found["hub"] = read_keras_hub(str(tmp_path / "hub"))
+        assert number or all(found.values())
 
 
 def test_damaged_training_states(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ const MAX_STATE_FILE: usize = 64 << 10;
 const SHARD_INDEX: &str = ".safetensors.index.json";
 /// Files that Orbax writes into the folder of a checkpoint.
 const OF_ORBAX: [&str; 3] = ["_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"];
+/// Most checkpoints of a folder that an error names.
+const MOST_NAMED: usize = 5;
 /// How deep below the folder that is given Orbax keeps them: `<step>/default/_METADATA`.
 const ORBAX_DEPTH: usize = 2;
 
@@ -105,11 +107,36 @@ fn open_folder(folder: &Path) -> Result<Box<dyn TensorSource>> {
         let prefix = latest_checkpoint(&state).map_err(|error| error.in_file(&label))?;
         return Ok(Box::new(TensorBundle::open(&folder.join(prefix))?));
     }
+    if let Some(prefix) = only_checkpoint(folder).map_err(|error| error.in_file(&label))? {
+        return Ok(Box::new(TensorBundle::open(&prefix)?));
+    }
     match Flax::open(folder) {
         Ok(step) => Ok(Box::new(step)),
         Err(_) if is_orbax(folder, ORBAX_DEPTH) => Err(FormatError::new(ORBAX).in_file(&label)),
         Err(error) => Err(error),
     }
+}
+
+/// The prefix of the TensorFlow checkpoint in a folder without a file that names the latest, as published models are.
+///
+/// # Errors
+/// There are several.
+fn only_checkpoint(folder: &Path) -> Result<Option<PathBuf>, FormatError> {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found: Vec<PathBuf> = files
+        .filter(|path| path.extension().is_some_and(|ending| ending == "index") && path.is_file())
+        .map(|path| path.with_extension(""))
+        .collect();
+    found.sort();
+    if found.len() > 1 {
+        let names: Vec<_> =
+            found.iter().filter_map(|path| path.file_name()).map(|name| name.to_string_lossy()).collect();
+        let shown = names[..names.len().min(MOST_NAMED)].join(", ");
+        let message =
+            format!("there are {} checkpoints in the folder; give one of them: {shown}", names.len());
+        return Err(FormatError::new(message));
+    }
+    Ok(found.pop())
 }
 
 /// Whether Orbax has written a checkpoint into `folder`, or into a folder at most `depth` below.

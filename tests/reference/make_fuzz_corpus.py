@@ -18,6 +18,7 @@ import sparse_mixer
 import tensorflow as tf
 
 CORPUS = Path(__file__).parents[2] / "fuzz" / "corpus"
+FOREIGN = Path(__file__).parents[1] / "golden" / "foreign"
 
 
 def write(target: str, name: str, content: bytes) -> None:
@@ -81,6 +82,9 @@ def main() -> None:
         tf.train.Checkpoint(m=module).write(f"{folder}/ckpt")
         data = Path(folder, "ckpt.data-00000-of-00001").read_bytes()
         write("tensor_bundle", "two_variables", join(Path(folder, "ckpt.index").read_bytes(), data))
+    for name, prefix in (("numbered_layers", "bert_v1_ckpt"), ("google_bert", "tf1/bert_model.ckpt")):
+        files = [(FOREIGN / f"{prefix}.{ending}").read_bytes() for ending in ("index", "data-00000-of-00001")]
+        write("tensor_bundle", name, join(*files))
     write("safetensors", "foreign", safetensors.numpy.save(arrays, {"format": "np"}))
     for name, save in (("stored", np.savez), ("deflated", np.savez_compressed)):
         file = io.BytesIO()

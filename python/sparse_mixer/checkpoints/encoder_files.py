@@ -193,7 +193,7 @@ def build(
 
 def _plan(file: WeightFile, specs: TargetWeights, prefix: str | None, *, cuts: bool = False) -> _native.LoadPlan:
     """Which tensors of `file` are which weights, its layout considered; `cuts` a larger table of positions."""
-    layout = read_layout(file.path) if file.format == "safetensors" else Layout()
+    layout = read_layout(file.path) if file.format in ("safetensors", "h5") else Layout()
     first = 0 if layout.first_position is None and cuts else layout.first_position
     return file.plan(specs, prefix, first_position=first, zeros=layout.zeros)
 
@@ -237,7 +237,16 @@ def _vocab_size(file: WeightFile) -> int | None:
     """Rows of the word table in `file`, whatever its names; None if there is no such table, or several sizes."""
     endings = {
         name
-        for scheme in ("keras", "tf_checkpoint", "weights_h5", "flax", "huggingface")
+        for scheme in (
+            "keras",
+            "tf_checkpoint",
+            "weights_h5",
+            "flax",
+            "huggingface",
+            "huggingface_tf",
+            "google_bert",
+            "keras_hub",
+        )
         for name in _native.foreign_names(scheme, _WORD_TABLE, [1, 1])
     }
     sizes = {

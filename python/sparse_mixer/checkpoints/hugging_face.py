@@ -17,7 +17,8 @@ from sparse_mixer._native import CheckpointError
 _MAX_CONFIG_BYTES = 1 << 20
 _EPSILON = 1e-12
 _TYPE_TABLE = "type_embeddings/embeddings"
-_POOLER = "pooler.dense.weight"
+# In PyTorch's files and in TensorFlow's.
+_POOLERS = ("pooler.dense.weight", "pooler/dense/kernel", "pooler/dense/kernel:0")
 # What else each kind of model must have: variants that this encoder does not compute are told by these keys.
 _ABSOLUTE = {"position_embedding_type": "absolute", "is_decoder": False}
 _VARIANTS: dict[str, dict[str, Any]] = {
@@ -88,7 +89,7 @@ def config_path(path: str) -> str:
 def read_layout(path: str) -> Layout:
     """How the weight file at `path` keeps weights, by the configuration beside it, if there is one."""
     try:
-        config = _read(config_path(path))
+        config = read_config(config_path(path))
         kind = config.get("model_type")
         if kind in _COUNT_FROM_PADDING:
             return Layout(_first_position(config))
@@ -114,7 +115,7 @@ def read_hugging_face(path: str, tensors: Sequence[str]) -> dict[str, Any] | Non
     """
     file = config_path(path)
     try:
-        config = _read(file)
+        config = read_config(file)
     except (OSError, CheckpointError):
         if not os.path.isfile(os.path.join(path, os.path.basename(file))):
             return None
@@ -141,12 +142,19 @@ def read_hugging_face(path: str, tensors: Sequence[str]) -> dict[str, Any] | Non
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise CheckpointError(f"{file}: hidden_act {activation!r} is not supported, only {sorted(ACTIVATIONS)}")
     try:
-        return _arguments(kind, config, activation) | {"with_pooler": any(name.endswith(_POOLER) for name in tensors)}
+        return bert_arguments(kind, config, ACTIVATIONS[activation]) | {
+            "with_pooler": any(name.endswith(_POOLERS) for name in tensors)
+        }
     except (OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: {error}") from None
 
 
-def _arguments(kind: str, config: Mapping[str, Any], activation: str) -> dict[str, Any]:
+def bert_arguments(kind: str, config: Mapping[str, Any], activation: str) -> dict[str, Any]:
+    """The constructor's arguments for a model of `kind`; `activation` is our name of its activation.
+
+    Raises:
+        OverflowError, TypeError, ValueError: The configuration cannot be.
+    """
     num_layers, positions = _count(config, "num_hidden_layers"), _count(config, "max_position_embeddings")
     arguments = {
         "vocab_size": _count(config, "vocab_size"),
@@ -157,7 +165,7 @@ def _arguments(kind: str, config: Mapping[str, Any], activation: str) -> dict[st
         "max_sequence_length": positions - (_first_position(config) if kind in _COUNT_FROM_PADDING else 0),
         "type_vocab_size": _count(config, "type_vocab_size"),
         "inner_dim": _count(config, "intermediate_size"),
-        "inner_activation": ACTIVATIONS[activation],
+        "inner_activation": activation,
         "output_dropout": as_float("hidden_dropout_prob", config.get("hidden_dropout_prob", 0.1)),
         "layer_norm_epsilon": as_float("layer_norm_eps", config.get("layer_norm_eps", _EPSILON)),
     }
@@ -188,7 +196,13 @@ def _count(config: Mapping[str, Any], key: str) -> int:
     return as_count(key, config[key])
 
 
-def _read(file: str) -> dict[str, Any]:
+def read_config(file: str) -> dict[str, Any]:
+    """The mapping in the JSON file `file`.
+
+    Raises:
+        CheckpointError: It is something else.
+        OSError: It cannot be read.
+    """
     with open(file, "rb") as stream:
         text = stream.read(_MAX_CONFIG_BYTES)
     try:

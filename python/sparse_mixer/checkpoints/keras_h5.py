@@ -10,9 +10,11 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
+import numpy as np
+
 from sparse_mixer._core.extras import require
 from sparse_mixer._native import CheckpointError
-from sparse_mixer.checkpoints.weight_files import Array, Entry, PythonFile
+from sparse_mixer.checkpoints.weight_files import Array, Entry, PythonFile, type_name, with_bfloat16_widened
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _KERAS_WEIGHTS = "model.weights.h5"
@@ -55,13 +57,12 @@ class H5File(PythonFile):
 
     def entries(self) -> Sequence[Entry]:
         """Name, numpy type name and shape of every dataset; names are paths in the file."""
-        return [(dataset.name.lstrip("/"), dataset.dtype.name, dataset.shape) for dataset in self._datasets]
+        return [(dataset.name.lstrip("/"), type_name(dataset.dtype), dataset.shape) for dataset in self._datasets]
 
     def read(self, index: int) -> Array:
-        """The dataset at `index`."""
+        """The dataset at `index`; bfloat16, which HDF5 keeps as two opaque bytes, is widened to float32."""
         with self._errors():
-            array: Array = self._datasets[index][()]
-            return array
+            return with_bfloat16_widened(np.asarray(self._datasets[index][()]))
 
     def close(self) -> None:
         """Close the file."""

@@ -12,7 +12,9 @@ from sparse_mixer._core.arguments import Arguments, declared
 from sparse_mixer._core.construction import weight_seed
 from sparse_mixer._core.encoder import Encoder
 from sparse_mixer._native import CheckpointError
+from sparse_mixer.checkpoints.google_bert import read_google_bert
 from sparse_mixer.checkpoints.hugging_face import read_hugging_face
+from sparse_mixer.checkpoints.keras_hub import read_keras_hub
 from sparse_mixer.checkpoints.weight_files import TargetWeights, WeightFile
 
 CONFIG_KEY = "config"
@@ -28,7 +30,9 @@ def stored_config(file: WeightFile, path: str) -> Mapping[str, Any] | None:
     """
     text = file.metadata.get(CONFIG_KEY)
     if text is None:
-        return read_hugging_face(path, [name for name, _, _ in file.entries()])
+        names = [name for name, _, _ in file.entries()]
+        config = read_keras_hub(path) or read_hugging_face(path, names)
+        return read_google_bert(path, names) if config is None else config
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:

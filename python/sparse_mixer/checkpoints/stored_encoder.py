@@ -49,8 +49,9 @@ class StoredEncoder(CalledEncoder):
         """Build an encoder from a file.
 
         Args:
-            path: A file of `save`, a folder of a Hugging Face BERT, RoBERTa, ELECTRA, DistilBERT or FNet, or with
-                `config` anything that `load_weights` reads. A folder without a pooler makes an encoder without one.
+            path: A file of `save`, a folder of a Hugging Face BERT, RoBERTa, ELECTRA, DistilBERT or FNet, of
+                google-research/bert or of KerasHub's BERT, or with `config` anything that `load_weights` reads. A
+                folder without a pooler makes an encoder without one.
             config: Arguments of the constructor, for files that hold weights alone.
             prefix: Where in the file the encoder is, if there are several.
             strict: Whether every weight must be there. Otherwise those that are not are initialised; `loaded_from`

@@ -20,6 +20,25 @@ Entry = tuple[str, str, Sequence[int]]
 TargetWeights = Sequence[tuple[str, Sequence[int]]]
 
 
+def type_name(dtype: np.dtype[Any]) -> str:
+    """The name of an element type. Two bytes that numpy has no name for are bfloat16, which it does not know."""
+    return "bfloat16" if _is_bfloat16(dtype) else dtype.name
+
+
+def with_bfloat16_widened(array: Array) -> Array:
+    """`array`, as float32 if it is bfloat16."""
+    return _widened(array.view("<u2")) if _is_bfloat16(array.dtype) else array
+
+
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None and dtype.subdtype is None
+
+
+def _widened(halves: npt.NDArray[np.uint16]) -> Floats:
+    """The float32 numbers whose upper halves these are."""
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
 class WeightFile(Protocol):
     """A file's tensors: listed at once, read one at a time."""
 
@@ -80,8 +99,7 @@ class NativeFile:
         _, dtype, shape = self._entries[index]
         content = self._checkpoint.read(index)
         if dtype == "bfloat16":
-            halves = np.frombuffer(content, "<u2").astype(np.uint32)
-            return (halves << 16).view(np.float32).reshape(shape)
+            return _widened(np.frombuffer(content, "<u2")).reshape(shape)
         return np.frombuffer(content, np.dtype(dtype).newbyteorder("<")).reshape(shape)
 
     def plan(
@@ -186,8 +204,8 @@ class ArrayMapping(PythonFile):
 
     def entries(self) -> Sequence[Entry]:
         """Name, numpy type name and shape of every array."""
-        return [(name, a.dtype.name, a.shape) for name, a in zip(self._names, self._arrays, strict=True)]
+        return [(name, type_name(a.dtype), a.shape) for name, a in zip(self._names, self._arrays, strict=True)]
 
     def read(self, index: int) -> Array:
         """The array at `index`."""
-        return self._arrays[index]
+        return with_bfloat16_widened(self._arrays[index])

@@ -38,7 +38,8 @@ exit codes: 0 success, 1 a problem was found, 2 bad arguments or unreadable file
 _FORMATS = """\
 files that are read: safetensors (our own format included), .npz, TensorFlow checkpoints (prefix, .index file or
 folder) and SavedModel folders, Keras .weights.h5, .h5 and .keras (extra "h5"), Flax msgpack files and the folders of
-training steps, Hugging Face BERT and FNet folders. Formats are told by content. No file is executed.
+training steps, folders of Hugging Face, google-research/bert and KerasHub. Formats are told by content. No file is
+executed.
 """
 
 

@@ -123,8 +123,9 @@ pub(crate) const PYTORCH: &str = "this is a PyTorch file (.bin, .pt), which hold
 pub(crate) const LFS: &str = "this is a Git LFS pointer, a short text in the place of the weights; run `git lfs pull` in \
      the repository, or download the file itself";
 /// What to say of a checkpoint of Orbax.
-pub(crate) const ORBAX: &str = "this is an Orbax checkpoint, which is not read; restore it in JAX and give the arrays to \
-     SparseMixer.from_flax(params, config), or write them with flax.serialization.msgpack_serialize";
+pub(crate) const ORBAX: &str = "this is an Orbax checkpoint, which is not read; where JAX is installed, two lines convert it: \
+     params = orbax.checkpoint.StandardCheckpointer().restore(os.path.abspath(path)); \
+     SparseMixer.from_flax(params, config).save(\"encoder.safetensors\")";
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@
 //! component (kernel, bias, ...) is spelled alike for all sublayers of a scheme. Foreign names are relative to the
 //! *root* of the encoder in its file (`encoder/`, `bert.`, ...), which [`super::plan::LoadPlan`] finds.
 
+use super::sublayers::{Parts, spellings};
 use super::transform::Transform;
 
 /// A framework's way of naming weights.
@@ -20,14 +21,28 @@ pub enum Scheme {
     Flax,
     /// Hugging Face's BERT, its kin (RoBERTa, ELECTRA, DistilBERT) and FNet in PyTorch form.
     HuggingFace,
+    /// The same in TensorFlow form, `tf_model.h5`.
+    HuggingFaceTf,
+    /// google-research/bert, written by TensorFlow 1.
+    GoogleBert,
+    /// KerasHub's BERT, `model.weights.h5`.
+    KerasHub,
     /// `variables/<k>` in a SavedModel: the position in Keras' order. Only [`super::plan::LoadPlan`] resolves it.
     SavedModel,
 }
 
 impl Scheme {
     /// The schemes whose names say what they are, in the order of preference.
-    pub const NAMED: [Scheme; 5] =
-        [Scheme::Keras, Scheme::TfCheckpoint, Scheme::WeightsH5, Scheme::Flax, Scheme::HuggingFace];
+    pub const NAMED: [Scheme; 8] = [
+        Scheme::Keras,
+        Scheme::TfCheckpoint,
+        Scheme::WeightsH5,
+        Scheme::Flax,
+        Scheme::HuggingFace,
+        Scheme::HuggingFaceTf,
+        Scheme::GoogleBert,
+        Scheme::KerasHub,
+    ];
 
     /// A short name for reports.
     pub fn label(self) -> &'static str {
@@ -37,6 +52,9 @@ impl Scheme {
             Scheme::WeightsH5 => "weights_h5",
             Scheme::Flax => "flax",
             Scheme::HuggingFace => "huggingface",
+            Scheme::HuggingFaceTf => "huggingface_tf",
+            Scheme::GoogleBert => "google_bert",
+            Scheme::KerasHub => "keras_hub",
             Scheme::SavedModel => "saved_model",
         }
     }
@@ -56,177 +74,19 @@ pub struct ForeignName {
 /// What every TensorFlow object path ends with.
 pub const TF_SUFFIX: &str = "/.ATTRIBUTES/VARIABLE_VALUE";
 
-/// One sublayer in each scheme, `{i}` standing for the layer's number. Empty: the scheme does not have it. A `|`
-/// separates spellings, the usual one first; `@` stands in front of DistilBERT's, whose layers are called otherwise.
-struct Sublayer {
-    keras: &'static str,
-    tf: &'static str,
-    h5: &'static str,
-    flax: &'static str,
-    hf: &'static str,
-}
-
-const fn sublayer(
-    keras: &'static str,
-    tf: &'static str,
-    h5: &'static str,
-    flax: &'static str,
-    hf: &'static str,
-) -> Sublayer {
-    Sublayer { keras, tf, h5, flax, hf }
-}
-
-const MODEL_SUBLAYERS: [Sublayer; 6] = [
-    sublayer(
-        "word_embeddings",
-        "_embedding_layer",
-        "_embedding_layer",
-        "embedder/word",
-        "embeddings.word_embeddings",
-    ),
-    sublayer(
-        "position_embedding",
-        "_position_embedding_layer",
-        "_position_embedding_layer",
-        "embedder/position",
-        "embeddings.position_embeddings",
-    ),
-    sublayer(
-        "type_embeddings",
-        "_type_embedding_layer",
-        "_type_embedding_layer",
-        "embedder/type",
-        "embeddings.token_type_embeddings",
-    ),
-    sublayer(
-        "embeddings/layer_norm",
-        "_embedding_norm_layer",
-        "_embedding_norm_layer",
-        "embedder/layer_norm",
-        "embeddings.LayerNorm",
-    ),
-    sublayer(
-        "embedding_projection",
-        "_embedding_projection",
-        "_embedding_projection",
-        "embedder/hidden_mapping_in",
-        "embeddings.projection|embeddings_project",
-    ),
-    sublayer("pooler_transform", "_pooler_layer", "pooler_layer", "pooler", "pooler.dense"),
-];
-
-/// Sublayers of one transformer layer; the first three columns are relative to the layer.
-const LAYER_SUBLAYERS: [Sublayer; 14] = [
-    sublayer(
-        "linear_transform",
-        "_attention_cls|_attention_layer",
-        "_attention_layer",
-        "linear_transform_{i}",
-        "",
-    ),
-    sublayer("circulant_transform", "", "", "circulant_transform_{i}", ""),
-    sublayer("toeplitz_transform", "", "", "toeplitz_transform_{i}", ""),
-    sublayer(
-        "self_attention/query",
-        "_attention_cls/_query_dense|_attention_layer/_query_dense",
-        "_attention_layer/_query_dense",
-        "attention_{i}/self/query",
-        "attention.self.query|@attention.q_lin",
-    ),
-    sublayer(
-        "self_attention/key",
-        "_attention_cls/_key_dense|_attention_layer/_key_dense",
-        "_attention_layer/_key_dense",
-        "attention_{i}/self/key",
-        "attention.self.key|@attention.k_lin",
-    ),
-    sublayer(
-        "self_attention/value",
-        "_attention_cls/_value_dense|_attention_layer/_value_dense",
-        "_attention_layer/_value_dense",
-        "attention_{i}/self/value",
-        "attention.self.value|@attention.v_lin",
-    ),
-    sublayer(
-        "self_attention/attention_output",
-        "_attention_cls/_output_dense|_attention_layer/_output_dense",
-        "_attention_layer/_output_dense",
-        "attention_{i}/self/out",
-        "attention.output.dense|@attention.out_lin",
-    ),
-    sublayer(
-        "moe/experts/intermediate",
-        "_feedforward_cls/_experts/intermediate_layer|_feedforward_layer/_experts/intermediate_layer",
-        "_feedforward_cls/_experts/intermediate_layer",
-        "expert_{i}/intermediate",
-        "",
-    ),
-    sublayer(
-        "moe/experts/output",
-        "_feedforward_cls/_experts/output_layer|_feedforward_layer/_experts/output_layer",
-        "_feedforward_cls/_experts/output_layer",
-        "expert_{i}/output",
-        "",
-    ),
-    sublayer(
-        "moe/router/router_weights",
-        "_feedforward_cls/_router/router_weights|_feedforward_layer/_router/router_weights",
-        "_feedforward_cls/_router/router_weights",
-        "router_weights_{i}/DenseGeneral_0",
-        "",
-    ),
-    sublayer(
-        "self_attention_layer_norm",
-        "_attention_layer_norm",
-        "_attention_layer_norm",
-        "encoder_{i}/mixing_layer_norm",
-        "attention.output.LayerNorm|fourier.output.LayerNorm|@sa_layer_norm",
-    ),
-    sublayer(
-        "intermediate",
-        "_intermediate_dense",
-        "_intermediate_dense",
-        "feed_forward_{i}/intermediate",
-        "intermediate.dense|@ffn.lin1",
-    ),
-    sublayer("output", "_output_dense", "_output_dense", "feed_forward_{i}/output", "output.dense|@ffn.lin2"),
-    sublayer(
-        "output_layer_norm",
-        "_output_layer_norm",
-        "_output_layer_norm",
-        "encoder_{i}/output_layer_norm",
-        "output.LayerNorm|@output_layer_norm",
-    ),
-];
-
-/// One weight, taken apart: its sublayer's row, the layer's number, the last component.
-struct Parts<'a> {
-    sublayer: &'static Sublayer,
-    layer: Option<usize>,
-    leaf: &'a str,
-}
-
-impl<'a> Parts<'a> {
-    fn parse(name: &'a str) -> Option<Self> {
-        let (path, leaf) = name.rsplit_once('/')?;
-        let (layer, path, table) = match path.strip_prefix("transformer/layer_") {
-            Some(rest) => {
-                let (layer, path) = rest.split_once('/')?;
-                (Some(layer.parse().ok()?), path, &LAYER_SUBLAYERS[..])
-            }
-            None => (None, path, &MODEL_SUBLAYERS[..]),
-        };
-        let sublayer = table.iter().find(|row| row.keras == path)?;
-        Some(Self { sublayer, layer, leaf })
-    }
-}
-
 /// The ways in which `scheme` may store the weight that we call `name` and that has `shape`, the usual one first. Empty
 /// if the scheme has no such weight.
 pub fn foreign_names(scheme: Scheme, name: &str, shape: &[usize]) -> Vec<ForeignName> {
     let keep = |path| ForeignName { path, shape: shape.to_vec(), transform: Transform::Keep };
     if scheme == Scheme::Keras {
-        return vec![keep(name.to_owned()), keep(format!("{name}:0"))];
+        let mut names = vec![keep(name.to_owned()), keep(format!("{name}:0"))];
+        if let Some(parts) = Parts::parse(name) {
+            // A legacy .h5 keeps weights below the name of their layer, which Model Garden's first encoder has many of.
+            let layer =
+                parts.layer.map_or(parts.sublayer.keras.to_owned(), |i| format!("transformer/layer_{i}"));
+            names.push(keep(format!("{layer}/{name}:0")));
+        }
+        return names;
     }
     let Some(parts) = Parts::parse(name) else { return Vec::new() };
     match scheme {
@@ -238,28 +98,65 @@ pub fn foreign_names(scheme: Scheme, name: &str, shape: &[usize]) -> Vec<Foreign
                 keep(format!("{prefix}{path}/{}{TF_SUFFIX}", parts.leaf))
             })
             .collect(),
-        Scheme::WeightsH5 => spellings(parts.sublayer.h5)
-            .filter_map(|path| {
-                let prefix = match parts.layer {
-                    None => String::new(),
-                    Some(0) => "transformer_layers/transformer_scaffold/".to_owned(),
-                    Some(layer) => format!("transformer_layers/transformer_scaffold_{layer}/"),
-                };
-                let position = match parts.leaf {
-                    "kernel" | "gamma" | "embeddings" | "hidden_kernel" => 0,
-                    "bias" | "beta" | "seq_kernel" => 1,
-                    _ => return None,
-                };
-                Some(keep(format!("{prefix}{path}/vars/{position}")))
-            })
-            .collect(),
+        Scheme::WeightsH5 => {
+            // Numbers follow the class of the blocks, which Model Garden's encoders share with ours but for its name.
+            let blocks =
+                ["transformer_layers/transformer_scaffold", "transformer_layers/transformer_encoder_block"];
+            weights_h5_paths(&parts, parts.sublayer.h5, "", &blocks).into_iter().map(keep).collect()
+        }
+        Scheme::KerasHub => {
+            let paths =
+                weights_h5_paths(&parts, parts.sublayer.hub, "layers/", &["layers/transformer_encoder"]);
+            paths.into_iter().map(keep).collect()
+        }
         Scheme::Flax => flax_names(&parts, shape),
         Scheme::HuggingFace => hugging_face_names(&parts, shape),
+        Scheme::HuggingFaceTf => tensorflow_names(&parts, shape, "layer_._"),
+        Scheme::GoogleBert => tensorflow_names(&parts, shape, "layer_"),
     }
 }
 
-fn spellings(column: &'static str) -> impl Iterator<Item = &'static str> {
-    column.split('|').filter(|path| !path.is_empty())
+/// Paths of a weight in Keras' `.weights.h5`: the spellings of its sublayer in a `column` below `model`, or below the
+/// `blocks`, of which the first has no number.
+fn weights_h5_paths(parts: &Parts<'_>, column: &'static str, model: &str, blocks: &[&str]) -> Vec<String> {
+    let position = match parts.leaf {
+        "kernel" | "gamma" | "embeddings" | "hidden_kernel" => 0,
+        "bias" | "beta" | "seq_kernel" => 1,
+        _ => return Vec::new(),
+    };
+    let prefixes: Vec<String> = match parts.layer {
+        None => vec![model.to_owned()],
+        Some(0) => blocks.iter().map(|class| format!("{class}/")).collect(),
+        Some(layer) => blocks.iter().map(|class| format!("{class}_{layer}/")).collect(),
+    };
+    let paths = |prefix| spellings(column).map(move |path| format!("{prefix}{path}/vars/{position}"));
+    prefixes.iter().flat_map(paths).collect()
+}
+
+/// The names that TensorFlow gives the variables of BERT, with `layer` in front of each layer's number.
+fn tensorflow_names(parts: &Parts<'_>, shape: &[usize], layer: &str) -> Vec<ForeignName> {
+    let leaves: &[&str] = match parts.leaf {
+        // google-research/bert has no layers for its tables.
+        "embeddings" => &["", "/weight", "/embeddings", "/weight:0", "/embeddings:0"],
+        "kernel" => &["/kernel", "/kernel:0"],
+        "bias" => &["/bias", "/bias:0"],
+        "gamma" => &["/gamma", "/gamma:0"],
+        "beta" => &["/beta", "/beta:0"],
+        _ => return Vec::new(),
+    };
+    // Stands for `layer`, which may have a dot of its own.
+    const LAYER: &str = "{layer}";
+    let shape = match parts.leaf {
+        "kernel" => parts.matrix_shape(shape).to_vec(),
+        "bias" => vec![shape.iter().product()],
+        _ => shape.to_vec(),
+    };
+    parts
+        .hugging_face_paths(LAYER)
+        .map(|path| path.replace('.', "/").replace(LAYER, layer))
+        .flat_map(|path| leaves.iter().map(move |leaf| format!("{path}{leaf}")))
+        .map(|path| ForeignName { path, shape: shape.clone(), transform: Transform::Keep })
+        .collect()
 }
 
 fn flax_names(parts: &Parts<'_>, shape: &[usize]) -> Vec<ForeignName> {
@@ -304,19 +201,14 @@ fn hugging_face_names(parts: &Parts<'_>, shape: &[usize]) -> Vec<ForeignName> {
     let (shape, transform) = match parts.leaf {
         // PyTorch keeps matrices as [outputs, inputs], the heads flattened.
         "kernel" => {
-            let input_axes = if parts.sublayer.keras == "self_attention/attention_output" { 2 } else { 1 };
-            let (inputs, outputs) = shape.split_at(input_axes.min(shape.len()));
-            (vec![outputs.iter().product(), inputs.iter().product()], Transform::SwapLeadingAxes)
+            let [inputs, outputs] = parts.matrix_shape(shape);
+            (vec![outputs, inputs], Transform::SwapLeadingAxes)
         }
         "bias" => (vec![shape.iter().product()], Transform::Keep),
         _ => (shape.to_vec(), Transform::Keep),
     };
-    spellings(parts.sublayer.hf)
-        .map(|path| match (parts.layer, path.strip_prefix('@')) {
-            (Some(layer), None) => format!("encoder.layer.{layer}.{path}"),
-            (Some(layer), Some(path)) => format!("transformer.layer.{layer}.{path}"),
-            (None, _) => path.to_owned(),
-        })
+    parts
+        .hugging_face_paths("layer.")
         .flat_map(|path| leaves.iter().map(move |leaf| format!("{path}.{leaf}")))
         .map(|path| ForeignName { path, shape: shape.clone(), transform })
         .collect()
@@ -325,7 +217,14 @@ fn hugging_face_names(parts: &Parts<'_>, shape: &[usize]) -> Vec<ForeignName> {
 /// Whether a file's tensor called `name` is no weight: state of a training run (optimiser moments, counters, metrics)
 /// or another auxiliary tensor.
 pub fn is_auxiliary(name: &str) -> bool {
-    name.starts_with("opt_state/")
+    // Optimisers of TensorFlow 1 keep their state beside each variable.
+    const BESIDE: [&str; 7] =
+        ["adam_m", "adam_v", "Adam", "Adam_1", "Momentum", "ExponentialMovingAverage", "global_step"];
+    let last = name.rsplit('/').next().unwrap_or(name);
+    BESIDE.contains(&last)
+        || name.starts_with("optimizer_weights/")
+        || matches!(name, "beta1_power" | "beta2_power")
+        || name.starts_with("opt_state/")
         || name.starts_with("optimizer/")
         || name.contains("/.OPTIMIZER_SLOT/")
         || name.contains("/optimizer/")

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::names::{ForeignName, Scheme, TF_SUFFIX, foreign_names, is_auxiliary};
+use super::numbered::with_layers_named;
 use super::transform::Transform;
 use crate::checkpoint::error::FormatError;
 use crate::checkpoint::source::TensorSource;
@@ -98,11 +99,13 @@ impl LoadPlan {
     /// Two places in the file fit equally well and `root` does not say which.
     pub fn new(entries: &[Entry], targets: &[TargetWeight], root: Option<&str>) -> Result<Self, FormatError> {
         let root = root.map(|root| root.trim_end_matches(['/', '.']));
+        let renamed = with_layers_named(entries);
+        let found = renamed.as_deref().unwrap_or(entries);
         let mut best: Option<Match> = None;
         for scheme in Scheme::NAMED {
-            let found = Match::find(scheme, entries, targets, root)?;
-            if best.as_ref().is_none_or(|best| found.count > best.count) {
-                best = Some(found);
+            let fit = Match::find(scheme, found, targets, root)?;
+            if best.as_ref().is_none_or(|best| fit.count > best.count) {
+                best = Some(fit);
             }
         }
         let best = best.expect("there is at least one scheme");
@@ -111,13 +114,14 @@ impl LoadPlan {
         {
             return Ok(Self::from_window(entries, targets, first));
         }
-        Ok(Self::from_match(entries, targets, &best))
+        Ok(Self::from_match(entries, found, targets, &best))
     }
 
-    fn from_match(entries: &[Entry], targets: &[TargetWeight], best: &Match) -> Self {
+    /// The plan for `entries`, which are the same under the names of `named`.
+    fn from_match(entries: &[Entry], named: &[Entry], targets: &[TargetWeight], best: &Match) -> Self {
         let mut plan = Self::empty(best.scheme, best.root.clone());
         let index: HashMap<&str, usize> =
-            entries.iter().enumerate().map(|(index, entry)| (entry.name.as_str(), index)).collect();
+            named.iter().enumerate().map(|(index, entry)| (entry.name.as_str(), index)).collect();
         let mut used = HashSet::new();
         for (position, weight) in targets.iter().enumerate() {
             let names = foreign_names(best.scheme, &weight.name, &weight.shape);
@@ -125,7 +129,7 @@ impl LoadPlan {
                 let entry = *index.get(best.full_name(&name.path).as_str())?;
                 Some((name, entry))
             });
-            let found = found.or_else(|| shared_word_table(best.scheme, entries, weight));
+            let found = found.or_else(|| shared_word_table(best.scheme, named, weight));
             let Some((name, entry)) = found else {
                 plan.missing.push(weight.name.clone());
                 continue;
@@ -137,7 +141,7 @@ impl LoadPlan {
             .iter()
             .enumerate()
             .filter(|(index, entry)| {
-                !used.contains(index) && best.is_below_root(&entry.name) && !is_auxiliary(&entry.name)
+                !used.contains(index) && best.is_below_root(&named[*index].name) && !is_auxiliary(&entry.name)
             })
             .map(|(_, entry)| entry.name.clone())
             .collect();
