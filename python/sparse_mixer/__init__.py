@@ -42,6 +42,7 @@ _LAZY = frozenset(
         "optimizers",
         "plots",
         "schedules",
+        "serve",
         "text",
         "training",
     }

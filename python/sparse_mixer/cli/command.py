@@ -22,7 +22,7 @@ from sparse_mixer.checkpoints.opening import open_weights
 from sparse_mixer.checkpoints.presets import PRESETS
 from sparse_mixer.checkpoints.stored_config import stored_config
 from sparse_mixer.checkpoints.weight_files import WeightFile
-from sparse_mixer.cli import texts
+from sparse_mixer.cli import serving, texts
 from sparse_mixer.cli.tree import tree
 
 EXIT_OK = 0
@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(convert)
 
     texts.add_commands(command)
+    serving.add_command(command)
 
     bench = command(
         "bench",

@@ -126,6 +126,10 @@ class TextModel:
         counts = [len(encoding.ids) for encoding in self._cutter.whole([inputs] if single else as_texts(inputs))]
         return counts[0] if single else counts
 
+    def tokenizations(self, texts: Sequence[Any]) -> list[Any]:
+        """The `tokenizers.Encoding` of each text or pair of texts, with special tokens, not cut."""
+        return self._cutter.whole(texts)
+
     @property
     def max_seq_length(self) -> int:
         """Tokens per text, special tokens included; what is longer is cut. At most what the encoder takes."""
