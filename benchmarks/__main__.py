@@ -59,6 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     loops.add_argument("--batch", type=int, default=8)
     loops.add_argument("--steps", type=int, default=5)
 
+    serve = commands.add_parser("serve", help="load on the server over loopback: requests per second, p50, p99")
+    serve.add_argument("--model", type=pathlib.Path, help="folder of a model (default: MiniLM's size, random weights)")
+    serve.add_argument("--dtype", default="float32")
+    serve.add_argument("--words", type=int, nargs=2, default=[12, 20], help="least and most words of a text")
+    serve.add_argument("--clients", type=int, default=16, help="how many ask at once to find the most requests")
+    serve.add_argument("--seconds", type=float, default=20, help="length of each phase")
+    serve.add_argument("--load", type=float, default=0.7, help="share of the most at which times are taken")
+    serve.add_argument("--option", action="append", default=[], help="further option of sparse-mixer serve")
+
     startup = commands.add_parser("startup", help="import, build, first call, peak memory")
     startup.add_argument("--engines", type=_names_among(PEERS), default=list(PEERS))
     startup.add_argument("--batch", type=int, default=8)
@@ -121,6 +130,19 @@ def main() -> None:
         from benchmarks.loops import run
 
         text = run(arguments.batch, arguments.steps, arguments.threads)
+    elif arguments.command == "serve":
+        from benchmarks.serve import run
+
+        text = run(
+            arguments.model,
+            arguments.threads,
+            dtype=arguments.dtype,
+            words=arguments.words,
+            clients=arguments.clients,
+            seconds=arguments.seconds,
+            load=arguments.load,
+            options=arguments.option,
+        )
     elif arguments.command == "startup":
         from benchmarks.startup import run
 

@@ -128,7 +128,7 @@ class TextModel:
 
     def tokenizations(self, texts: Sequence[Any]) -> list[Any]:
         """The `tokenizers.Encoding` of each text or pair of texts, with special tokens, not cut."""
-        return self._cutter.whole(texts)
+        return list(self._cutter.whole(texts))
 
     @property
     def max_seq_length(self) -> int:

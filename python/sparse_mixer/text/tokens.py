@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sparse_mixer._core.checks import as_positive
 from sparse_mixer.text.tokenizing import with_same_parts
 
 _TRUNCATIONS = ("warn", "error", "ignore")
+# Characters that are tokenised at a time: some hundredths of a second.
+_CHARACTERS = 1 << 16
 
 
 class Tokens(NamedTuple):
@@ -58,23 +60,23 @@ class TextCutter:
         if on_truncation not in _TRUNCATIONS:
             raise ValueError(f"on_truncation: got {on_truncation!r}, expected one of {list(_TRUNCATIONS)}")
         cutting = self._cutting(length, 0)
-        encodings = cutting.encode_batch([self._prepared(text, front) for text in texts])
-        if on_truncation != "ignore":
-            cut = [i for i, e in enumerate(encodings) if len(e.ids) >= length and e.overflowing]
-            if cut:
-                message = f"inputs[{first + cut[0]}]: more than max_seq_length={length} tokens"
-                if on_truncation == "error":
-                    raise ValueError(
-                        f"{message}; cut it, encode it in parts (encode_chunks), or allow it by on_truncation"
-                    )
-                others = f", and {len(cut) - 1} more texts" if len(cut) > 1 else ""
-                # Of who called `TextEncoder.encode`, which calls `to_tokens`.
-                warnings.warn(f"{message}{others}: the rest is left out", UserWarning, stacklevel=4)
         skipped = 0
         if front and not self.include_prompt:
             # The special token that ends a text does not end a prompt.
             skipped = len(cutting.encode(self._prepared(front)).ids) - 1
-        return [self._of(encoding, skipped) for encoding in encodings]
+        tokens: list[Tokens] = []
+        cut: list[int] = []
+        for encodings in self._encoded(cutting, texts, front):
+            cut += [i for i, e in enumerate(encodings, len(tokens)) if len(e.ids) >= length and e.overflowing]
+            tokens += [self._of(encoding, skipped) for encoding in encodings]
+        if cut and on_truncation != "ignore":
+            message = f"inputs[{first + cut[0]}]: more than max_seq_length={length} tokens"
+            if on_truncation == "error":
+                raise ValueError(f"{message}; cut it, encode it in parts (encode_chunks), or allow it by on_truncation")
+            others = f", and {len(cut) - 1} more texts" if len(cut) > 1 else ""
+            # Of who called `TextEncoder.encode`, which calls `to_tokens`.
+            warnings.warn(f"{message}{others}: the rest is left out", UserWarning, stacklevel=4)
+        return tokens
 
     def parts(self, text: str, size: int, overlap: int) -> tuple[list[Tokens], list[tuple[int, int]]]:
         """The tokens of parts of a text, and where each begins and ends in it, in characters.
@@ -91,10 +93,10 @@ class TextCutter:
         kept = [i for i, span in enumerate(spans) if i == 0 or span[1] > spans[i - 1][1]]
         return [self._of(parts[i], 0) for i in kept], [spans[i] for i in kept]
 
-    def whole(self, texts: Sequence[Any]) -> list[Any]:
+    def whole(self, texts: Sequence[Any]) -> Iterator[Any]:
         """The `tokenizers.Encoding` of each text, not cut."""
-        encodings: list[Any] = self._cutting(0, 0).encode_batch(list(map(self._prepared, texts)))
-        return encodings
+        for encodings in self._encoded(self._cutting(0, 0), texts, ""):
+            yield from encodings
 
     def as_length(self, value: Any, longest: int) -> int:
         """`value` as a longest text, special tokens included.
@@ -112,6 +114,19 @@ class TextCutter:
             return (front + text).lower() if self.lower_case else front + text
         first, second = text
         return (self._prepared(first, front), self._prepared(second))
+
+    def _encoded(self, cutting: Any, texts: Sequence[Any], front: str) -> Iterator[list[Any]]:
+        """The encodings of texts, some at a time: no signal is seen while the package is at work."""
+        some: list[Any] = []
+        size = 0
+        for text in texts:
+            some.append(self._prepared(text, front))
+            size += len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+            if size >= _CHARACTERS:
+                yield cutting.encode_batch(some)
+                some, size = [], 0
+        if some:
+            yield cutting.encode_batch(some)
 
     def _cutting(self, length: int, stride: int) -> Any:
         """A tokenizer of the same parts that cuts to `length` tokens; 0 for none that cuts. Never changed once made."""
