@@ -49,6 +49,11 @@ $(STAMPS)/parity: $(NEEDS)/parity.txt $(NEEDS)/parity-no-deps.txt | $(STAMPS)/ve
 	$(PIP) --no-deps -r $(NEEDS)/parity-no-deps.txt
 	touch $@
 
+$(STAMPS)/onnx: $(NEEDS)/onnx.txt | $(STAMPS)/venv
+	@echo "Installing ONNX Runtime and OpenVINO for the tests of exported models (about 300 MB on disk) ..."
+	$(PIP) -r $<
+	touch $@
+
 $(STAMPS)/huggingface: $(NEEDS)/huggingface.txt | $(STAMPS)/venv
 	@echo "Installing PyTorch and transformers (several GB on disk, unless the index has CPU builds) ..."
 	$(PIP) -r $<
@@ -85,8 +90,8 @@ test: test-rust test-python  ## all tests, parity with TensorFlow included
 test-rust:  ## tests of the core; needs no Python
 	cargo test --locked $(CARGO_FEATURES)
 
-test-python: build $(STAMPS)/test $(STAMPS)/parity  ## pytest on the installed wheel
-	SPARSE_MIXER_REQUIRE_TF=1 $(PY) -m pytest $(PYTEST_ARGS)
+test-python: build $(STAMPS)/test $(STAMPS)/parity $(STAMPS)/onnx  ## pytest on the installed wheel
+	SPARSE_MIXER_REQUIRE_TF=1 SPARSE_MIXER_REQUIRE_ONNX=1 $(PY) -m pytest $(PYTEST_ARGS)
 
 parity-hf: build $(STAMPS)/test $(STAMPS)/huggingface  ## parity with the real transformers package, in VENV
 	SPARSE_MIXER_REQUIRE_HF=1 $(PY) -m pytest tests/test_hugging_face.py $(PYTEST_ARGS)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from sparse_mixer._core.calls import CalledEncoder
+from sparse_mixer._core.extras import require
 from sparse_mixer._core.paths import PathLike
 from sparse_mixer.checkpoints import encoder_files
 from sparse_mixer.checkpoints.report import LoadReport
@@ -33,6 +34,50 @@ class StoredEncoder(CalledEncoder):
             KeyboardInterrupt: Interrupted; the old file is untouched.
         """
         encoder_files.save(self, path, file_format=file_format)
+
+    def to_onnx(
+        self,
+        path: PathLike,
+        *,
+        outputs: Sequence[str] = ("sequence_output", "pooled_output"),
+        inputs: Sequence[str] | Mapping[str, Any] | None = None,
+        opset: int = 18,
+        dtype: str = "float32",
+        external_data: bool | None = None,
+    ) -> None:
+        """Write the encoder's inference as an ONNX model, for runtimes such as ONNX Runtime and OpenVINO.
+
+        Batches may have any size; sequences any length where the encoder takes shorter ones. Experts run on the tokens
+        they are given, no others. Ids are not checked: what an id outside its table gives is the runtime's choice.
+        ``docs/onnx.md`` shows models in use. Needs the extra ``onnx``.
+
+        Args:
+            path: The file, which is replaced in one step.
+            outputs: As in a call. ``"encoder_outputs"`` becomes outputs ``encoder_output_0``, ... of all blocks;
+                ``"routing"`` becomes ``routing_<layer>_indices`` and ``routing_<layer>_probabilities``.
+            inputs: Names of the model's inputs among those of a call, perhaps each with its type: ids may be
+                ``"int32"`` or ``"int64"``, masks these or ``"float32"``, embeddings ``"float32"`` or ``"float16"``.
+                None for ids, mask and types as int32, with the dense inputs if the encoder was made
+                `with_dense_inputs`; embeddings stand for the ids where there is an own `embedding_layer`. With a
+                `pad_id`, or without attention, ``"input_mask"`` may be left out.
+            opset: Version of the operators, 18 to 23.
+            dtype: ``"float16"`` rounds kernels and tables as the encoder's own float16 does and halves the file;
+                arithmetic is float32 either way.
+            external_data: Whether the weights go to a file of their own, ``<path>.data``, beside which the model must
+                stay. None for where they have 2 GB or more, which one file cannot hold.
+
+        Weights of an encoder in bfloat16, float16 or int8 are those it computes with; what it rounds besides is not
+        rounded in the model.
+
+        Raises:
+            ImportError: onnx is not installed.
+            ValueError: The activation is a Python function; an unknown name; inputs that do not suffice.
+            OSError: The file cannot be written.
+        """
+        require("onnx", "onnx")
+        from sparse_mixer._onnx.export import export
+
+        export(self, path, outputs=outputs, inputs=inputs, opset=opset, dtype=dtype, external_data=external_data)
 
     @classmethod
     def load(
