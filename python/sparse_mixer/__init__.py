@@ -41,6 +41,7 @@ _LAZY = frozenset(
         "models",
         "optimizers",
         "plots",
+        "ray",
         "schedules",
         "serve",
         "text",

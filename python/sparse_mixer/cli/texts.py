@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 
 from sparse_mixer.cli.progress_line import ProgressLine
 from sparse_mixer.embeddings.quantize import PRECISIONS
+from sparse_mixer.embeddings.shard_names import source_files, targets_in
 
 _EMBED = """\
 Encode the texts of files, in their order and in bounded memory, and write their vectors.
@@ -42,7 +42,7 @@ def add_commands(command: Command) -> None:
     """Add both to the parser; `command` makes one of a name, a function, a summary and a description."""
     embed = command("embed", _embed, "encode the texts of files", _EMBED)
     _add_model(embed)
-    embed.add_argument("input", nargs="+", help="files of texts, or patterns such as 'texts/*.jsonl'")
+    embed.add_argument("input", nargs="+", help="files of texts, folders of them, or patterns such as 'texts/*.jsonl'")
     embed.add_argument("output", help="file of vectors, or a folder for those of several files")
     embed.add_argument("--column", default="text", help="column that has the texts (default text)")
     embed.add_argument(
@@ -85,7 +85,7 @@ def _embed(options: argparse.Namespace) -> int:
     from sparse_mixer.embeddings.shards import embed_shard
     from sparse_mixer.text.encoder import TextEncoder
 
-    inputs = _files(options.input)
+    inputs = source_files(options.input)
     targets = _targets(inputs, options.output, options.format, len(options.input) > 1 or inputs != options.input)
     if len(inputs) > 1 and options.precision in ("int8", "uint8") and options.ranges is None:
         raise ValueError("--ranges: missing; without them 8-bit numbers would not mean the same in all files")
@@ -124,34 +124,13 @@ def _embed(options: argparse.Namespace) -> int:
     return 0
 
 
-def _files(patterns: Sequence[str]) -> list[str]:
-    """The files that are meant, each pattern's in the order of their names."""
-    files: list[str] = []
-    for pattern in patterns:
-        found = [pattern] if os.path.exists(pattern) or not glob.has_magic(pattern) else sorted(glob.glob(pattern))
-        if not found:
-            raise ValueError(f"{pattern}: no such files")
-        files += found
-    missing = next((file for file in files if not os.path.isfile(file)), None)
-    if missing is not None:
-        raise FileNotFoundError(f"{missing}: no such file")
-    return files
-
-
 def _targets(inputs: Sequence[str], output: str, form: str | None, several: bool) -> list[str]:
     """A target for each input: the output itself, or files in it, if it is a folder."""
-    if not (several or output.endswith(os.sep) or os.path.isdir(output)):
-        if form is not None:
-            raise ValueError(f"--format: the name of the output says it, {output}; the option is for folders")
-        return [output]
-    if os.path.isfile(output):
-        raise ValueError(f"{output}: is a file; several inputs need a folder")
-    names = [f"{os.path.basename(file).partition('.')[0]}.{form or 'parquet'}" for file in inputs]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
-        raise ValueError(f"input: two files would be written to {os.path.join(output, double)}")
-    os.makedirs(output, exist_ok=True)
-    return [os.path.join(output, name) for name in names]
+    if several or output.endswith(os.sep) or os.path.isdir(output):
+        return targets_in(output, inputs, form or "parquet")
+    if form is not None:
+        raise ValueError(f"--format: the name of the output says it, {output}; the option is for folders")
+    return [output]
 
 
 def _search(options: argparse.Namespace) -> int:
@@ -205,7 +184,7 @@ def _search(options: argparse.Namespace) -> int:
 
 def _corpus(path: str) -> list[str]:
     if not os.path.isdir(path):
-        return _files([path])
+        return source_files([path])
     names = [os.path.join(path, name) for name in sorted(os.listdir(path))]
     files = [name for name in names if name.endswith((".parquet", ".npy", ".jsonl")) and os.path.isfile(name)]
     if not files:
