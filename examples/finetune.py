@@ -139,7 +139,7 @@ def main() -> None:
 
     again = models.BertClassifier.load(given.output / "model.safetensors")
     few = {name: array[:3] for name, array in validation[0].items()}
-    for guess, label in zip(again.predict(few), validation[1], strict=False):
+    for guess, label in zip(again.predict_classes(few), validation[1], strict=False):
         print(f"a passage of {names[label]} is taken for one of {names[guess]}")
 
 

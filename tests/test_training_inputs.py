@@ -180,17 +180,20 @@ def test_predict_takes_batches() -> None:
         return whole(inputs, **options)
 
     model.call = counted  # type: ignore[method-assign]
-    expected = whole(inputs).argmax(-1)
-    np.testing.assert_array_equal(model.predict(inputs), expected)
+    logits = whole(inputs)
+    expected = logits.argmax(-1)
+    np.testing.assert_array_equal(model.predict(inputs), logits)
     assert sizes == [32, 18]
-    np.testing.assert_array_equal(model.predict(inputs, batch_size=7), expected)
+    np.testing.assert_array_equal(model.predict_classes(inputs, batch_size=7), expected)
     assert sizes[2:] == [7] * 7 + [1]
-    assert model.predict({name: array[:0] for name, array in inputs.items()}).shape == (0,)
+    none = {name: array[:0] for name, array in inputs.items()}
+    assert model.predict(none).shape == (0, 3)
+    assert model.predict_classes(none).shape == (0,)
     for form in FORMS.values():
-        np.testing.assert_array_equal(model.predict({n: form(a) for n, a in inputs.items()}), expected)
+        np.testing.assert_array_equal(model.predict({n: form(a) for n, a in inputs.items()}), logits)
     grouped = models.BertClassifier(small_encoder(examples_per_group=4.0), 3, seed=0)
     twelve = {name: array[:12] for name, array in inputs.items()}
-    np.testing.assert_array_equal(grouped.predict(twelve, batch_size=3), grouped(twelve).argmax(-1))
+    np.testing.assert_array_equal(grouped.predict(twelve, batch_size=3), grouped(twelve))
 
 
 class Unreadable:

@@ -315,8 +315,6 @@ def test_arguments_without_a_meaning_are_refused(tmp_path: Path) -> None:
     batches = batches_of(inputs, labels, 8)
     optimizer = optimizers.AdamW()
     for source, arguments, kind, message in [
-        (batches, {"shuffle": True}, ValueError, "shuffle: got True, but data are not arrays"),
-        (batches, {"batch_size": 8}, ValueError, "batch_size: got 8, but data are not arrays"),
         (batches, {"drop_remainder": False}, ValueError, "drop_remainder: got False, but data are not arrays"),
         (data(), {"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0"),
         (data(), {"batch_size": 2.5}, TypeError, "batch_size: expected an integer"),
@@ -332,6 +330,9 @@ def test_arguments_without_a_meaning_are_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(kind, match=message):
             model.fit(source, optimizer=optimizer, progress=False, **arguments)
+    for name, value in {"shuffle": True, "batch_size": 8}.items():
+        with pytest.raises(ValueError, match=f"{name}: got {value}, but data are not arrays"):
+            training.fit(model, batches, optimizer=optimizer, progress=False, **{name: value})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="every: expected at least 1"):
         callbacks.JSONLLogger(tmp_path / "x", every=0)
     _, vjp = model.encoder.vjp(inputs)

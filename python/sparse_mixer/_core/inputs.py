@@ -21,6 +21,14 @@ KEYS = (
     "dense_type_ids",
 )
 
+# What the entries of a list of arrays are, by their number.
+_IN_ORDER: Mapping[int, tuple[str, ...]] = {
+    3: KEYS[:3],
+    4: (*KEYS[:3], "masked_lm_positions"),
+    6: (*KEYS[:3], *KEYS[4:]),
+    7: (*KEYS[:3], *KEYS[4:], "masked_lm_positions"),
+}
+
 # How alike, of 1, a key must be to one of these to be taken for a slip.
 _MISSPELT = 0.88
 
@@ -126,12 +134,28 @@ def read(
     return read_inputs
 
 
-def as_inputs(inputs: Any) -> Mapping[str, Any]:
+def are_in_order(inputs: Any) -> bool:
+    """Whether `inputs` are a list of arrays in the order that `as_inputs` reads."""
+    return (
+        isinstance(inputs, list | tuple)
+        and len(inputs) in _IN_ORDER
+        and all(len(getattr(entry, "shape", ())) in (2, 3) for entry in inputs)
+    )
+
+
+def as_inputs(inputs: Any, *, in_order: bool = False) -> Mapping[str, Any]:
     """The inputs as a mapping: a dict, or a table of pandas with a column per input.
+
+    Args:
+        inputs: What there is.
+        in_order: Whether a list of arrays will do: word ids, mask and type ids, then perhaps dense inputs, their mask
+            and their type ids, then perhaps the positions of masked words.
 
     Raises:
         ValueError: Anything else.
     """
+    if in_order and are_in_order(inputs):
+        return dict(zip(_IN_ORDER[len(inputs)], inputs, strict=True))
     if isinstance(inputs, Mapping):
         return inputs
     if hasattr(inputs, "columns") and hasattr(inputs, "__getitem__"):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from sparse_mixer import checkpoints, training
+from sparse_mixer import checkpoints
 from sparse_mixer._core.checks import as_bool, as_seed
 from sparse_mixer._core.inputs import as_inputs
 from sparse_mixer._core.paths import PathLike
@@ -20,13 +20,14 @@ from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer._core.vjp import OutputGradient
 from sparse_mixer.checkpoints import flax, model_files
 from sparse_mixer.gradients import Gradients
-from sparse_mixer.losses import Targets
+from sparse_mixer.losses import Array, Targets
+from sparse_mixer.models.compiled import CompiledModel
+from sparse_mixer.models.criteria import Criterion, SparseCrossEntropy
 from sparse_mixer.models.heads import Head
+from sparse_mixer.models.row_metrics import measured
 from sparse_mixer.networks import SparseMixer
-from sparse_mixer.optimizers import Optimizer
 from sparse_mixer.training.batches import unpack
 from sparse_mixer.training.metrics import Metrics
-from sparse_mixer.training.trainable import Trainable
 
 AnyModel = TypeVar("AnyModel", bound="Model")
 
@@ -39,7 +40,7 @@ def stored(cls: type[AnyModel]) -> type[AnyModel]:
     return cls
 
 
-class Model(Trainable):
+class Model(CompiledModel):
     """Base of the models: an encoder, heads, a loss.
 
     Attributes:
@@ -50,6 +51,8 @@ class Model(Trainable):
 
     # What `get_config` returns.
     _config: Mapping[str, Any] = MappingProxyType({})
+    # The loss unless the model is compiled with another one.
+    _own_criterion: Criterion = SparseCrossEntropy()
     # Outputs of the encoder that the loss depends on.
     _outputs: tuple[str, ...] = ("sequence_output",)
 
@@ -65,17 +68,22 @@ class Model(Trainable):
         """All variables in the order of ``get_weights`` of the reference's model."""
         return [variable for part in self.parts for variable in part.all_variables]
 
-    def __call__(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> Any:
+    def __call__(
+        self, inputs: Mapping[str, Any] | Sequence[Any], *, training: bool = False, seed: int | None = None
+    ) -> Any:
         """What `call` gives, which subclasses may override.
 
         Args:
-            inputs: As in a call of the encoder.
+            inputs: As in a call of the encoder, or a list of arrays: word ids, mask, type ids, then perhaps dense
+                inputs, their mask and their type ids, then perhaps ``masked_lm_positions``.
             training: As there.
             seed: As there; also the source of dropout in the heads.
         """
         options: dict[str, Any] = {"training": training if training else None, "seed": seed}
         # An own `call` may take fewer arguments.
-        return self.call(as_inputs(inputs), **{name: value for name, value in options.items() if value is not None})
+        return self.call(
+            as_inputs(inputs, in_order=True), **{name: value for name, value in options.items() if value is not None}
+        )
 
     def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> Any:
         """What a call gives; see the class."""
@@ -266,56 +274,6 @@ class Model(Trainable):
         """
         model_files.load_weights(self, source)
 
-    def fit(
-        self,
-        data: Any,
-        *,
-        optimizer: Optimizer,
-        epochs: int = 1,
-        batch_size: int | None = None,
-        steps_per_epoch: int | None = None,
-        shuffle: bool | None = None,
-        drop_remainder: bool | None = None,
-        seed: int | None = None,
-        transform: Callable[[Any, int], Any] | None = None,
-        accumulation_steps: int = 1,
-        recompute: bool = False,
-        validation_data: Any = None,
-        callbacks: Sequence[training.Callback] = (),
-        state_path: PathLike | None = None,
-        save_every: int | None = None,
-        resume: bool = True,
-        progress: bool | None = None,
-    ) -> training.History:
-        """Train this model; the arguments are those of `sparse_mixer.training.fit`."""
-        return training.fit(
-            self,
-            data,
-            optimizer=optimizer,
-            epochs=epochs,
-            batch_size=batch_size,
-            steps_per_epoch=steps_per_epoch,
-            shuffle=shuffle,
-            drop_remainder=drop_remainder,
-            seed=seed,
-            transform=transform,
-            accumulation_steps=accumulation_steps,
-            recompute=recompute,
-            validation_data=validation_data,
-            callbacks=callbacks,
-            state_path=state_path,
-            save_every=save_every,
-            resume=resume,
-            progress=progress,
-        )
-
-    # The same description in both places where `help` is asked for it.
-    fit.__doc__ = (training.fit.__doc__ or "").replace("        model: One of `sparse_mixer.models`.\n", "")
-
-    def evaluate(self, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
-        """Means of all metrics over `data`; see `sparse_mixer.training.evaluate`."""
-        return training.evaluate(self, data, batch_size=batch_size)
-
     def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
         """What a batch is compared with; shapes are checked against each other, not against the encoder's outputs."""
         raise NotImplementedError
@@ -342,6 +300,17 @@ class Model(Trainable):
             ``targets.divisors["task"]``: added up over all batches that share the divisors, it has the loss as mean.
         """
         raise NotImplementedError
+
+    def _criterion(self) -> Criterion:
+        """The loss: what the model is compiled with, or its own."""
+        return self._own_criterion if self._compiled.criterion is None else self._compiled.criterion
+
+    def _judged(self, logits: Array, targets: Targets, divisor: float) -> tuple[Metrics, Array]:
+        """Metrics of rows of logits, among them ``task_loss``, and their gradient; those that `compile` was given."""
+        metrics, d_logits = self._criterion().compute(self.encoder, logits, targets, divisor)
+        if self._compiled.metrics:
+            metrics = Metrics(task_loss=metrics["task_loss"], **measured(self._compiled.metrics, targets, logits))
+        return metrics, d_logits
 
     def _with_auxiliary(self, metrics: Metrics, targets: Targets, scale: float) -> Metrics:
         """Add ``loss``, what is minimised, and what there is to say about the MoE layers.

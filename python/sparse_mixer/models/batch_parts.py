@@ -50,6 +50,12 @@ def expect_shape(argument: str, array: npt.NDArray[Any], shape: tuple[int, ...])
         raise ValueError(f"{argument}: expected shape {list(shape)}, got {list(array.shape)}")
 
 
+def expect_rows(labels: npt.NDArray[Any], rows: tuple[int, ...]) -> None:
+    """Refuse labels that are not for these rows."""
+    if labels.shape[: len(rows)] != rows:
+        raise ValueError(f"labels: expected shape {list(rows)}, got {list(labels.shape)}")
+
+
 def _is_one_hot(array: npt.NDArray[Any]) -> bool:
     return bool(((array == 0) | (array == 1)).all() and (array.sum(-1) == 1).all())
 

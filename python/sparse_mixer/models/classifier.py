@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from sparse_mixer._core.arrays import as_float32
-from sparse_mixer._core.checks import as_int, as_positive
+from sparse_mixer._core.checks import as_int
 from sparse_mixer._core.encoder import NO_POOLER
-from sparse_mixer._core.inputs import KEYS, as_inputs
 from sparse_mixer._core.vjp import OutputGradient
 from sparse_mixer.gradients import Gradients
-from sparse_mixer.losses import Targets, classification, squared_error
+from sparse_mixer.losses import Targets
 from sparse_mixer.models.base import Model, stored
-from sparse_mixer.models.batch_parts import check_encoder, expect_shape, read_classes, targets_of
+from sparse_mixer.models.batch_parts import check_encoder, expect_rows
+from sparse_mixer.models.criteria import SquaredNumber
 from sparse_mixer.models.heads import Array, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
-from sparse_mixer.training.batches import split_batches
 from sparse_mixer.training.metrics import Metrics
 
 
@@ -79,6 +73,8 @@ class BertClassifier(Model):
             initializer=initializer,
             seed=seed,
         )
+        if self.num_classes == 1:
+            self._own_criterion = SquaredNumber()
         super().__init__("bert_classifier", network, [self._head])
 
     def hugging_face_names(self) -> tuple[str, dict[str, str]]:
@@ -91,21 +87,13 @@ class BertClassifier(Model):
         """Logits ``[B, num_classes]``."""
         drops = self._call_seed(training, seed)
         outputs = self.encoder(inputs, training=training, seed=drops, outputs=self._outputs)
-        return self._head.logits(outputs[self._outputs[0]], drops, self._position)
+        # Of no examples, the head gives no columns either.
+        return self._head.logits(outputs[self._outputs[0]], drops, self._position).reshape(-1, self.num_classes)
 
-    def predict(self, inputs: Mapping[str, Any], *, batch_size: int = 32) -> npt.NDArray[Any]:
-        """Most likely class ``[B]`` of each example; for regression the numbers.
-
-        Args:
-            inputs: As in a call; any number of examples.
-            batch_size: Examples that are computed at once, rounded up to whole routing groups.
-        """
-        size = as_positive("batch_size", batch_size)
-        group = max(1, math.ceil(self.encoder.arguments.group_examples()))
-        given = {name: value for name, value in as_inputs(inputs).items() if name in KEYS and value is not None}
-        logits = [self(batch) for batch in split_batches(given, math.ceil(size / group) * group)] or [self(inputs)]
-        numbers = np.concatenate(logits).reshape(-1, self.num_classes)
-        return numbers[:, 0] if self.num_classes == 1 else numbers.argmax(-1)
+    def _classes(self, predicted: Any) -> Any:
+        if self.num_classes == 1:
+            raise ValueError("predict_classes: a model with one class predicts numbers, which predict gives")
+        return predicted.argmax(-1)
 
     @property
     def _position(self) -> int | None:
@@ -113,12 +101,7 @@ class BertClassifier(Model):
         return None if self.use_encoder_pooler else 0
 
     def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
-        if self.num_classes != 1:
-            return targets_of(inputs, read_classes(labels, 1), weights)
-        numbers = as_float32("labels", labels)
-        if numbers.ndim > 1 and numbers.size != len(numbers):
-            raise ValueError(f"labels: expected shape [{len(numbers)}], got {list(numbers.shape)}")
-        return targets_of(inputs, numbers.reshape(-1), weights)
+        return self._criterion().targets(inputs, labels, weights, 1)
 
     def _loss(
         self,
@@ -131,11 +114,8 @@ class BertClassifier(Model):
         name = self._outputs[0]
         features = outputs[name]
         logits = self._head.logits(features, seed, self._position)
-        expect_shape("labels", targets.labels, (len(logits),))
-        if self.num_classes == 1:
-            metrics, d_logits = squared_error(logits, targets, divisors["task"])
-        else:
-            metrics, d_logits = classification(self.encoder, logits, targets, divisors["task"])
+        expect_rows(targets.labels, (len(logits),))
+        metrics, d_logits = self._judged(logits, targets, divisors["task"])
         if into is None:
             return metrics, {}
         return metrics, {name: self._head.backward(features, d_logits, seed, into, self._position)}

@@ -89,6 +89,8 @@ class BertPretrainerV2(Model):
     the heads. A batch without a prediction teaches nothing, the heads neither.
     """
 
+    _takes_losses = False
+
     def __init__(
         self,
         encoder_network: SparseMixer,
@@ -179,6 +181,11 @@ class BertPretrainerV2(Model):
         """See `Model.from_config`."""
         heads = [ClassificationHead(**head) for head in config["classification_heads"]]
         return cls(encoder, **{**config, "classification_heads": heads})
+
+    def _classes(self, predicted: Any) -> Any:
+        classes = {f"{head.name}_labels": predicted[head.name].argmax(-1) for head in self._seen}
+        words = predicted.get("mlm_logits")
+        return classes if words is None else {"masked_lm_ids": words.argmax(-1), **classes}
 
     def _variables_in_keras_order(self) -> list[Any]:
         # Keras tracks the list of heads before the encoder.

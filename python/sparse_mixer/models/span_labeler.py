@@ -9,16 +9,14 @@ import numpy as np
 
 from sparse_mixer._core.vjp import OutputGradient
 from sparse_mixer.gradients import Gradients
-from sparse_mixer.losses import Targets, classification
+from sparse_mixer.losses import Targets
 from sparse_mixer.models.base import Model, stored
 from sparse_mixer.models.batch_parts import (
     check_encoder,
     check_output,
-    expect_shape,
+    expect_rows,
     log_softmax,
     read_classes,
-    read_weights,
-    targets_of,
 )
 from sparse_mixer.models.heads import AnyArray, Array, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
@@ -33,6 +31,7 @@ class BertSpanLabeler(Model):
     """
 
     _labels_are_pairs = True
+    output_names = ("start_positions", "end_positions")
 
     def __init__(
         self,
@@ -74,6 +73,9 @@ class BertSpanLabeler(Model):
         start, end = logits if self._config["output"] == "logits" else log_softmax(logits)
         return [start.copy(), end.copy()]
 
+    def _classes(self, predicted: Any) -> Any:
+        return [logits.argmax(-1) for logits in predicted]
+
     def _logits(self, sequence: AnyArray, seed: int | None) -> Array:
         """``[2, B, S]``."""
         logits = self._head.logits(sequence, seed)
@@ -81,15 +83,26 @@ class BertSpanLabeler(Model):
 
     def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
         if isinstance(labels, Mapping):
-            if missing := {"start_positions", "end_positions"} - labels.keys():
+            if missing := set(self.output_names) - labels.keys():
                 raise ValueError(f"labels: {', '.join(sorted(missing))} missing, got {sorted(map(str, labels))}")
-            labels = [labels["start_positions"], labels["end_positions"]]
-        positions = read_classes(labels, 2)
-        if len(positions) != 2:
-            raise ValueError(f"labels: expected shape [2, B], got {list(positions.shape)}")
-        if weights is not None:
-            weights = np.stack([read_weights(weights, positions.shape[1:])] * 2)
-        return targets_of(inputs, positions, weights)
+            labels = [labels[name] for name in self.output_names]
+        elif self._compiled.criterion is None:
+            labels = read_classes(labels, 2)
+        if labels is None or len(labels) != 2:
+            shape = None if labels is None else list(np.shape(labels))
+            raise ValueError(f"labels: expected shape [2, B], got {shape}")
+        # Keras adds up the losses of outputs; the model's own loss is their mean.
+        shares = self._compiled.loss_weights or [1.0 if self._compiled.criterion else 0.5] * 2
+        both = [self._criterion().targets(inputs, own, weights, 1) for own in labels]
+        number = both[0].divisors["task"]
+        if len(both[1].labels) != len(both[0].labels):
+            raise ValueError(
+                f"labels: expected as many ends as starts, got {len(both[1].labels)} and {len(both[0].labels)}"
+            )
+        weight = sum(share * own.divisors["weight"] for share, own in zip(shares, both, strict=True))
+        divisors = {**both[0].divisors, "task": number, "weight": weight}
+        stacked = np.stack([own.weights for own in both])
+        return Targets([*zip(shares, both, strict=True)], stacked, divisors, both[0].weighted)
 
     def _loss(
         self,
@@ -100,11 +113,23 @@ class BertSpanLabeler(Model):
         into: Gradients | None,
     ) -> tuple[Metrics, dict[str, OutputGradient]]:
         sequence = outputs["sequence_output"]
-        batch, length = sequence.shape[:2]
-        expect_shape("labels", targets.labels, (2, batch))
-        logits = self._logits(sequence, seed).reshape(2 * batch, length)
-        metrics, d_logits = classification(self.encoder, logits, targets, divisors["task"])
+        batch = sequence.shape[0]
+        metrics, gradients, total = Metrics(), [], 0.0
+        for name, logits, (share, own) in zip(
+            self.output_names, self._logits(sequence, seed), targets.labels, strict=True
+        ):
+            expect_rows(own.labels, (batch,))
+            found, d_logits = self._judged(np.ascontiguousarray(logits), own, divisors["task"])
+            gradients.append(d_logits * np.float32(share))
+            loss, _ = found.pop("task_loss")
+            total += share * loss
+            if self._compiled.criterion is not None or self._compiled.metrics:
+                metrics.add({f"{name}_loss": (loss, own.divisors["task"])})
+                metrics.add({f"{name}_{key}": value for key, value in found.items()})
+            else:
+                metrics.add(found)
+        metrics["task_loss"] = (total, targets.divisors["task"])
         if into is None:
             return metrics, {}
-        by_position = np.ascontiguousarray(d_logits.reshape(2, batch, length).transpose(1, 2, 0)).reshape(-1, 2)
+        by_position = np.ascontiguousarray(np.stack(gradients, axis=-1), np.float32).reshape(-1, 2)
         return metrics, {"sequence_output": self._head.backward(sequence, by_position, seed, into)}

@@ -8,16 +8,15 @@ from typing import Any
 from sparse_mixer._core.checks import as_bool, as_int
 from sparse_mixer._core.vjp import OutputGradient
 from sparse_mixer.gradients import Gradients
-from sparse_mixer.losses import Targets, classification
+from sparse_mixer.losses import Targets
 from sparse_mixer.models.base import Model, stored
 from sparse_mixer.models.batch_parts import (
     check_encoder,
     check_output,
-    expect_shape,
+    expect_rows,
     log_softmax,
-    read_classes,
-    targets_of,
 )
+from sparse_mixer.models.criteria import SparseCrossEntropy
 from sparse_mixer.models.heads import Array, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
@@ -29,6 +28,8 @@ class BertTokenClassifier(Model):
 
     Labels are class indices ``[B, S]``; negative ones count for nothing. Sample weights are ``[B, S]`` or ``[B]``.
     """
+
+    _own_criterion = SparseCrossEntropy(ignores_negative=True)
 
     def __init__(
         self,
@@ -79,13 +80,15 @@ class BertTokenClassifier(Model):
         drops = self._call_seed(training, seed)
         sequence = self.encoder(inputs, training=training, seed=drops, outputs=self._outputs)["sequence_output"]
         logits = self._head.logits(sequence, drops)
-        logits = logits.reshape(*sequence.shape[:2], -1)
+        logits = logits.reshape(*sequence.shape[:2], self._config["num_classes"])
         results = {"logits": logits} if self._config["output"] == "logits" else {"predictions": log_softmax(logits)}
         return {**results, "encoder_outputs": sequence} if self._config["output_encoder_outputs"] else results
 
+    def _classes(self, predicted: Any) -> Any:
+        return predicted[self._config["output"]].argmax(-1)
+
     def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
-        classes = read_classes(labels, 2)
-        return targets_of(inputs, classes, weights, counted=classes >= 0)
+        return self._criterion().targets(inputs, labels, weights, 2)
 
     def _loss(
         self,
@@ -96,9 +99,8 @@ class BertTokenClassifier(Model):
         into: Gradients | None,
     ) -> tuple[Metrics, dict[str, OutputGradient]]:
         sequence = outputs["sequence_output"]
-        expect_shape("labels", targets.labels, tuple(sequence.shape[:2]))
-        logits = self._head.logits(sequence, seed)
-        metrics, d_logits = classification(self.encoder, logits, targets, divisors["task"])
+        expect_rows(targets.labels, tuple(sequence.shape[:2]))
+        metrics, d_logits = self._judged(self._head.logits(sequence, seed), targets, divisors["task"])
         if into is None:
             return metrics, {}
         return metrics, {"sequence_output": self._head.backward(sequence, d_logits, seed, into)}

@@ -8,6 +8,7 @@ same weights, bit for bit, as one that was not, and so do two runs of one epoch 
 from sparse_mixer.training.callbacks import Callback, CSVLogger, EarlyStopping, JSONLLogger, ProgressBar
 from sparse_mixer.training.history import History
 from sparse_mixer.training.metrics import Metrics
+from sparse_mixer.training.printing import EpochLines, has_progress_bar
 from sparse_mixer.training.trainable import Trainable
 from sparse_mixer.training.trainer import Trainer, evaluate, fit
 
@@ -15,6 +16,7 @@ __all__ = [
     "CSVLogger",
     "Callback",
     "EarlyStopping",
+    "EpochLines",
     "History",
     "JSONLLogger",
     "Metrics",
@@ -23,4 +25,5 @@ __all__ = [
     "Trainer",
     "evaluate",
     "fit",
+    "has_progress_bar",
 ]

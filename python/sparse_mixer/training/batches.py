@@ -10,7 +10,7 @@ import numpy as np
 
 from sparse_mixer._core.arrays import as_array
 from sparse_mixer._core.checks import as_bool, as_positive
-from sparse_mixer._core.inputs import KEYS, as_inputs
+from sparse_mixer._core.inputs import KEYS, are_in_order, as_inputs
 from sparse_mixer._core.seeds import Purpose, generator
 
 
@@ -38,7 +38,7 @@ class ArrayBatches:
         self, data: Any, batch_size: int, shuffle: bool, drop_remainder: bool, steps_per_epoch: int | None
     ) -> None:
         self.data = data
-        self._size = _common_length(data)
+        self._size = common_length(data)
         self._batch_size = batch_size
         self._shuffle = shuffle
         whole, rest = divmod(self._size, batch_size)
@@ -61,7 +61,7 @@ class ArrayBatches:
             order = generator(Purpose.ORDER, seed).permutation(self._size)
         for step in range(start, self.steps or 0):
             rows = order[step * self._batch_size : (step + 1) * self._batch_size]
-            yield _map_leaves(self.data, lambda array, rows=rows: array[rows])
+            yield map_leaves(self.data, lambda array, rows=rows: array[rows])
 
 
 class IterableBatches:
@@ -71,8 +71,7 @@ class IterableBatches:
 
     def __init__(self, data: Iterable[Any] | Callable[[int], Iterable[Any]], steps_per_epoch: int | None) -> None:
         self.data = data
-        length = None if callable(data) or not isinstance(data, Sized) else len(data)
-        self.steps: int | None = length if steps_per_epoch is None else steps_per_epoch
+        self.steps: int | None = _length_of(data) if steps_per_epoch is None else steps_per_epoch
         self.settings: dict[str, Any] = {}
 
     def epoch(self, number: int, start: int, seed: int) -> Iterator[Any]:
@@ -89,8 +88,9 @@ class StreamBatches:
 
     examples: int | None = None
 
-    def __init__(self, data: Iterable[Any], steps_per_epoch: int) -> None:
+    def __init__(self, data: Iterable[Any], steps_per_epoch: int, first_epoch: int = 0) -> None:
         self.data = data
+        self._first_epoch = first_epoch
         self._steps = steps_per_epoch
         self.steps: int | None = steps_per_epoch
         self.settings: dict[str, Any] = {}
@@ -103,7 +103,7 @@ class StreamBatches:
         Raises:
             ValueError: An iterator that has been read further than that.
         """
-        wanted = number * self._steps + start
+        wanted = (number - self._first_epoch) * self._steps + start
         if wanted < self._position:
             if isinstance(self.data, Iterator):
                 raise ValueError(
@@ -149,6 +149,7 @@ def as_batches(
     steps_per_epoch: int | None = None,
     argument: str = "data",
     pairs: bool = False,
+    first_epoch: int = 0,
 ) -> Batches:
     """A source of batches for what a user gave.
 
@@ -162,6 +163,7 @@ def as_batches(
         steps_per_epoch: Batches per epoch. Epochs of an iterable then start where the one before ended.
         argument: The name of `data` in messages.
         pairs: Whether labels are pairs of start and end positions.
+        first_epoch: Number of the epoch that an iterable's first batches are for.
 
     Raises:
         TypeError: No such data; an iterator, which cannot start again, without `steps_per_epoch`.
@@ -171,7 +173,7 @@ def as_batches(
     if are_arrays(data):
         size = 32 if batch_size is None else as_positive("batch_size", batch_size)
         return ArrayBatches(
-            _read(data, argument, pairs),
+            read_arrays(data, argument, pairs),
             size,
             shuffle is None or as_bool("shuffle", shuffle),
             drop_remainder is not None and as_bool("drop_remainder", drop_remainder),
@@ -189,13 +191,23 @@ def as_batches(
         )
     single = isinstance(data, str | bytes) or getattr(data, "shape", None) == ()
     if isinstance(data, Iterable) and not single:
-        return IterableBatches(data, steps) if steps is None else StreamBatches(data, steps)
+        return IterableBatches(data, steps) if steps is None else StreamBatches(data, steps, first_epoch)
     raise TypeError(f"{argument}: expected arrays, an iterable of batches or a function, got {type(data).__name__}")
+
+
+def _length_of(data: Any) -> int | None:
+    """Number of batches, if an iterable knows it: datasets of TensorFlow have a length only then."""
+    if callable(data) or not isinstance(data, Sized):
+        return None
+    try:
+        return len(data)
+    except TypeError:
+        return None
 
 
 def are_arrays(data: Any) -> bool:
     """Whether `data` are arrays to be split into batches: inputs, or a tuple or list of inputs, labels and weights."""
-    if not isinstance(data, tuple | list):
+    if not isinstance(data, tuple | list) or are_in_order(data):
         return _are_inputs(data)
     if not data or not _are_inputs(data[0]):
         return False
@@ -205,17 +217,17 @@ def are_arrays(data: Any) -> bool:
 
 def split_batches(inputs: Mapping[str, Any], batch_size: int) -> Iterator[dict[str, Any]]:
     """Batches of inputs, in their order; none of no examples."""
-    arrays = _read(inputs, "inputs", pairs=False)
-    for start in range(0, _common_length(arrays), batch_size):
+    arrays = read_arrays(inputs, "inputs", pairs=False)
+    for start in range(0, common_length(arrays), batch_size):
         yield {name: array[start : start + batch_size] for name, array in arrays.items()}
 
 
 def unpack(batch: Any) -> tuple[Mapping[str, Any], Any, Any]:
     """Inputs, labels and sample weights of a batch."""
     if _are_inputs(batch):
-        return as_inputs(batch), None, None
+        return as_inputs(batch, in_order=True), None, None
     if isinstance(batch, Sequence) and 2 <= len(batch) <= 3 and _are_inputs(batch[0]):
-        return as_inputs(batch[0]), batch[1], batch[2] if len(batch) == 3 else None
+        return as_inputs(batch[0], in_order=True), batch[1], batch[2] if len(batch) == 3 else None
     raise TypeError("batch: expected a dict of inputs, (inputs, labels) or (inputs, labels, sample_weight)")
 
 
@@ -230,24 +242,38 @@ def read_batch(batch: Any, pairs: bool) -> Any:
         TypeError: Not a batch.
     """
     parts = unpack(batch)
-    return _read(parts[0] if _are_inputs(batch) else parts[: len(batch)], "batch", pairs)
+    return read_arrays(parts[0] if _are_inputs(batch) else parts[: len(batch)], "batch", pairs)
 
 
 def _are_inputs(data: Any) -> bool:
-    """A dict, or a table of pandas."""
-    return isinstance(data, Mapping) or (hasattr(data, "columns") and hasattr(data, "__getitem__"))
+    """A dict, a table of pandas, or a list of arrays in their order."""
+    table = hasattr(data, "columns") and hasattr(data, "__getitem__")
+    return isinstance(data, Mapping) or table or are_in_order(data)
 
 
 def _is_batch(data: Any) -> bool:
-    if isinstance(data, tuple | list):
+    if isinstance(data, tuple | list) and not are_in_order(data):
         return bool(data) and _are_inputs(data[0])
-    return _are_inputs(data) and "input_type_ids" in as_inputs(data)
+    return _are_inputs(data) and "input_type_ids" in as_inputs(data, in_order=True)
 
 
-def _read(data: Any, argument: str, pairs: bool) -> Any:
-    """The same as arrays: a dict, or a tuple of a dict, labels and weights."""
+def read_arrays(data: Any, argument: str, pairs: bool) -> Any:
+    """What a user gave as arrays of numpy: a dict, or a tuple of a dict, labels and weights.
+
+    Args:
+        data: Inputs, or inputs, labels and perhaps weights.
+        argument: The name of `data` in messages.
+        pairs: As in `as_batches`.
+
+    Raises:
+        TypeError, ValueError: Something that is no array.
+    """
     if _are_inputs(data):
-        return {name: _read_input(str(name), value) for name, value in as_inputs(data).items() if value is not None}
+        return {
+            name: _read_input(str(name), value)
+            for name, value in as_inputs(data, in_order=True).items()
+            if value is not None
+        }
     if len(data) > 3:
         raise ValueError(f"{argument}: expected inputs, labels and sample weights, got {len(data)} things")
     inputs, labels, weights = (*data, None, None)[:3]
@@ -259,7 +285,7 @@ def _read(data: Any, argument: str, pairs: bool) -> Any:
     elif labels is not None:
         read_labels = as_array("labels", labels)
     parts = (
-        _read(inputs, argument, pairs),
+        read_arrays(inputs, argument, pairs),
         read_labels,
         None if weights is None else as_array("sample_weight", weights),
     )
@@ -272,7 +298,7 @@ def _read_input(name: str, value: Any) -> Any:
     return as_array(name, value) if own else np.asarray(value)
 
 
-def _common_length(data: Any) -> int:
+def common_length(data: Any) -> int:
     """Number of examples in arrays that must agree about it."""
     lengths: dict[str, int] = {}
     for name, array in _named_leaves(data, ""):
@@ -311,9 +337,10 @@ def token_count(batch: Any) -> int:
     return int(as_array("input_type_ids", inputs["input_type_ids"]).size)
 
 
-def _map_leaves(data: Any, function: Callable[..., Any]) -> Any:
+def map_leaves(data: Any, function: Callable[..., Any]) -> Any:
+    """The same dicts and tuples with `function` of each array in them."""
     if isinstance(data, Mapping):
-        return {name: _map_leaves(value, function) for name, value in data.items()}
+        return {name: map_leaves(value, function) for name, value in data.items()}
     if isinstance(data, tuple):
-        return tuple(_map_leaves(value, function) for value in data)
+        return tuple(map_leaves(value, function) for value in data)
     return None if data is None else function(data)

@@ -30,6 +30,18 @@ class Callback:
     def on_train_begin(self, trainer: Any) -> None:
         """Before the first step, also after a resumption."""
 
+    def on_epoch_begin(self, trainer: Any) -> None:
+        """Before the first step of each epoch, and before the next one after a resumption."""
+
+    def on_step_begin(self, trainer: Any) -> None:
+        """Before each update."""
+
+    def on_validation_begin(self, trainer: Any) -> None:
+        """Before the validation of an epoch."""
+
+    def on_validation_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
+        """After it; `logs` are its metrics, without ``val_`` in front."""
+
     def on_step_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
         """After each update; `logs` are the step's metrics, ``learning_rate`` and, if known, ``gradient_norm``."""
 
@@ -284,7 +296,7 @@ class ProgressBar(Callback):
 
     def on_epoch_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
         """See `Callback`."""
-        text = ", ".join(f"{name} {value:.4f}" for name, value in logs.items() if _worth_a_line(name))
+        text = ", ".join(f"{name} {value:.4f}" for name, value in logs.items() if worth_a_line(name))
         if logs.get("skipped_steps"):
             text += f", skipped steps {logs['skipped_steps']:.0f}"
         self._bar.write(f"epoch {trainer.epoch + 1}: {text}")
@@ -298,5 +310,6 @@ class ProgressBar(Callback):
         return dict(self.__dict__, _bar=None)
 
 
-def _worth_a_line(name: str) -> bool:
+def worth_a_line(name: str) -> bool:
+    """Whether a metric is one of those that are printed."""
     return name.endswith(("loss", "accuracy")) and "_z_" not in name and "balancing" not in name

@@ -6,14 +6,14 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparse_mixer._core import interrupts
-from sparse_mixer._core.checks import as_bool, as_callable, as_int, as_list, as_positive, as_seed
+from sparse_mixer._core.checks import as_bool, as_callable, as_int, as_list, as_positive, as_seed, as_step
 from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer._core.seeds import Purpose, derived_seed, fresh_seed
 from sparse_mixer._core.variables import Variable, assign_all
@@ -64,6 +64,10 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         state_path: PathLike | None = None,
         save_every: int | None = None,
+        initial_epoch: int = 0,
+        validation_batch_size: int | None = None,
+        validation_steps: int | None = None,
+        validation_freq: int | Collection[int] = 1,
     ) -> None:
         """See `fit` for the arguments."""
         self.model: Trainable = _expect("model", model, Trainable)
@@ -74,11 +78,15 @@ class Trainer:
         self._is_seeded = seed is not None
         self._seed = fresh_seed() if seed is None else as_seed("seed", seed)
         pairs = self._labels_are_pairs = getattr(model, "_labels_are_pairs", False)
-        self.batches = as_batches(data, batch_size, shuffle, drop_remainder, steps_per_epoch, pairs=pairs)
+        first = as_step("initial_epoch", initial_epoch)
+        self.batches = as_batches(
+            data, batch_size, shuffle, drop_remainder, steps_per_epoch, pairs=pairs, first_epoch=first
+        )
         self.epochs = as_int("epochs", epochs)
         if self.epochs < 0:
             raise ValueError(f"epochs: expected at least 0, got {epochs}")
-        self.epoch = self.batch = self.batches_done = self.skipped_steps = 0
+        self.epoch = first
+        self.batch = self.batches_done = self.skipped_steps = 0
         # Updates that the optimiser had made when the epoch began: with the seed, they decide its order.
         self._updates_before_epoch = 0
         self.epoch_metrics = Metrics()
@@ -103,10 +111,17 @@ class Trainer:
         self._recompute = recompute
         self._validation = None
         if validation_data is not None:
-            size = batch_size if are_arrays(validation_data) else None
+            size = batch_size if validation_batch_size is None else validation_batch_size
+            size = size if are_arrays(validation_data) else None
             # In their own order, as in `evaluate`: what else is in a batch changes how experts are shared out.
             shuffle = False if are_arrays(validation_data) else None
             self._validation = as_batches(validation_data, size, shuffle, argument="validation_data", pairs=pairs)
+        self._validation_steps = None if validation_steps is None else as_positive("validation_steps", validation_steps)
+        self._validation_freq = (
+            {as_positive("validation_freq", epoch) for epoch in validation_freq}
+            if isinstance(validation_freq, Collection)
+            else as_positive("validation_freq", validation_freq)
+        )
         self._state_path = None if state_path is None else Path(file_name(state_path, "state_path"))
         self._save_every = None if save_every is None else as_positive("save_every", save_every)
         if save_every is not None and state_path is None:
@@ -168,6 +183,8 @@ class Trainer:
             self._updates_before_epoch = self.step
         order = derived_seed(Purpose.ORDER, self._seed, self._updates_before_epoch)
         batches = self.batches.epoch(self.epoch, self.batch, order)
+        for callback in self._callbacks:
+            callback.on_epoch_begin(self)
         while not self.stop:
             wanted = self._accumulation_steps
             if self.batches.steps is not None:
@@ -175,6 +192,8 @@ class Trainer:
             chunk = list(itertools.islice(batches, wanted))
             if not chunk:
                 break
+            for callback in self._callbacks:
+                callback.on_step_begin(self)
             self._update(chunk)
             if self._save_every and self.step % self._save_every == 0 and self._state_path is not None:
                 self.save(self._state_path)
@@ -183,9 +202,13 @@ class Trainer:
         if not self.batch:
             raise ValueError(f"data: an epoch has no batch (epoch {self.epoch + 1} of {self.epochs})")
         logs = {"loss": math.nan, **self.epoch_metrics.means(), "skipped_steps": float(self.skipped_steps)}
-        if self._validation is not None:
-            results = _evaluate(self.model, self._validation)
+        if self._validation is not None and self._validates_now():
+            for callback in self._callbacks:
+                callback.on_validation_begin(self)
+            results = _evaluate(self.model, self._validation, self._validation_steps)
             logs |= {f"val_{name}": value for name, value in results.items()}
+            for callback in self._callbacks:
+                callback.on_validation_end(self, results)
         with interrupts.deferred():
             self.history.epochs.append(logs)
             for callback in self._callbacks:
@@ -194,6 +217,13 @@ class Trainer:
             self.skipped_steps = 0
         if self._state_path is not None:
             self.save(self._state_path)
+
+    def _validates_now(self) -> bool:
+        """Whether this epoch is one of those that `validation_freq` means."""
+        number = self.epoch + 1
+        if isinstance(self._validation_freq, int):
+            return number % self._validation_freq == 0
+        return number in self._validation_freq
 
     def _update(self, chunk: Sequence[Any]) -> None:
         """One update with the gradient of the batches in `chunk` as if they were one batch."""
@@ -408,6 +438,10 @@ def fit(
     save_every: int | None = None,
     resume: bool = True,
     progress: bool | None = None,
+    initial_epoch: int = 0,
+    validation_batch_size: int | None = None,
+    validation_steps: int | None = None,
+    validation_freq: int | Collection[int] = 1,
 ) -> History:
     """Train a model.
 
@@ -438,6 +472,10 @@ def fit(
         save_every: Updates between saves, besides those.
         resume: Resume from `state_path` if the file is there.
         progress: Show a progress bar; None shows one if tqdm is installed.
+        initial_epoch: Number of the first epoch; `epochs` is that of the last one.
+        validation_batch_size: The `batch_size` of `evaluate`; None for that of training.
+        validation_steps: Batches of `validation_data` to evaluate; None for all.
+        validation_freq: Evaluate after every so many epochs, or after those with these numbers, from 1.
 
     Batches in which no label has a weight make no update; ``skipped_steps`` in an epoch's logs counts them.
 
@@ -473,6 +511,10 @@ def fit(
         callbacks=[*as_list("callbacks", callbacks, "callbacks"), *bar],
         state_path=state_path,
         save_every=save_every,
+        initial_epoch=initial_epoch,
+        validation_batch_size=validation_batch_size,
+        validation_steps=validation_steps,
+        validation_freq=validation_freq,
     )
     name = None if state_path is None else file_name(state_path, "state_path")
     if as_bool("resume", resume) and name is not None and Path(name).exists():
@@ -487,21 +529,28 @@ def fit(
     return trainer.run()
 
 
-def evaluate(model: Trainable, data: Any, *, batch_size: int | None = None) -> dict[str, float]:
+def evaluate(
+    model: Trainable, data: Any, *, batch_size: int | None = None, steps: int | None = None
+) -> dict[str, float]:
     """Means of all metrics of `model` over `data`, as at inference.
 
     Args:
         model: One of `sparse_mixer.models`.
         data: As for `fit`.
         batch_size: Examples per batch, when `data` are arrays; 32 unless given.
+        steps: The most batches to evaluate; None for all.
     """
     pairs = getattr(model, "_labels_are_pairs", False)
     shuffle = False if are_arrays(data) else None
-    return _evaluate(model, as_batches(data, batch_size, shuffle, pairs=pairs))
+    count = None if steps is None else as_positive("steps", steps)
+    if isinstance(data, Iterator) and count is not None:
+        # Read once: it need not start again.
+        data = list(itertools.islice(data, count))
+    return _evaluate(model, as_batches(data, batch_size, shuffle, pairs=pairs), count)
 
 
-def _evaluate(model: Trainable, batches: Batches) -> dict[str, float]:
+def _evaluate(model: Trainable, batches: Batches, steps: int | None = None) -> dict[str, float]:
     metrics = Metrics()
-    for batch in batches.epoch(0, 0, seed=0):
+    for batch in itertools.islice(batches.epoch(0, 0, seed=0), steps):
         metrics.add(model.test_step(batch))
     return metrics.means()
