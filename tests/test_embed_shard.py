@@ -302,3 +302,17 @@ def test_without_pyarrow(model: TextEncoder, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ImportError, match=r'pip install "sparse_mixer\[parquet\]"'):
         embed_shard(source, tmp_path / "b.parquet", model)
     assert embed_shard(source, tmp_path / "b.npy", model).rows == 70
+
+
+def test_progress_tells_of_each_pass(model: TextEncoder, tmp_path: Path) -> None:
+    source = written(tmp_path / "a.parquet")
+    seen: list[tuple[int, float]] = []
+    embed_shard(source, tmp_path / "b.npy", model, batch_size=10, progress=lambda *now: seen.append(now))
+    assert [rows for rows, _ in seen] == [10, 20, 30, 40, 50, 60, 70]
+    np.testing.assert_allclose([share for _, share in seen], np.arange(1, 8) / 7)
+
+
+def test_columns_are_kept_once(model: TextEncoder, tmp_path: Path) -> None:
+    source = written(tmp_path / "a.parquet")
+    embed_shard(source, tmp_path / "b.parquet", model, keep=["id", "id"])
+    assert pq.read_schema(tmp_path / "b.parquet").names == ["id", "embedding"]

@@ -155,19 +155,33 @@ class Job:
     ) -> int:
         """Write a file of vectors; how many."""
         with contextlib.closing(Writer(path, ending, self._source.keep, about, schema)) as writer:
+            share = self._source.fraction()
             for window in windows(rows, _ROWS, _CHARACTERS):
-                vectors: npt.NDArray[Any] = self._vectors(window, first + writer.rows)
+                read = self._source.fraction()
+                vectors: npt.NDArray[Any] = self._vectors(window, first + writer.rows, (share, read))
+                share = read
                 if self._precision != "float32":
                     vectors = quantize_embeddings(vectors, self._precision, about["ranges"])
                 writer.write(window, vectors)
-                if self._progress is not None:
-                    self._progress(first + writer.rows, self._source.fraction())
         return writer.rows
 
-    def _vectors(self, window: list[Rows], first: int) -> npt.NDArray[np.float32]:
+    def _vectors(
+        self, window: list[Rows], first: int, shares: tuple[float, float] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Encode a window, whose first row has this number; tells of progress between two shares of the source."""
         texts = [text for rows in window for text in rows.texts]
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if self._progress is not None and shares is not None:
+                self._progress(first + done, shares[0] + (shares[1] - shares[0]) * done / len(texts))
+
         tokens = self._model.to_tokens(texts, None, self._front, on_truncation=self._on_truncation, first=first)
-        return self._model.encode_tokens(tokens, self._rows, normalize_embeddings=self._unit, truncate_dim=self._dim)
+        return self._model.encode_tokens(
+            tokens, self._rows, normalize_embeddings=self._unit, truncate_dim=self._dim, advance=advance
+        )
 
 
 class _Stream:

@@ -71,7 +71,7 @@ class Source:
         if known is not None and column not in known:
             raise ValueError(f"column: {path} has no column {column!r}, but {', '.join(map(repr, known))}")
         wanted = (column,) if keep is None else tuple(keep)
-        self.keep: tuple[str, ...] = tuple(known or (column,)) if wanted == ("*",) else wanted
+        self.keep = tuple(dict.fromkeys(known or (column,) if wanted == ("*",) else wanted))
         missing = [name for name in self.keep if known is not None and name not in known]
         if self.ending == ".txt":
             missing = [name for name in self.keep if name != column]

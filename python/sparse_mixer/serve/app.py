@@ -78,6 +78,8 @@ class _Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        # The first pass takes longer than others.
+        self._model.encode_tokens(self._model.to_tokens(["warm"], on_truncation="ignore"))
         self._batcher = Batcher(self._model, self._settings.max_batch_tokens, self._metrics)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="sparse_mixer tokens")
         try:

@@ -302,12 +302,24 @@ class TextEncoder(TextModel):
         *,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
+        advance: Callable[[int], None] = lambda count: None,
     ) -> Floats:
-        """The second step of `encode` alone: vectors [N, D] of the tokens of N texts, as `to_tokens` gives them."""
+        """The second step of `encode` alone.
+
+        Args:
+            tokens: The tokens of N texts, as `to_tokens` gives them.
+            batch_size: As for `encode`, like the next two.
+            normalize_embeddings: Whether to divide vectors by their lengths.
+            truncate_dim: How many numbers of each vector to keep.
+            advance: Told after each pass how many more texts are done.
+
+        Returns:
+            Vectors [N, D].
+        """
         dim = self.dimension(truncate_dim)
         vectors = np.empty((len(tokens), dim), np.float32)
         rows, unit = as_positive("batch_size", batch_size), as_bool("normalize_embeddings", normalize_embeddings)
-        self._run(tokens, rows, vectors, lambda count: None, unit, dim)
+        self._run(tokens, rows, vectors, advance, unit, dim)
         return vectors
 
     def positions(self, tokens: Tokens) -> int:
