@@ -206,9 +206,9 @@ def killed(source: Path, target: Path, rows: int, number: int = signal.SIGKILL) 
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
 
 
-@pytest.mark.parametrize("target", ["b.parquet", "b.npy"])
-def test_goes_on_after_a_kill(target: str, model: TextEncoder, vectors: Any, tmp_path: Path) -> None:
-    source, path = written(tmp_path / "a.csv"), tmp_path / target
+@pytest.mark.parametrize(("name", "target"), [("a.csv", "b.parquet"), ("a.parquet", "b.npy")])
+def test_goes_on_after_a_kill(name: str, target: str, model: TextEncoder, vectors: Any, tmp_path: Path) -> None:
+    source, path = written(tmp_path / name), tmp_path / target
     assert killed(source, path, 40).returncode == -signal.SIGKILL
     assert not path.exists()
     assert len(list(Path(f"{path}.parts").glob(f"0*{path.suffix}"))) == 2
@@ -222,7 +222,7 @@ def test_goes_on_after_a_kill(target: str, model: TextEncoder, vectors: Any, tmp
     assert seen[0][0] == 48
     assert seen[-1] == (70, 1.0)
     np.testing.assert_array_equal(read(path)[0], vectors)
-    assert {name.name for name in tmp_path.iterdir()} <= {"a.csv", "model", target, "b.npy.json"}
+    assert {name.name for name in tmp_path.iterdir()} <= {name, "model", target, "b.npy.json"}
 
 
 def test_ctrl_c_keeps_parts(model: TextEncoder, vectors: Any, tmp_path: Path) -> None:

@@ -281,6 +281,9 @@ def test_requests_that_take_too_long(slow: Path) -> None:
         deadline = time.monotonic() + 5
         while server.client.post("/embed", json={"inputs": "a"}).status_code != 200:
             assert time.monotonic() < deadline
+        found = re.search(r"te_batch_next_size_sum (\S+)", server.client.get("/metrics").text)
+        assert found
+        assert float(found[1]) < 32
         host, port = server.address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=10) as raw:
             raw.sendall(
