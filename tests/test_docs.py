@@ -31,7 +31,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     blocks = BLOCK.findall(page.read_text())
     if any("tensorflow" in block or "official" in block for block in blocks) and not has_tensorflow():
         pytest.skip("shows TensorFlow, which is not installed")
-    for module in ("onnxruntime", "openvino"):
+    for module in ("onnxruntime", "openvino", "optax"):
         if any(f"import {module}" in block for block in blocks):
             pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)

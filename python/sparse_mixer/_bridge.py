@@ -1,12 +1,13 @@
 """What layers of other frameworks stand on: weights that live elsewhere, calls from any thread, gradients as arrays.
 
 A `Bridge` holds an encoder whose weights are brought up to date before a call with whatever the framework's variables
-hold then. It is built on what is public: `SparseMixer.__call__`, `SparseMixer.vjp`, `SparseMixer.aux_losses`.
+hold then. It is built on `SparseMixer.forward` and `SparseMixer.vjp`.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer._core.router_metrics import METRIC_NAMES
-from sparse_mixer._core.variables import assign_all
+from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer._core.vjp import VJP
 from sparse_mixer.networks import SparseMixer
 
@@ -24,6 +25,9 @@ Array = npt.NDArray[Any]
 
 AUX_ROWS = (*METRIC_NAMES, "loss")
 """Rows of `Result.aux`: the router metrics in TensorFlow's order, then the weighted loss of each block."""
+
+_REMEMBERED = 2
+"""Records that are kept for tokens: two towers are differentiated without computing a call again. Each may be large."""
 
 WORD_TABLE = "word_embeddings/embeddings"
 """Key of the word table, which the framework keeps and reads itself."""
@@ -33,55 +37,36 @@ class Result(NamedTuple):
     """What a call gives.
 
     Attributes:
-        sequence: float32 [B, S, H], or [B, output_range, H].
-        blocks: Output of every block, float32.
+        outputs: As `SparseMixer` gives them.
         aux: float32 [7, num_moe_layers]; see `AUX_ROWS`.
         vjp: The function that differentiates the call, if it was recorded.
     """
 
-    sequence: Array
-    blocks: list[Array]
+    outputs: Mapping[str, Any]
     aux: Array
     vjp: VJP | None
 
 
 class Bridge:
-    """An encoder for one layer of another framework.
-
-    The framework looks up word rows itself, in a table or layer of its own, and computes the pooler, a dense layer on
-    the first position; so both get their gradients the framework's way. The bridge does what is between.
-
-    Weights are held by reference as they were given. An array whose memory is that of the one held for its key has not
-    changed, and is not copied into the core again. That needs frameworks which write to memory in place only while
-    nobody else holds it, as TensorFlow and JAX do.
+    """An encoder whose weights are brought up to date before each call.
 
     Attributes:
-        encoder: The encoder, without a word table of its own.
+        encoder: The encoder; nobody else changes its weights.
         keys: Keys of the weights that calls take, in Keras order.
     """
 
-    def __init__(self, config: Mapping[str, Any], num_threads: int | None = None, isa: str | None = None) -> None:
-        """A bridge for an encoder.
-
-        Args:
-            config: What its `get_config` returns.
-            num_threads: As in the constructor.
-            isa: As in the constructor.
-        """
-        changes: dict[str, Any] = {"embedding_layer": _no_rows, "initializer": "zeros", "export_metrics": False}
-        self._arguments = {**config, **changes, "num_threads": num_threads, "isa": isa}
-        self.encoder = SparseMixer(**self._arguments)
-        self._variables = {variable.key: variable for variable in self.encoder.weights}
-        self.keys = [key for key in self._variables if not key.startswith("pooler_transform/")]
+    def __init__(self, encoder: SparseMixer) -> None:
+        """A bridge for `encoder`, which belongs to it from now on."""
+        self.encoder = encoder
+        self._variables = {variable.key: variable for variable in encoder.weights if isinstance(variable, Variable)}
+        self.keys = list(self._variables)
         self._held: dict[str, Array] = {}
         self._records: dict[int, VJP] = {}
         self._numbers = itertools.count(1)
+        self._remembered: dict[int, VJP] = {}
+        # A token may come back in another process.
+        self._nonce = os.urandom(8)
         self._lock = threading.RLock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        arguments = dict(self._arguments)
-        num_threads, isa = arguments.pop("num_threads"), arguments.pop("isa")
-        return Bridge, (arguments, num_threads, isa)
 
     @property
     def num_moe_layers(self) -> int:
@@ -95,56 +80,50 @@ class Bridge:
         *,
         training: bool,
         seed: int,
+        outputs: Sequence[str],
         wrt: Sequence[str] | None = None,
         hold: bool = True,
     ) -> Result:
         """Compute a call with given weights.
 
         Args:
-            inputs: As `SparseMixer` takes them, with ``input_word_embeddings`` in place of word ids.
+            inputs: As `SparseMixer` takes them.
             weights: float32 arrays by key, all of `keys`.
             training: As there.
             seed: As there.
+            outputs: As there.
             wrt: Record the call, to be differentiated with respect to these weights and inputs; None for no record.
-            hold: Whether the weights' memory may be held to tell what has changed; without it all weights are copied.
+            hold: Weights are held by reference. An array whose memory is that of the one held for its key has not
+                changed. That needs frameworks which write to memory in place only while nobody else holds it, as
+                TensorFlow does. Without it, arrays are compared with what the core has, number by number.
         """
-        outputs = ("sequence_output", "encoder_outputs")
         # One call at a time: the weights must not change between here and the core's snapshot of them.
         with self._lock:
-            self._update(weights)
-            if not hold:
-                self.release()
+            self._update(weights, hold)
             vjp: VJP | None = None
             if wrt is not None:
                 results, vjp = self.encoder.vjp(inputs, training=training, seed=seed, outputs=outputs, wrt=wrt)
+                aux = vjp.aux
             else:
-                results = self.encoder(inputs, training=training, seed=seed, outputs=outputs)
-            return Result(results["sequence_output"], results["encoder_outputs"], self._aux(), vjp)
+                results, aux = self.encoder.forward(inputs, training=training, seed=seed, outputs=outputs)
+        return Result(results, self._aux(aux), vjp)
 
     def differentiate(
-        self,
-        vjp: VJP,
-        d_sequence: Array | None,
-        d_blocks: Sequence[Array],
-        d_aux: Array,
-        names: Sequence[str],
+        self, vjp: VJP, d_outputs: Mapping[str, Any], d_aux: Array | None, names: Sequence[str]
     ) -> list[Array]:
         """Gradients of the weights and float inputs `names`.
 
         Args:
             vjp: Of the call.
-            d_sequence: Gradient of ``sequence``; None if it is the last block's.
-            d_blocks: Gradients of the blocks' outputs.
-            d_aux: Gradient of ``aux``. The metrics have none, and those of the losses must be equal.
+            d_outputs: Gradients of outputs, as `VJP` takes them.
+            d_aux: Gradient of ``aux``; None for zero. The metrics have none, and those of the losses must be equal.
             names: Keys of weights, and names of inputs.
 
         Raises:
             ValueError: The losses of different blocks are weighted differently.
         """
-        cotangents: dict[str, Any] = {"encoder_outputs": [d if d.any() else None for d in d_blocks]}
-        if d_sequence is not None and d_sequence.any():
-            cotangents["sequence_output"] = d_sequence
-        gradients = vjp.arrays(cotangents, aux_loss_weight=_one_weight(d_aux[-1]))
+        weight = 0.0 if d_aux is None else _one_weight(d_aux[-1])
+        gradients = vjp.arrays(d_outputs, aux_loss_weight=weight)
         # An optimizer is going to change the weights, which costs it a copy of what is held here.
         self.release()
         return [gradients[name] for name in names]
@@ -176,23 +155,74 @@ class Bridge:
         """The record behind a handle, once; None if there is none, or no longer."""
         return self._records.pop(int(handle[0]), None)
 
+    # Records of frameworks that may drop, repeat and reorder calls ------------------------------------------------
+
+    def remember(self, vjp: VJP) -> Array:
+        """A token, uint32 [4], that `recall` gives the record for, once; only the last `_REMEMBERED` can be had."""
+        with self._lock:
+            number = next(self._numbers)
+            self._remembered[number] = vjp
+            dropped = [self._remembered.pop(old) for old in list(self._remembered)[:-_REMEMBERED]]
+        # Records are large; outside the lock.
+        del dropped
+        return np.frombuffer(self._nonce + number.to_bytes(8, "little"), np.uint32)
+
+    def recall(self, token: Array) -> VJP | None:
+        """The record behind a token; None if it has been given before, or no longer is there, or was another's."""
+        content = np.asarray(token, np.uint32).tobytes()
+        if content[:8] != self._nonce:
+            return None
+        with self._lock:
+            return self._remembered.pop(int.from_bytes(content[8:], "little"), None)
+
     # ---------------------------------------------------------------------------------------------------------------
 
-    def _update(self, weights: Mapping[str, Array]) -> None:
+    def _update(self, weights: Mapping[str, Array], hold: bool) -> None:
+        if not hold:
+            self._held.clear()
+            variables = [self._variables[key] for key in weights]
+            self.encoder.core.assign_changed([variable.index for variable in variables], list(weights.values()))
+            return
         changed = {key: array for key, array in weights.items() if not _same_memory(self._held.get(key), array)}
         if changed:
             assign_all([self._variables[key] for key in changed], list(changed.values()))
             self._held.update(changed)
 
-    def _aux(self) -> Array:
-        values, arguments = self.encoder.aux_losses, self.encoder.arguments
+    def _aux(self, values: Mapping[str, Any]) -> Array:
         aux = np.zeros((len(AUX_ROWS), self.num_moe_layers), np.float32)
         # An empty batch has no values.
-        if len(values.get("moe_layers", ())):
+        if len(values["moe_layers"]):
             for row, name in enumerate(METRIC_NAMES):
                 aux[row] = values[name]
-            aux[-1] = values["router_z_loss"] + arguments.auxiliary_loss_factor * values["load_balancing_loss"]
+            factor = self.encoder.arguments.auxiliary_loss_factor
+            aux[-1] = values["router_z_loss"] + factor * values["load_balancing_loss"]
         return aux
+
+
+class InnerBridge(Bridge):
+    """A bridge for what is between word rows and pooler.
+
+    The framework looks up word rows itself, in a table or layer of its own, and computes the pooler, a dense layer on
+    the first position; so both get their gradients the framework's way. The encoder has no word table of its own.
+    """
+
+    def __init__(self, config: Mapping[str, Any], num_threads: int | None = None, isa: str | None = None) -> None:
+        """A bridge for an encoder.
+
+        Args:
+            config: What its `get_config` returns.
+            num_threads: As in the constructor.
+            isa: As in the constructor.
+        """
+        changes: dict[str, Any] = {"embedding_layer": _no_rows, "initializer": "zeros", "export_metrics": False}
+        self._arguments = {**config, **changes, "num_threads": num_threads, "isa": isa}
+        super().__init__(SparseMixer(**self._arguments))
+        self.keys = [key for key in self.keys if not key.startswith("pooler_transform/")]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        arguments = dict(self._arguments)
+        num_threads, isa = arguments.pop("num_threads"), arguments.pop("isa")
+        return InnerBridge, (arguments, num_threads, isa)
 
 
 def _no_rows(_ids: Any) -> Any:

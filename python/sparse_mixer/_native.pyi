@@ -161,6 +161,9 @@ class Encoder:
     def assign(self, indices: Sequence[int], weights: Sequence[npt.NDArray[np.float32]]) -> None:
         """Replace the weights at `indices`, or none if a shape is wrong."""
 
+    def assign_changed(self, indices: Sequence[int], weights: Sequence[npt.NDArray[np.float32]]) -> None:
+        """As `assign`, without weights that have these values already; rounded ones are always replaced."""
+
     def load_planned(self, plan: LoadPlan) -> None:
         """Replace the weights that `plan` has found in its file at once; nothing changes if one cannot be read."""
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::list::{MatrixKey, TableKey, VectorKey, WeightKey, WeightList};
 use super::spec::{Form, Spec};
@@ -248,6 +249,34 @@ impl<R: Real> Weight<R> {
         }
     }
 
+    /// Whether these row-major `values`, as many as the weight has, are stored unrounded already, bit by bit. Large weights
+    /// are compared with the threads of [`parallel::with_threads`], and no further than to a difference.
+    pub fn holds(&self, values: &[R]) -> bool {
+        let flat = |stored: &[R]| {
+            let pieces = stored.chunks(PIECE).zip(values.chunks(PIECE));
+            all_in_parallel(pieces, |(stored, given)| {
+                bytemuck::cast_slice::<R, u8>(stored) == bytemuck::cast_slice::<R, u8>(given)
+            })
+        };
+        match self {
+            Weight::Vector(stored) => flat(stored),
+            Weight::Table(table) => table.full_precision().is_some_and(flat),
+            Weight::Matrices(matrices) => {
+                let each = matrices.iter().scan(values, |rest, matrix| {
+                    let (own, others) = rest.split_at(matrix.k() * matrix.n());
+                    *rest = others;
+                    Some((matrix, own))
+                });
+                let pieces = each.flat_map(|(matrix, own)| {
+                    let rows = (PIECE / matrix.n().max(1)).max(1);
+                    let pieces = own.chunks((rows * matrix.n()).max(1)).enumerate();
+                    pieces.map(move |(number, piece)| (matrix, number * rows, piece))
+                });
+                all_in_parallel(pieces, |(matrix, first, piece)| matrix.rows_are(first, piece))
+            }
+        }
+    }
+
     /// Hands the values of [`Weight::to_vec`] to `visit` in pieces, in order: for large weights cheaper than all at once.
     ///
     /// # Errors
@@ -290,6 +319,17 @@ impl<R: Real> Weight<R> {
     }
 }
 
+/// Whether `check` says yes to all `tasks`, of which those after a no are left out.
+fn all_in_parallel<T: Send>(tasks: impl Iterator<Item = T> + Send, check: impl Fn(T) -> bool + Sync) -> bool {
+    let all = AtomicBool::new(true);
+    parallel::for_each(tasks, |task, _| {
+        if all.load(Ordering::Relaxed) && !check(task) {
+            all.store(false, Ordering::Relaxed);
+        }
+    });
+    all.into_inner()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::spec::Role;
@@ -309,6 +349,21 @@ mod tests {
             Ok((0..spec.len()).map(|i| (i + 100 * index) as f32 / 8.0).collect::<Vec<_>>().into())
         };
         Weights::load(list(), &mut source, dtype).expect("values of the right number")
+    }
+
+    #[test]
+    fn weights_hold_what_they_were_given_and_nothing_else() {
+        let (full, rounded) = (weights(Dtype::Float32), weights(Dtype::Bfloat16));
+        for (index, spec) in full.specs().iter().enumerate() {
+            let mut values: Vec<f32> = (0..spec.len()).map(|i| (i + 100 * index) as f32 / 8.0).collect();
+            assert!(full.get(index).holds(&values), "{}", spec.name);
+            assert_eq!(rounded.get(index).holds(&values), !spec.is_low_precision(), "{}", spec.name);
+            for i in 0..values.len() {
+                values[i] += 1.0;
+                assert!(!full.get(index).holds(&values), "{}[{i}]", spec.name);
+                values[i] -= 1.0;
+            }
+        }
     }
 
     #[test]

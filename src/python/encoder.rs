@@ -315,7 +315,20 @@ impl Encoder {
     fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
         guard(|| {
             let (threads, given) = (self.threads.load(Ordering::Relaxed), indices.into_iter().zip(weights));
-            self.put(py, store_arrays(py, &self.specs, self.config.dtype, threads, given)?)
+            self.put(py, store_arrays(py, &self.specs, self.config.dtype, threads, given, |_, _| false)?)
+        })
+    }
+
+    /// As `assign`, without those that are there already, bit by bit. Only weights that are stored unrounded can be
+    /// compared; others are replaced in any case.
+    fn assign_changed(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
+        guard(|| {
+            let (threads, given) = (self.threads.load(Ordering::Relaxed), indices.into_iter().zip(weights));
+            let network = self.network(py)?;
+            let known = |index: usize, values: &[f32]| network.weights().get(index).holds(values);
+            let new = store_arrays(py, &self.specs, self.config.dtype, threads, given, known)?;
+            drop(network);
+            if new.is_empty() { Ok(()) } else { self.put(py, new) }
         })
     }
 

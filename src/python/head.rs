@@ -117,7 +117,7 @@ impl Head {
     fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
         guard(|| {
             let given = indices.into_iter().zip(weights);
-            let new = store_arrays(py, &self.specs, Dtype::Float32, 0, given)?;
+            let new = store_arrays(py, &self.specs, Dtype::Float32, 0, given, |_, _| false)?;
             enter_core(py, |interrupt| {
                 if new.len() == self.specs.len() {
                     // All of them: whatever was there before, also if an error left that broken.

@@ -89,8 +89,8 @@ impl<'a> PlanReader<'a> {
 /// New weights of a part, each with its number.
 pub type NewWeights = Vec<(usize, Arc<Weight<f32>>)>;
 
-/// The arrays `given`, each with the number of its weight, stored as `specs` and `dtype` say. Of two for one weight the
-/// last one counts. Nobody sees them yet.
+/// The arrays `given`, each with the number of its weight, stored as `specs` and `dtype` say; without those that `known`
+/// says are there already. Of two for one weight the last one counts. Nobody sees them yet.
 ///
 /// # Errors
 /// A number that no weight has; other arrays than float32 of the weight's shape.
@@ -100,6 +100,7 @@ pub fn store_arrays(
     dtype: Dtype,
     threads: usize,
     given: impl Iterator<Item = (usize, Py<PyAny>)>,
+    known: impl Fn(usize, &[f32]) -> bool + Sync,
 ) -> PyResult<NewWeights> {
     let mut arrays = BTreeMap::new();
     for (index, array) in given {
@@ -119,11 +120,14 @@ pub fn store_arrays(
                 // Read in place, which is why nobody may run Python meanwhile.
                 Python::attach(|py| {
                     with_floats(&spec.name, array.bind(py), &spec.shape, |values| {
-                        Ok((index, Weight::store(spec, values.into(), dtype)?))
+                        if known(index, values) {
+                            return Ok(None);
+                        }
+                        Ok(Some((index, Weight::store(spec, values.into(), dtype)?)))
                     })
                 })
             };
-            arrays.into_iter().map(store).collect()
+            arrays.into_iter().filter_map(|given| store(given).transpose()).collect()
         })
     })
 }

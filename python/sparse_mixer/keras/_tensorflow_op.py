@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from sparse_mixer._bridge import AUX_ROWS, Bridge
+from sparse_mixer._bridge import AUX_ROWS, Bridge, Result
 
 # XLA's error names the operation that it cannot compile, so the operation's name says what to do.
 _NAME = "SparseMixer_runs_outside_TensorFlow_and_cannot_be_compiled_by_XLA_use_jit_compile_False"
@@ -33,10 +33,9 @@ class Call(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """Tensors: output of every block, sequence output, and `Result.aux` of the bridge."""
+    """Tensors: output of every block, of which the last is the sequence output, and `Result.aux` of the bridge."""
 
     blocks: list[Any]
-    sequence: Any
     aux: Any
 
 
@@ -54,7 +53,6 @@ def encode(bridge: Bridge, call: Call) -> Outputs:
         for name, tensor in zip(names, tensors, strict=True)
         if (tensor.dtype.is_floating and name not in call.frozen and not name.endswith("mask"))
     ]
-    cut = bridge.encoder.arguments.output_range is not None and bridge.encoder.arguments.semantics != "keras_strict"
     num_blocks = bridge.encoder.arguments.num_layers
     record = call.training is not False and bool(wanted)
 
@@ -65,17 +63,21 @@ def encode(bridge: Bridge, call: Call) -> Outputs:
     def forward(seed: Any, training: Any, *arrays: Any) -> tuple[list[Any], Any]:
         inputs, weights = named(arrays)
         train = bool(training)
-        result = bridge.run(inputs, weights, training=train, seed=int(seed), wrt=wanted if record and train else None)
-        blocks = [np.ascontiguousarray(block) for block in result.blocks]
-        return [result.aux, *blocks, *([result.sequence] if cut else [])], result.vjp
+        result = run(inputs, weights, train, seed, wanted if record and train else None)
+        return [result.aux, *result.outputs["encoder_outputs"]], result.vjp
+
+    def run(inputs: Any, weights: Any, training: bool, seed: Any, wrt: Sequence[str] | None) -> Result:
+        outputs = ("encoder_outputs",)
+        return bridge.run(inputs, weights, training=training, seed=int(seed), outputs=outputs, wrt=wrt)
 
     def backward(vjp: Any, seed: Any, training: Any, arrays: Sequence[Any], d_outputs: Sequence[Any]) -> list[Any]:
         if vjp is None:
             inputs, weights = named(arrays)
-            vjp = bridge.run(inputs, weights, training=bool(training), seed=int(seed), wrt=wanted).vjp
+            vjp = run(inputs, weights, bool(training), seed, wanted).vjp
         d_aux, *d_blocks = d_outputs
-        d_sequence = d_blocks.pop() if cut else None
-        return bridge.differentiate(vjp, d_sequence, d_blocks, d_aux, wanted)
+        # TensorFlow gives zeros for outputs that nobody used.
+        cotangents = {"encoder_outputs": [d if d.any() else None for d in d_blocks]}
+        return bridge.differentiate(vjp, cotangents, d_aux, wanted)
 
     @tf.custom_gradient
     def operation(seed: Any, training: Any, *given: Any) -> Any:
@@ -119,12 +121,11 @@ def encode(bridge: Bridge, call: Call) -> Outputs:
 
         return results, gradient
 
-    count = 1 + num_blocks + cut
+    count = 1 + num_blocks
     training = call.training if tf.is_tensor(call.training) else tf.constant(bool(call.training))
     aux, *blocks = operation(call.seed, training, *tensors)
-    sequence = blocks.pop() if cut else blocks[-1]
-    _set_shapes(bridge, call, aux, blocks, sequence)
-    return Outputs(blocks, sequence, aux)
+    _set_shapes(bridge, call, aux, blocks)
+    return Outputs(blocks, aux)
 
 
 def _with_handle(bridge: Bridge, forward: Any) -> Any:
@@ -148,7 +149,7 @@ def _second_order(*_gradients: Any) -> Any:
     )
 
 
-def _set_shapes(bridge: Bridge, call: Call, aux: Any, blocks: Sequence[Any], sequence: Any) -> None:
+def _set_shapes(bridge: Bridge, call: Call, aux: Any, blocks: Sequence[Any]) -> None:
     """Say what a callback's outputs look like: the batch is that of the inputs, the rest follows from the arguments."""
     arguments = bridge.encoder.arguments
     batch = call.inputs["input_word_embeddings"].shape[0]
@@ -157,6 +158,6 @@ def _set_shapes(bridge: Bridge, call: Call, aux: Any, blocks: Sequence[Any], seq
     aux.set_shape([len(AUX_ROWS), bridge.num_moe_layers])
     for block in blocks[:-1]:
         block.set_shape([batch, length, width])
-    last = length if sequence is blocks[-1] or length is None else min(length, arguments.output_range or length)
+    cut = arguments.output_range is not None and arguments.semantics != "keras_strict"
+    last = min(length, arguments.output_range) if cut and length is not None else length
     blocks[-1].set_shape([batch, last, width])
-    sequence.set_shape([batch, last, width])

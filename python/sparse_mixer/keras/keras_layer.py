@@ -1,4 +1,4 @@
-"""`SparseMixer` as a layer of Keras 3, with the backends TensorFlow and JAX."""
+"""`SparseMixer` as a layer of Keras 3, with the backends TensorFlow, JAX and PyTorch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from typing import Any
 
 import keras
 
-from sparse_mixer import networks
-from sparse_mixer._bridge import WORD_TABLE, Bridge
+from sparse_mixer._bridge import WORD_TABLE, Bridge, InnerBridge
 from sparse_mixer.keras._arguments import Given
+from sparse_mixer.keras._layer import FLOATS, EncoderLayer
 
 if not hasattr(keras, "ops"):
     raise ImportError(f"sparse_mixer.keras: got keras {keras.__version__}, expected Keras 3; for Keras 2 use tf_keras")
 
-_INPUTS = ("input_mask", "input_type_ids", "dense_inputs", "dense_mask", "dense_type_ids")
-_FLOATS = ("input_word_embeddings", "dense_inputs", "input_mask", "dense_mask")
-
 
 @keras.saving.register_keras_serializable(package="sparse_mixer")
-class SparseMixer(keras.layers.Layer):
+class SparseMixer(EncoderLayer, keras.layers.Layer):
     """A Sparse Mixer encoder as a layer of Keras 3.
 
     As the layer of tf_keras in arguments, call and outputs. Weights are variables of this one layer, in TensorFlow's
@@ -29,9 +26,9 @@ class SparseMixer(keras.layers.Layer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Build the layer with fresh weights; arguments as `sparse_mixer.SparseMixer`, or one `Given`."""
-        if keras.backend.backend() not in ("tensorflow", "jax"):
+        if keras.backend.backend() not in _OPERATIONS:
             raise ImportError(
-                f"sparse_mixer.keras: got backend {keras.backend.backend()!r}, expected tensorflow or jax"
+                f"sparse_mixer.keras: got backend {keras.backend.backend()!r}, expected one of {sorted(_OPERATIONS)}"
             )
         # `keras.utils.set_random_seed` sets Python's generator, too.
         given = (
@@ -39,7 +36,7 @@ class SparseMixer(keras.layers.Layer):
         )
         super().__init__(autocast=False, **given.layer)
         arguments = given.arguments
-        self._hidden = _Hidden(given.config, arguments, Bridge(given.config, given.num_threads, given.isa))
+        self._hidden = _Hidden(given.config, arguments, InnerBridge(given.config, given.num_threads, given.isa))
         # A callback cannot be compiled by XLA on its own; JAX calls back all the same.
         self.supports_jit = keras.backend.backend() == "jax"
         self._embedding_layer = given.embedding_layer
@@ -62,28 +59,25 @@ class SparseMixer(keras.layers.Layer):
             for name, spec in self._hidden.bridge.encoder.inputs.items()
         }
 
-    @classmethod
-    def from_encoder(
-        cls, encoder: networks.SparseMixer, *, name: str | None = None, trainable: bool | None = None, dtype: Any = None
-    ) -> SparseMixer:
-        """A layer with the arguments and weights of `encoder`, independent of it from then on.
+    # What `EncoderLayer` asks for ---------------------------------------------------------------------------------
 
-        Args:
-            encoder: The encoder.
-            name: As of every Keras layer.
-            trainable: As of every Keras layer; None for the encoder's.
-            dtype: As of every Keras layer.
-        """
-        layer = {"name": name, "trainable": encoder.trainable if trainable is None else trainable, "dtype": dtype}
-        return cls(Given(encoder, layer))
+    def _encoder_arguments(self) -> tuple[Mapping[str, Any], Any]:
+        return self._hidden.config, self._hidden.arguments
 
-    def to_encoder(self) -> networks.SparseMixer:
-        """A `sparse_mixer.SparseMixer` with the arguments and weights of this layer, independent of it from then on."""
-        encoder = networks.SparseMixer(**self._hidden.config)
-        for variable in encoder.weights:
-            if hasattr(variable, "key"):
-                variable.assign(keras.ops.convert_to_numpy(self._hidden.variables[variable.key]))
-        return encoder
+    def _value(self, key: str) -> Any:
+        return keras.ops.convert_to_numpy(self._hidden.variables[key])
+
+    def _tensor(self, value: Any) -> Any:
+        return keras.ops.convert_to_tensor(value)
+
+    def _word_rows(self, ids: Any) -> Any:
+        own = self._embedding_layer
+        return keras.ops.take(self._hidden.variables[WORD_TABLE], ids, axis=0) if own is None else own(ids)
+
+    def _differs(self, ids: Any, number: int) -> Any:
+        return keras.ops.not_equal(ids, number)
+
+    # Calling ------------------------------------------------------------------------------------------------------
 
     def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
         """Encode a batch.
@@ -99,35 +93,21 @@ class SparseMixer(keras.layers.Layer):
         Raises:
             ValueError: Not a dict, missing entries, or a wrong length.
         """
-        given = self._read(inputs)
-        bridge, variables = self._hidden.bridge, self._hidden.variables
-        weights = {key: keras.ops.convert_to_tensor(variables[key]) for key in bridge.keys}
+        given = {
+            name: keras.ops.cast(tensor, "float32" if name in FLOATS else "int32")
+            for name, tensor in self._read(inputs).items()
+        }
+        variables, train = self._hidden.variables, bool(training)
+        weights = {key: keras.ops.convert_to_tensor(variables[key]) for key in self._hidden.bridge.keys}
         trainable = {id(variable) for variable in self.trainable_variables}
         frozen = frozenset(key for key in weights if id(variables[key]) not in trainable)
-        train = bool(training)
         seed: Any = 0
         if train and hasattr(self, "_seeds"):
             seed = keras.random.randint((), 0, 2**31 - 1, dtype="int32", seed=self._seeds)
-        if keras.backend.backend() == "jax":
-            import jax.numpy as jnp
-
-            from sparse_mixer.keras import _jax_op
-
-            wanted = [*(name for name in given if name.endswith(("embeddings", "dense_inputs"))), *weights]
-            wanted = [name for name in wanted if name not in frozen]
-            blocks, sequence, aux = _jax_op.encode(bridge, given, weights, wanted, train, jnp.asarray(seed, "int32"))
-        else:
-            import tensorflow as tf
-
-            from sparse_mixer.keras import _tensorflow_op
-
-            given, weights = (
-                {name: tf.convert_to_tensor(tensor) for name, tensor in tensors.items()} for tensors in (given, weights)
-            )
-            call = _tensorflow_op.Call(given, weights, frozen, train, tf.cast(seed, tf.int64))
-            blocks, sequence, aux = _tensorflow_op.encode(bridge, call)
-        for position in range(bridge.num_moe_layers):
-            self.add_loss(aux[-1, position])
+        blocks, losses = _OPERATIONS[keras.backend.backend()](self._hidden.bridge, given, weights, frozen, train, seed)
+        for loss in losses:
+            self.add_loss(loss)
+        sequence = blocks[-1]
         outputs = {"sequence_output": self._cast(sequence)}
         if self._hidden.arguments.with_pooler:
             kernel, bias = (variables[f"pooler_transform/{name}"] for name in ("kernel", "bias"))
@@ -154,44 +134,10 @@ class SparseMixer(keras.layers.Layer):
         pooled = {"pooled_output": keras.KerasTensor((batch, width), dtype)} if arguments.with_pooler else {}
         return {"sequence_output": keras.KerasTensor((batch, last, width), dtype), **pooled, "encoder_outputs": blocks}
 
-    def _read(self, inputs: Any) -> dict[str, Any]:
-        """The tensors that the encoder takes; word ids are looked up here."""
-        if not isinstance(inputs, dict):
-            raise ValueError(f"Unexpected inputs type ({type(inputs)}) to {type(self)}.")
-        arguments = self._hidden.arguments
-        given = {name: inputs[name] for name in _INPUTS if inputs.get(name) is not None}
-        words, ids = inputs.get("input_word_embeddings"), inputs.get("input_word_ids")
-        if words is None:
-            if ids is None:
-                raise ValueError(f"input_word_ids: missing from the inputs, which have the keys {sorted(inputs)}")
-            own = self._embedding_layer
-            words = keras.ops.take(self._hidden.variables[WORD_TABLE], ids, axis=0) if own is None else own(ids)
-            if "input_mask" not in given and arguments.padding_id() is not None:
-                given["input_mask"] = keras.ops.not_equal(ids, arguments.padding_id())
-        needed = ["input_type_ids", *(["dense_type_ids"] if "dense_inputs" in given else [])]
-        if arguments.layers_within("attention_layers"):
-            needed += ["input_mask", *(["dense_mask"] if "dense_inputs" in given else [])]
-        for name in needed:
-            if name not in given:
-                raise ValueError(f"{name}: missing from the inputs, which have the keys {sorted(inputs)}")
-        given = {"input_word_embeddings": words, **given}
-        return {
-            name: keras.ops.cast(tensor, "float32" if name in _FLOATS else "int32") for name, tensor in given.items()
-        }
-
     def _cast(self, tensor: Any) -> Any:
         return keras.ops.cast(tensor, self.compute_dtype)
 
     # Keras --------------------------------------------------------------------------------------------------------
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments: TensorFlow's keys and what every Keras layer has."""
-        return {**super().get_config(), **self._hidden.config}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> SparseMixer:
-        """A layer with fresh weights from what `get_config` returned."""
-        return cls(**config)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -221,6 +167,43 @@ class _Hidden:
         self.bridge = bridge
         self.variables: dict[str, Any] = {}
         self.inputs: dict[str, Any] = {}
+
+
+def _with_tensorflow(
+    bridge: Bridge, given: dict[str, Any], weights: dict[str, Any], frozen: frozenset[str], training: bool, seed: Any
+) -> tuple[list[Any], list[Any]]:
+    """Outputs of all blocks, and losses to add."""
+    import tensorflow as tf
+
+    from sparse_mixer.keras import _tensorflow_op
+
+    given, weights = (
+        {name: tf.convert_to_tensor(tensor) for name, tensor in tensors.items()} for tensors in (given, weights)
+    )
+    call = _tensorflow_op.Call(given, weights, frozen, training, tf.cast(seed, tf.int64))
+    outputs = _tensorflow_op.encode(bridge, call)
+    return outputs.blocks, _losses(bridge, outputs.aux)
+
+
+def _with_jax(
+    bridge: Bridge, given: dict[str, Any], weights: dict[str, Any], _frozen: frozenset[str], training: bool, seed: Any
+) -> tuple[list[Any], list[Any]]:
+    """As `_with_tensorflow`. JAX knows by itself what it differentiates."""
+    import jax.numpy as jnp
+
+    from sparse_mixer import _jax_op
+
+    halves = jnp.stack([jnp.zeros((), "uint32"), jnp.asarray(seed, "uint32")])
+    call = _jax_op.Call(bridge, tuple(given), tuple(weights), ("encoder_outputs",), training)
+    outputs, aux = _jax_op.encode(call, [*given.values(), *weights.values()], halves)
+    return outputs["encoder_outputs"], _losses(bridge, aux)
+
+
+def _losses(bridge: Bridge, aux: Any) -> list[Any]:
+    return [aux[-1, position] for position in range(bridge.num_moe_layers)]
+
+
+_OPERATIONS = {"tensorflow": _with_tensorflow, "jax": _with_jax}
 
 
 def _constant(value: Any) -> Any:

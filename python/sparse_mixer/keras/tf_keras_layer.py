@@ -9,9 +9,9 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from sparse_mixer import networks
-from sparse_mixer._bridge import AUX_ROWS, WORD_TABLE, Bridge
+from sparse_mixer._bridge import AUX_ROWS, WORD_TABLE, InnerBridge
 from sparse_mixer.keras._arguments import Given
+from sparse_mixer.keras._layer import FLOATS, EncoderLayer
 from sparse_mixer.keras._tensorflow_op import Call, encode
 from sparse_mixer.keras._tree import BLOCK, place
 
@@ -59,7 +59,7 @@ class _Router(_Weights):
 
 
 @tf_keras.utils.register_keras_serializable(package="sparse_mixer")
-class SparseMixer(tf_keras.layers.Layer):
+class SparseMixer(EncoderLayer, tf_keras.layers.Layer):
     """A Sparse Mixer encoder as a layer of tf_keras.
 
     Takes the arguments of `sparse_mixer.SparseMixer`; of these `name`, `trainable` and `dtype` mean what they mean for
@@ -79,7 +79,7 @@ class SparseMixer(tf_keras.layers.Layer):
         super().__init__(autocast=False, **given.layer)
         self._encoder_config = _Untracked(given.config)
         self._arguments = given.arguments
-        self._bridge = Bridge(given.config, given.num_threads, given.isa)
+        self._bridge = InnerBridge(given.config, given.num_threads, given.isa)
         with tf.init_scope():
             self._add_weights(given.values, given.embedding_layer)
         self.built = True
@@ -88,28 +88,22 @@ class SparseMixer(tf_keras.layers.Layer):
             for name, spec in self._bridge.encoder.inputs.items()
         }
 
-    @classmethod
-    def from_encoder(
-        cls, encoder: networks.SparseMixer, *, name: str | None = None, trainable: bool | None = None, dtype: Any = None
-    ) -> SparseMixer:
-        """A layer with the arguments and weights of `encoder`, independent of it from then on.
+    # What `EncoderLayer` asks for ---------------------------------------------------------------------------------
 
-        Args:
-            encoder: The encoder.
-            name: As of every Keras layer.
-            trainable: As of every Keras layer; None for the encoder's.
-            dtype: As of every Keras layer.
-        """
-        layer = {"name": name, "trainable": encoder.trainable if trainable is None else trainable, "dtype": dtype}
-        return cls(Given(encoder, layer))
+    def _encoder_arguments(self) -> tuple[Mapping[str, Any], Any]:
+        return self._encoder_config.value, self._arguments
 
-    def to_encoder(self) -> networks.SparseMixer:
-        """A `sparse_mixer.SparseMixer` with the arguments and weights of this layer, independent of it from then on."""
-        encoder = networks.SparseMixer(**self._encoder_config.value)
-        for variable in encoder.weights:
-            if hasattr(variable, "key"):
-                variable.assign(self._variables_by_key.value[variable.key].numpy())
-        return encoder
+    def _value(self, key: str) -> Any:
+        return self._variables_by_key.value[key].numpy()
+
+    def _tensor(self, value: Any) -> Any:
+        return tf.convert_to_tensor(value)
+
+    def _word_rows(self, ids: Any) -> Any:
+        return self._embedding_layer(ids)
+
+    def _differs(self, ids: Any, number: int) -> Any:
+        return tf.not_equal(ids, number)
 
     # Calling ------------------------------------------------------------------------------------------------------
 
@@ -127,11 +121,12 @@ class SparseMixer(tf_keras.layers.Layer):
         Raises:
             ValueError: Not a dict, missing entries, or a wrong length.
         """
-        if not isinstance(inputs, dict):
-            raise ValueError(f"Unexpected inputs type ({type(inputs)}) to {type(self)}.")
         variables = self._variables_by_key.value
         with _full_precision():
-            given = self._read(inputs)
+            given = {
+                name: tf.cast(tensor, tf.float32) if name in FLOATS and tensor.dtype != tf.float32 else tensor
+                for name, tensor in self._read(inputs).items()
+            }
             trainable = {id(variable) for variable in self.trainable_weights}
             weights = {key: tf.convert_to_tensor(variables[key]) for key in self._bridge.keys}
             frozen = frozenset(key for key in weights if id(variables[key]) not in trainable)
@@ -142,45 +137,13 @@ class SparseMixer(tf_keras.layers.Layer):
                     given, weights, frozen, train, self._call_seed() if train is not False else tf.constant(0, tf.int64)
                 ),
             )
-            pooled = self._pooler_layer(outputs.sequence[:, 0, :]) if self._arguments.with_pooler else None
+            pooled = self._pooler_layer(outputs.blocks[-1][:, 0, :]) if self._arguments.with_pooler else None
         self._report(outputs.aux)
         blocks = [self._cast_output(block) for block in outputs.blocks]
-        sequence = blocks[-1] if outputs.sequence is outputs.blocks[-1] else self._cast_output(outputs.sequence)
         return {
-            "sequence_output": sequence,
+            "sequence_output": blocks[-1],
             **({} if pooled is None else {"pooled_output": self._cast_output(pooled)}),
             "encoder_outputs": blocks,
-        }
-
-    def _read(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The tensors that the encoder takes; word ids are looked up here."""
-        arguments = self._arguments
-        given = {name: tf.convert_to_tensor(inputs[name]) for name in _INPUTS if inputs.get(name) is not None}
-        ids = given.pop("input_word_ids", None)
-        if "input_word_embeddings" not in given:
-            if ids is None:
-                raise ValueError(f"input_word_ids: missing from the inputs, which have the keys {sorted(inputs)}")
-            given = {"input_word_embeddings": self._embedding_layer(ids), **given}
-            if "input_mask" not in given and arguments.padding_id() is not None:
-                given["input_mask"] = tf.not_equal(ids, arguments.padding_id())
-        needed = ["input_type_ids", *(["dense_type_ids"] if "dense_inputs" in given else [])]
-        if arguments.layers_within("attention_layers"):
-            needed += ["input_mask", *(["dense_mask"] if "dense_inputs" in given else [])]
-        for name in needed:
-            if name not in given:
-                raise ValueError(f"{name}: missing from the inputs, which have the keys {sorted(inputs)}")
-        lengths = [given[name].shape[1] for name in ("input_word_embeddings", "dense_inputs") if name in given]
-        # Where calls may be shorter, the core says what it takes.
-        fixed = not arguments.shorter_sequences and arguments.semantics != "paper"
-        if fixed and None not in lengths and sum(lengths) != arguments.max_sequence_length:
-            raise ValueError(
-                f"inputs: {' + '.join(map(str, lengths))} positions, expected max_sequence_length "
-                f"({arguments.max_sequence_length})"
-            )
-        floats = ("input_word_embeddings", "dense_inputs", "input_mask", "dense_mask")
-        return {
-            name: tf.cast(tensor, tf.float32) if name in floats and tensor.dtype != tf.float32 else tensor
-            for name, tensor in given.items()
         }
 
     def _call_seed(self) -> Any:
@@ -201,15 +164,6 @@ class SparseMixer(tf_keras.layers.Layer):
         return tensor if tensor.dtype == self.compute_dtype else tf.cast(tensor, self.compute_dtype)
 
     # Keras --------------------------------------------------------------------------------------------------------
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments: TensorFlow's keys and what every Keras layer has."""
-        return {**super().get_config(), **self._encoder_config.value}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> SparseMixer:
-        """A layer with fresh weights from what `get_config` returned, here or in TensorFlow's class."""
-        return cls(**config)
 
     def get_embedding_table(self) -> Any:
         """The variable [V, W] of the word table."""
@@ -318,16 +272,6 @@ class _Untracked:
     def __init__(self, value: Any) -> None:
         self.value = value
 
-
-_INPUTS = (
-    "input_word_ids",
-    "input_word_embeddings",
-    "input_mask",
-    "input_type_ids",
-    "dense_inputs",
-    "dense_mask",
-    "dense_type_ids",
-)
 
 # Names of layers that hold layers; the others are called what their weights' names say.
 _NAMES = {"_attention_cls": "self_attention", "_feedforward_cls": "moe", "_experts": "experts"}

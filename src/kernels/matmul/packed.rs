@@ -98,6 +98,18 @@ impl<R: Real> PackedMatrix<R> {
         }
     }
 
+    /// Whether rows `first..`, as many as `values` has row-major, are stored unrounded and are these, bit by bit.
+    pub fn rows_are(&self, first: usize, values: &[R]) -> bool {
+        let Storage::FullPrecision(v) = &self.storage else { return false };
+        let same = |(p, part): (usize, &[R]), i: usize| {
+            let stored = &v[(p * self.k + i) * PANEL..][..part.len()];
+            bytemuck::cast_slice::<R, u8>(stored) == bytemuck::cast_slice::<R, u8>(part)
+        };
+        (first..)
+            .zip(values.chunks_exact(self.n.max(1)))
+            .all(|(i, row)| row.chunks(PANEL).enumerate().all(|part| same(part, i)))
+    }
+
     /// Rows.
     pub fn k(&self) -> usize {
         self.k
@@ -234,6 +246,20 @@ mod tests {
             let values = noise(k * n, 1);
             assert_eq!(PackedMatrix::pack(k, n, Dtype::Float32, &values).unpack(), values);
         }
+    }
+
+    #[test]
+    fn rows_are_compared_bit_by_bit() {
+        for (k, n) in SHAPES {
+            let mut values = noise(k * n, 1);
+            let matrix = PackedMatrix::pack(k, n, Dtype::Float32, &values);
+            assert!(matrix.rows_are(0, &values) && matrix.rows_are(k / 2, &values[k / 2 * n..]));
+            assert!(!PackedMatrix::pack(k, n, Dtype::Bfloat16, &values).rows_are(0, &values));
+            values[k * n - 1] = -values[k * n - 1];
+            assert!(!matrix.rows_are(0, &values) && matrix.rows_are(0, &values[..(k - 1) * n]));
+        }
+        let zero = PackedMatrix::pack(1, 1, Dtype::Float32, &[0.0f32]);
+        assert!(zero.rows_are(0, &[0.0]) && !zero.rows_are(0, &[-0.0]));
     }
 
     #[test]
