@@ -304,10 +304,13 @@ def test_without_pyarrow(model: TextEncoder, tmp_path: Path, monkeypatch: pytest
     assert embed_shard(source, tmp_path / "b.npy", model).rows == 70
 
 
-def test_progress_tells_of_each_pass(model: TextEncoder, tmp_path: Path) -> None:
-    source = written(tmp_path / "a.parquet")
+@pytest.mark.parametrize("part_rows", [None, 30])
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.txt.gz"])
+def test_progress_tells_of_each_pass(name: str, part_rows: int | None, model: TextEncoder, tmp_path: Path) -> None:
+    source = written(tmp_path / name)
     seen: list[tuple[int, float]] = []
-    embed_shard(source, tmp_path / "b.npy", model, batch_size=10, progress=lambda *now: seen.append(now))
+    options: dict[str, Any] = {"batch_size": 10, "part_rows": part_rows}
+    embed_shard(source, tmp_path / "b.npy", model, progress=lambda *now: seen.append(now), **options)
     assert [rows for rows, _ in seen] == [10, 20, 30, 40, 50, 60, 70]
     np.testing.assert_allclose([share for _, share in seen], np.arange(1, 8) / 7)
 

@@ -155,28 +155,24 @@ class Job:
     ) -> int:
         """Write a file of vectors; how many."""
         with contextlib.closing(Writer(path, ending, self._source.keep, about, schema)) as writer:
-            share = self._source.fraction()
             for window in windows(rows, _ROWS, _CHARACTERS):
-                read = self._source.fraction()
-                vectors: npt.NDArray[Any] = self._vectors(window, first + writer.rows, (share, read))
-                share = read
+                vectors: npt.NDArray[Any] = self._vectors(window, first + writer.rows, self._progress)
                 if self._precision != "float32":
                     vectors = quantize_embeddings(vectors, self._precision, about["ranges"])
                 writer.write(window, vectors)
         return writer.rows
 
-    def _vectors(
-        self, window: list[Rows], first: int, shares: tuple[float, float] | None = None
-    ) -> npt.NDArray[np.float32]:
-        """Encode a window, whose first row has this number; tells of progress between two shares of the source."""
+    def _vectors(self, window: list[Rows], first: int, progress: Progress | None = None) -> npt.NDArray[np.float32]:
+        """Encode a window, whose first row has this number."""
         texts = [text for rows in window for text in rows.texts]
+        before, after = (window[0].shares[0], window[-1].shares[1]) if window else (0.0, 0.0)
         done = 0
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            if self._progress is not None and shares is not None:
-                self._progress(first + done, shares[0] + (shares[1] - shares[0]) * done / len(texts))
+            if progress is not None:
+                progress(first + done, before + (after - before) * done / len(texts))
 
         tokens = self._model.to_tokens(texts, None, self._front, on_truncation=self._on_truncation, first=first)
         return self._model.encode_tokens(

@@ -30,14 +30,18 @@ class Rows(NamedTuple):
     Attributes:
         texts: The texts.
         columns: What is kept of the other columns, in the order asked for: lists or Arrow arrays, one value per row.
+        shares: How much of the file comes before them, and with them, from 0 to 1.
     """
 
     texts: list[str]
     columns: list[Any]
+    shares: tuple[float, float] = (0.0, 1.0)
 
     def cut(self, begin: int, end: int) -> Rows:
         """Rows `begin` to `end`."""
-        return Rows(self.texts[begin:end], [column[begin:end] for column in self.columns])
+        end, (first, last) = min(end, len(self.texts)), self.shares
+        shares = tuple(first + (last - first) * place / max(len(self.texts), 1) for place in (begin, end))
+        return Rows(self.texts[begin:end], [column[begin:end] for column in self.columns], (shares[0], shares[1]))
 
 
 class Source:
@@ -78,10 +82,6 @@ class Source:
         if missing:
             raise ValueError(f"keep: {path} has no column {missing[0]!r}")
 
-    def fraction(self) -> float:
-        """How much of the file has been read, from 0 to 1."""
-        return self._done
-
     def fingerprint(self) -> str:
         """A number that changes when the file does: of its size, its first and its last bytes."""
         digest = hashlib.blake2b(str(self.bytes).encode(), digest_size=16)
@@ -98,7 +98,7 @@ class Source:
             ValueError: A row without a text; the message has its number.
             OSError: The file cannot be read.
         """
-        self._done = 0.0
+        self._done = done = 0.0
         number = skip
         for rows in self._arrow(skip) if self.ending == ".parquet" else self._listed(skip):
             texts: list[Any] = rows.texts
@@ -106,9 +106,12 @@ class Source:
                 if not isinstance(text, str):
                     got = "no value" if text is None else f"{short(text)} ({type(text).__name__})"
                     raise ValueError(f"{self.path}: row {number + place}: {self.column}: got {got}, expected a text")
-            number += len(rows.texts)
-            yield rows
-        self._done = 1.0
+            end = self._done
+            if number == skip:
+                done = end * skip / (skip + len(texts))
+            number += len(texts)
+            yield rows._replace(shares=(done, end))
+            done = end
 
     # Parquet ------------------------------------------------------------------------------------------------------
 
