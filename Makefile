@@ -75,8 +75,13 @@ build: $(STAMPS)/package  ## build the release wheel into dist/ and install it i
 
 # --- use ----------------------------------------------------------------------------------------
 
-quickstart: build  ## encode real text with the Base model, train a small one (no TensorFlow needed)
+$(STAMPS)/examples: examples/requirements.txt | $(STAMPS)/venv
+	$(PIP) --no-deps -r $<
+	touch $@
+
+quickstart: build $(STAMPS)/examples  ## encode, search and learn on real text (no TensorFlow needed)
 	$(PY) examples/quickstart.py $(QUICKSTART_ARGS)
+	$(PY) examples/search.py $(SEARCH_ARGS)
 	$(PY) examples/finetune.py $(FINETUNE_ARGS)
 
 BENCH_ARGS ?= inference

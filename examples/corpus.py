@@ -1,4 +1,4 @@
-"""A corpus of real text that every machine has: the documentation inside Python's own standard library.
+"""A corpus of real text that every machine has: the documentation inside Python's library and installed packages.
 
 It is read without importing or running any of it.
 """
@@ -6,13 +6,14 @@ It is read without importing or running any of it.
 from __future__ import annotations
 
 import ast
+import re
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparse_mixer.text import train_tokenizer
+from sparse_mixer.text import load_tokenizer
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
@@ -50,6 +51,44 @@ def stdlib_passages(characters: int = 2000, limit: int | None = None) -> Iterato
         raise FileNotFoundError(f"no documented source files of the standard library under {root}")
 
 
+def sentence_halves() -> list[tuple[str, str]]:
+    """Return the sentences of the standard library's docstrings, each cut in the middle; without case and full stop.
+
+    Sentences have 8 to 30 words; each is there once, always in the same order for one Python version.
+    """
+    halves: dict[tuple[str, str], None] = {}
+    for passage in stdlib_passages(characters=1):
+        for paragraph in passage.text.split("\n\n"):
+            line = " ".join(paragraph.split())
+            if not _is_prose(line):
+                continue
+            for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", line):
+                words = sentence.rstrip(".!?:").lower().split()
+                if 8 <= len(words) <= 30:
+                    middle = len(words) // 2
+                    halves[" ".join(words[:middle]), " ".join(words[middle:])] = None
+    return list(halves)
+
+
+def installed_texts(characters: int = 200) -> list[str]:
+    """Return pieces of the docstrings of the standard library and of all installed packages, each once, sorted.
+
+    Args:
+        characters: lines of a docstring are joined until a piece has at least this many characters.
+    """
+    texts: set[str] = set()
+    for root in {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}:
+        for path in Path(root).rglob("*.py"):
+            for docstring in _docstrings(path):
+                texts.update(" ".join(piece.split()) for piece in _joined(docstring.splitlines(), characters))
+    return sorted(text for text in texts if _is_prose(text))
+
+
+def _is_prose(text: str) -> bool:
+    """Whether it is neither a table, nor a drawing, nor an example of code."""
+    return len(re.findall("[A-Za-z ]", text)) > 0.85 * len(text)
+
+
 def _docstrings(path: Path) -> Iterator[str]:
     """Yield the docstrings of a source file, from top to bottom; nothing if the file cannot be parsed."""
     try:
@@ -79,16 +118,10 @@ def _joined(texts: Iterable[str], characters: int) -> Iterator[str]:
         yield "\n\n".join(piece)
 
 
-def tokenizer_of_run(texts: Iterable[str], folder: Path, vocab_size: int = 4096) -> Any:
-    """Train a tokenizer and save it in `folder`; where there is the state of a run, load the one that it began with.
+def shipped_tokenizer() -> Any:
+    """Return a lower-casing tokenizer of 4,096 word pieces of such text.
 
-    Two tokenizers of the same texts can differ, and with them the inputs: a run resumes with its own only.
+    Its vocabulary is a file beside this one, for the examples to repeat to the bit: the `tokenizers` package does not
+    learn the same pieces of the same texts every time.
     """
-    import tokenizers  # the corpus by itself does without
-
-    path = folder / "tokenizer.json"
-    if path.exists() and (folder / "state.npz").exists():
-        return tokenizers.Tokenizer.from_file(str(path))
-    tokenizer = train_tokenizer(texts, vocab_size=vocab_size)
-    tokenizer.save(str(path))
-    return tokenizer
+    return load_tokenizer(Path(__file__).with_name("vocab.txt"))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import sparse_mixer
-from corpus import stdlib_passages, tokenizer_of_run
+from corpus import shipped_tokenizer, stdlib_passages
 from sparse_mixer import masking, models, optimizers, schedules, text
 
 LENGTH = 128
@@ -55,7 +55,7 @@ def main() -> None:
     passages = [passage.text for passage in stdlib_passages(450, given.passages)]
     order = np.random.default_rng(0).permutation(len(passages))
     held_out, used = np.split(order, [len(order) // HELD_OUT])
-    tokenizer = tokenizer_of_run((passages[i] for i in used), given.output)
+    tokenizer = shipped_tokenizer()
     vocab_size = tokenizer.get_vocab_size()
     training, validation = (text.encode(tokenizer, [passages[i] for i in part], LENGTH) for part in (used, held_out))
 
@@ -114,6 +114,7 @@ def main() -> None:
     print(f"loss {loss:.3f} nats per hidden word piece of unseen passages; unigram entropy {entropy:.3f}")
     print(f"{len(history.steps)} updates, {minutes:.1f} minutes")
     encoder.save(given.output / "encoder.safetensors")
+    tokenizer.save(str(given.output / "tokenizer.json"))
     figure = history.plot()
     figure.axes[0].axhline(entropy, color="black", linestyle="--", linewidth=0.8, label="unigram entropy")
     figure.axes[0].legend()

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import sparse_mixer
-from corpus import stdlib_passages
+from corpus import shipped_tokenizer, stdlib_passages
 from sparse_mixer import plots, text
+from sparse_mixer.text import load_tokenizer
 from tqdm.auto import tqdm
 
 METRICS = {
@@ -39,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="encoder with weights; without it they are random")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json that belongs to the checkpoint")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16", "int8"])
-    parser.add_argument("--sequences", type=int, default=64, help="passages to encode")
+    parser.add_argument("--sequences", type=int, default=32, help="passages to encode")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, help="compute threads (default: all that this process may use)")
     parser.add_argument("--output", type=Path, default=Path("out/quickstart"), help="folder of the results")
@@ -50,13 +51,8 @@ def arguments() -> argparse.Namespace:
 
 
 def tokenizer_for(given: argparse.Namespace) -> Any:
-    """Load the checkpoint's tokenizer, or train one on the whole corpus."""
-    if given.tokenizer:
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(given.tokenizer))
-    corpus = tqdm(stdlib_passages(), desc="reading the standard library's docstrings", unit=" passages")
-    return text.train_tokenizer(passage.text for passage in corpus)
+    """Load the checkpoint's tokenizer, or that of the examples."""
+    return load_tokenizer(given.tokenizer) if given.tokenizer else shipped_tokenizer()
 
 
 def encoder_for(given: argparse.Namespace, vocab_size: int) -> sparse_mixer.SparseMixer:

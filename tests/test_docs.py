@@ -5,15 +5,19 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.util
+import json
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import sparse_mixer
+
+from examples.corpus import sentence_halves
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,17 +82,52 @@ def test_quickstart(tmp_path):
     }
 
 
-def test_finetuning(tmp_path):
+def test_finetuning_resumes_and_repeats(tmp_path):
     for module in ("tokenizers", "matplotlib"):
         pytest.importorskip(module)
-    printed = run_example("finetune.py", "--classes=2", "--epochs=1", folder=tmp_path)
-    assert "on unseen passages\nwithout reading: most frequent package" in printed
-    assert "counting words: naive Bayes" in printed
+    few = ("finetune.py", "--sentences=200", "--epochs=1")
+    printed = run_example(*few, folder=tmp_path)
+    assert re.search(r"naive Bayes on counts of words +50.0%", printed)
     saved = {path.name for path in (tmp_path / "out/finetune").iterdir()}
-    assert saved == {"state.npz", "model.safetensors", "tokenizer.json", "classes.txt", "learning_curve.png"}
-    assert "resumes from out/finetune/state.npz" in run_example(
-        "finetune.py", "--classes=2", "--epochs=1", folder=tmp_path
-    )
+    assert saved == {"state.npz", "model.safetensors", "learning_curve.png"}
+    assert "resumes from out/finetune/state.npz" in run_example(*few, folder=tmp_path)
+    run_example(*few, "--output=again", folder=tmp_path)
+    models = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("out/finetune", "again")]
+    assert models[0] == models[1]
+
+
+@pytest.fixture(scope="module")
+def sentence_encoder(tmp_path_factory):
+    """The folder of a small BERT with random weights and the examples' vocabulary."""
+    folder = tmp_path_factory.mktemp("sentence encoder")
+    encoder = sparse_mixer.SparseMixer(
+        4096, hidden_size=32, num_layers=2, attention_layers=(0, 1), moe_layers=(), num_attention_heads=2, inner_dim=64,
+        max_sequence_length=128, seed=0,
+    )  # fmt: skip
+    encoder.save(folder, file_format="huggingface")
+    shutil.copy(ROOT / "examples/vocab.txt", folder)
+    return folder
+
+
+def test_search(tmp_path, sentence_encoder):
+    for module in ("tokenizers", "matplotlib", "tqdm"):
+        pytest.importorskip(module)
+    printed = run_example("search.py", f"--model={sentence_encoder}", "--passages=60", "zip a file", folder=tmp_path)
+    assert "60 passages in" in printed
+    assert "1. zip a file" in printed
+    assert {path.name for path in (tmp_path / "out/search").iterdir()} == {"vectors.npy", "map.png"}
+
+
+def test_distillation(tmp_path, sentence_encoder):
+    for module in ("tokenizers", "matplotlib", "tqdm"):
+        pytest.importorskip(module)
+    lines = [" ".join(halves) for halves in sentence_halves()[:2300]]
+    (tmp_path / "texts.txt").write_text("\n".join(lines))
+    few = ("--texts=texts.txt", "--updates=40", "--every=20", "--batch-size=16", "--length=32", "--layers=2")
+    run_example("distill.py", str(sentence_encoder), *few, folder=tmp_path)
+    result = json.loads((tmp_path / "out/distill/result.json").read_text())
+    assert result["curve"][-1]["loss"] < result["curve"][0]["loss"]
+    assert sparse_mixer.SparseMixer.load(tmp_path / "out/distill/student.safetensors").get_config()["num_layers"] == 2
 
 
 def test_pretraining(tmp_path):
