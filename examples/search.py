@@ -21,7 +21,7 @@ from sparse_mixer import TextEncoder
 from sparse_mixer.embeddings import semantic_search
 
 QUESTIONS = (
-    "make data smaller before sending it",
+    "pack a folder into one compressed file",
     "run several jobs at the same time and wait for all of them",
     "which day of the week was it?",
     "talk to a mail server",
@@ -63,7 +63,7 @@ def draw_map(passages: list[Passage], vectors: np.ndarray, asked: np.ndarray, pa
     """Draw the passages of the packages with most of them, each package in its colour, and the questions by number."""
     from matplotlib.figure import Figure
 
-    packages = [name for name, _ in Counter(p.package for p in passages).most_common(9)]
+    packages = [name for name, _ in Counter(p.package for p in passages).most_common() if not name.startswith("_")][:9]
     chosen = np.isin([p.package for p in passages], packages)
     mean, plane = plane_of(vectors[chosen])
     figure = Figure(figsize=(8, 6), layout="constrained")
