@@ -76,7 +76,8 @@ def main() -> None:
     halves = [halves[i] for i in np.random.default_rng(0).permutation(len(halves))[: given.sentences]]
     held_out = len(halves) // HELD_OUT
     training, validation = both_ways(halves[held_out:]), both_ways(halves[:held_out])
-    vocab_size = shipped_tokenizer().get_vocab_size()
+    tokenizer = shipped_tokenizer()
+    vocab_size = tokenizer.get_vocab_size()
     print(f"{len(halves) - held_out} sentences to learn from, {held_out} to check; for example:")
     print(f"  in order: {' | '.join(halves[0])}\n  swapped:  {' | '.join(halves[0][::-1])}")
 
@@ -123,8 +124,9 @@ def main() -> None:
     print(f"  this model                            {history.epochs[-1]['val_accuracy']:.1%}")
     print(f"{len(history.steps)} updates, {minutes:.1f} minutes")
     model.save(given.output / "model.safetensors")
+    tokenizer.save(str(given.output / "tokenizer.json"))
     history.plot().savefig(given.output / "learning_curve.png", dpi=120)
-    print(f"model and learning curve saved to {given.output}/")
+    print(f"model, tokenizer and learning curve saved to {given.output}/")
 
     again = models.BertClassifier.load(given.output / "model.safetensors")
     few = np.r_[0:3, held_out : held_out + 3]

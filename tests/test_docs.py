@@ -89,7 +89,7 @@ def test_finetuning_resumes_and_repeats(tmp_path):
     printed = run_example(*few, folder=tmp_path)
     assert re.search(r"naive Bayes on counts of words +50.0%", printed)
     saved = {path.name for path in (tmp_path / "out/finetune").iterdir()}
-    assert saved == {"state.npz", "model.safetensors", "learning_curve.png"}
+    assert saved == {"state.npz", "model.safetensors", "tokenizer.json", "learning_curve.png"}
     assert "resumes from out/finetune/state.npz" in run_example(*few, folder=tmp_path)
     run_example(*few, "--output=again", folder=tmp_path)
     models = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("out/finetune", "again")]
