@@ -95,7 +95,7 @@ test: test-rust test-python  ## all tests, parity with TensorFlow included
 test-rust:  ## tests of the core; needs no Python
 	cargo test --locked $(CARGO_FEATURES)
 
-test-python: build $(STAMPS)/test $(STAMPS)/parity $(STAMPS)/onnx  ## pytest on the installed wheel
+test-python: build $(STAMPS)/test $(STAMPS)/parity $(STAMPS)/examples $(STAMPS)/onnx  ## pytest on the installed wheel
 	SPARSE_MIXER_REQUIRE_TF=1 SPARSE_MIXER_REQUIRE_ONNX=1 $(PY) -m pytest $(PYTEST_ARGS)
 
 parity-hf: build $(STAMPS)/test $(STAMPS)/huggingface  ## parity with the real transformers package, in VENV

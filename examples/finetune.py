@@ -130,7 +130,7 @@ def main() -> None:
 
     again = models.BertClassifier.load(given.output / "model.safetensors")
     few = np.r_[0:3, held_out : held_out + 3]
-    guesses = np.argmax(again({name: array[few] for name, array in validation[0].items()}), axis=-1)
+    guesses = again.predict_classes({name: array[few] for name, array in validation[0].items()})
     for position, guess in zip(few, guesses, strict=True):
         shown = halves[position % held_out][:: -1 if position >= held_out else 1]
         print(f"{CLASSES[int(guess)]:>9}: {' '.join(shown)}")
