@@ -99,7 +99,7 @@ test-python: build $(STAMPS)/test $(STAMPS)/parity $(STAMPS)/examples $(STAMPS)/
 	SPARSE_MIXER_REQUIRE_TF=1 SPARSE_MIXER_REQUIRE_ONNX=1 $(PY) -m pytest $(PYTEST_ARGS)
 
 parity-hf: build $(STAMPS)/test $(STAMPS)/huggingface  ## parity with the real transformers package, in VENV
-	SPARSE_MIXER_REQUIRE_HF=1 $(PY) -m pytest tests/test_hugging_face.py $(PYTEST_ARGS)
+	SPARSE_MIXER_REQUIRE_HF=1 $(PY) -m pytest tests/test_hugging_face*.py tests/test_text_dense.py tests/test_tokenizer_files.py $(PYTEST_ARGS)
 
 crash: build $(STAMPS)/test  ## 300 kills while saving each kind of file, 500 damaged files per format; the tests have fewer
 	SPARSE_MIXER_TEST_KILLS=300 $(PY) -m pytest -q tests/test_crashes.py -k kill
