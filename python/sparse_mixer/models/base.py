@@ -232,7 +232,8 @@ class Model(CompiledModel):
         Args:
             path: The file. A name that ends in ``.npz`` gets the weights alone, any other one our own format:
                 safetensors with the configuration, for `load`.
-            file_format: ``"safetensors"`` or ``"npz"``, whatever the ending.
+            file_format: ``"safetensors"`` or ``"npz"``, whatever the ending; or ``"huggingface"`` for a folder
+                at `path` that `transformers` loads (``"huggingface:roberta"`` and so on for that kind of model).
 
         Raises:
             ValueError: As for `SparseMixer.save`.
