@@ -39,6 +39,10 @@ def test_a_persistent_record_gives_the_same_bits_again(recompute: bool) -> None:
     _, vjp = encoder.vjp(small_inputs(), seed=1, recompute=recompute, persistent=True)
     for _ in range(3):
         assert_same(vjp(ONES), once)
+    # Its last use releases it.
+    assert_same(vjp(ONES, last=True), once)
+    with pytest.raises(RuntimeError, match="vjp: it has been used"):
+        vjp(ONES)
 
 
 def test_wrong_arguments_do_not_use_a_record_up() -> None:

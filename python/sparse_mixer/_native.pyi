@@ -176,7 +176,7 @@ class Encoder:
     def grouping(self, batch: int) -> tuple[int, int, int]:
         """Routing groups, tokens of each, and most tokens that an expert takes of one, at inference."""
 
-    def memory_estimate(self, batch: int, outputs: Sequence[str] | None = None, seq: int | None = None) -> int:
+    def memory_estimate(self, batch: int, outputs: Sequence[str] | None = None) -> int:
         """Bytes of weights, scratch and outputs for calls with `batch` examples."""
 
     @property
@@ -363,6 +363,7 @@ class Tape:
         pooled_output: Sequence[tuple[int | None, CoreArray | npt.NDArray[np.float32]]] | None = None,
         encoder_outputs: Sequence[npt.NDArray[np.float32] | None] | None = None,
         aux_loss_weight: float = 1.0,
+        last: bool = False,
     ) -> tuple[npt.NDArray[np.float32] | None, tuple[Memory, list[int]] | None]:
         """Add the requested gradients of weights to `into`.
 
@@ -370,6 +371,7 @@ class Tape:
         in it the gradient of each weight begins.
 
         Gradients of outputs are sums of terms, each with the position that it belongs to, or None for all positions.
+        After its `last` use a persistent tape is empty, too.
 
         Raises:
             RuntimeError: Used before, and not persistent.

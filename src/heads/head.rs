@@ -8,6 +8,7 @@ use super::masked_lm::{MaskedLm, MaskedLmConfig};
 use super::projection::{Projection, ProjectionConfig};
 use crate::error::Result;
 use crate::kernels::{Dtype, Real};
+use crate::layers::Activation;
 use crate::params::{Source, Spec, Weight, WeightList, Weights};
 
 /// Configuration of a head.
@@ -33,7 +34,7 @@ pub struct Head<R> {
 #[derive(Clone, Debug)]
 pub enum HeadKind<R> {
     /// Features to logits.
-    Projection(Projection<R>),
+    Projection(Projection),
     /// Hidden states to words.
     MaskedLm(MaskedLm<R>),
 }
@@ -43,7 +44,9 @@ impl HeadConfig {
     pub fn validate(&self) -> Result<()> {
         match self {
             HeadConfig::Projection(config) => config.validate(),
-            HeadConfig::MaskedLm(config) => config.validate(),
+            HeadConfig::MaskedLm(config) => {
+                Activation::<f32>::from_config(&config.activation, None).map(|_| ())
+            }
         }
     }
 
@@ -62,7 +65,7 @@ impl<R: Real> HeadKind<R> {
     /// Declares the layers.
     fn new(list: &mut WeightList, config: &HeadConfig) -> Result<Self> {
         Ok(match config {
-            HeadConfig::Projection(config) => HeadKind::Projection(Projection::new(list, config)?),
+            HeadConfig::Projection(config) => HeadKind::Projection(Projection::new(list, config)),
             HeadConfig::MaskedLm(config) => HeadKind::MaskedLm(MaskedLm::new(list, config)?),
         })
     }

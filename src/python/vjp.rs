@@ -45,10 +45,10 @@ impl Tape {
         read_shared(py, &self.record)?.ok_or_else(used)
     }
 
-    /// The record, which is gone then unless it is persistent.
-    fn take(&self, interrupt: Interrupt<'_>) -> Result<Arc<Record>> {
-        let take =
-            |record: &mut Option<Arc<Record>>| if self.persistent { record.clone() } else { record.take() };
+    /// The record, which stays only if it is persistent and this is not its last use.
+    fn take(&self, last: bool, interrupt: Interrupt<'_>) -> Result<Arc<Record>> {
+        let stays = self.persistent && !last;
+        let take = |record: &mut Option<Arc<Record>>| if stays { record.clone() } else { record.take() };
         self.record.with(interrupt, take)?.ok_or_else(|| callback_error(used()))
     }
 }
@@ -140,8 +140,11 @@ pub fn record<'py>(
 impl Tape {
     /// Adds the requested gradients of the weights to `into`. Without `into` returns them: memory, and where in it the
     /// gradient of each weight begins. Returns those of the word rows, `[B, S, W]`, too, if they are requested. Gradients
-    /// of outputs are sums of terms, each with the position that it belongs to or None for all.
-    #[pyo3(signature = (into=None, *, sequence_output=None, pooled_output=None, encoder_outputs=None, aux_loss_weight=1.0))]
+    /// of outputs are sums of terms, each with the position that it belongs to or None for all. After its `last` use a
+    /// persistent tape is empty, too.
+    #[pyo3(signature = (
+        into=None, *, sequence_output=None, pooled_output=None, encoder_outputs=None, aux_loss_weight=1.0, last=false
+    ))]
     fn backward<'py>(
         &self,
         py: Python<'py>,
@@ -150,6 +153,7 @@ impl Tape {
         pooled_output: Option<Vec<GradientTerm<'py>>>,
         encoder_outputs: Option<Vec<Option<Bound<'py, PyAny>>>>,
         aux_loss_weight: f64,
+        last: bool,
     ) -> PyResult<(Option<Bound<'py, PyArrayDyn<f32>>>, Option<(Memory, Vec<usize>)>)> {
         guard(|| {
             let record = self.look(py)?;
@@ -200,7 +204,7 @@ impl Tape {
                     with_threads(self.threads, zeros)
                 });
                 drop(record);
-                let record = self.take(interrupt)?;
+                let record = self.take(last, interrupt)?;
                 let shape = record.tape.row_shape(record.network.config());
                 let mut backward = |network: &SparseMixer<f32>, tape: TapeUse<'_, f32>| {
                     let into = match (&mut locked, &mut own) {

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
-from sparse_mixer._core.checks import as_float, as_list
+from sparse_mixer._core.checks import as_bool, as_float, as_list
 from sparse_mixer._core.inputs import Inputs
 from sparse_mixer._core.variables import Variable, as_float32
 from sparse_mixer.gradients import INPUTS, Gradients
@@ -112,7 +112,12 @@ class VJP:
         return f"<VJP of {self._encoder.name!r} for a batch of {batch} x {length}>"
 
     def __call__(
-        self, d_outputs: Mapping[str, Any], aux_loss_weight: float = 1.0, *, into: Gradients | None = None
+        self,
+        d_outputs: Mapping[str, Any],
+        aux_loss_weight: float = 1.0,
+        *,
+        into: Gradients | None = None,
+        last: bool = False,
     ) -> Gradients:
         """Compute gradients.
 
@@ -121,6 +126,8 @@ class VJP:
                 with one entry per block, None for zero), shaped as the outputs; what is missing counts as zero.
             aux_loss_weight: Factor of the encoder's auxiliary losses in the scalar that is differentiated.
             into: Gradients to add to; None makes new ones.
+            last: Whether what the forward pass kept is released although the VJP is persistent. It is released while
+                the gradients are computed, which takes less memory than dropping the VJP later.
 
         Returns:
             A mapping from weight keys to arrays in Keras order: `into` if given. ``input_word_embeddings`` and
@@ -137,11 +144,13 @@ class VJP:
             raise TypeError(f"into: expected Gradients, got {type(into).__name__}")
         cotangents = _read(d_outputs, aux_loss_weight)
         gradients = Gradients(self._encoder, self._wrt.keys) if into is None else into
-        rows, _ = self._tape.backward(gradients.buffer_of(self._encoder), **cotangents)
+        rows, _ = self._tape.backward(gradients.buffer_of(self._encoder), last=as_bool("last", last), **cotangents)
         gradients.inputs.update(self._of_inputs(rows))
         return gradients
 
-    def arrays(self, d_outputs: Mapping[str, Any], aux_loss_weight: float = 1.0) -> dict[str, npt.NDArray[np.float32]]:
+    def arrays(
+        self, d_outputs: Mapping[str, Any], aux_loss_weight: float = 1.0, *, last: bool = False
+    ) -> dict[str, npt.NDArray[np.float32]]:
         """Compute gradients as plain arrays, which belong to the caller; nothing is copied.
 
         The core hands over the memory that it has computed them in, and uses it again when the last of the arrays is
@@ -150,6 +159,7 @@ class VJP:
         Args:
             d_outputs: As in a call.
             aux_loss_weight: As there.
+            last: As there.
 
         Returns:
             float32 arrays by key, of the weights in Keras order and then of inputs; zeros for weights that were not
@@ -158,7 +168,7 @@ class VJP:
         Raises:
             RuntimeError, ValueError, KeyboardInterrupt: As a call.
         """
-        rows, handed_over = self._tape.backward(**_read(d_outputs, aux_loss_weight))
+        rows, handed_over = self._tape.backward(last=as_bool("last", last), **_read(d_outputs, aux_loss_weight))
         assert handed_over is not None, "what is not added to other gradients comes back"
         memory, starts = handed_over
         values, keys = np.asarray(memory), self._wrt.keys
