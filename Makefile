@@ -23,7 +23,7 @@ SOURCES := $(shell find src python -type f -not -name '*.pyc' 2>/dev/null) Cargo
 # Clippy and rustdoc of the binding look at an interpreter; it shall be the one tested with.
 export PYO3_PYTHON := $(abspath $(PY))
 
-.PHONY: help build quickstart test test-rust test-python parity-hf crash lint format docs test-checked stress fuzz miri asan valgrind neon windows deny bench check clean
+.PHONY: help build quickstart test test-rust test-python crash lint format docs test-checked stress fuzz miri asan valgrind neon windows deny bench check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,7 +54,7 @@ $(STAMPS)/onnx: $(NEEDS)/onnx.txt | $(STAMPS)/venv
 	$(PIP) -r $<
 	touch $@
 
-$(STAMPS)/huggingface: $(NEEDS)/huggingface.txt | $(STAMPS)/venv
+$(STAMPS)/torch: $(NEEDS)/torch.txt | $(STAMPS)/venv
 	@echo "Installing PyTorch and transformers (several GB on disk, unless the index has CPU builds) ..."
 	$(PIP) -r $<
 	touch $@
@@ -90,16 +90,14 @@ bench: build $(STAMPS)/parity $(STAMPS)/bench  ## measure against TensorFlow and
 
 # --- tests --------------------------------------------------------------------------------------
 
-test: test-rust test-python  ## all tests, parity with TensorFlow included
+test: test-rust test-python  ## all tests, those beside TensorFlow, PyTorch and transformers included
 
 test-rust:  ## tests of the core; needs no Python
 	cargo test --locked $(CARGO_FEATURES)
 
-test-python: build $(STAMPS)/test $(STAMPS)/parity $(STAMPS)/examples $(STAMPS)/onnx  ## pytest on the installed wheel
-	SPARSE_MIXER_REQUIRE_TF=1 SPARSE_MIXER_REQUIRE_ONNX=1 $(PY) -m pytest $(PYTEST_ARGS)
-
-parity-hf: build $(STAMPS)/test $(STAMPS)/huggingface  ## parity with the real transformers package, in VENV
-	SPARSE_MIXER_REQUIRE_HF=1 $(PY) -m pytest tests/test_hugging_face*.py tests/test_text_dense.py tests/test_tokenizer_files.py $(PYTEST_ARGS)
+FRAMEWORKS := $(foreach name,TF ONNX TORCH HF,SPARSE_MIXER_REQUIRE_$(name)=1)
+test-python: build $(STAMPS)/test $(STAMPS)/parity $(STAMPS)/examples $(STAMPS)/onnx $(STAMPS)/torch  ## pytest on the installed wheel
+	$(FRAMEWORKS) $(PY) -m pytest $(PYTEST_ARGS)
 
 crash: build $(STAMPS)/test  ## 300 kills while saving each kind of file, 500 damaged files per format; the tests have fewer
 	SPARSE_MIXER_TEST_KILLS=300 $(PY) -m pytest -q tests/test_crashes.py -k kill

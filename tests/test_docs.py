@@ -35,9 +35,9 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     blocks = BLOCK.findall(page.read_text())
     if any("tensorflow" in block or "official" in block for block in blocks) and not has_tensorflow():
         pytest.skip("shows TensorFlow, which is not installed")
-    for module in ("onnxruntime", "openvino", "optax"):
-        if any(f"import {module}" in block for block in blocks):
-            pytest.importorskip(module)
+    for package in ("onnxruntime", "openvino", "optax", "sklearn", "tokenizers", "torch"):
+        if any(f"import {package}" in block or f"from {package}" in block for block in blocks):
+            pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks:

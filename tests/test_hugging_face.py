@@ -61,7 +61,7 @@ def test_models_in_several_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_package_itself_gives_the_same(tmp_path: Path, seed: int) -> None:
     for package in ("torch", "transformers"):
-        # `make parity-hf` has them for certain.
+        # `make test` has them for certain.
         importlib.import_module(package) if REQUIRED else pytest.importorskip(package)
     from reference import make_hugging_face
 

@@ -247,6 +247,16 @@ class SparseMixer(StoredEncoder):
 
         return keras.layer_class(framework).from_encoder(self, name=name, trainable=trainable, dtype=dtype)
 
+    def as_torch_module(self) -> Any:
+        """A module of PyTorch with these arguments and weights, independent of this encoder from then on.
+
+        Raises:
+            ImportError: There is no PyTorch (extra ``torch``).
+        """
+        from sparse_mixer import torch
+
+        return torch.SparseMixer(self)
+
     def to_tensorflow(self, *, name: str | None = None) -> Any:
         """``tfm.nlp.networks.SparseMixer`` itself, with these arguments and weights; needs tf-models-official.
 

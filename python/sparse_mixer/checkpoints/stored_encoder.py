@@ -24,8 +24,7 @@ class StoredEncoder(CalledEncoder):
                 ``tf_keras.Model(net.inputs, net(net.inputs))``; needs the extra ``h5``), any other name is our own
                 format: safetensors with the configuration, for `load`.
             file_format: ``"safetensors"``, ``"npz"`` or ``"weights_h5"``, whatever the ending; or ``"huggingface"``
-                for a folder at `path` that `transformers` loads, of an encoder that is a BERT, ELECTRA or FNet
-                (``"huggingface:roberta"`` and so on for that kind of model).
+                for a folder at `path` that `transformers` loads, of an encoder that is a BERT, ELECTRA or FNet.
 
         Weights are written as float32; `load` restores the `dtype` that the encoder has.
 

@@ -89,19 +89,13 @@ class Model(CompiledModel):
         """What a call gives; see the class."""
         raise NotImplementedError
 
-    def hugging_face_names(self, kind: str) -> tuple[str, dict[str, str]]:
-        """What the `transformers` package calls the same model and the weights of its heads.
-
-        Args:
-            kind: Its kind of encoder: ``"bert"``, ``"roberta"``, ``"electra"`` or ``"distilbert"``.
-
-        Returns:
-            The end of its class's name, such as ``"ForTokenClassification"``, and its names by our keys.
+    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
+        """The class of the same model in the `transformers` package, and its names of the heads' weights by our keys.
 
         Raises:
-            ValueError: It has no such model.
+            ValueError: There is no such class.
         """
-        raise ValueError(f"file_format: 'huggingface:{kind}' has no model for this {type(self).__name__}")
+        raise ValueError(f"file_format: 'huggingface' has no model for this {type(self).__name__}")
 
     def loss_divisors(self, batch: Any) -> dict[str, float]:
         """What the terms of a batch's loss are divided by.
@@ -232,8 +226,7 @@ class Model(CompiledModel):
         Args:
             path: The file. A name that ends in ``.npz`` gets the weights alone, any other one our own format:
                 safetensors with the configuration, for `load`.
-            file_format: ``"safetensors"`` or ``"npz"``, whatever the ending; or ``"huggingface"`` for a folder
-                at `path` that `transformers` loads (``"huggingface:roberta"`` and so on for that kind of model).
+            file_format: ``"safetensors"`` or ``"npz"``, whatever the ending.
 
         Raises:
             ValueError: As for `SparseMixer.save`.

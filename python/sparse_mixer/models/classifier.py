@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparse_mixer import activations
 from sparse_mixer._core.checks import as_int
 from sparse_mixer._core.encoder import NO_POOLER
 from sparse_mixer._core.vjp import OutputGradient
@@ -17,14 +16,6 @@ from sparse_mixer.models.criteria import SquaredNumber
 from sparse_mixer.models.heads import Array, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
-
-# What stands between encoder and logits in the `transformers` package, and its names of the layers.
-_HUGGING_FACE_HEADS: dict[str, tuple[str | None, dict[str, str]]] = {
-    "bert": (None, {"logits": "classifier"}),
-    "roberta": ("tanh", {"pooler_dense": "classifier.dense", "logits": "classifier.out_proj"}),
-    "electra": ("gelu", {"pooler_dense": "classifier.dense", "logits": "classifier.out_proj"}),
-    "distilbert": ("relu", {"pooler_dense": "pre_classifier", "logits": "classifier"}),
-}
 
 
 @stored
@@ -44,7 +35,6 @@ class BertClassifier(Model):
         use_encoder_pooler: bool = True,
         head_name: str = "sentence_prediction",
         *,
-        activation: Any = "tanh",
         seed: int | None = None,
     ) -> None:
         """Put a classification head on an encoder.
@@ -55,10 +45,9 @@ class BertClassifier(Model):
             initializer: Of the head's kernels.
             dropout_rate: Dropout before the last layer; with the encoder's pooler, also on its output, as in the
                 reference.
-            use_encoder_pooler: Whether the head sees ``pooled_output``; otherwise it has a layer of its own on the
-                first position of ``sequence_output``.
+            use_encoder_pooler: Whether the head sees ``pooled_output``; otherwise it has a tanh layer of its own on
+                the first position of ``sequence_output``.
             head_name: Prefix of the head's weights.
-            activation: Of that layer, by name: RoBERTa has ``"tanh"``, ELECTRA ``"gelu"``, DistilBERT ``"relu"``.
             seed: Source of the head's initial weights; None takes a random one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
@@ -72,14 +61,12 @@ class BertClassifier(Model):
             "dropout_rate": float(dropout_rate),
             "use_encoder_pooler": self.use_encoder_pooler,
             "head_name": head_name,
-            "activation": activations.serialize(activations.resolve(activation, "activation")),
         }
         self._head = ProjectionHead(
             head_name,
             network,
             self.num_classes,
             inner_width=0 if self.use_encoder_pooler else network.arguments.hidden_size,
-            inner_activation=activation,
             input_dropout=dropout_rate if self.use_encoder_pooler else 0.0,
             dropout=dropout_rate,
             output_name=f"{head_name}/logits",
@@ -90,12 +77,11 @@ class BertClassifier(Model):
             self._own_criterion = SquaredNumber()
         super().__init__("bert_classifier", network, [self._head])
 
-    def hugging_face_names(self, kind: str) -> tuple[str, dict[str, str]]:
-        """As `Model.hugging_face_names`; all but BERT have a layer of their own instead of the pooler."""
-        activation, parts = _HUGGING_FACE_HEADS[kind]
-        if self.use_encoder_pooler != (activation is None) or activation not in (None, self._config["activation"]):
-            return super().hugging_face_names(kind)
-        return "ForSequenceClassification", head_names(self._head, parts)
+    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
+        """As `Model.hugging_face_names`."""
+        if not self.use_encoder_pooler:
+            return super().hugging_face_names()
+        return "BertForSequenceClassification", head_names(self._head, {"logits": "classifier"})
 
     def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> Array:
         """Logits ``[B, num_classes]``."""

@@ -27,15 +27,6 @@ from sparse_mixer.models.heads import AnyArray, MaskedLMHead, ProjectionHead, he
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
 
-# The activation of masked language models in the `transformers` package, or None for the encoder's, and its names of
-# output bias, dense layer and layer norm.
-_HUGGING_FACE_HEADS = {
-    "bert": (None, "cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
-    "roberta": ("gelu", "lm_head", "lm_head.dense", "lm_head.layer_norm"),
-    "electra": ("gelu", "generator_lm_head", "generator_predictions.dense", "generator_predictions.LayerNorm"),
-    "distilbert": (None, "vocab_projector", "vocab_transform", "vocab_layer_norm"),
-}
-
 
 @dataclass(frozen=True)
 class ClassificationHead:
@@ -155,19 +146,21 @@ class BertPretrainerV2(Model):
             self._outputs = ("sequence_output", "pooled_output")
         super().__init__(name, encoder_network, [self.masked_lm, *self.classification_heads])
 
-    def hugging_face_names(self, kind: str) -> tuple[str, dict[str, str]]:
-        """As `Model.hugging_face_names`; a BERT may have a head for pairs of sentences, two classes on the pooler."""
-        activation, *parts = _HUGGING_FACE_HEADS[kind]
-        own = activations.serialize(self.encoder.arguments.inner_activation)
-        if self._config["mlm_activation"] != (activation or own):
-            return super().hugging_face_names(kind)
-        names = head_names(self.masked_lm, dict(zip(("output_bias", "dense", "LayerNorm"), parts, strict=True)))
+    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
+        """As `Model.hugging_face_names`; a head for pairs of sentences is one with two classes on the pooler."""
+        # There, one activation is that of the whole model.
+        if self._config["mlm_activation"] != activations.serialize(self.encoder.arguments.inner_activation):
+            return super().hugging_face_names()
+        parts = {"output_bias": "cls.predictions", "dense": "cls.predictions.transform.dense"}
+        names = head_names(self.masked_lm, parts | {"LayerNorm": "cls.predictions.transform.LayerNorm"})
         if not self.classification_heads:
-            return "ForMaskedLM", names
+            return "BertForMaskedLM", names
         seen = self._seen[0]
-        if kind != "bert" or len(self._seen) > 1 or not seen.use_encoder_pooler or seen.num_classes != 2:
-            return super().hugging_face_names(kind)
-        return "ForPreTraining", names | head_names(self.classification_heads[0], {"logits": "cls.seq_relationship"})
+        if len(self._seen) > 1 or not seen.use_encoder_pooler or seen.num_classes != 2:
+            return super().hugging_face_names()
+        return "BertForPreTraining", names | head_names(
+            self.classification_heads[0], {"logits": "cls.seq_relationship"}
+        )
 
     def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> dict[str, Any]:
         """The encoder's outputs and the heads' logits."""

@@ -329,4 +329,5 @@ class TextEncoder(TextModel):
     def _run(
         self, tokens: Sequence[Tokens], rows: int, out: Any, advance: Callable[[int], None], unit: bool, dim: int
     ) -> None:
-        self._passes.vectors(tokens, rows, out, advance, modes=self.pooling, dim=dim, unit_length=unit)
+        options: dict[str, Any] = {"unit_length": self.normalize, "dim": dim, "unit_length_after": unit}
+        self._passes.vectors(tokens, rows, out, advance, modes=self.pooling, **options)

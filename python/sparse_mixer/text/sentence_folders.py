@@ -33,8 +33,7 @@ class SentenceFolder:
         encoder: The folder of the encoder and the tokenizer.
         pooling: Modes of pooling; None if it does not say.
         include_prompt: Whether the tokens of a prompt are pooled.
-        layers: What is done with pooled vectors, in this order: the folder of a `Dense`, or None to divide vectors by
-            their lengths.
+        normalize: Whether vectors are divided by their length.
         max_seq_length: Tokens per text, special tokens included; None if it does not say.
         lower_case: Whether texts are lower-cased first.
         prompts: Texts to put in front, by name.
@@ -46,7 +45,7 @@ class SentenceFolder:
     encoder: str
     pooling: tuple[str, ...] | None = None
     include_prompt: bool = True
-    layers: tuple[str | None, ...] = ()
+    normalize: bool = False
     max_seq_length: int | None = None
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -63,7 +62,7 @@ def read_folder(folder: str) -> SentenceFolder:
         OSError: A file cannot be read.
     """
     parts = _modules(folder)
-    about: dict[str, Any] = {"encoder": folder, "layers": ()}
+    about: dict[str, Any] = {"encoder": folder}
     for number, (kind, place) in enumerate(parts):
         name, where = kind.rpartition(".")[2], os.path.join(folder, place) if place else folder
         if name == "Transformer" and number == 0:
@@ -75,14 +74,12 @@ def read_folder(folder: str) -> SentenceFolder:
             config = read_json(os.path.join(where, "config.json"))
             about["pooling"] = _pooling(where, config)
             about["include_prompt"] = bool(config.get("include_prompt", True))
-        elif name == "Normalize" and number > 1:
-            about["layers"] += (None,)
-        elif name == "Dense" and number > 1:
-            about["layers"] += (where,)
+        elif name == "Normalize" and number > 0:
+            about["normalize"] = True
         else:
             raise CheckpointError(
                 f"{folder}: modules.json has a part that is not computed, {kind!r} in place {number}; read are a "
-                "Transformer, a Pooling, then Dense and Normalize"
+                "Transformer, a Pooling and a Normalize, in this order"
             )
     if not parts:
         settings = read_json(os.path.join(folder, "sentence_bert_config.json"))
