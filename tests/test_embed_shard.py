@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tokenizers")
-from sparse_mixer import TextEncoder, embeddings
+from sparse_mixer import SparseMixer, TextEncoder, embeddings
 from sparse_mixer.embeddings import embed_shard
-from text_models import LETTERS, small_model
+from text_models import LETTERS, VOCABULARY, small_model
 
 pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
@@ -230,6 +230,33 @@ def test_ctrl_c_keeps_parts(model: TextEncoder, vectors: Any, tmp_path: Path) ->
     assert "KeyboardInterrupt" in killed(source, path, 20, signal.SIGINT).stderr
     assert embed_shard(source, path, model, part_rows=16).encoded == 54
     np.testing.assert_array_equal(read(path)[0], vectors)
+
+
+def test_experts_that_look_at_batches(folder: Path, tmp_path: Path) -> None:
+    """With the paper's semantics texts compete for experts: the same batches, cut or not, so the same bits."""
+    small_model(folder)
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "inner_dim": 32, "num_experts": 4}
+    paper: dict[str, Any] = {"semantics": "paper", "moe_layers": (0,), "attention_layers": (), "max_group_size": 64}
+    encoder = SparseMixer(len(VOCABULARY), **sizes, **paper, max_sequence_length=16, eval_capacity_factor=0.5, seed=3)
+    model = TextEncoder(encoder, folder / "vocab.txt")
+    source = written(tmp_path / "a.jsonl")
+    whole = tmp_path / "whole.npy"
+    embed_shard(source, whole, model, batch_size=8, part_rows=24)
+    alone = np.stack([model.encode(text) for text in TEXTS])
+    assert not np.array_equal(np.load(whole), alone), "or this test shows nothing"
+
+    def stop(rows: int, share: float) -> None:
+        if rows > 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_shard(source, tmp_path / "cut.npy", model, batch_size=8, part_rows=24, progress=stop)
+    assert embed_shard(source, tmp_path / "cut.npy", model, batch_size=8, part_rows=24).encoded == 46
+    np.testing.assert_array_equal(np.load(tmp_path / "cut.npy"), np.load(whole))
+    with pytest.raises(ValueError, match="batch_size: 8 there, 9 here"):
+        embed_shard(source, whole, model, batch_size=9, part_rows=24)
+    with pytest.raises(ValueError, match="part_rows: 24 there, None here"):
+        embed_shard(source, whole, model, batch_size=8)
 
 
 def test_two_processes_at_one_target(model: TextEncoder, tmp_path: Path) -> None:
