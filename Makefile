@@ -23,7 +23,7 @@ SOURCES := $(shell find src python -type f -not -name '*.pyc' 2>/dev/null) Cargo
 # Clippy and rustdoc of the binding look at an interpreter; it shall be the one tested with.
 export PYO3_PYTHON := $(abspath $(PY))
 
-.PHONY: help build quickstart test test-rust test-python crash lint format docs test-checked stress fuzz miri asan valgrind neon windows deny bench check clean
+.PHONY: help build wheels try-wheel quickstart test test-rust test-python minimal crash lint format docs test-checked stress fuzz miri asan valgrind neon windows deny bench check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,30 @@ $(STAMPS)/package: $(SOURCES) | $(STAMPS)/venv
 
 build: $(STAMPS)/package  ## build the release wheel into dist/ and install it into the venv
 
+# --- wheels: docs/release.md ---------------------------------------------------------------------
+
+# Target and platform tag of each; others are built by the release workflow.
+WHEELS := x86_64-unknown-linux-gnu:manylinux_2_17 aarch64-unknown-linux-gnu:manylinux_2_17 x86_64-unknown-linux-musl:musllinux_1_2
+TOOLS  := $(VENV)/wheel-tools
+
+$(TOOLS)/ready: $(NEEDS)/wheels.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+wheels: $(TOOLS)/ready  ## wheels for Linux into wheelhouse/, checked; needs `rustup target add` of each target
+	rm -rf wheelhouse
+	for wheel in $(WHEELS); do \
+		PATH="$(abspath $(TOOLS))/bin:$$PATH" maturin build --release --locked --zig --out wheelhouse \
+			--target $${wheel%%:*} --compatibility $${wheel##*:}; \
+	done
+	$(TOOLS)/bin/python tests/check_wheels.py wheelhouse/*.whl
+
+try-wheel:  ## install the wheel WHEEL in a fresh environment without Rust, and use it
+	rm -rf out/try-wheel && $(PYTHON) -m venv out/try-wheel
+	out/try-wheel/bin/python -m pip install --quiet --disable-pip-version-check $(WHEEL)
+	cd out && env -i PATH=/usr/bin:/bin try-wheel/bin/python ../tests/try_wheel.py
+
 # --- use ----------------------------------------------------------------------------------------
 
 $(STAMPS)/examples: examples/requirements.txt | $(STAMPS)/venv
@@ -98,6 +122,14 @@ test-rust:  ## tests of the core; needs no Python
 FRAMEWORKS := $(foreach name,TF ONNX TORCH HF,SPARSE_MIXER_REQUIRE_$(name)=1)
 test-python: build $(STAMPS)/test $(STAMPS)/parity $(STAMPS)/examples $(STAMPS)/onnx $(STAMPS)/torch  ## pytest on the installed wheel
 	$(FRAMEWORKS) $(PY) -m pytest $(PYTEST_ARGS)
+
+MINIMAL := $(VENV)/minimal
+MINIMAL_TESTS := tests/test_golden.py tests/test_checkpoints.py tests/test_text.py tests/test_plots.py tests/test_cli.py tests/test_minimal.py
+minimal: build  ## a quick part of the tests with the oldest supported versions of all dependencies
+	$(PY) -m venv --clear $(MINIMAL)
+	$(MINIMAL)/bin/python -m pip install --quiet --disable-pip-version-check -r $(NEEDS)/minimal.txt
+	$(MINIMAL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dist/sparse_mixer-*.whl
+	SPARSE_MIXER_MINIMAL=1 $(MINIMAL)/bin/python -m pytest -q -m "not slow" $(MINIMAL_TESTS)
 
 crash: build $(STAMPS)/test  ## 300 kills while saving each kind of file, 500 damaged files per format; the tests have fewer
 	SPARSE_MIXER_TEST_KILLS=300 $(PY) -m pytest -q tests/test_crashes.py -k kill
@@ -169,7 +201,7 @@ format: $(STAMPS)/lint  ## rewrite the sources in the house style
 docs:  ## API documentation of the core into target/doc
 	cargo doc --no-deps
 
-check: lint test test-checked  ## everything that CI checks
+check: lint test minimal test-checked  ## everything that CI checks
 
 clean:  ## remove build outputs, keep the environment
 	cargo clean

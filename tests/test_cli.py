@@ -182,7 +182,7 @@ def test_exit_codes(tmp_path: Path, saved: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as exit_info:
         cli.main(["inspect"])
     assert exit_info.value.code == cli.EXIT_USAGE
-    for command in ([], ["inspect"], ["verify"], ["convert"], ["bench"], ["doctor"]):
+    for command in ([], ["inspect"], ["verify"], ["convert"], ["bench"], ["doctor"], ["completion"]):
         with pytest.raises(SystemExit) as exit_info:
             cli.main([*command, "--help"])
         assert exit_info.value.code == cli.EXIT_OK

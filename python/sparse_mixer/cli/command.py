@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ from sparse_mixer.checkpoints.opening import open_weights
 from sparse_mixer.checkpoints.presets import PRESETS
 from sparse_mixer.checkpoints.stored_config import stored_config
 from sparse_mixer.checkpoints.weight_files import WeightFile
-from sparse_mixer.cli import serving, texts
+from sparse_mixer.cli import completion, doctor, serving, texts
 from sparse_mixer.cli.tree import tree
 
 EXIT_OK = 0
@@ -142,13 +141,22 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=int, default=None, help="most threads (default: automatic)")
     bench.add_argument("--dtype", default=None, help="storage type of the weights: float32, bfloat16, float16, int8")
 
-    doctor = command(
+    examine = command(
         "doctor",
         _doctor,
         "show what the library sees of this machine",
-        "Print versions, CPU features, threads and extras: attach it to bug reports.",
+        "Print versions, CPU features, threads, memory and extras: what a report of a problem needs.",
     )
-    doctor.add_argument("--json", action="store_true", help="print JSON")
+    examine.add_argument("--json", action="store_true", help="print JSON")
+
+    complete = command(
+        "completion",
+        _completion,
+        "print a script that makes a shell complete this command",
+        "Print a script for bash, zsh or fish; its first lines say where to put it.\n\n"
+        '  eval "$(sparse-mixer completion bash)"',
+    )
+    complete.add_argument("shell", choices=completion.SHELLS)
     return parser
 
 
@@ -339,42 +347,14 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    facts: dict[str, Any] = {
-        "sparse_mixer": sparse_mixer.__version__,
-        "python": f"{platform.python_version()} ({platform.python_implementation()})",
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        **{f"cpu.{key}": value for key, value in sparse_mixer.cpu_info().items()},
-        "cpus usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        **{f"env.{key}": os.environ[key] for key in sorted(os.environ) if key.startswith(("SPARSE_MIXER_", "OMP_"))},
-        **{f"extra.{extra}": _extra(module) for extra, module in _EXTRAS.items()},
-    }
-    if options.json:
-        print(json.dumps(facts, indent=2))
-    else:
-        for key, value in facts.items():
-            print(f"{key:<22} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    found = doctor.facts()
+    print(json.dumps(found, indent=2) if options.json else doctor.as_text(found))
     return EXIT_OK
 
 
-_EXTRAS = {
-    "h5": "h5py",
-    "parquet": "pyarrow",
-    "plot": "matplotlib",
-    "progress": "tqdm",
-    "serve": "starlette",
-    "text": "tokenizers",
-}
-
-
-def _extra(module: str) -> str:
-    import importlib.metadata
-
-    try:
-        return f"{module} {importlib.metadata.version(module)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{module} is not installed"
+def _completion(options: argparse.Namespace) -> int:
+    print(completion.script(_parser(), options.shell), end="")
+    return EXIT_OK
 
 
 def _byte_count(dtype: str, shape: Sequence[int]) -> int | None:
