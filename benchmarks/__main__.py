@@ -11,6 +11,9 @@ from benchmarks.peers import PEERS, TRAINERS
 
 DEFAULT_FOLDER = pathlib.Path("docs/benchmarks")
 
+# PyTorch is not among the requirements of the benchmarks.
+_WITHOUT_TORCH = [name for name in PEERS if name != "torch"]
+
 
 def _names_among(known: Iterable[str]) -> Callable[[str], list[str]]:
     """Return what reads comma-separated engines out of `known`, or all of them."""
@@ -32,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     inference = commands.add_parser("inference", help="sequences per second, all engines interleaved")
-    inference.add_argument("--engines", type=_names_among(PEERS), default=list(PEERS), help="comma-separated, or all")
+    inference.add_argument(
+        "--engines", type=_names_among(PEERS), default=_WITHOUT_TORCH, help="comma-separated, or all"
+    )
     inference.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     inference.add_argument("--rounds", type=int, default=7)
     inference.add_argument("--baseline", default="tf", choices=list(PEERS))
@@ -52,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     keras.add_argument("--batch", type=int, default=8)
     keras.add_argument("--rounds", type=int, default=5)
 
+    module = commands.add_parser("torch", help="our module of PyTorch beside the direct call")
+    module.add_argument("--batch", type=int, default=8)
+    module.add_argument("--rounds", type=int, default=5)
+    module.add_argument("--mini", action="store_true", help="leave the Base model out")
+
     assignment = commands.add_parser("assignment", help="replacing and converting weights beside copying them")
     assignment.add_argument("--rounds", type=int, default=5)
 
@@ -69,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--option", action="append", default=[], help="further option of sparse-mixer serve")
 
     startup = commands.add_parser("startup", help="import, build, first call, peak memory")
-    startup.add_argument("--engines", type=_names_among(PEERS), default=list(PEERS))
+    startup.add_argument("--engines", type=_names_among(PEERS), default=_WITHOUT_TORCH)
     startup.add_argument("--batch", type=int, default=8)
 
     scaling = commands.add_parser("scaling", help="sweeps over batch, length, groups, experts, threads")
@@ -122,6 +132,10 @@ def main() -> None:
         from benchmarks.keras_layer import run
 
         text = run(arguments.batch, arguments.threads, arguments.rounds, folder)
+    elif arguments.command == "torch":
+        from benchmarks.torch_module import run
+
+        text = run(arguments.batch, arguments.threads, arguments.rounds, arguments.mini, folder)
     elif arguments.command == "assignment":
         from benchmarks.assignment import run
 

@@ -44,7 +44,7 @@ def run(batch: int, threads: int, rounds: int, folder: pathlib.Path | None) -> s
     """
     lines, raw = [], {}
     for kind, workload, peers in KINDS:
-        turns, peaks = _measure(workload, peers, batch, threads, rounds)
+        turns, peaks = measure(workload, peers, batch, threads, rounds)
         raw[kind] = {"seconds": turns, "peak_bytes": peaks}
         direct, layer, reference = peers
         milliseconds = {peer: 1e3 * statistics.median(turns[peer]) for peer in peers}
@@ -65,9 +65,14 @@ def run(batch: int, threads: int, rounds: int, folder: pathlib.Path | None) -> s
     return table
 
 
-def _measure(
+def measure(
     workload: Workload, peers: Sequence[str], batch: int, threads: int, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Time engines in turn.
+
+    Returns:
+        For each engine the seconds per call of its turns, and the bytes of its process at their peak.
+    """
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(peer, threads)) for peer in peers]
         for worker in workers:

@@ -42,6 +42,7 @@ PEERS = {
     "ours-bf16": PeerSpec("sparse_mixer bfloat16", _OURS, {"dtype": "bfloat16"}, "bfloat16"),
     "ours-int8": PeerSpec("sparse_mixer int8", _OURS, {"dtype": "int8"}, "int8"),
     "keras": PeerSpec("sparse_mixer in Keras", _TENSORFLOW, {"layer": "sparse_mixer"}, "float32"),
+    "torch": PeerSpec("sparse_mixer in PyTorch", "benchmarks.peer_torch", {}, "float32"),
     "tf": PeerSpec("TensorFlow graph", _TENSORFLOW, {}, "float32"),
     "tf-xla": PeerSpec("TensorFlow XLA", _TENSORFLOW, {"jit": True}, "float32"),
     "tf-bf16": PeerSpec("TensorFlow mixed_bfloat16", _TENSORFLOW, {"policy": "mixed_bfloat16"}, "bfloat16"),
@@ -58,6 +59,7 @@ TRAINERS = {
     "train-f32-recompute": PeerSpec("sparse_mixer float32, recomputing", _TRAINERS[0], {"recompute": True}, "float32"),
     "train-bf16": PeerSpec("sparse_mixer bfloat16", _TRAINERS[0], {"dtype": "bfloat16"}, "bfloat16"),
     "train-keras": PeerSpec("sparse_mixer in Keras", _TRAINERS[1], {"layer": "sparse_mixer"}, "float32"),
+    "train-torch": PeerSpec("sparse_mixer in PyTorch", "benchmarks.trainer_torch", {}, "float32"),
     "train-tf": PeerSpec("TensorFlow graph", _TRAINERS[1], {}, "float32"),
     "train-tf-bf16": PeerSpec("TensorFlow mixed_bfloat16", _TRAINERS[1], {"policy": "mixed_bfloat16"}, "bfloat16"),
 }

@@ -167,8 +167,9 @@ def _refuse_misspelt(inputs: Mapping[str, Any]) -> None:
     """Other keys are no business of an encoder's, unless one is meant to be an input that may be left out."""
     absent = [key for key in KEYS if inputs.get(key) is None]
     for name in inputs:
-        close = difflib.get_close_matches(str(name), absent, n=1, cutoff=_MISSPELT)
-        if name not in KEYS and close:
+        if name in KEYS:
+            continue
+        if close := difflib.get_close_matches(str(name), absent, n=1, cutoff=_MISSPELT):
             raise ValueError(f"inputs: unknown key {name!r} (is {close[0]!r} meant?)")
 
 

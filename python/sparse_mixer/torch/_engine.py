@@ -81,7 +81,7 @@ class Engine:
         self.shapes = {variable.key: variable.shape for variable in self._variables}
         config = json.dumps(encoder.get_config(), sort_keys=True, default=repr)
         self.name = f"{hashlib.blake2b(config.encode(), digest_size=8).hexdigest()}-{next(_numbers)}"
-        self._known: list[_Known | None] = [None] * len(self.keys)
+        self._known: list[_Known] | None = None
         self._lock = threading.Lock()
         self._records: dict[int, VJP] = {}
         self._record_numbers = itertools.count(1)
@@ -92,7 +92,7 @@ class Engine:
     def forget(self) -> None:
         """Copy all parameters into the core before the next call, whatever is known of them."""
         with self._lock:
-            self._known = [None] * len(self.keys)
+            self._known = None
 
     def believe(self, tensors: Sequence[Any]) -> None:
         """Take the parameters for what the core holds already."""
@@ -110,23 +110,28 @@ class Engine:
             if changed := self._changed(tensors):
                 found = {place: _know(tensors[place]) for place in changed}
                 assign_all([self._variables[place] for place in changed], [known.values for known in found.values()])
-                for place, known in found.items():
-                    self._known[place] = known
+                before = self._known or []
+                self._known = [found.get(place) or before[place] for place in range(len(tensors))]
 
     def _changed(self, tensors: Sequence[Any]) -> Sequence[int]:
         """Places of the parameters that may differ from what the core holds."""
+        if self._known is None:
+            return range(len(tensors))
         changed = []
-        for place, (known, tensor) in enumerate(zip(self._known, tensors, strict=True)):
-            if (
-                known is None
-                or known.address != tensor.data_ptr()
-                or known.version != _version(tensor)
-                or known.tensor() is not tensor
-            ):
-                changed.append(place)
-            elif known.values.item(known.place) != known.probe:
-                # Somebody writes past the version counter, through `.data` or numpy: to how many, nobody can say.
-                return range(len(tensors))
+        try:
+            for place, (known, tensor) in enumerate(zip(self._known, tensors, strict=True)):
+                if (
+                    known.version != tensor._version
+                    or known.address != tensor.data_ptr()
+                    or known.tensor() is not tensor
+                ):
+                    changed.append(place)
+                elif known.values.item(known.place) != known.probe:
+                    # Somebody writes past the version counter, through `.data` or numpy: to how many, nobody can say.
+                    return range(len(tensors))
+        except RuntimeError:
+            # Tensors of inference mode count no versions.
+            return range(len(tensors))
         return changed
 
     # Calls --------------------------------------------------------------------------------------------------------
@@ -291,9 +296,5 @@ def output_places(num_blocks: int, outputs: Sequence[str]) -> list[tuple[str, in
 def _know(tensor: Any) -> _Known:
     values = tensor.detach().numpy()
     place = values.size // 2
-    return _Known(weakref.ref(tensor), _version(tensor), tensor.data_ptr(), values, place, values.item(place))
-
-
-def _version(tensor: Any) -> int:
-    # Tensors of inference mode count no versions: never twice the same.
-    return -next(_numbers) if tensor.is_inference() else tensor._version
+    version = -1 if tensor.is_inference() else tensor._version
+    return _Known(weakref.ref(tensor), version, tensor.data_ptr(), values, place, values.item(place))

@@ -220,7 +220,11 @@ class SparseMixer(torch.nn.Module):
                 value = torch.as_tensor(value)
             if value.device.type != "cpu":
                 raise ValueError(f"{name}: got a tensor on {value.device}, expected one on the CPU")
-            if name in _FLOATS and value.dtype != torch.float32 and (value.is_floating_point() or "mask" in name):
+            if (
+                name in _FLOATS
+                and value.dtype != torch.float32
+                and (value.is_floating_point() or value.dtype == torch.bool)
+            ):
                 value = value.to(torch.float32)
             given[name] = value
         if self.embedding_layer is not None and "input_word_embeddings" not in given and "input_word_ids" in given:
