@@ -96,10 +96,13 @@ def test_files_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
             np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="holds a BertClassifier, not a BertSpanLabeler"):
         models.BertSpanLabeler.load(path)
-    with pytest.raises(ValueError, match=r"path: .*x\.weights\.h5.*models are written as \.safetensors or \.npz"):
-        cases[0].save(tmp_path / "x.weights.h5")
-    with pytest.raises(ValueError, match=r"file_format: models are written as .*, got 'weights_h5'"):
-        cases[0].save(tmp_path / "x", file_format="weights_h5")
+    with pytest.raises(ValueError, match=r"path: .*x\.keras.*use \.safetensors, \.npz or \.weights\.h5"):
+        cases[0].save(tmp_path / "x.keras")
+    with pytest.raises(ValueError, match=r"file_format: models are written as .*, got 'keras'"):
+        cases[0].save(tmp_path / "x", file_format="keras")
+    pytest.importorskip("h5py")
+    with pytest.raises(ValueError, match="TensorFlow's encoder has no "):
+        models.BertClassifier(small_encoder(semantics="paper", pad_id=0), 3).save(tmp_path / "x.weights.h5")
     small_encoder().save(tmp_path / "encoder.safetensors")
     with pytest.raises(ValueError, match="does not say which model it holds"):
         models.BertClassifier.load(tmp_path / "encoder.safetensors")

@@ -1,6 +1,7 @@
-"""The encoder's sublayers as a person sees them: which mixing a layer uses, and the weights it owns.
+"""The encoder's layers as a person sees them: what they own, and what they compute by themselves.
 
-The computation is the core's; objects of this module name, show, freeze, read and write parts of an encoder.
+An encoder computes as a whole in the core; objects of this module name, show, freeze, read and write its parts. Called
+on arrays, each gives what TensorFlow's layer in its place gives: to look inside, not to be fast.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._core.arrays import as_integers
+from sparse_mixer._core.arrays import as_float32, as_integers
 from sparse_mixer._core.checks import as_bool
 from sparse_mixer._core.variables import Variable, assign_all, read_all
+
+Array = npt.NDArray[np.float32]
 
 
 class MixingMechanism(enum.Enum):
@@ -135,6 +138,23 @@ class Layer:
         """
         assign_all(self.weights, weights)
 
+    def get_layer(self, name: str | None = None, index: int | None = None) -> Layer:
+        """One of `layers`, by its name or, counted from 0, by its place.
+
+        Raises:
+            ValueError: There is none, or not exactly one of the two is given.
+        """
+        if (name is None) == (index is None):
+            raise ValueError("get_layer: expected either a name or an index")
+        if index is not None:
+            if not -len(self.layers) <= index < len(self.layers):
+                raise ValueError(f"index: got {index}, but there are {len(self.layers)} layers")
+            return self.layers[index]
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise ValueError(f"name: no layer is called {name!r}; there are {[layer.name for layer in self.layers]}")
+
     def count_params(self) -> int:
         """Number of parameters."""
         return sum(math.prod(variable.shape) for variable in self._variables)
@@ -144,7 +164,7 @@ class Layer:
 
 
 class EmbeddingLayer(Layer):
-    """The word embeddings: token ids to rows of a table ``[vocab_size, embedding_width]``."""
+    """The embeddings of words or types: ids to rows of a table ``[vocab_size, embedding_width]``."""
 
     @property
     def embeddings(self) -> Variable:
@@ -152,7 +172,7 @@ class EmbeddingLayer(Layer):
         table: Variable = self._variables[0]
         return table
 
-    def __call__(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    def __call__(self, ids: npt.ArrayLike) -> Array:
         """Look up rows.
 
         Args:
@@ -173,6 +193,84 @@ class EmbeddingLayer(Layer):
             raise ValueError(f"ids{list(position)}: got {rows[position]}, expected 0 <= id < {vocab_size}")
         flat = np.ascontiguousarray(rows, np.int64).ravel()
         return self.embeddings.rows(flat).reshape(*rows.shape, width)
+
+
+class PositionEmbedding(Layer):
+    """The position embeddings: a table ``[max_sequence_length, embedding_width]``."""
+
+    @property
+    def embeddings(self) -> Variable:
+        """The table."""
+        table: Variable = self._variables[0]
+        return table
+
+    def __call__(self, inputs: Any) -> Array:
+        """The rows of the positions of `inputs`.
+
+        Args:
+            inputs: Anything with the axes ``[B, S, ...]``, such as word embeddings; only its shape counts.
+
+        Returns:
+            float32 array ``[B, S, embedding_width]``, the same for every example.
+
+        Raises:
+            ValueError: Fewer than two axes, or more positions than there are.
+        """
+        shape = np.shape(inputs)
+        longest, _ = self.embeddings.shape
+        if len(shape) < 2 or shape[1] > longest:
+            raise ValueError(f"inputs: expected shape [B, S, ...] with S at most {longest}, got {list(shape)}")
+        rows = self.embeddings.rows(np.arange(shape[1], dtype=np.int64))
+        return np.broadcast_to(rows, (shape[0], *rows.shape)).copy()
+
+
+class LayerNormalization(Layer):
+    """Layer norm over the last axis.
+
+    Attributes:
+        epsilon: What is added to the variance.
+    """
+
+    def __init__(self, name: str, variables: Sequence[Variable], *, epsilon: float) -> None:
+        super().__init__(name, variables)
+        self.epsilon = epsilon
+
+    def __call__(self, inputs: npt.ArrayLike) -> Array:
+        """Normalise rows ``[..., width]``; float32 of the same shape.
+
+        Raises:
+            ValueError: Another width.
+            TypeError: Not numeric.
+        """
+        gamma, beta = (variable.numpy() for variable in self._variables)
+        x = _rows("inputs", inputs, len(gamma))
+        centred = x - x.mean(-1, keepdims=True, dtype=np.float32)
+        variance = np.square(centred).mean(-1, keepdims=True, dtype=np.float32)
+        normal: Array = centred / np.sqrt(variance + np.float32(self.epsilon)) * gamma + beta
+        return normal
+
+
+class Dense(Layer):
+    """A dense layer on the last axis: ``x @ kernel + bias``, and perhaps tanh.
+
+    Attributes:
+        activation: ``"tanh"`` or ``"linear"``.
+    """
+
+    def __init__(self, name: str, variables: Sequence[Variable], *, activation: str) -> None:
+        super().__init__(name, variables)
+        self.activation = activation
+
+    def __call__(self, inputs: npt.ArrayLike) -> Array:
+        """Map rows ``[..., inputs]`` to ``[..., outputs]``, float32.
+
+        Raises:
+            ValueError: Another width.
+            TypeError: Not numeric.
+        """
+        kernel, bias = (variable.numpy() for variable in self._variables)
+        mapped: Array = _rows("inputs", inputs, len(kernel)) @ kernel + bias
+        return np.tanh(mapped) if self.activation == "tanh" else mapped
 
 
 class TransformerLayer(Layer):
@@ -202,8 +300,19 @@ class TransformerLayer(Layer):
         )
 
 
+def _rows(argument: str, value: Any, width: int) -> Array:
+    array = as_float32(argument, value)
+    if array.ndim < 1 or array.shape[-1] != width:
+        raise ValueError(f"{argument}: expected shape [..., {width}], got {list(array.shape)}")
+    return array
+
+
 def group_into_layers(
-    variables: Sequence[Variable], attention: Sequence[int], moe: Sequence[int], mixing: MixingMechanism
+    variables: Sequence[Variable],
+    attention: Sequence[int],
+    moe: Sequence[int],
+    mixing: MixingMechanism,
+    epsilon: float,
 ) -> list[Layer]:
     """One layer per part of an encoder, in Keras order.
 
@@ -212,6 +321,7 @@ def group_into_layers(
         attention: Indices of the blocks with attention.
         moe: Indices of the blocks with a mixture of experts.
         mixing: What the other blocks mix by.
+        epsilon: What layer norms add to the variance.
     """
     owned: dict[str, list[Variable]] = {}
     for variable in variables:
@@ -220,12 +330,17 @@ def group_into_layers(
         owned.setdefault("/".join(parts[:depth]), []).append(variable)
     layers: list[Layer] = []
     for name, group in owned.items():
-        if name == "word_embeddings":
+        if name in ("word_embeddings", "type_embeddings"):
             layers.append(EmbeddingLayer(name, group))
         elif name.startswith("transformer/layer_"):
             index = int(name.removeprefix("transformer/layer_"))
             by = "attention" if index in attention else mixing.value
             layers.append(TransformerLayer(name, group, index=index, mixing=by, is_moe=index in moe))
+        elif name == "position_embedding":
+            layers.append(PositionEmbedding(name, group))
+        elif name.endswith("layer_norm"):
+            layers.append(LayerNormalization(name, group, epsilon=epsilon))
         else:
-            layers.append(Layer(name, group))
+            activation = "tanh" if name == "pooler_transform" else "linear"
+            layers.append(Dense(name, group, activation=activation))
     return layers

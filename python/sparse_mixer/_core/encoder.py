@@ -19,7 +19,7 @@ from sparse_mixer._core.part import Part, variables_of
 from sparse_mixer._core.router_metrics import Mean, RouterMetrics
 from sparse_mixer._core.seeds import Purpose, derived_seed, fresh_seed
 from sparse_mixer._core.variables import Variable
-from sparse_mixer.layers import Layer, TransformerLayer, group_into_layers
+from sparse_mixer.layers import Dense, TransformerLayer, group_into_layers
 
 # Attributes that are made anew for a copy; what else there is belongs to the caller, and goes with it.
 _ASSEMBLED = frozenset(
@@ -85,7 +85,7 @@ class Encoder(Part):
         if arguments.embedding_layer is not None:
             del variables[0]
             foreign = getattr(arguments.embedding_layer, "weights", ())
-        layers = group_into_layers(variables, attention, moe, arguments.mixing_mechanism)
+        layers = group_into_layers(variables, attention, moe, arguments.mixing_mechanism, arguments.layer_norm_epsilon)
         super().__init__(name, core, [*foreign, *variables], layers)
         self.arguments = arguments
         self.weight_seed = seed
@@ -111,15 +111,17 @@ class Encoder(Part):
         return [layer for layer in self.layers if isinstance(layer, TransformerLayer)]
 
     @property
-    def pooler_layer(self) -> Layer:
-        """The dense layer behind ``pooled_output``.
+    def pooler_layer(self) -> Dense:
+        """The dense layer with tanh behind ``pooled_output``.
 
         Raises:
             AttributeError: The encoder has none.
         """
         if not self.arguments.with_pooler:
             raise AttributeError(NO_POOLER)
-        return self.layers[-1]
+        pooler = self.layers[-1]
+        assert isinstance(pooler, Dense)
+        return pooler
 
     def get_embedding_layer(self) -> Any:
         """The word embeddings: an `EmbeddingLayer`, or what was given as `embedding_layer`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,17 @@ from sparse_mixer._core.extras import require
 _H5_PIECE = 4 << 20
 
 
-def save_weights_h5(encoder: Encoder, path: str) -> None:
-    """Write what ``tf_keras.Model(net.inputs, net(net.inputs)).save_weights`` writes for TensorFlow's class."""
+def save_weights_h5(
+    encoder: Encoder, path: str, heads: Mapping[str, npt.NDArray[np.float32]] | None = None, table: str | None = None
+) -> None:
+    """Write what ``tf_keras.Model(net.inputs, net(net.inputs)).save_weights`` writes for TensorFlow's class.
+
+    Args:
+        encoder: The encoder.
+        path: The file.
+        heads: Weights of a model's heads, by their names in the file.
+        table: Under which name the word table stands once more, as a layer that shares it keeps it; None for nowhere.
+    """
     h5py = require("h5py", "h5")
     names = _weights_h5_names(encoder)
     # The weights of this moment, without copies of all of them.
@@ -31,6 +40,10 @@ def save_weights_h5(encoder: Encoder, path: str) -> None:
         file.create_group("vars")
         for index, name in enumerate(names):
             _write_h5(file, f"layers/sparse_mixer/{name}", snapshot.get_weight(index))
+        for name, values in (heads or {}).items():
+            _write_h5(file, name, values)
+        if table is not None:
+            _write_h5(file, table, snapshot.get_weight(0))
         for number in range(len(encoder.metrics)):
             mean = "mean" if number == 0 else f"mean_{number}"
             for variable in "01":

@@ -13,9 +13,10 @@ from sparse_mixer._core.checks import as_text
 from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer._native import CheckpointError
-from sparse_mixer.checkpoints import encoder_files
+from sparse_mixer.checkpoints import encoder_files, head_files
 from sparse_mixer.checkpoints.endings import format_of
 from sparse_mixer.checkpoints.hugging_face_writer import FILE_FORMAT, save_hugging_face, to_pytorch
+from sparse_mixer.checkpoints.keras_h5_writer import save_weights_h5
 from sparse_mixer.checkpoints.opening import open_weights
 from sparse_mixer.checkpoints.stored_config import stored_config
 from sparse_mixer.checkpoints.weight_files import Array, WeightFile
@@ -42,19 +43,25 @@ class StoredModel(Protocol):
 def save(model: StoredModel, path: PathLike, *, file_format: str | None = None) -> None:
     """`Model.save`."""
     target = file_name(path)
-    if file_format is None and target.endswith(".weights.h5"):
-        raise ValueError(
-            f"path: {target!r}: .weights.h5 is written for encoders alone (model.encoder.save); models are written as "
-            ".safetensors or .npz"
-        )
-    kind = format_of(target, _FORMATS) if file_format is None else as_text("file_format", file_format)
+    if file_format is None:
+        kind = "weights_h5" if target.endswith(".weights.h5") else format_of(target, [*_FORMATS, "weights_h5"])
+    else:
+        kind = as_text("file_format", file_format)
+    if kind == "weights_h5":
+        names = head_files.weights_h5_names(model)
+        shares = any(key.startswith("cls/predictions/") for key in names)
+        heads = {names[variable.key]: variable.numpy() for variable in _of_heads(model)}
+        save_weights_h5(model.encoder, target, heads, "masked_lm/vars/0" if shares else None)
+        return
     if kind == FILE_FORMAT:
         architecture, names = model.hugging_face_names()
         heads = {names[v.key]: to_pytorch(v.key, v.numpy()) for v in _of_heads(model)}
         save_hugging_face(model.encoder, target, architecture=architecture, heads=heads)
         return
     if kind not in _FORMATS:
-        raise ValueError(f"file_format: models are written as 'safetensors', 'npz' or 'huggingface', got {kind!r}")
+        raise ValueError(
+            f"file_format: models are written as 'safetensors', 'npz', 'weights_h5' or 'huggingface', got {kind!r}"
+        )
     metadata = {}
     if kind == "safetensors":
         about = {"class": type(model).__name__, "config": model.get_config()}
@@ -128,9 +135,14 @@ def load_weights(model: StoredModel, source: PathLike | Mapping[str, Any]) -> No
     """`Model.load_weights`."""
     with contextlib.closing(open_weights(source)) as file:
         variables = _of_heads(model)
+        places = None if _is_ours(file, variables) else head_files.found(file, model)
         names = _names(file, model)
-        arrays = _read(file, variables, names)
-        plan = file.plan(model.encoder.core.weight_specs(), ENCODER if names is None else None)
+        if places is None:
+            arrays = _read(file, variables, names)
+        else:
+            arrays = [file.read(places[variable.key]) for variable in variables]
+        own = names is None and places is None
+        plan = file.plan(model.encoder.core.weight_specs(), ENCODER if own else None)
         encoder_files.make_report(file, plan, encoder_files.optional_weights(model.encoder)).require_complete()
         file.load_into(model.encoder.core, plan)
         assign_all(variables, arrays)
@@ -138,6 +150,12 @@ def load_weights(model: StoredModel, source: PathLike | Mapping[str, Any]) -> No
 
 def _of_heads(model: StoredModel) -> list[Variable]:
     return [variable for head in model.heads.values() for variable in head.all_variables]
+
+
+def _is_ours(file: WeightFile, variables: Sequence[Variable]) -> bool:
+    """Whether the file has the heads under our keys, as those of `save` have."""
+    found = {name for name, _, _ in file.entries()}
+    return any(variable.key in found for variable in variables)
 
 
 def _names(file: WeightFile, model: StoredModel) -> dict[str, str] | None:

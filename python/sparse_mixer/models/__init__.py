@@ -29,7 +29,8 @@ from __future__ import annotations
 
 from sparse_mixer.models.base import Model
 from sparse_mixer.models.classifier import BertClassifier
-from sparse_mixer.models.pretrainer import BertPretrainerV2, ClassificationHead
+from sparse_mixer.models.head_layers import ClassificationHead
+from sparse_mixer.models.pretrainer import BertPretrainerV2
 from sparse_mixer.models.span_labeler import BertSpanLabeler
 from sparse_mixer.models.token_classifier import BertTokenClassifier
 

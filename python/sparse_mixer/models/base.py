@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from sparse_mixer import checkpoints
 from sparse_mixer._core.checks import as_bool, as_seed
-from sparse_mixer._core.inputs import as_inputs
+from sparse_mixer._core.inputs import InputSpec, as_inputs
 from sparse_mixer._core.paths import PathLike
 from sparse_mixer._core.router_metrics import METRIC_NAMES
 from sparse_mixer._core.variables import Variable, assign_all
@@ -21,6 +21,7 @@ from sparse_mixer._core.vjp import OutputGradient
 from sparse_mixer.checkpoints import flax, model_files
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Array, Targets
+from sparse_mixer.models import summary
 from sparse_mixer.models.compiled import CompiledModel
 from sparse_mixer.models.criteria import Criterion, SparseCrossEntropy
 from sparse_mixer.models.heads import Head
@@ -88,6 +89,28 @@ class Model(CompiledModel):
     def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> Any:
         """What a call gives; see the class."""
         raise NotImplementedError
+
+    @property
+    def inputs(self) -> dict[str, InputSpec]:
+        """Name, shape and type of each input of a call."""
+        specs: dict[str, InputSpec] = self.encoder.inputs
+        return specs
+
+    @property
+    def checkpoint_items(self) -> dict[str, Any]:
+        """Parts by the names that the Model Garden gives them in checkpoints."""
+        return {"encoder": self.encoder}
+
+    def summary(self, print_fn: Callable[[str], Any] = print) -> None:
+        """Print a table of encoder, heads and layers with their parameters.
+
+        Args:
+            print_fn: Receives the text.
+        """
+        print_fn(summary.text(self))
+
+    def _repr_html_(self) -> str:
+        return summary.as_html(self)
 
     def hugging_face_names(self) -> tuple[str, dict[str, str]]:
         """The class of the same model in the `transformers` package, and its names of the heads' weights by our keys.
@@ -224,9 +247,10 @@ class Model(CompiledModel):
         `SparseMixer.load` reads the encoder alone from it.
 
         Args:
-            path: The file. A name that ends in ``.npz`` gets the weights alone, any other one our own format:
-                safetensors with the configuration, for `load`.
-            file_format: ``"safetensors"`` or ``"npz"``, whatever the ending.
+            path: The file. A name that ends in ``.npz`` or ``.weights.h5`` (extra ``h5``; the reference's model of the
+                same arguments loads it) gets the weights alone, any other one our own format: safetensors with the
+                configuration, for `load`.
+            file_format: ``"safetensors"``, ``"npz"``, ``"weights_h5"`` or ``"huggingface"``, whatever the ending.
 
         Raises:
             ValueError: As for `SparseMixer.save`.
@@ -265,8 +289,9 @@ class Model(CompiledModel):
         """Replace the weights of encoder and heads: all at once, or on failure none.
 
         Args:
-            source: A file of `save`, or a mapping from the names in such a file to arrays: the weights' keys, those of
-                the encoder behind ``encoder/``.
+            source: A file of `save`; a checkpoint, SavedModel, ``.weights.h5``, ``.keras`` or legacy ``.h5`` of the
+                reference's model of this name; or a mapping from the names in a file of `save` to arrays: the weights'
+                keys, those of the encoder behind ``encoder/``.
 
         Raises:
             CheckpointError: The file is damaged or does not fit; nothing has changed.

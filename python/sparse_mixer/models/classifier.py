@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from sparse_mixer._core.checks import as_int
 from sparse_mixer._core.encoder import NO_POOLER
@@ -13,6 +13,7 @@ from sparse_mixer.losses import Targets
 from sparse_mixer.models.base import Model, stored
 from sparse_mixer.models.batch_parts import check_encoder, expect_rows
 from sparse_mixer.models.criteria import SquaredNumber
+from sparse_mixer.models.head_layers import ClassificationHead, classification_head
 from sparse_mixer.models.heads import Array, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
@@ -34,7 +35,9 @@ class BertClassifier(Model):
         dropout_rate: float = 0.1,
         use_encoder_pooler: bool = True,
         head_name: str = "sentence_prediction",
+        cls_head: Any = None,
         *,
+        name: str = "bert_classifier",
         seed: int | None = None,
     ) -> None:
         """Put a classification head on an encoder.
@@ -48,26 +51,39 @@ class BertClassifier(Model):
             use_encoder_pooler: Whether the head sees ``pooled_output``; otherwise it has a tanh layer of its own on
                 the first position of ``sequence_output``.
             head_name: Prefix of the head's weights.
+            cls_head: The head as a layer: a `ClassificationHead` of ours or of the Model Garden, whose settings replace
+                all arguments of the head's but `use_encoder_pooler`, and whose weights are taken over if it has such.
+            name: Name of the model.
             seed: Source of the head's initial weights; None takes a random one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
+        given, weights = (None, None) if cls_head is None else classification_head("cls_head", cls_head)
+        inner, input_dropout, self._cls_token_idx = network.arguments.hidden_size, dropout_rate, 0
+        if given is not None:
+            _check_head(given, bool(use_encoder_pooler))
+            num_classes, initializer, head_name = given.num_classes, given.initializer, given.name
+            inner, dropout_rate = given.inner_dim or 0, given.dropout_rate
+            self._cls_token_idx = given.cls_token_idx % network.arguments.max_sequence_length
         self.num_classes = as_int("num_classes", num_classes)
+        self.head_name, self.initializer = head_name, initializer
         self.use_encoder_pooler = bool(use_encoder_pooler)
         if self.use_encoder_pooler and not network.arguments.with_pooler:
             raise ValueError(f"use_encoder_pooler: got True, but {NO_POOLER}; give use_encoder_pooler=False")
         self._outputs = ("pooled_output",) if self.use_encoder_pooler else ("sequence_output",)
         self._config = {
             "num_classes": self.num_classes,
-            "dropout_rate": float(dropout_rate),
+            "dropout_rate": float(input_dropout),
             "use_encoder_pooler": self.use_encoder_pooler,
             "head_name": head_name,
+            "cls_head": None if given is None else given.get_config(),
+            "name": str(name),
         }
         self._head = ProjectionHead(
             head_name,
             network,
             self.num_classes,
-            inner_width=0 if self.use_encoder_pooler else network.arguments.hidden_size,
-            input_dropout=dropout_rate if self.use_encoder_pooler else 0.0,
+            inner_width=0 if self.use_encoder_pooler else inner,
+            input_dropout=input_dropout if self.use_encoder_pooler else 0.0,
             dropout=dropout_rate,
             output_name=f"{head_name}/logits",
             initializer=initializer,
@@ -75,7 +91,20 @@ class BertClassifier(Model):
         )
         if self.num_classes == 1:
             self._own_criterion = SquaredNumber()
-        super().__init__("bert_classifier", network, [self._head])
+        super().__init__(str(name), network, [self._head])
+        if weights is not None:
+            self._head.set_weights(weights)
+
+    @property
+    def classifier(self) -> ProjectionHead:
+        """The head."""
+        return self._head
+
+    @classmethod
+    def from_config(cls, encoder: Any, config: Mapping[str, Any]) -> Self:
+        """See `Model.from_config`."""
+        head = config.get("cls_head")
+        return cls(encoder, **{**config, "cls_head": None if head is None else ClassificationHead(**head)})
 
     def hugging_face_names(self) -> tuple[str, dict[str, str]]:
         """As `Model.hugging_face_names`."""
@@ -98,7 +127,7 @@ class BertClassifier(Model):
     @property
     def _position(self) -> int | None:
         """Where in the output that the head sees; None for the pooled one, which has no positions."""
-        return None if self.use_encoder_pooler else 0
+        return None if self.use_encoder_pooler else self._cls_token_idx
 
     def _targets(self, inputs: Mapping[str, Any], labels: Any, weights: Any) -> Targets:
         return self._criterion().targets(inputs, labels, weights, 1)
@@ -119,3 +148,11 @@ class BertClassifier(Model):
         if into is None:
             return metrics, {}
         return metrics, {name: self._head.backward(features, d_logits, seed, into, self._position)}
+
+
+def _check_head(head: ClassificationHead, use_encoder_pooler: bool) -> None:
+    """Refuse heads that the reference cannot call, or that give something else than one row per example."""
+    if use_encoder_pooler and head.inner_dim:
+        raise ValueError("cls_head: inner_dim is for sequence_output; give use_encoder_pooler=False")
+    if not use_encoder_pooler and not head.inner_dim:
+        raise ValueError("cls_head: without inner_dim it gives logits for every position; use BertTokenClassifier")

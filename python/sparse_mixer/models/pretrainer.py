@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
 
 from sparse_mixer import activations
 from sparse_mixer._core.arrays import as_float32, as_integers
-from sparse_mixer._core.checks import as_float, as_int, as_list
+from sparse_mixer._core.checks import as_int, as_list
 from sparse_mixer._core.encoder import NO_POOLER
+from sparse_mixer._core.inputs import InputSpec
 from sparse_mixer._core.vjp import OutputGradient
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.losses import Targets, cross_entropy, reciprocal
@@ -23,57 +23,10 @@ from sparse_mixer.models.batch_parts import (
     read_classes,
     read_integers,
 )
+from sparse_mixer.models.head_layers import ClassificationHead, classification_head, masked_lm
 from sparse_mixer.models.heads import AnyArray, MaskedLMHead, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
-
-
-@dataclass(frozen=True)
-class ClassificationHead:
-    """A head of `BertPretrainerV2`: a tanh layer on one position, dropout, logits ``[B, num_classes]``.
-
-    Without the tanh layer it sees all positions, as in the Model Garden, and gives ``[B, S, num_classes]``. The heads
-    of the paper's JAX code are ``ClassificationHead(0, 2, use_encoder_pooler=True)``.
-
-    Attributes:
-        inner_dim: Width of the tanh layer; 0 or None for none.
-        num_classes: Number of classes.
-        cls_token_idx: Position that the tanh layer sees.
-        activation: ``"tanh"``; there is no other.
-        dropout_rate: Dropout before the last layer.
-        initializer: Of the kernels.
-        name: Prefix of the weights; ``<name>_labels`` are its labels in a batch.
-        use_encoder_pooler: Whether the head sees ``pooled_output`` instead of ``sequence_output``.
-    """
-
-    inner_dim: int | None
-    num_classes: int
-    cls_token_idx: int = 0
-    activation: Any = "tanh"
-    dropout_rate: float = 0.0
-    initializer: Any = "glorot_uniform"
-    name: str = "next_sentence"
-    use_encoder_pooler: bool = False
-
-    def __post_init__(self) -> None:
-        as_int("inner_dim", self.inner_dim or 0)
-        as_int("num_classes", self.num_classes)
-        as_int("cls_token_idx", self.cls_token_idx)
-        as_float("dropout_rate", self.dropout_rate)
-        if activations.serialize(activations.resolve(self.activation, "activation")) != "tanh":
-            raise ValueError(f"activation: expected 'tanh', got {self.activation!r}")
-        if not isinstance(self.name, str):
-            raise TypeError(f"name: expected a string, got {self.name!r}")
-
-    @property
-    def sees_all_positions(self) -> bool:
-        """Whether there are logits for every position."""
-        return not self.inner_dim and not self.use_encoder_pooler
-
-    def get_config(self) -> dict[str, Any]:
-        """The attributes by name, without the initialiser."""
-        config = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "initializer"}
-        return {**config, "activation": "tanh"}
 
 
 @stored
@@ -96,7 +49,8 @@ class BertPretrainerV2(Model):
         encoder_network: SparseMixer,
         mlm_activation: Any = None,
         mlm_initializer: Any = "glorot_uniform",
-        classification_heads: Sequence[ClassificationHead] = (),
+        classification_heads: Sequence[Any] | None = (),
+        customized_masked_lm: Any = None,
         name: str = "bert",
         *,
         seed: int | None = None,
@@ -107,17 +61,21 @@ class BertPretrainerV2(Model):
             encoder_network: The encoder.
             mlm_activation: Activation of the masked language model's transform; None for none, BERT's is ``"gelu"``.
             mlm_initializer: Of its kernel.
-            classification_heads: Further heads.
+            classification_heads: Further heads: `ClassificationHead` of ours or layers of that name of the Model
+                Garden, whose weights are taken over if they have such.
+            customized_masked_lm: The Model Garden's ``MaskedLM`` layer, whose activation, initialiser and, if it has
+                such, weights replace the two arguments; it gives logits through this encoder's word table.
             name: Name of the model.
             seed: Source of the heads' initial weights; None takes random ones, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("encoder_network", encoder_network)
         given = () if classification_heads is None else classification_heads
-        heads = as_list("classification_heads", given, "ClassificationHead")
-        for position, head in enumerate(heads):
-            if not isinstance(head, ClassificationHead):
-                kind = type(head).__name__
-                raise TypeError(f"classification_heads[{position}]: expected a ClassificationHead, got {kind}")
+        listed = as_list("classification_heads", given, "ClassificationHead")
+        read = [classification_head(f"classification_heads[{i}]", head) for i, head in enumerate(listed)]
+        heads = [head for head, _ in read]
+        mlm_weights = None
+        if customized_masked_lm is not None:
+            mlm_activation, mlm_initializer, mlm_weights = masked_lm(customized_masked_lm)
         self._config = {
             "mlm_activation": activations.serialize(activations.resolve(mlm_activation, "mlm_activation")),
             "classification_heads": [head.get_config() for head in heads],
@@ -145,6 +103,28 @@ class BertPretrainerV2(Model):
                 raise ValueError(f"classification_heads: got use_encoder_pooler=True, but {NO_POOLER}")
             self._outputs = ("sequence_output", "pooled_output")
         super().__init__(name, encoder_network, [self.masked_lm, *self.classification_heads])
+        for own, weights in [
+            (self.masked_lm, mlm_weights),
+            *zip(self.classification_heads, (w for _, w in read), strict=True),
+        ]:
+            if weights is not None:
+                own.set_weights(weights)
+
+    @property
+    def encoder_network(self) -> Any:
+        """The encoder."""
+        return self.encoder
+
+    @property
+    def inputs(self) -> dict[str, InputSpec]:
+        """Name, shape and type of each input of a call."""
+        positions = InputSpec("masked_lm_positions", (None, None), "int32")
+        return {**super().inputs, positions.name: positions}
+
+    @property
+    def checkpoint_items(self) -> dict[str, Any]:
+        """Encoder and heads by the names that the Model Garden gives them in checkpoints."""
+        return {"encoder": self.encoder, "masked_lm": self.masked_lm, **super().checkpoint_items}
 
     def hugging_face_names(self) -> tuple[str, dict[str, str]]:
         """As `Model.hugging_face_names`; a head for pairs of sentences is one with two classes on the pooler."""

@@ -39,6 +39,7 @@ class BertSpanLabeler(Model):
         initializer: Any = "glorot_uniform",
         output: str = "logits",
         *,
+        name: str = "bert_span_labeler",
         seed: int | None = None,
     ) -> None:
         """Put a span head on an encoder.
@@ -47,10 +48,11 @@ class BertSpanLabeler(Model):
             network: The encoder.
             initializer: Of the head's kernel.
             output: ``"logits"``, or ``"predictions"`` for the logarithms of probabilities.
+            name: Name of the model.
             seed: Source of the head's initial weights; None takes a random one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
-        self._config = {"output": check_output(output)}
+        self._config = {"output": check_output(output), "name": str(name)}
         self._head = ProjectionHead(
             "span_labeling",
             network,
@@ -59,7 +61,7 @@ class BertSpanLabeler(Model):
             initializer=initializer,
             seed=seed,
         )
-        super().__init__("bert_span_labeler", network, [self._head])
+        super().__init__(str(name), network, [self._head])
 
     def hugging_face_names(self) -> tuple[str, dict[str, str]]:
         """As `Model.hugging_face_names`."""

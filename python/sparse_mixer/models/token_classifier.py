@@ -40,6 +40,7 @@ class BertTokenClassifier(Model):
         dropout_rate: float = 0.1,
         output_encoder_outputs: bool = False,
         *,
+        name: str = "bert_token_classifier",
         seed: int | None = None,
     ) -> None:
         """Put a classifier on every position of an encoder's output.
@@ -51,6 +52,7 @@ class BertTokenClassifier(Model):
             output: ``"logits"``, or ``"predictions"`` for the logarithms of probabilities, under that name.
             dropout_rate: Dropout on the encoder's output.
             output_encoder_outputs: Whether ``encoder_outputs`` has the encoder's last output.
+            name: Name of the model.
             seed: Source of the head's initial weights; None takes a random one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
@@ -59,6 +61,7 @@ class BertTokenClassifier(Model):
             "output": check_output(output),
             "dropout_rate": float(dropout_rate),
             "output_encoder_outputs": as_bool("output_encoder_outputs", output_encoder_outputs),
+            "name": str(name),
         }
         self._head = ProjectionHead(
             "predictions",
@@ -69,7 +72,7 @@ class BertTokenClassifier(Model):
             initializer=initializer,
             seed=seed,
         )
-        super().__init__("bert_token_classifier", network, [self._head])
+        super().__init__(str(name), network, [self._head])
 
     def hugging_face_names(self) -> tuple[str, dict[str, str]]:
         """As `Model.hugging_face_names`."""
