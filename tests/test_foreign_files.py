@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from foreign_files import BERT, FOREIGN, GOLDEN, write_tf_model
-from sparse_mixer import CheckpointError, SparseMixer
+from sparse_mixer import CheckpointError, SparseMixer, TextEncoder
 from sparse_mixer.cli.command import main
 from test_hugging_face_kin import distilbert, hidden_states, inputs, roberta, write
 
@@ -96,6 +96,25 @@ def test_the_folder_of_google_research_says_what_it_is(tmp_path: Path) -> None:
         CheckpointError, match=r"2 checkpoints in the folder; give one of them: bert_model\.ckpt, model"
     ):
         SparseMixer(**BERT).load_weights(folder)
+
+
+def test_folders_with_a_vocabulary_encode_texts(tmp_path: Path) -> None:
+    """As google-research and the Model Garden publish their BERTs."""
+    pytest.importorskip("tokenizers")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+    for name in ("bert_v1_ckpt", "tf1/bert_model.ckpt"):
+        folder = tmp_path / name.split("_")[0]
+        folder.mkdir(parents=True)
+        for ending in ("index", "data-00000-of-00001"):
+            shutil.copy(FOREIGN / f"{name}.{ending}", folder / f"bert_model.ckpt.{ending}")
+        shutil.copy(FOREIGN / "tf1" / "bert_config.json", folder)
+        (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+        assert_gives(SparseMixer.load(folder), FILES[name])
+        model = TextEncoder(folder)
+        tokens = np.array([[2, 4, 5, 3]])
+        batch = {"input_word_ids": tokens, "input_mask": np.ones((1, 4)), "input_type_ids": np.zeros_like(tokens)}
+        states = SparseMixer.load(folder)(batch)["sequence_output"][0]
+        np.testing.assert_allclose(model.encode("A b"), states.mean(axis=0), atol=1e-6)
 
 
 def _datasets(group: Any) -> list[str]:
