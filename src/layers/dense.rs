@@ -14,6 +14,8 @@ use crate::runtime::{ActivationPanels, Context};
 
 /// Rows that a task of [`Dense::forward`] takes.
 const ROWS: usize = 64;
+/// Tasks per thread that share out the columns of few rows: one that is late holds the others up for half as long.
+pub const FEW_ROWS_TASKS: usize = 2;
 /// Columns that a task transposes, or sums up.
 const COLUMNS: usize = 64;
 
@@ -196,8 +198,75 @@ impl<'a, R: Real> Product<'a, R> {
         })
     }
 
+    /// `out = x W + b` for few rows, whose columns tasks share out. `finish` is called on each task's part of the result,
+    /// some columns of all rows.
+    pub fn few_rows(
+        &self,
+        context: &Context<'_, R>,
+        x: Lhs<'_, R>,
+        rows: usize,
+        out: &mut [R],
+        finish: impl Fn(&mut [R]) + Sync,
+    ) -> Result<()> {
+        self.few_rows_of(context, rows, out, |columns, out| {
+            self.columns(context.isa, x, rows, columns, out);
+            finish(out);
+        })
+    }
+
+    /// `out = x W + b` for few rows as [`Product::few_rows`] computes it, from slices of `x`: `x` has `rows` rows of
+    /// `slice` values for the first slice, as many for the second and so on; `last` has the rows of the last slice if
+    /// that is shorter. Sums as [`Product::inner`] does, slice after slice.
+    pub fn few_rows_in_slices(
+        &self,
+        context: &Context<'_, R>,
+        [x, last]: [Lhs<'_, R>; 2],
+        slice: usize,
+        rows: usize,
+        out: &mut [R],
+    ) -> Result<()> {
+        self.few_rows_of(context, rows, out, |columns, out| {
+            for first in (0..self.k()).step_by(slice) {
+                let inner = first..(first + slice).min(self.k());
+                let x = if inner.len() < slice { last } else { x.skip_rows(first / slice * rows) };
+                let init = if first == 0 { self.init() } else { Init::Accumulate };
+                let (right, width) = (self.right.k_range(inner), columns.len());
+                matmul(context.isa, rows, x, right, columns.clone(), out, width, init);
+            }
+        })
+    }
+
+    /// Shares out the columns of `out`: `work` gets some and the memory for them, `[rows, columns.len()]`.
+    fn few_rows_of(
+        &self,
+        context: &Context<'_, R>,
+        rows: usize,
+        out: &mut [R],
+        work: impl Fn(Range<usize>, &mut [R]) + Sync,
+    ) -> Result<()> {
+        let n = self.n();
+        let width = PANEL * n.div_ceil(PANEL).div_ceil(FEW_ROWS_TASKS * context.threads());
+        let mut parts = context.buffer(rows * n);
+        context.each(parts.chunks_mut(rows * width).enumerate(), |(task, part), _| {
+            work(task * width..task * width + part.len() / rows, part);
+        })?;
+        join_columns(&parts, rows, width, out, n);
+        Ok(())
+    }
+
     fn init(&self) -> Init<'a, R> {
         self.bias.map_or(Init::Zero, Init::Bias)
+    }
+}
+
+/// Puts runs of `width` columns (the last may be shorter) side by side: `parts` holds `rows` rows of the first run, then
+/// those of the second and so on; rows of `out` are `stride` apart.
+pub fn join_columns<R: Copy>(parts: &[R], rows: usize, width: usize, out: &mut [R], stride: usize) {
+    for (part, first) in parts.chunks((rows * width).max(1)).zip((0..).step_by(width.max(1))) {
+        let own = part.len() / rows;
+        for (row, out) in part.chunks_exact(own).zip(out.chunks_mut(stride)) {
+            out[first..first + own].copy_from_slice(row);
+        }
     }
 }
 

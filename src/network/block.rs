@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
-use crate::kernels::{Real, add_in_place};
+use crate::kernels::{Elementwise, Real, add_in_place};
 use crate::layers::{Activation, LayerNorm};
 use crate::params::{Gradients, WeightList};
 use crate::random::Purpose;
@@ -125,6 +125,13 @@ impl<R: Real> Block<R> {
         // 1. what mixing needs of all tokens
         let normal = self.mix_input(pass, x)?;
         let q = normal.as_deref().unwrap_or(x);
+        if let (FeedForwardKind::Dense(dense), Activation::Elementwise(function)) = (&self.feed, activation)
+            && !pass.keep
+            && pass.are_few(pass.batch * rows)
+        {
+            self.few_rows(pass, *dense, *function, q, x, rows, out)?;
+            return Ok(BlockCache::default());
+        }
         let mixed = self.mix.prepare(pass, q, x)?;
         let blocks = pass.row_blocks(rows);
         match &self.feed {
@@ -201,6 +208,42 @@ impl<R: Real> Block<R> {
                 })
             }
         }
+    }
+
+    /// [`Block::forward`] of a dense block for few rows: one step after the other, the columns of each shared out.
+    fn few_rows(
+        &self,
+        pass: &Pass<'_, R>,
+        dense: FeedForward,
+        function: Elementwise,
+        q: &[R],
+        x: &[R],
+        rows: usize,
+        out: &mut [R],
+    ) -> Result<()> {
+        let (context, hidden) = (pass.context, pass.config.hidden_size);
+        let examples: Vec<_> = (0..pass.batch).map(|example| RowBlock { example, first: 0, rows }).collect();
+        match self.mix.few_rows(pass, self.layer, q, x, rows, out) {
+            Some(done) => done?,
+            None => {
+                let mixed = self.mix.prepare(pass, q, x)?;
+                pass.each_block(&pass.row_blocks(rows), out, hidden, |block, out, scratch| {
+                    self.mix.rows(pass, &mixed, self.layer, block, q, out, scratch);
+                })?;
+            }
+        }
+        let (mut h, mut fed) = (context.buffer(out.len()), context.buffer(out.len()));
+        for (block, out) in examples.iter().zip(out.chunks_exact_mut(rows * hidden)) {
+            self.add_input(pass, *block, x, out);
+        }
+        self.feed_input_norm().forward(context.isa, pass.weights, out, &mut h, None);
+        let products = dense.products(pass.weights, 0);
+        products.few_rows(context, function, &h, pass.batch * rows, &mut fed)?;
+        let parts = out.chunks_exact_mut(rows * hidden).zip(fed.chunks_exact_mut(rows * hidden));
+        for ((block, (out, fed)), h) in examples.iter().zip(parts).zip(h.chunks_exact(rows * hidden)) {
+            self.finish_dense(pass, *block, h, fed, out);
+        }
+        Ok(())
     }
 
     /// Backward of the block: writes `dx`, adds to the gradients.
@@ -330,8 +373,13 @@ impl<R: Real> Block<R> {
         out: &mut [R],
         scratch: &mut TaskScratch<R>,
     ) {
-        let hidden = pass.config.hidden_size;
         self.mix.rows(pass, mixed, self.layer, block, q, out, scratch);
+        self.add_input(pass, block, x, out);
+    }
+
+    /// `out = x + dropout(out)` for the rows of `block`, of which `out` holds the mixing.
+    fn add_input(&self, pass: &Pass<'_, R>, block: RowBlock, x: &[R], out: &mut [R]) {
+        let hidden = pass.config.hidden_size;
         self.drop_rows(pass, Purpose::MixingDropout, block, out);
         add_in_place(pass.context.isa, out, block.of(x, pass.seq, hidden));
     }

@@ -6,9 +6,10 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::kernels::{Isa, LhsBuffer, Real, activate_lhs, prepare_lhs};
+use crate::kernels::{Elementwise, Isa, LhsBuffer, Real, activate_lhs, elementwise, prepare_lhs};
 use crate::layers::{Activation, Dense, Product};
 use crate::params::{Gradients, WeightList, Weights};
+use crate::runtime::Context;
 
 use super::pass::{Pass, RowBlock};
 
@@ -181,6 +182,37 @@ impl<R: Real> FeedForwardProducts<'_, R> {
         }
     }
 
+    /// [`FeedForwardProducts::forward`] for few rows, whose columns tasks share out; the activation is `function`.
+    pub fn few_rows(
+        &self,
+        context: &Context<'_, R>,
+        function: Elementwise,
+        x: &[R],
+        rows: usize,
+        out: &mut [R],
+    ) -> Result<()> {
+        let (isa, width) = (context.isa, self.inner_width());
+        let slice = SLICE.min(width);
+        let (mut lhs, mut last_lhs) = (LhsBuffer::default(), LhsBuffer::default());
+        // 1, 2. activation(x W1 + b1)
+        let mut inner = context.buffer(rows * width);
+        let x = self.intermediate.prepare(isa, x, rows, &mut lhs);
+        self.intermediate.few_rows(context, x, rows, &mut inner, |part| elementwise(isa, function, part))?;
+        // 3. out = activation(a) W2 + b2, from slices below each other
+        let whole = width / slice * slice;
+        let mut slices = context.buffer(rows * width);
+        for (part, first) in slices.chunks_mut(rows * slice).zip((0..).step_by(slice)) {
+            let own = part.len() / rows;
+            copy_columns(&inner, width, first..first + own, part, own, 0..own);
+        }
+        let (slices, last) = slices.split_at(rows * whole);
+        let dtype = self.output.dtype();
+        let x = prepare_lhs(isa, slices, whole / slice * rows, slice, slice, dtype, &mut lhs);
+        let (last_width, last_rows) = (width - whole, if width > whole { rows } else { 0 });
+        let last = prepare_lhs(isa, last, last_rows, last_width, last_width, dtype, &mut last_lhs);
+        self.output.few_rows_in_slices(context, [x, last], slice, rows, out)
+    }
+
     /// `pre = x W1 + b1`, `[rows, F]`: the first half, for callers that apply the activation themselves.
     pub fn forward_intermediate(&self, isa: Isa, x: &[R], rows: usize, pre: &mut [R], lhs: &mut LhsBuffer) {
         self.intermediate.rows(isa, x, rows, pre, lhs);
@@ -280,7 +312,7 @@ impl<R: Real> Run<'_, R> {
 mod tests {
     use super::super::testing::values;
     use super::*;
-    use crate::kernels::{Dtype, Elementwise};
+    use crate::kernels::Dtype;
     use crate::params::Spec;
 
     const HIDDEN: usize = 5;

@@ -58,6 +58,13 @@ impl<'a, R: Real> Pass<'a, R> {
         self.keep.then(|| self.context.buffer(len))
     }
 
+    /// Whether `rows` rows are so few that threads had better share out columns: blocks of rows would leave some threads
+    /// without work, or let each of them read all weights for a few rows.
+    pub fn are_few(&self, rows: usize) -> bool {
+        let threads = self.context.threads();
+        threads > 1 && rows <= MAX_BLOCK.min(threads * BLOCK_STEP)
+    }
+
     /// Splits the first `rows` rows of every example into blocks, in order.
     pub fn row_blocks(&self, rows: usize) -> Vec<RowBlock> {
         // At least one block per thread where there are rows enough; all blocks of about the same size.

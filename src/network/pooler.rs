@@ -1,7 +1,7 @@
 //! Pooler: `tanh(x[:, 0] W + b)`, `[B, H]`. Source: the reference's `pooler_transform` layer.
 
 use crate::error::Result;
-use crate::kernels::{Elementwise, Real, elementwise};
+use crate::kernels::{Elementwise, LhsBuffer, Real, elementwise};
 use crate::layers::{Dense, Product};
 use crate::params::{Gradients, WeightList};
 
@@ -15,6 +15,13 @@ pub struct Pooler {
 
 /// Examples per task.
 const EXAMPLES: usize = 32;
+
+/// Copies the first row of every example of `x` to `out`.
+fn gather_first<R: Copy>(x: &[R], rows_per_example: usize, hidden: usize, out: &mut [R]) {
+    for (row, example) in out.chunks_exact_mut(hidden).zip(x.chunks_exact(rows_per_example * hidden)) {
+        row.copy_from_slice(&example[..hidden]);
+    }
+}
 
 impl Pooler {
     /// Declares the pooler.
@@ -32,14 +39,21 @@ impl Pooler {
     ) -> Result<()> {
         let (isa, hidden) = (pass.context.isa, pass.config.hidden_size);
         let product = self.dense.product(pass.weights);
+        if pass.are_few(pass.batch) {
+            let (mut lhs, mut first) = (LhsBuffer::default(), pass.context.buffer(out.len()));
+            gather_first(x, rows_per_example, hidden, &mut first);
+            let left = product.prepare(isa, &first, pass.batch, &mut lhs);
+            return product.few_rows(pass.context, left, pass.batch, out, |part| {
+                elementwise(isa, Elementwise::Tanh, part);
+            });
+        }
         let lengths = (0..pass.batch).step_by(EXAMPLES).map(|b| EXAMPLES.min(pass.batch - b) * hidden);
         let tasks: Vec<_> = split_rows(out, lengths).enumerate().collect();
         pass.context.each(tasks.into_iter(), |(task, out), scratch| {
             let rows = out.len() / hidden;
             let ([first], [lhs, _]) = scratch.split([rows * hidden]);
-            for (example, row) in (task * EXAMPLES..).zip(first.chunks_exact_mut(hidden)) {
-                row.copy_from_slice(&x[example * rows_per_example * hidden..][..hidden]);
-            }
+            let x = &x[task * EXAMPLES * rows_per_example * hidden..];
+            gather_first(x, rows_per_example, hidden, first);
             product.rows(isa, first, rows, out, lhs);
             elementwise(isa, Elementwise::Tanh, out);
         })

@@ -7,8 +7,10 @@
 //! Source: `tf_keras.layers.MultiHeadAttention` and `SelfAttentionMask`.
 
 use crate::error::Result;
-use crate::kernels::{Init, Real, matmul, prepare_lhs, softmax_backward, softmax_in_place, transpose};
-use crate::layers::{Dense, Product};
+use crate::kernels::{
+    Init, LhsBuffer, PANEL, Panels, Real, matmul, prepare_lhs, softmax_backward, softmax_in_place, transpose,
+};
+use crate::layers::{Dense, FEW_ROWS_TASKS, Product, join_columns};
 use crate::params::{Gradients, WeightList};
 use crate::random::Purpose;
 use crate::runtime::{ActivationPanels, TaskScratch};
@@ -41,6 +43,59 @@ pub struct KeysValues<R: Real> {
 
 /// Score values that a task holds at once: bounds the block of queries for long sequences.
 pub(in crate::network) const MAX_SCORES: usize = 1 << 16;
+
+/// Queries whose scores a task holds at once, of `rows` queries for `seq` keys.
+fn scores_at_once(rows: usize, seq: usize) -> usize {
+    (MAX_SCORES / seq).clamp(1, rows.max(1))
+}
+
+/// One example's keys and values of one head.
+struct Head<'a, R> {
+    /// `[D, S]`
+    keys: Panels<'a, R>,
+    /// `[S, D]`
+    values: Panels<'a, R>,
+    /// Number of example and head together.
+    index: usize,
+    layer: usize,
+}
+
+impl<R: Real> Head<'_, R> {
+    /// `out` = weighted sums of values for the queries of `block`, both rows of `D` values `stride` apart. `scores` holds
+    /// those of [`scores_at_once`] queries.
+    fn attend(
+        &self,
+        pass: &Pass<'_, R>,
+        block: RowBlock,
+        queries: &[R],
+        out: &mut [R],
+        stride: usize,
+        scores: &mut [R],
+        [lhs, score_lhs]: &mut [LhsBuffer; 2],
+    ) {
+        let (isa, seq, head) = (pass.context.isa, pass.seq, self.keys.k);
+        let dtype = self.keys.dtype();
+        let dropout = pass.dropout(pass.config.attention_dropout, Purpose::AttentionDropout, self.layer);
+        let step = scores_at_once(block.rows, seq);
+        for first in (0..block.rows).step_by(step) {
+            let rows = step.min(block.rows - first);
+            let (at, row) = (first * stride, block.first + first);
+            let scores = &mut scores[..rows * seq];
+            // 2. scores = q k^T, masked
+            let q = prepare_lhs(isa, &queries[at..], rows, head, stride, dtype, lhs);
+            matmul(isa, rows, q, self.keys, 0..seq, scores, seq, Init::Zero);
+            pass.attention_mask.mask(isa, block.example, row, scores, seq);
+            // 3. softmax over keys, dropout
+            softmax_in_place(isa, scores, seq);
+            if let Some(dropout) = &dropout {
+                dropout.apply(isa, scores, (dropout_matrix(pass, self.index) * seq + row) * seq);
+            }
+            // 4. weighted sum of values
+            let p = prepare_lhs(isa, scores, rows, seq, seq, dtype, score_lhs);
+            matmul(isa, rows, p, self.values, 0..head, &mut out[at..], stride, Init::Zero);
+        }
+    }
+}
 
 impl Attention {
     /// Declares the projections.
@@ -111,42 +166,89 @@ impl Attention {
         let (isa, seq, hidden) = (pass.context.isa, pass.seq, self.hidden);
         let head = hidden / self.heads;
         let [query, output] = [self.query, self.output].map(|dense| dense.product(pass.weights));
-        let dtype = query.dtype().of_activations();
-        let dropout = pass.dropout(pass.config.attention_dropout, Purpose::AttentionDropout, layer);
-        let scale = R::from_f64(1.0 / (head as f64).sqrt());
-        let step = (MAX_SCORES / seq).clamp(1, block.rows);
-        let ([queries, mixed, scores], [lhs, score_lhs]) =
-            scratch.split([block.rows * hidden, block.rows * hidden, step * seq]);
+        let ([queries, mixed, scores], lhs) =
+            scratch.split([block.rows * hidden, block.rows * hidden, scores_at_once(block.rows, seq) * seq]);
         // 1. q = (x Wq + bq) / sqrt D
-        query.rows(isa, x, block.rows, queries, lhs);
-        queries.iter_mut().for_each(|q| *q *= scale);
+        query.rows(isa, x, block.rows, queries, &mut lhs[0]);
+        self.scale(queries);
         for n in 0..self.heads {
-            let matrix = block.example * self.heads + n;
-            let (keys, values) = (state.keys.view(matrix), state.values.view(matrix));
-            for first in (0..block.rows).step_by(step) {
-                let rows = step.min(block.rows - first);
-                let at = first * hidden + n * head;
-                let scores = &mut scores[..rows * seq];
-                // 2. scores = q k^T, masked
-                let q = prepare_lhs(isa, &queries[at..], rows, head, hidden, dtype, lhs);
-                matmul(isa, rows, q, keys, 0..seq, scores, seq, Init::Zero);
-                pass.attention_mask.mask(isa, block.example, block.first + first, scores, seq);
-                // 3. softmax over keys, dropout
-                softmax_in_place(isa, scores, seq);
-                if let Some(dropout) = &dropout {
-                    dropout.apply(
-                        isa,
-                        scores,
-                        (dropout_matrix(pass, matrix) * seq + block.first + first) * seq,
-                    );
-                }
-                // 4. weighted sum of values
-                let p = prepare_lhs(isa, scores, rows, seq, seq, dtype, score_lhs);
-                matmul(isa, rows, p, values, 0..head, &mut mixed[at..], hidden, Init::Zero);
-            }
+            let index = block.example * self.heads + n;
+            let matrix =
+                Head { keys: state.keys.view(index), values: state.values.view(index), index, layer };
+            let at = n * head;
+            matrix.attend(pass, block, &queries[at..], &mut mixed[at..], hidden, scores, lhs);
         }
         // 5. out = mixed Wo + bo
-        output.rows(isa, mixed, block.rows, out, lhs);
+        output.rows(isa, mixed, block.rows, out, &mut lhs[0]);
+    }
+
+    /// [`Attention::prepare`] and [`Attention::rows`] for few rows, which tasks share out by heads, then by columns:
+    /// `out` = attention output for the first `rows` rows of every example, `[B*rows, H]`. Queries come from `q`, keys
+    /// and values from `kv`, both `[B*S, H]`.
+    pub fn few_rows<R: Real>(
+        self,
+        pass: &Pass<'_, R>,
+        layer: usize,
+        q: &[R],
+        kv: &[R],
+        rows: usize,
+        out: &mut [R],
+    ) -> Result<()> {
+        let (context, isa, seq) = (pass.context, pass.context.isa, pass.seq);
+        let Attention { hidden, heads, .. } = self;
+        let (head, all, keys) = (hidden / heads, pass.batch * rows, pass.batch * seq);
+        let dense = [self.query, self.key, self.value, self.output];
+        let [query, key, value, output] = dense.map(|dense| dense.product(pass.weights));
+        let (mut lhs, mut kv_lhs) = (LhsBuffer::default(), LhsBuffer::default());
+        let mut first_rows = context.buffer(all * hidden);
+        let kv_left = key.prepare(isa, kv, keys, &mut kv_lhs);
+        let left = if std::ptr::eq(q, kv) && rows == seq {
+            kv_left
+        } else {
+            let examples = q.chunks_exact(seq * hidden);
+            for (own, example) in first_rows.chunks_exact_mut(rows * hidden).zip(examples) {
+                own.copy_from_slice(&example[..rows * hidden]);
+            }
+            query.prepare(isa, &first_rows, all, &mut lhs)
+        };
+        // 1 to 4. runs of heads whose columns begin at the start of a panel
+        let least = (1..=heads).find(|count| (count * head).is_multiple_of(PANEL)).unwrap_or(heads);
+        let per_task = least * heads.div_ceil(least).div_ceil(FEW_ROWS_TASKS * context.threads());
+        let mut mixed = context.buffer(all * hidden);
+        context.each(mixed.chunks_mut(all * per_task * head).enumerate(), |(task, mixed), scratch| {
+            let width = mixed.len() / all;
+            let columns = task * per_task * head..task * per_task * head + width;
+            let lengths = [all * width, keys * width, keys * width, scores_at_once(rows, seq) * seq];
+            let ([queries, key_rows, value_rows, scores], lhs) = scratch.split(lengths);
+            query.columns(isa, left, all, columns.clone(), queries);
+            self.scale(queries);
+            key.columns(isa, kv_left, keys, columns.clone(), key_rows);
+            value.columns(isa, kv_left, keys, columns, value_rows);
+            let mut own_keys = context.panels(key.dtype(), 1, head, seq);
+            let mut own_values = context.panels(key.dtype(), 1, seq, head);
+            for (example, n) in
+                (0..pass.batch).flat_map(|example| (0..width / head).map(move |n| (example, n)))
+            {
+                let at = example * seq * width + n * head;
+                own_keys.whole_mut(0).pack(isa, &key_rows[at..], width, true, head, seq);
+                own_values.whole_mut(0).pack(isa, &value_rows[at..], width, false, seq, head);
+                let index = example * heads + task * per_task + n;
+                let matrix = Head { keys: own_keys.view(0), values: own_values.view(0), index, layer };
+                let (block, at) = (RowBlock { example, first: 0, rows }, example * rows * width + n * head);
+                matrix.attend(pass, block, &queries[at..], &mut mixed[at..], width, scores, lhs);
+            }
+        })?;
+        // 5. out = mixed Wo + bo
+        let mut by_row = first_rows;
+        join_columns(&mixed, all, per_task * head, &mut by_row, hidden);
+        let left = output.prepare(isa, &by_row, all, &mut kv_lhs);
+        output.few_rows(context, left, all, out, |_| {})
+    }
+
+    /// `q / sqrt D`
+    fn scale<R: Real>(self, queries: &mut [R]) {
+        let scale = R::from_f64(1.0 / ((self.hidden / self.heads) as f64).sqrt());
+        queries.iter_mut().for_each(|q| *q *= scale);
     }
 
     /// Backward of the layer: writes `dx` (gradient of what the queries come from), adds to `dkv` (of what keys and values come

@@ -136,6 +136,25 @@ impl<R: Real> Mix<R> {
         }
     }
 
+    /// `prepare` and `rows` at once, where tasks can share out the work on few rows better: the sublayer's output for the
+    /// first `rows` rows of every example. `None` if there is no such way.
+    pub fn few_rows(
+        &self,
+        pass: &Pass<'_, R>,
+        layer: usize,
+        q: &[R],
+        kv: &[R],
+        rows: usize,
+        out: &mut [R],
+    ) -> Option<Result<()>> {
+        match self {
+            Mix::Attention(attend) if pass.are_few(pass.batch * pass.seq) => {
+                Some(attend.few_rows(pass, layer, q, kv, rows, out))
+            }
+            _ => None,
+        }
+    }
+
     /// What is to be kept of `mixed` for backward.
     pub fn keep(&self, mixed: MixingState<'_, R>) -> Option<MixingCache<R>> {
         match (self, mixed) {
