@@ -200,11 +200,20 @@ class Encoder:
         """A number that every change of the weights raises."""
 
     @property
+    def mapped_bytes(self) -> int:
+        """Bytes of the weights that stay in a mapped file."""
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take."""
 
 def save(
-    parts: Sequence[tuple[str, Encoder | Head]], path: str | PathLike[str], file_format: str, metadata: dict[str, str]
+    parts: Sequence[tuple[str, Encoder | Head]],
+    path: str | PathLike[str],
+    file_format: str,
+    metadata: dict[str, str],
+    *,
+    packed: bool = False,
 ) -> None:
     """Write all weights of `parts`, each of one moment, as float32 to `path`, which is replaced in one step.
 
@@ -213,6 +222,7 @@ def save(
         path: The file.
         file_format: ``"safetensors"`` or ``"npz"``.
         metadata: Texts to go with the weights; only safetensors has them.
+        packed: Whether weights are written as they are in memory, in their storage type; only for safetensors.
     """
 
 @final

@@ -10,7 +10,7 @@
 //!
 //! | format | reader | writer |
 //! | --- | --- | --- |
-//! | safetensors, our own format and models in several files included | [`Safetensors`] | [`write_safetensors`] |
+//! | safetensors, our own format, packed weights and models in several files included | [`Safetensors`] | [`write_safetensors`] |
 //! | Flax msgpack, sharded or not | [`Flax`] | |
 //! | TensorFlow tensor bundle (checkpoint, SavedModel) | [`TensorBundle`] | |
 //! | NumPy `.npz` | [`Npz`] | [`write_npz`] |
@@ -30,6 +30,7 @@ pub use formats::flax::reader::Flax;
 pub use formats::npz::reader::Npz;
 pub use formats::npz::writer::write_npz;
 pub use formats::safetensors::header::FORMAT_VERSION;
+pub use formats::safetensors::packed::packed_tensor;
 pub use formats::safetensors::reader::Safetensors;
 pub use formats::safetensors::writer::write_safetensors;
 pub use formats::tensor_bundle::reader::TensorBundle;

@@ -6,7 +6,9 @@ use super::error::FormatError;
 use super::io::limits::{MAX_NAME_BYTES, MAX_NAMES_BYTES, MAX_TENSORS, element_count};
 use super::tensor::{Dtype, Entry, Format, Tensor};
 use crate::error::Result;
+use crate::params::PackedForm;
 use crate::runtime::Interrupt;
+use crate::sys::FilePart;
 
 /// What a file says of itself, whatever its format.
 #[derive(Debug)]
@@ -64,6 +66,12 @@ pub trait TensorSource: Send + Sync {
     /// # Panics
     /// `index` is not below `entries().len()`.
     fn read(&self, index: usize, interrupt: Interrupt<'_>) -> Result<Tensor<'_>>;
+
+    /// The entry at `index` where the file holds it in the form in which layers use it. Its checksum is not compared.
+    fn packed(&self, index: usize) -> Option<(PackedForm, FilePart<'_>)> {
+        let _ = index;
+        None
+    }
 
     /// Says that the entry at `index` will not be read again soon, so that mapped pages can go.
     fn release(&self, index: usize);

@@ -16,6 +16,7 @@
 mod gradients;
 mod initialize;
 mod list;
+mod packed_form;
 mod spec;
 mod table;
 mod weights;
@@ -23,6 +24,7 @@ mod weights;
 pub use gradients::{GradientView, GradientViewMut, Gradients};
 pub use initialize::{initial_values, sample};
 pub use list::{MatrixKey, TableKey, VectorKey, WeightKey, WeightList};
+pub use packed_form::PackedForm;
 pub use spec::{Form, Role, Spec};
 pub use table::Table;
 pub use weights::{Source, Weight, Weights};

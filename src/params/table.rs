@@ -3,16 +3,16 @@
 use half::{bf16, f16};
 
 use crate::kernels::{Dtype, Isa, Lhs, LowPrecision, Real, lhs_stride, round_to_bfloat16, round_to_float16};
-use crate::sys::{AlignedVec, ParallelFor};
+use crate::sys::{AlignedVec, FilePart, MaybeMapped, ParallelFor};
 
 /// Rows of a piece of [`Table::low_precision_mut`].
 const PIECE_ROWS: usize = 64;
 
 #[derive(Clone, Debug)]
 enum Storage<R> {
-    FullPrecision(AlignedVec<R>),
-    Bfloat16(AlignedVec<bf16>),
-    Float16(AlignedVec<f16>),
+    FullPrecision(MaybeMapped<R>),
+    Bfloat16(MaybeMapped<bf16>),
+    Float16(MaybeMapped<f16>),
 }
 
 /// `rows` rows of `width` values.
@@ -41,7 +41,7 @@ impl<R: Real> Table<R> {
         parallel: ParallelFor<'_>,
     ) -> Self {
         if dtype == Dtype::Float32 {
-            let storage = Storage::FullPrecision(AlignedVec::copied(values, parallel));
+            let storage = Storage::FullPrecision(AlignedVec::copied(values, parallel).into());
             return Table { rows, width, stride: width, storage };
         }
         Self::rounded(rows, width, dtype, parallel, |i, row| {
@@ -61,7 +61,7 @@ impl<R: Real> Table<R> {
                     }
                 };
                 let values = AlignedVec::zeros_in_parts(rows * width, PIECE_ROWS * width, parallel, fill);
-                Table { rows, width, stride: width, storage: Storage::FullPrecision(values) }
+                Table { rows, width, stride: width, storage: Storage::FullPrecision(values.into()) }
             }
             _ => Self::rounded(rows, width, dtype, parallel, |i, row| self.copy_row(i, row)),
         }
@@ -88,18 +88,82 @@ impl<R: Real> Table<R> {
                 store(&values, out);
             }
         }
-        let stride = if dtype == Dtype::Float16 { width } else { lhs_stride(width, Dtype::Bfloat16) };
+        let stride = Self::stride(width, dtype);
         let (len, part_len, isa) = (rows * stride, PIECE_ROWS * stride, Isa::fastest());
         let storage = if dtype == Dtype::Float16 {
-            Storage::Float16(AlignedVec::zeros_in_parts(len, part_len, parallel, |part, out| {
-                fill((part, out), (width, stride), &row, round_to_float16);
-            }))
+            Storage::Float16(
+                AlignedVec::zeros_in_parts(len, part_len, parallel, |part, out| {
+                    fill((part, out), (width, stride), &row, round_to_float16);
+                })
+                .into(),
+            )
         } else {
-            Storage::Bfloat16(AlignedVec::zeros_in_parts(len, part_len, parallel, |part, out| {
-                fill((part, out), (width, stride), &row, |values, out| round_to_bfloat16(isa, values, out));
-            }))
+            Storage::Bfloat16(
+                AlignedVec::zeros_in_parts(len, part_len, parallel, |part, out| {
+                    fill((part, out), (width, stride), &row, |values, out| {
+                        round_to_bfloat16(isa, values, out)
+                    });
+                })
+                .into(),
+            )
         };
         Table { rows, width, stride, storage }
+    }
+
+    /// Elements from one row to the next of a table stored as `dtype`.
+    fn stride(width: usize, dtype: Dtype) -> usize {
+        match dtype {
+            Dtype::Float32 | Dtype::Float16 => width,
+            Dtype::Bfloat16 | Dtype::Int8 => lhs_stride(width, Dtype::Bfloat16),
+        }
+    }
+
+    /// Bytes of a table of `dtype` in a file: its rows as this machine keeps them. `None` if they are too many.
+    pub fn file_bytes(rows: usize, width: usize, dtype: Dtype) -> Option<usize> {
+        // Before anything is rounded up.
+        let limit = |size: usize| (size <= isize::MAX as usize / 1024).then_some(size);
+        let size = if dtype == Dtype::Float32 { size_of::<R>() } else { size_of::<bf16>() };
+        limit(rows.checked_mul(Self::stride(limit(width)?, dtype))?.checked_mul(size)?)
+    }
+
+    /// The bytes that a file holds.
+    pub fn bytes_for_file(&self) -> &[u8] {
+        match &self.storage {
+            Storage::FullPrecision(v) => bytemuck::cast_slice(v),
+            Storage::Bfloat16(v) => bytemuck::cast_slice(v),
+            Storage::Float16(v) => bytemuck::cast_slice(v),
+        }
+    }
+
+    /// The table of `dtype`, which is not [`Dtype::Int8`], that `part` begins with; `None` if that is too short. Rows stay in
+    /// a mapped file.
+    pub fn of_file(rows: usize, width: usize, dtype: Dtype, part: FilePart<'_>) -> Option<Self> {
+        let (part, _) = part.split(Self::file_bytes(rows, width, dtype)?)?;
+        let storage = match dtype {
+            Dtype::Float32 => Storage::FullPrecision(part.numbers()),
+            Dtype::Bfloat16 => Storage::Bfloat16(part.numbers()),
+            Dtype::Float16 => Storage::Float16(part.numbers()),
+            Dtype::Int8 => return None,
+        };
+        Some(Table { rows, width, stride: Self::stride(width, dtype), storage })
+    }
+
+    /// Whether a file holds the rows.
+    pub fn is_mapped(&self) -> bool {
+        match &self.storage {
+            Storage::FullPrecision(v) => v.is_mapped(),
+            Storage::Bfloat16(v) => v.is_mapped(),
+            Storage::Float16(v) => v.is_mapped(),
+        }
+    }
+
+    /// Copies rows of a file, so that they can be changed.
+    pub fn make_owned(&mut self) {
+        match &mut self.storage {
+            Storage::FullPrecision(v) => drop(v.make_owned()),
+            Storage::Bfloat16(v) => drop(v.make_owned()),
+            Storage::Float16(v) => drop(v.make_owned()),
+        }
     }
 
     /// Number of rows.

@@ -92,15 +92,14 @@ impl<R: Real> Weights<R> {
         self.values.iter().map(|weight| &**weight)
     }
 
-    /// Those of `chosen`, one flag per weight, to be changed; nothing in the place of the others. What others share of them
-    /// is copied first, with the threads of [`parallel::with_threads`].
+    /// Those of `chosen`, one flag per weight, to be changed; nothing in the place of the others. What others share of them,
+    /// and what a file holds, is copied first, with the threads of [`parallel::with_threads`].
     pub fn choose_mut(&mut self, chosen: &[bool]) -> Vec<Option<&mut Weight<R>>> {
         let each = self.values.iter_mut().zip(chosen);
-        let shared =
-            each.filter_map(|(value, &chosen)| (chosen && Arc::strong_count(value) > 1).then_some(value));
-        parallel::for_each(shared, |value, _| {
-            Arc::make_mut(value);
+        let shared = each.filter_map(|(value, &chosen)| {
+            (chosen && (Arc::strong_count(value) > 1 || value.is_mapped())).then_some(value)
         });
+        parallel::for_each(shared, |value, _| Arc::make_mut(value).make_owned());
         alloc_collect(
             self.values.iter_mut().zip(chosen).map(|(value, chosen)| chosen.then(|| Arc::make_mut(value))),
         )
@@ -150,6 +149,11 @@ impl<R: Real> Weights<R> {
             && self.values[index].try_for_each_piece(overflow).is_err()
     }
 
+    /// Bytes of all weights that a mapped file holds.
+    pub fn mapped_bytes(&self) -> usize {
+        self.iter().filter(|weight| weight.is_mapped()).map(Weight::bytes).sum()
+    }
+
     /// Bytes of all weights.
     pub fn bytes(&self) -> usize {
         self.iter().map(Weight::bytes).sum()
@@ -193,7 +197,7 @@ impl<R: Real> Weight<R> {
     }
 
     /// The same weight stored as `spec` and `dtype` say; `None` if it is stored so.
-    fn to_dtype(&self, spec: &Spec, dtype: Dtype) -> Option<Self> {
+    pub fn to_dtype(&self, spec: &Spec, dtype: Dtype) -> Option<Self> {
         inject_fault();
         let parallel = parallel::as_parallel_for();
         match self {

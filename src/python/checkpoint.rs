@@ -14,8 +14,9 @@ use crate::checkpoint::matching::names::{self, Scheme};
 use crate::checkpoint::{self, Dtype, Entry, Mismatch, PlannedRead, TargetWeight, TensorSource, Transform};
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::network::specs;
-use crate::params::Spec;
+use crate::params::{Spec, Weight};
 use crate::runtime::Interrupt;
 use crate::sys::alloc_zeroed;
 
@@ -119,6 +120,43 @@ impl LoadPlan {
         }
     }
 
+    /// The weight at `index` as `dtype` stores it, or `None` if the file does not have it. Where the file holds it in that
+    /// form, it stays there.
+    ///
+    /// # Errors
+    /// As [`LoadPlan::read_weight`].
+    pub fn weight(
+        &self,
+        index: usize,
+        spec: &Spec,
+        dtype: kernels::Dtype,
+        interrupt: Interrupt<'_>,
+    ) -> Result<Option<Arc<Weight<f32>>>> {
+        self.check_target(index, spec)?;
+        if let Some((source, read)) = self.find(index)
+            && read.transform == Transform::Keep
+            && let Some((packed, part)) = source.packed(read.entry)
+            && packed.fits(spec)
+            && let Some(weight) = Weight::of_file(packed, part)
+        {
+            return Ok(Some(Arc::new(weight.to_dtype(spec, dtype).unwrap_or(weight))));
+        }
+        let values = self.read_weight(index, spec, interrupt)?;
+        values.map(|values| Weight::store(spec, values, dtype)).transpose()
+    }
+
+    /// Checks that the plan was made for an encoder with `spec` at `index`.
+    fn check_target(&self, index: usize, spec: &Spec) -> Result<()> {
+        if self.targets.get(index).is_none_or(|target| target.name != spec.name || target.shape != spec.shape)
+        {
+            return Err(Error::value(
+                "plan",
+                format!("it was made for another encoder than that with {}", spec.name),
+            ));
+        }
+        Ok(())
+    }
+
     /// Values of the weight at `index`, or `None` if the file does not have it.
     ///
     /// # Errors
@@ -129,13 +167,7 @@ impl LoadPlan {
         spec: &Spec,
         interrupt: Interrupt<'_>,
     ) -> Result<Option<Cow<'_, [f32]>>> {
-        if self.targets.get(index).is_none_or(|target| target.name != spec.name || target.shape != spec.shape)
-        {
-            return Err(Error::value(
-                "plan",
-                format!("it was made for another encoder than that with {}", spec.name),
-            ));
-        }
+        self.check_target(index, spec)?;
         if self.plan.zeros.contains(&index) {
             return Ok(Some(Cow::Owned(alloc_zeroed(spec.len()))));
         }

@@ -342,8 +342,8 @@ impl Encoder {
                     let mut reader = PlanReader::new(plan, context);
                     let mut new = NewWeights::new();
                     for (index, spec) in self.specs.iter().enumerate() {
-                        if let Some(values) = reader.read(index, spec)? {
-                            new.push((index, Weight::store(spec, values, self.config.dtype)?));
+                        if let Some(weight) = reader.weight(index, spec, self.config.dtype)? {
+                            new.push((index, weight));
                         }
                     }
                     Ok(new)
@@ -421,6 +421,12 @@ impl Encoder {
     #[getter]
     fn weights_version(&self, py: Python<'_>) -> PyResult<u64> {
         guard(|| Ok(self.network(py)?.version()))
+    }
+
+    /// Bytes of the weights that stay in a mapped file.
+    #[getter]
+    fn mapped_bytes(&self, py: Python<'_>) -> PyResult<usize> {
+        guard(|| Ok(self.network(py)?.weights().mapped_bytes()))
     }
 
     #[getter]

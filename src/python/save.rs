@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use super::enter::{enter_core, guard};
 use super::part::{PartObject, PartWeights};
-use crate::checkpoint::{Dtype, TensorToWrite, send_f32, write_npz, write_safetensors};
+use crate::checkpoint::{Dtype, TensorToWrite, packed_tensor, send_f32, write_npz, write_safetensors};
 use crate::error::{Error, Result};
 use crate::params::Spec;
 use crate::runtime::Interrupt;
@@ -18,14 +18,16 @@ const VALUES_PER_LOOK: usize = 1 << 20;
 
 /// Writes the weights of `parts`, each of one moment, as 32-bit floats to `path`, which is replaced in one step. Each
 /// part comes with what its weights' names start with in the file.
-/// `metadata` goes with them where the format has a place for it.
+/// `metadata` goes with them where the format has a place for it. `packed` weights keep their storage type and layout.
 #[pyfunction]
+#[pyo3(signature = (parts, path, file_format, metadata, *, packed=false))]
 pub fn save(
     py: Python<'_>,
     parts: Vec<(String, PartObject<'_>)>,
     path: PathBuf,
     file_format: &str,
-    metadata: BTreeMap<String, String>,
+    mut metadata: BTreeMap<String, String>,
+    packed: bool,
 ) -> PyResult<()> {
     guard(|| {
         let parts = parts
@@ -36,8 +38,38 @@ pub fn save(
                 Ok((part.specs().iter().map(named).collect(), part.weights(py)?))
             })
             .collect::<PyResult<Vec<_>>>()?;
-        enter_core(py, |interrupt| write_weights(&parts, &path, file_format, &metadata, interrupt))
+        enter_core(py, |interrupt| {
+            if packed {
+                write_packed(&parts, &path, &mut metadata, interrupt)
+            } else {
+                write_weights(&parts, &path, file_format, &metadata, interrupt)
+            }
+        })
     })
+}
+
+/// Writes weights as they are in memory: first those that can be mapped, then vectors.
+fn write_packed(
+    parts: &[(Vec<Spec>, PartWeights)],
+    path: &Path,
+    metadata: &mut BTreeMap<String, String>,
+    interrupt: Interrupt<'_>,
+) -> Result<()> {
+    let (mut tensors, mut vectors) = (Vec::new(), Vec::new());
+    for (spec, weight) in parts.iter().flat_map(|(specs, weights)| specs.iter().zip(weights.weights().iter()))
+    {
+        match packed_tensor(spec, weight, metadata, interrupt)? {
+            Some(tensor) => tensors.push(tensor),
+            None => vectors.push(TensorToWrite {
+                name: spec.name.clone(),
+                dtype: Dtype::F32,
+                shape: spec.shape.clone(),
+                content: Box::new(move |sink| weight.try_for_each_piece(|values| send_f32(values, sink))),
+            }),
+        }
+    }
+    tensors.append(&mut vectors);
+    write_safetensors(path, metadata, tensors, interrupt)
 }
 
 /// Writes weights one at a time.

@@ -1,6 +1,5 @@
 //! Where the weights of an encoder come from: a file, Python, or an initialiser.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -56,11 +55,14 @@ pub fn planned(
     let threads = loading_threads(&specs(&config), threads)?;
     enter_core(py, |interrupt| {
         run(isa, threads, &SCRATCH, interrupt, |context| {
-            let mut reader = PlanReader::new(plan, context);
-            SparseMixer::load(config, custom, &mut |index, spec| {
-                let values = reader.read(index, spec)?;
-                values.ok_or_else(|| Error::value(spec.name.as_str(), "the file does not have this weight"))
-            })
+            let (mut reader, dtype) = (PlanReader::new(plan, context), config.dtype);
+            let mut values = Vec::new();
+            for (index, spec) in specs(&config).iter().enumerate() {
+                let weight = reader.weight(index, spec, dtype)?;
+                let missing = || Error::value(spec.name.as_str(), "the file does not have this weight");
+                values.push(weight.ok_or_else(missing)?);
+            }
+            SparseMixer::of(config, custom, values)
         })
     })
 }
@@ -77,12 +79,18 @@ impl<'a> PlanReader<'a> {
         PlanReader { plan, context, previous: None }
     }
 
-    pub fn read(&mut self, index: usize, spec: &Spec) -> Result<Option<Cow<'a, [f32]>>> {
+    /// The weight at `index` as `dtype` stores it, if the file has it.
+    pub fn weight(&mut self, index: usize, spec: &Spec, dtype: Dtype) -> Result<Option<Arc<Weight<f32>>>> {
+        self.next(index)?;
+        self.plan.weight(index, spec, dtype, &|| self.context.poll())
+    }
+
+    fn next(&mut self, index: usize) -> Result<()> {
         self.context.check()?;
         if let Some(previous) = self.previous.replace(index) {
             self.plan.release_weight(previous);
         }
-        self.plan.read_weight(index, spec, &|| self.context.poll())
+        Ok(())
     }
 }
 

@@ -8,12 +8,14 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
+use bytemuck::Pod;
+
 use super::huge_pages::{HUGE_PAGE, advise_huge_pages};
 use super::out_of_memory::OutOfMemory;
 use super::parallel::ParallelFor;
 
 /// Alignment of the first element, in bytes.
-const ALIGNMENT: usize = 64;
+pub(super) const ALIGNMENT: usize = 64;
 
 /// A vector of plain numbers aligned to 64 bytes.
 pub struct AlignedVec<T> {
@@ -170,6 +172,14 @@ impl<T: Copy + Send + Sync> AlignedVec<T> {
         };
         // SAFETY: there are as many values as elements, so each part finds its own.
         unsafe { Self::filled_in_parts(values.len(), part_len, parallel, fill) }
+    }
+}
+
+impl<T: Pod> AlignedVec<T> {
+    /// A copy of the whole numbers that `bytes` hold, wherever in memory those are.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        let size = size_of::<T>();
+        Self::from_fn(bytes.len() / size, |i| bytemuck::pod_read_unaligned(&bytes[i * size..][..size]))
     }
 }
 

@@ -40,15 +40,18 @@ _WORD_TABLE = "word_embeddings/embeddings"
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
-def save(encoder: Encoder, path: PathLike, *, file_format: str | None = None) -> None:
+def save(encoder: Encoder, path: PathLike, *, file_format: str | None = None, packed: bool = False) -> None:
     """`SparseMixer.save`."""
     target = file_name(path)
+    packed = as_bool("packed", packed)
     if file_format is None:
         kind = "weights_h5" if target.endswith(".weights.h5") else format_of(target, _formats(encoder))
     else:
         kind = as_text("file_format", file_format)
+    if packed and kind != "safetensors":
+        raise ValueError(f"packed: only our own format holds packed weights, got file_format {kind!r}")
     if kind == "safetensors":
-        _native.save([("", encoder.core)], target, kind, metadata(encoder))
+        _native.save([("", encoder.core)], target, kind, metadata(encoder), packed=packed)
     elif kind == FILE_FORMAT:
         save_hugging_face(encoder, target)
     elif kind == "npz":

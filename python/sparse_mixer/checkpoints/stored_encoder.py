@@ -15,7 +15,7 @@ from sparse_mixer.checkpoints.report import LoadReport
 class StoredEncoder(CalledEncoder):
     """An encoder that can be written to files and read from them; base of `SparseMixer`."""
 
-    def save(self, path: PathLike, *, file_format: str | None = None) -> None:
+    def save(self, path: PathLike, *, file_format: str | None = None, packed: bool = False) -> None:
         """Write the encoder to a file, which is replaced in one step: a crash leaves the old file or the new one.
 
         Args:
@@ -25,15 +25,19 @@ class StoredEncoder(CalledEncoder):
                 format: safetensors with the configuration, for `load`.
             file_format: ``"safetensors"``, ``"npz"`` or ``"weights_h5"``, whatever the ending; or ``"huggingface"``
                 for a folder at `path` that `transformers` loads, of an encoder that is a BERT, ELECTRA or FNet.
+            packed: Whether weights are written as the core keeps them, in their storage type: `load` then maps the file
+                instead of reading it, which takes milliseconds, and processes share its pages. Such files are for this
+                library alone.
 
-        Weights are written as float32; `load` restores the `dtype` that the encoder has.
+        Weights are written as float32, unless `packed`; `load` restores the `dtype` that the encoder has.
 
         Raises:
-            ValueError: The configuration holds a Python callable, or the ending is that of an unsupported format.
+            ValueError: The configuration holds a Python callable, the ending is that of an unsupported format, or
+                `packed` with another format than our own.
             OSError: The file cannot be written; the old one is untouched.
             KeyboardInterrupt: Interrupted; the old file is untouched.
         """
-        encoder_files.save(self, path, file_format=file_format)
+        encoder_files.save(self, path, file_format=file_format, packed=packed)
 
     def to_onnx(
         self,

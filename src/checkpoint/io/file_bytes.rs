@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::ops::{Deref, Range};
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::sys::MappedFile;
+use crate::sys::{FilePart, MappedFile};
 
 /// Files up to this size are read: mapping costs more than it saves, and a copy cannot change under us.
 const READ_WHOLE_BELOW: u64 = 1 << 20;
@@ -15,7 +16,7 @@ const READ_WHOLE_BELOW: u64 = 1 << 20;
 #[derive(Debug)]
 pub enum FileBytes {
     /// Paged in on demand; see [`MappedFile`] for what must not happen to the file meanwhile.
-    Mapped(MappedFile),
+    Mapped(Arc<MappedFile>),
     /// Held in memory.
     Owned(Vec<u8>),
 }
@@ -38,11 +39,19 @@ impl FileBytes {
         if file.metadata()?.len() >= READ_WHOLE_BELOW
             && let Ok(map) = MappedFile::open(&file)
         {
-            return Ok(FileBytes::Mapped(map));
+            return Ok(FileBytes::Mapped(Arc::new(map)));
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         Ok(FileBytes::Owned(bytes))
+    }
+
+    /// The bytes `range`, whose numbers may stay in the file.
+    pub fn part(&self, range: Range<usize>) -> FilePart<'_> {
+        match self {
+            FileBytes::Mapped(map) => FilePart::of_map(map, range),
+            FileBytes::Owned(bytes) => FilePart::of_bytes(&bytes[range]),
+        }
     }
 
     /// Says that `range` will not be read again soon; see [`MappedFile::release`].

@@ -19,6 +19,7 @@ mod pack;
 mod pack_bfloat16_panel;
 mod pack_int8_panel;
 mod packed;
+mod packed_bytes;
 mod panel_product;
 mod panels;
 mod product;
@@ -33,6 +34,7 @@ pub use lhs::{Lhs, LhsBuffer, activate_lhs, full_precision_stride, lhs_stride, p
 pub use low_precision::LowPrecision;
 pub use pack::{pack_bfloat16, pack_full_precision};
 pub use packed::PackedMatrix;
+pub use packed_bytes::PANEL_LAYOUT_VERSION;
 pub use panels::Panels;
 pub use product::matmul;
 pub use quantize::{round_to_bfloat16, round_to_float16};

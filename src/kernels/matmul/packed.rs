@@ -13,27 +13,27 @@ use super::panels::{PanelData, Panels};
 use super::quantize::round_to_float16;
 use crate::kernels::dtype::Dtype;
 use crate::kernels::isa::{Isa, Real};
-use crate::sys::{AlignedVec, ParallelFor};
+use crate::sys::{AlignedVec, MaybeMapped, ParallelFor};
 
 #[derive(Clone, Debug)]
-enum Storage<R> {
-    FullPrecision(AlignedVec<R>),
-    Bfloat16(AlignedVec<bf16>),
-    Float16(AlignedVec<f16>),
+pub(super) enum Storage<R> {
+    FullPrecision(MaybeMapped<R>),
+    Bfloat16(MaybeMapped<bf16>),
+    Float16(MaybeMapped<f16>),
     /// `block_sums[b * padded_n + j]` is the sum of column `j` over the `b`-th block of [`INT8_K_BLOCK`] rows.
     Int8 {
-        values: AlignedVec<i8>,
+        values: MaybeMapped<i8>,
         scales: Vec<f32>,
         block_sums: Vec<i32>,
     },
 }
 
-/// An owned `k x n` matrix in panels.
+/// A `k x n` matrix in panels, owned or in a mapped file.
 #[derive(Clone, Debug)]
 pub struct PackedMatrix<R> {
-    k: usize,
-    n: usize,
-    storage: Storage<R>,
+    pub(super) k: usize,
+    pub(super) n: usize,
+    pub(super) storage: Storage<R>,
 }
 
 impl<R: Real> PackedMatrix<R> {
@@ -52,7 +52,9 @@ impl<R: Real> PackedMatrix<R> {
                 let fill = |part: usize, out: &mut [_]| pack_rows(values, k, n, part * panels * PANEL, out);
                 let part_len = (panels * k * PANEL).max(1);
                 // SAFETY: `pack_rows` writes every element.
-                Storage::FullPrecision(unsafe { AlignedVec::filled_in_parts(len, part_len, parallel, fill) })
+                Storage::FullPrecision(
+                    unsafe { AlignedVec::filled_in_parts(len, part_len, parallel, fill) }.into(),
+                )
             }
             _ => pack_panels(k, n, dtype, parallel, |p| (Cow::Borrowed(&values[p * PANEL..]), n)),
         };
@@ -189,24 +191,29 @@ fn pack_panels<'a, R: Real>(
     let columns = |p: usize| PANEL.min(n - p * PANEL);
     let isa = Isa::fastest();
     match dtype {
-        Dtype::Float32 => {
-            Storage::FullPrecision(AlignedVec::zeros_in_parts(len, panel_len, parallel, |p, out| {
+        Dtype::Float32 => Storage::FullPrecision(
+            AlignedVec::zeros_in_parts(len, panel_len, parallel, |p, out| {
                 let (values, stride) = panel(p);
                 pack_full_precision(isa, &values, stride, false, k, 0..columns(p), out);
-            }))
-        }
-        Dtype::Bfloat16 => {
-            Storage::Bfloat16(AlignedVec::zeros_in_parts(len, panel_len, parallel, |p, out| {
+            })
+            .into(),
+        ),
+        Dtype::Bfloat16 => Storage::Bfloat16(
+            AlignedVec::zeros_in_parts(len, panel_len, parallel, |p, out| {
                 let (values, stride) = panel(p);
                 pack_bfloat16(isa, &values, stride, false, k, 0..columns(p), out);
-            }))
-        }
-        Dtype::Float16 => Storage::Float16(AlignedVec::zeros_in_parts(len, panel_len, parallel, |p, out| {
-            let (values, stride) = panel(p);
-            for (row, out) in values.chunks(stride.max(1)).zip(out.chunks_exact_mut(PANEL)) {
-                round_to_float16(&row[..columns(p)], &mut out[..columns(p)]);
-            }
-        })),
+            })
+            .into(),
+        ),
+        Dtype::Float16 => Storage::Float16(
+            AlignedVec::zeros_in_parts(len, panel_len, parallel, |p, out| {
+                let (values, stride) = panel(p);
+                for (row, out) in values.chunks(stride.max(1)).zip(out.chunks_exact_mut(PANEL)) {
+                    round_to_float16(&row[..columns(p)], &mut out[..columns(p)]);
+                }
+            })
+            .into(),
+        ),
         Dtype::Int8 => {
             let padded_n = n.next_multiple_of(PANEL);
             let per_column: Vec<Mutex<PanelScales>> =
@@ -225,7 +232,7 @@ fn pack_panels<'a, R: Real>(
                     block_sums[block * padded_n + p * PANEL..][..PANEL].copy_from_slice(sums);
                 }
             }
-            Storage::Int8 { values, scales, block_sums }
+            Storage::Int8 { values: values.into(), scales, block_sums }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::header::Header;
+use super::packed::find_packed;
 use crate::checkpoint::error::FormatError;
 use crate::checkpoint::formats::detect::refuse_other_content;
 use crate::checkpoint::io::checksum;
@@ -12,7 +13,9 @@ use crate::checkpoint::io::file_bytes::FileBytes;
 use crate::checkpoint::source::{Listing, TensorSource};
 use crate::checkpoint::tensor::{Format, Tensor};
 use crate::error::Result;
+use crate::params::{PackedForm, Weight};
 use crate::runtime::Interrupt;
+use crate::sys::FilePart;
 
 /// A safetensors file.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub struct Safetensors {
     ranges: Vec<Range<usize>>,
     /// CRC-32C of each entry, in our own files.
     checksums: Vec<Option<u32>>,
+    /// How packed weights are packed.
+    packed: Vec<Option<PackedForm>>,
 }
 
 impl Safetensors {
@@ -45,9 +50,23 @@ impl Safetensors {
     }
 
     fn parse(bytes: FileBytes, path: &str) -> Result<Self, FormatError> {
-        let Header { entries, ranges, checksums, metadata } = Header::parse(&bytes)?;
+        let mut header = Header::parse(&bytes)?;
+        let packed = find_packed(&mut header)?;
+        let Header { entries, ranges, checksums, metadata } = header;
         let listing = Listing { metadata, ..Listing::new(Format::Safetensors, path, entries) };
-        Ok(Self { listing, bytes, ranges, checksums })
+        Ok(Self { listing, bytes, ranges, checksums, packed })
+    }
+}
+
+impl Safetensors {
+    /// The bytes of the entry at `index`, those of a packed weight as row-major numbers.
+    fn content(&self, index: usize) -> std::result::Result<Cow<'_, [u8]>, FormatError> {
+        let Some((form, part)) = self.packed(index) else {
+            return Ok(Cow::Borrowed(&self.bytes[self.ranges[index].clone()]));
+        };
+        let weight = Weight::<f32>::of_file(form, part);
+        let values = weight.ok_or_else(|| FormatError::new("the packed weight is too short"))?.to_vec();
+        Ok(Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect()))
     }
 }
 
@@ -63,12 +82,22 @@ impl TensorSource for Safetensors {
             Some(expected) if checksum::crc32c(bytes) != expected => {
                 Err(FormatError::new("the content does not match its checksum; the file is damaged"))
             }
-            _ => Tensor::new(entry.dtype.clone(), entry.shape.clone(), Cow::Borrowed(bytes)),
+            _ => self
+                .content(index)
+                .and_then(|content| Tensor::new(entry.dtype.clone(), entry.shape.clone(), content)),
         };
         tensor.map_err(|error| error.at(&entry.name).in_file(&self.listing.path))
     }
 
+    fn packed(&self, index: usize) -> Option<(PackedForm, FilePart<'_>)> {
+        self.packed[index].map(|form| (form, self.bytes.part(self.ranges[index].clone())))
+    }
+
     fn release(&self, index: usize) {
+        // Packed weights may have gone to an encoder, which reads on.
+        if self.packed[index].is_some() {
+            return;
+        }
         self.bytes.release(self.ranges[index].clone());
     }
 }

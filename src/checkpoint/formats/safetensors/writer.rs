@@ -8,6 +8,7 @@ use super::header::{
     CHECKSUM_BLANK, CHECKSUM_PREFIX, FORMAT_VERSION, LENGTH_BYTES, OWN_FORMAT, TENSOR_CHECKSUM_KEY,
     header_checksum,
 };
+use super::packed::{LAYOUT_KEY, PAGE};
 use crate::checkpoint::error::FormatError;
 use crate::checkpoint::io::atomic_file::AtomicFile;
 use crate::checkpoint::io::limits::MAX_SAFETENSORS_HEADER;
@@ -98,7 +99,8 @@ impl Header {
         }
         text.push('}');
         // The format allows spaces after the header.
-        while !(LENGTH_BYTES + text.len()).is_multiple_of(DATA_ALIGNMENT) {
+        let alignment = if metadata.contains_key(LAYOUT_KEY) { PAGE } else { DATA_ALIGNMENT };
+        while !(LENGTH_BYTES + text.len()).is_multiple_of(alignment) {
             text.push(' ');
         }
         if text.len() > MAX_SAFETENSORS_HEADER {
