@@ -90,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("--rounds", type=int, default=7)
     weights.add_argument("--where", type=pathlib.Path, help="folder on the disk to be measured")
 
+    load = commands.add_parser("load", help="packed files: loading, first answer of a process, memory of several processes")
+    load.add_argument("--processes", type=int, default=8)
+    load.add_argument("--rounds", type=int, default=5)
+    load.add_argument("--where", type=pathlib.Path, help="folder on the disk to be measured")
+
     memory = commands.add_parser("memory", help="weights, conversion and calls in each storage type")
     memory.add_argument("--batch", type=int, default=8)
 
@@ -169,6 +174,10 @@ def main() -> None:
         from benchmarks.weight_files import run
 
         text = run(arguments.threads, arguments.rounds, arguments.where, folder)
+    elif arguments.command == "load":
+        from benchmarks.packed_files import run
+
+        text = run(arguments.processes, arguments.threads, arguments.rounds, arguments.where, folder)
     elif arguments.command == "memory":
         from benchmarks.memory import run
 

@@ -7,6 +7,7 @@ use sparse_mixer::checkpoint::{
 use sparse_mixer::config::SparseMixerConfig;
 use sparse_mixer::heads::HeadConfig;
 use sparse_mixer::optim::Schedule;
+use sparse_mixer::params::Weight;
 use sparse_mixer::runtime::never;
 use sparse_mixer::{Error, Result};
 
@@ -14,6 +15,21 @@ const LABEL: &str = "input";
 
 pub fn safetensors(data: &[u8]) {
     read_all(Safetensors::from_bytes(FileBytes::from(data.to_vec()), LABEL));
+}
+
+/// Packed weights are taken as layers use them, too.
+pub fn packed(data: &[u8]) {
+    let source = Safetensors::from_bytes(FileBytes::from(data.to_vec()), LABEL);
+    if let Ok(source) = &source {
+        for index in 0..source.entries().len() {
+            if let Some((form, part)) = source.packed(index) {
+                let weight = Weight::<f32>::of_file(form, part).expect("its length has been checked");
+                assert_eq!(Some(weight.to_vec().len()), form.values());
+                assert!(!weight.bytes_for_file().is_empty());
+            }
+        }
+    }
+    read_all(source);
 }
 
 pub fn npz(data: &[u8]) {

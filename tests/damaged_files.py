@@ -48,6 +48,22 @@ def _own(folder: Path) -> Path:
     return path
 
 
+def _packed(folder: Path) -> Path:
+    path = folder / "packed.safetensors"
+    _encoder().astype("int8").save(path, packed=True)
+    return path
+
+
+def _packed_without_checksums(folder: Path) -> Path:
+    """As another tool would write it: damage reaches the descriptions."""
+    path = _packed(folder)
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    kept = {key: text for key, text in header["__metadata__"].items() if "crc32c" not in key}
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, kept | {"format": "other"})
+    return path
+
+
 def _foreign(folder: Path) -> Path:
     path = folder / "foreign.safetensors"
     with np.load(GOLDEN / "checkpoints" / "weights.npz") as arrays:
@@ -108,6 +124,8 @@ def _tf_model(folder: Path) -> Path:
 
 FORMATS: dict[str, Callable[[Path], Path]] = {
     "safetensors": _own,
+    "packed": _packed,
+    "packed_without_checksums": _packed_without_checksums,
     "foreign_safetensors": _foreign,
     "npz": _golden("checkpoints/weights.npz"),
     "deflated_npz": _deflated,
@@ -210,7 +228,8 @@ def _read(path: Path, encoder: SparseMixer) -> Exception | None:
             attempt(lambda index=index: file.read(index))
         file.close()
     # With the configuration that comes with the weights, and with a good one.
-    has_config = path.name in ("own.safetensors", "hf_bert", "hf_shards", "tf1", "tf_model", "keras_hub")
+    own = ("own.safetensors", "packed.safetensors", "hf_bert", "hf_shards", "tf1", "tf_model", "keras_hub")
+    has_config = path.name in own
     for config in ([None] if has_config else []) + [encoder.get_config()]:
         attempt(lambda config=config: SparseMixer.load(path, config=config))
     before = encoder.get_weights()

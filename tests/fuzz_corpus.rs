@@ -115,6 +115,11 @@ fn safetensors() {
 }
 
 #[test]
+fn packed() {
+    replay("packed", inputs::packed);
+}
+
+#[test]
 fn flax() {
     replay("flax", inputs::flax);
 }
