@@ -23,7 +23,7 @@ use crate::runtime::{Buffer, TaskScratch};
 use super::feed_forward::{FeedForward, Run};
 use super::mixing::{Mix, MixingCache, MixingState};
 use super::moe::mixture::{LossScales, Mixture, Moe};
-use super::pass::{Pass, RowBlock, split_rows};
+use super::pass::{Pass, RowBlock, RowGroup, split_rows};
 
 /// The second sublayer.
 #[derive(Clone, Copy, Debug)]
@@ -137,16 +137,17 @@ impl<R: Real> Block<R> {
         match &self.feed {
             FeedForwardKind::Dense(dense) if !activation.is_custom() && !pass.keep => {
                 let dense = dense.products(weights, 0);
-                pass.each_block(&blocks, out, hidden, |block, out, scratch| {
+                let groups = pass.groups(&blocks);
+                pass.each_group_of(&groups, [(out, hidden)], |group, [out], scratch| {
                     // 2. out = x + mix
-                    self.add_mix(pass, &mixed, block, q, x, out, scratch);
+                    self.add_mix(pass, &mixed, group, q, x, out, scratch);
                     let n = out.len();
-                    let lengths = [n, n, dense.scratch_len(activation, block.rows)];
+                    let lengths = [n, n, dense.scratch_len(activation, group.rows)];
                     let ([h, fed, slice], lhs) = scratch.split(lengths);
                     // 3. feed-forward and what surrounds it
                     self.feed_input_norm().forward(isa, weights, out, h, None);
-                    dense.forward(isa, activation, h, block.rows, fed, slice, lhs, None);
-                    self.finish_dense(pass, block, h, fed, out);
+                    dense.forward(isa, activation, h, group.rows, fed, slice, lhs, None);
+                    self.finish_dense(pass, group, h, fed, out);
                 })?;
                 Ok(BlockCache::default())
             }
@@ -164,7 +165,8 @@ impl<R: Real> Block<R> {
                 run.forward(pass, copy, &mut fed, pre.as_deref_mut(), |_, _| {})?;
                 pass.each_block_of(&blocks, [(out, hidden), (&mut fed, hidden)], |block, [out, fed], _| {
                     out.copy_from_slice(block.of(&sum, rows, hidden));
-                    self.finish_dense(pass, block, block.of(&h, rows, hidden), fed, out);
+                    let group = RowGroup { blocks: &[block], rows: block.rows };
+                    self.finish_dense(pass, group, block.of(&h, rows, hidden), fed, out);
                 })?;
                 let fed = (!self.norm_first).then_some(fed);
                 Ok(BlockCache { mixed: self.keep(pass, mixed), sum: Some(sum), pre, fed, mixture: None })
@@ -227,22 +229,18 @@ impl<R: Real> Block<R> {
             Some(done) => done?,
             None => {
                 let mixed = self.mix.prepare(pass, q, x)?;
-                pass.each_block(&pass.row_blocks(rows), out, hidden, |block, out, scratch| {
-                    self.mix.rows(pass, &mixed, self.layer, block, q, out, scratch);
+                let blocks = pass.row_blocks(rows);
+                pass.each_group_of(&pass.groups(&blocks), [(&mut *out, hidden)], |group, [out], scratch| {
+                    self.mix.rows(pass, &mixed, self.layer, group, q, out, scratch);
                 })?;
             }
         }
+        let all = RowGroup { blocks: &examples, rows: pass.batch * rows };
         let (mut h, mut fed) = (context.buffer(out.len()), context.buffer(out.len()));
-        for (block, out) in examples.iter().zip(out.chunks_exact_mut(rows * hidden)) {
-            self.add_input(pass, *block, x, out);
-        }
+        self.add_input(pass, all, x, out);
         self.feed_input_norm().forward(context.isa, pass.weights, out, &mut h, None);
-        let products = dense.products(pass.weights, 0);
-        products.few_rows(context, function, &h, pass.batch * rows, &mut fed)?;
-        let parts = out.chunks_exact_mut(rows * hidden).zip(fed.chunks_exact_mut(rows * hidden));
-        for ((block, (out, fed)), h) in examples.iter().zip(parts).zip(h.chunks_exact(rows * hidden)) {
-            self.finish_dense(pass, *block, h, fed, out);
-        }
+        dense.products(pass.weights, 0).few_rows(context, function, &h, all.rows, &mut fed)?;
+        self.finish_dense(pass, all, &h, &mut fed, out);
         Ok(())
     }
 
@@ -362,26 +360,28 @@ impl<R: Real> Block<R> {
         self.feed_norm.filter(|_| self.norm_first).unwrap_or(self.mix_norm)
     }
 
-    /// `out = x + dropout(mix)` for the rows of `block`.
+    /// `out = x + dropout(mix)` for the rows of `group`.
     fn add_mix(
         &self,
         pass: &Pass<'_, R>,
         mixed: &MixingState<'_, R>,
-        block: RowBlock,
+        group: RowGroup<'_>,
         q: &[R],
         x: &[R],
         out: &mut [R],
         scratch: &mut TaskScratch<R>,
     ) {
-        self.mix.rows(pass, mixed, self.layer, block, q, out, scratch);
-        self.add_input(pass, block, x, out);
+        self.mix.rows(pass, mixed, self.layer, group, q, out, scratch);
+        self.add_input(pass, group, x, out);
     }
 
-    /// `out = x + dropout(out)` for the rows of `block`, of which `out` holds the mixing.
-    fn add_input(&self, pass: &Pass<'_, R>, block: RowBlock, x: &[R], out: &mut [R]) {
+    /// `out = x + dropout(out)` for the rows of `group`, of which `out` holds the mixing.
+    fn add_input(&self, pass: &Pass<'_, R>, group: RowGroup<'_>, x: &[R], out: &mut [R]) {
         let hidden = pass.config.hidden_size;
-        self.drop_rows(pass, Purpose::MixingDropout, block, out);
-        add_in_place(pass.context.isa, out, block.of(x, pass.seq, hidden));
+        for (block, out) in group.split(out, hidden) {
+            self.drop_rows(pass, Purpose::MixingDropout, block, out);
+            add_in_place(pass.context.isa, out, block.of(x, pass.seq, hidden));
+        }
     }
 
     /// For all `blocks`: `sum = x + dropout(mix)`, and `h`, what the second sublayer reads.
@@ -396,16 +396,19 @@ impl<R: Real> Block<R> {
         h: &mut [R],
     ) -> Result<()> {
         let hidden = pass.config.hidden_size;
-        pass.each_block_of(blocks, [(sum, hidden), (h, hidden)], |block, [sum, h], scratch| {
-            self.add_mix(pass, mixed, block, q, x, sum, scratch);
+        let outs = [(sum, hidden), (h, hidden)];
+        pass.each_group_of(&pass.groups(blocks), outs, |group, [sum, h], scratch| {
+            self.add_mix(pass, mixed, group, q, x, sum, scratch);
             self.feed_input_norm().forward(pass.context.isa, pass.weights, sum, h, None);
         })
     }
 
     /// Puts residual and norm around the feed-forward output `fed`; `out` holds the sum after mixing.
-    fn finish_dense(&self, pass: &Pass<'_, R>, block: RowBlock, h: &[R], fed: &mut [R], out: &mut [R]) {
+    fn finish_dense(&self, pass: &Pass<'_, R>, group: RowGroup<'_>, h: &[R], fed: &mut [R], out: &mut [R]) {
         let isa = pass.context.isa;
-        self.drop_rows(pass, Purpose::FeedForwardDropout, block, fed);
+        for (block, fed) in group.split(fed, pass.config.hidden_size) {
+            self.drop_rows(pass, Purpose::FeedForwardDropout, block, fed);
+        }
         match &self.feed_norm {
             Some(norm) if !self.norm_first => {
                 add_in_place(isa, fed, h);

@@ -146,10 +146,10 @@ fn block(
     let element = if dtype == Dtype::Bfloat16 { size_of::<u16>() } else { FLOAT };
     if config.is_attention(layer) {
         let (heads, head) = (config.num_attention_heads, hidden / config.num_attention_heads);
-        let pairs = ledger.take(FLOAT, 2 * stream);
+        let rows = [ledger.take(FLOAT, stream), ledger.take(FLOAT, stream)];
         mixed.push(ledger.take(element, batch * heads * packed_len(head, seq, dtype)));
         mixed.push(ledger.take(element, batch * heads * packed_len(seq, head, dtype)));
-        ledger.give(Some(pairs));
+        ledger.give_all(rows);
     } else if is_fft(config) {
         let numbers = if is_structured(config) { hidden } else { 2 * (hidden / 2 + 1) };
         let by_row = ledger.take(FLOAT, batch * seq * numbers);
@@ -187,6 +187,10 @@ fn block(
         // The callable's argument and its result, or the result and its copy.
         let extra = 2 * out / hidden * config.inner_dim * FLOAT;
         ledger.largest_extra = ledger.largest_extra.max(extra);
+    } else if out / hidden <= MAX_BLOCK {
+        // Few rows may go one step after the other.
+        held.extend([out; 4].map(|len| ledger.take(FLOAT, len)));
+        held.extend([out / hidden * config.inner_dim; 3].map(|len| ledger.take(FLOAT, len)));
     }
     ledger.give_all(mixed.into_iter().chain(held));
     Ok(())
@@ -200,7 +204,7 @@ fn of_threads(config: &SparseMixerConfig, batch: usize, threads: usize) -> usize
     let seq = config.max_sequence_length;
     // As a pass splits rows into blocks; where there are fewer than threads, some have nothing to do.
     let per_thread = (batch * seq).div_ceil(threads).next_multiple_of(BLOCK_STEP);
-    let rows = MAX_BLOCK.min(per_thread).min(seq).max(1);
+    let rows = MAX_BLOCK.min(per_thread).min(batch * seq).max(1);
     let busy = threads.min(batch * seq.div_ceil(rows));
     let others = if threads > 1 { threads * THREAD } else { 0 };
     busy * task_bytes(config, batch, rows) + others

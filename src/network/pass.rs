@@ -41,6 +41,47 @@ pub struct RowBlock {
     pub rows: usize,
 }
 
+/// Consecutive blocks, perhaps of several examples, that a task takes together.
+#[derive(Clone, Copy, Debug)]
+pub struct RowGroup<'b> {
+    /// In order.
+    pub blocks: &'b [RowBlock],
+    /// Number of rows of all of them.
+    pub rows: usize,
+}
+
+impl<'b> RowGroup<'b> {
+    /// The blocks, each with its rows of the group's `values` (`width` values a row).
+    pub fn split<'v, T>(
+        self,
+        values: &'v mut [T],
+        width: usize,
+    ) -> impl Iterator<Item = (RowBlock, &'v mut [T])> + use<'v, 'b, T> {
+        let lengths = self.blocks.iter().map(move |block| block.rows * width);
+        self.blocks.iter().copied().zip(split_rows(values, lengths))
+    }
+
+    /// The group's rows of an array with `rows_per_example` rows of `width` values per example: where they are if they
+    /// follow each other, else copied to `gathered`.
+    pub fn of<'v, T: Copy>(
+        self,
+        values: &'v [T],
+        rows_per_example: usize,
+        width: usize,
+        gathered: &'v mut [T],
+    ) -> &'v [T] {
+        let start = |block: &RowBlock| block.example * rows_per_example + block.first;
+        let (Some(first), Some(last)) = (self.blocks.first(), self.blocks.last()) else { return &[] };
+        if start(last) + last.rows - start(first) == self.rows {
+            return &values[start(first) * width..][..self.rows * width];
+        }
+        for (block, out) in self.split(gathered, width) {
+            out.copy_from_slice(block.of(values, rows_per_example, width));
+        }
+        gathered
+    }
+}
+
 /// Rows that a task takes at the most: enough to pass over the weights rarely, few enough that a block's activations
 /// stay in the L2 cache.
 pub(super) const MAX_BLOCK: usize = 128;
@@ -77,6 +118,41 @@ impl<'a, R: Real> Pass<'a, R> {
                 starts.clone().map(move |first| RowBlock { example, first, rows: size.min(rows - first) })
             })
             .collect()
+    }
+
+    /// Puts consecutive `blocks` together where they are short: examples of a few tokens fill the kernels' register tiles
+    /// together, and weights are read once for all of them. At least one group per thread where there are rows enough.
+    pub fn groups<'b>(&self, blocks: &'b [RowBlock]) -> Vec<RowGroup<'b>> {
+        let total: usize = blocks.iter().map(|block| block.rows).sum();
+        let per_thread = total.div_ceil(self.context.threads()).next_multiple_of(BLOCK_STEP);
+        let most = MAX_BLOCK.min(per_thread);
+        let (mut groups, mut first, mut rows) = (Vec::new(), 0, 0);
+        for (number, block) in blocks.iter().enumerate() {
+            if number > first && rows + block.rows > most {
+                groups.push(RowGroup { blocks: &blocks[first..number], rows });
+                (first, rows) = (number, 0);
+            }
+            rows += block.rows;
+        }
+        if first < blocks.len() {
+            groups.push(RowGroup { blocks: &blocks[first..], rows });
+        }
+        groups
+    }
+
+    /// As [`Pass::each_block_of`], a group of blocks at a time.
+    pub fn each_group_of<const COUNT: usize>(
+        &self,
+        groups: &[RowGroup<'_>],
+        outs: [(&mut [R], usize); COUNT],
+        work: impl Fn(RowGroup<'_>, [&mut [R]; COUNT], &mut TaskScratch<R>) + Sync,
+    ) -> Result<()> {
+        let mut pieces = outs.map(|(out, width)| split_rows(out, groups.iter().map(move |g| g.rows * width)));
+        let tasks: Vec<_> = groups
+            .iter()
+            .map(|group| (*group, pieces.each_mut().map(|pieces| pieces.next().unwrap_or_default())))
+            .collect();
+        self.context.each(tasks.into_iter(), |(group, outs), scratch| work(group, outs, scratch))
     }
 
     /// All rows in blocks of a size that does not depend on the number of threads, for sums over blocks; counted as

@@ -15,7 +15,7 @@ use crate::params::{Gradients, WeightList};
 use crate::random::Purpose;
 use crate::runtime::{ActivationPanels, TaskScratch};
 
-use crate::network::pass::{Pass, RowBlock};
+use crate::network::pass::{Pass, RowBlock, RowGroup};
 
 /// The four projections.
 #[derive(Clone, Copy, Debug)]
@@ -117,15 +117,16 @@ impl Attention {
         let Attention { hidden, heads, .. } = self;
         let head = hidden / heads;
         let [key, value] = [self.key, self.value].map(|dense| dense.product(pass.weights));
-        let mut rows = context.buffer(pass.batch * seq * 2 * hidden);
-        // 1. rows of [key | value]
+        let mut key_rows = context.buffer(pass.batch * seq * hidden);
+        let mut value_rows = context.buffer(pass.batch * seq * hidden);
+        // 1. rows of keys and of values
         let blocks = pass.row_blocks(seq);
-        pass.each_block(&blocks, &mut rows, 2 * hidden, |block, out, scratch| {
-            let x = block.of(x, seq, hidden);
+        let outs = [(&mut key_rows[..], hidden), (&mut value_rows[..], hidden)];
+        pass.each_group_of(&pass.groups(&blocks), outs, |group, [keys, values], scratch| {
             let (_, [lhs, _]) = scratch.split([]);
-            let (keys, values) = out.split_at_mut(block.rows * hidden);
-            key.rows(context.isa, x, block.rows, keys, lhs);
-            value.rows(context.isa, x, block.rows, values, lhs);
+            let x = group.of(x, seq, hidden, &mut []);
+            key.rows(context.isa, x, group.rows, keys, lhs);
+            value.rows(context.isa, x, group.rows, values, lhs);
         })?;
         // 2. panels: keys transposed, values as they are
         let dtype = key.dtype();
@@ -136,15 +137,10 @@ impl Attention {
         context.each(tasks.into_iter(), |(index, (mut keys, mut values)), scratch| {
             let (example, n) = (index / heads, index % heads);
             let ([own_keys, own_values], _) = scratch.split([seq * head, seq * head]);
-            for block in blocks.iter().filter(|block| block.example == example) {
-                let pair = block.of(&rows, seq, 2 * hidden);
-                let (k, v) = pair.split_at(block.rows * hidden);
-                for r in 0..block.rows {
-                    let at = (block.first + r) * head;
-                    let from = r * hidden + n * head;
-                    own_keys[at..at + head].copy_from_slice(&k[from..from + head]);
-                    own_values[at..at + head].copy_from_slice(&v[from..from + head]);
-                }
+            for s in 0..seq {
+                let (at, from) = (s * head, (example * seq + s) * hidden + n * head);
+                own_keys[at..at + head].copy_from_slice(&key_rows[from..from + head]);
+                own_values[at..at + head].copy_from_slice(&value_rows[from..from + head]);
             }
             keys.pack(context.isa, own_keys, head, true, head, seq);
             values.pack(context.isa, own_values, head, false, seq, head);
@@ -152,13 +148,13 @@ impl Attention {
         Ok(KeysValues { keys, values })
     }
 
-    /// `out` = attention output for the rows of `block`, whose queries come from `x` (`[rows, H]`).
+    /// `out` = attention output for the rows of `group`, whose queries come from `x` (`[B*S, H]`).
     pub fn rows<R: Real>(
         self,
         pass: &Pass<'_, R>,
         state: &KeysValues<R>,
         layer: usize,
-        block: RowBlock,
+        group: RowGroup<'_>,
         x: &[R],
         out: &mut [R],
         scratch: &mut TaskScratch<R>,
@@ -166,20 +162,27 @@ impl Attention {
         let (isa, seq, hidden) = (pass.context.isa, pass.seq, self.hidden);
         let head = hidden / self.heads;
         let [query, output] = [self.query, self.output].map(|dense| dense.product(pass.weights));
-        let ([queries, mixed, scores], lhs) =
-            scratch.split([block.rows * hidden, block.rows * hidden, scores_at_once(block.rows, seq) * seq]);
-        // 1. q = (x Wq + bq) / sqrt D
-        query.rows(isa, x, block.rows, queries, &mut lhs[0]);
+        let most = group.blocks.iter().map(|block| scores_at_once(block.rows, seq)).max().unwrap_or(0);
+        let len = group.rows * hidden;
+        let ([queries, mixed, scores], lhs) = scratch.split([len, len, most * seq]);
+        // 1. q = (x Wq + bq) / sqrt D; rows that do not follow each other meet where their results go
+        let x = group.of(x, seq, hidden, mixed);
+        query.rows(isa, x, group.rows, queries, &mut lhs[0]);
         self.scale(queries);
-        for n in 0..self.heads {
-            let index = block.example * self.heads + n;
-            let matrix =
-                Head { keys: state.keys.view(index), values: state.values.view(index), index, layer };
-            let at = n * head;
-            matrix.attend(pass, block, &queries[at..], &mut mixed[at..], hidden, scores, lhs);
+        let mut first = 0;
+        for (block, mixed) in group.split(mixed, hidden) {
+            let queries = &queries[first..][..mixed.len()];
+            first += mixed.len();
+            for n in 0..self.heads {
+                let index = block.example * self.heads + n;
+                let matrix =
+                    Head { keys: state.keys.view(index), values: state.values.view(index), index, layer };
+                let at = n * head;
+                matrix.attend(pass, block, &queries[at..], &mut mixed[at..], hidden, scores, lhs);
+            }
         }
         // 5. out = mixed Wo + bo
-        output.rows(isa, mixed, block.rows, out, &mut lhs[0]);
+        output.rows(isa, mixed, group.rows, out, &mut lhs[0]);
     }
 
     /// [`Attention::prepare`] and [`Attention::rows`] for few rows, which tasks share out by heads, then by columns:

@@ -14,7 +14,7 @@ use crate::kernels::Real;
 use crate::params::{Gradients, WeightList, Weights};
 use crate::runtime::{ActivationPanels, TaskScratch};
 
-use crate::network::pass::{Pass, RowBlock};
+use crate::network::pass::{Pass, RowGroup};
 use attention::{Attention, KeysValues};
 use linear::{LinearMixing, MixingMatrices, OwnedMatrices};
 use spectral::{DftMixing, FftMixing, Spectrum};
@@ -113,26 +113,27 @@ impl<R: Real> Mix<R> {
         })
     }
 
-    /// The sublayer's output for the rows of `block`; `q` as in `prepare`, all rows.
+    /// The sublayer's output for the rows of `group`; `q` as in `prepare`, all rows.
     pub fn rows(
         &self,
         pass: &Pass<'_, R>,
         mixed: &MixingState<'_, R>,
         layer: usize,
-        block: RowBlock,
+        group: RowGroup<'_>,
         q: &[R],
         out: &mut [R],
         scratch: &mut TaskScratch<R>,
     ) {
-        match (self, mixed) {
-            (_, MixingState::Panels(mix, panels)) => mix.rows(pass, panels, block, out, scratch),
-            (_, MixingState::Structured(mixed)) => mixed.rows(pass, block, out, scratch),
-            (_, MixingState::Spectrum(spectrum)) => spectrum.rows(block, out),
-            (Mix::Attention(attend), MixingState::KeysValues(state)) => {
-                let q = block.of(q, pass.seq, pass.config.hidden_size);
-                attend.rows(pass, state, layer, block, q, out, scratch);
+        if let (Mix::Attention(attend), MixingState::KeysValues(state)) = (self, mixed) {
+            return attend.rows(pass, state, layer, group, q, out, scratch);
+        }
+        for (block, out) in group.split(out, pass.config.hidden_size) {
+            match mixed {
+                MixingState::Panels(mix, panels) => mix.rows(pass, panels, block, out, scratch),
+                MixingState::Structured(mixed) => mixed.rows(pass, block, out, scratch),
+                MixingState::Spectrum(spectrum) => spectrum.rows(block, out),
+                MixingState::KeysValues(_) => unreachable!("`mixed` is what this sublayer prepared"),
             }
-            _ => unreachable!("`mixed` is what this sublayer prepared"),
         }
     }
 
