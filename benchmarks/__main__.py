@@ -90,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("--rounds", type=int, default=7)
     weights.add_argument("--where", type=pathlib.Path, help="folder on the disk to be measured")
 
-    load = commands.add_parser("load", help="packed files: loading, first answer of a process, memory of several processes")
+    load = commands.add_parser(
+        "load", help="packed files: loading, first answer of a process, memory of several processes"
+    )
     load.add_argument("--processes", type=int, default=8)
     load.add_argument("--rounds", type=int, default=5)
     load.add_argument("--where", type=pathlib.Path, help="folder on the disk to be measured")
