@@ -125,7 +125,7 @@ def test_only_our_own_format_is_packed(encoder: SparseMixer, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="packed: only our own format"):
         encoder.save(tmp_path / "weights.npz", packed=True)
     with pytest.raises(TypeError, match="packed"):
-        encoder.save(tmp_path / "weights", packed=1)  # type: ignore[arg-type]
+        encoder.save(tmp_path / "weights", packed="yes")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
 
