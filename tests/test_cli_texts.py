@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("tokenizers")
 pytest.importorskip("pyarrow")
 from sparse_mixer import TextEncoder, cli, embeddings
-from sparse_mixer.cli.progress_line import duration
+from sparse_mixer.cli.progress_line import ProgressLine, duration
 from text_models import LETTERS, folder_of, small_model
 
 TEXTS = [" ".join(LETTERS[(i * k) % 11] for k in range(1, 2 + i % 7)) for i in range(60)]
@@ -169,3 +169,20 @@ def test_ctrl_c_and_progress(tmp_path: Path) -> None:
 
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (0.4, 61, 36_000)] == ["0:00:00", "0:01:01", "10:00:00"]
+
+
+def test_progress_says_how_long_it_will_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    line, silent = ProgressLine("a.txt", True), ProgressLine("b.txt", False)
+    # A thousand rows were there before; they say nothing of the rate.
+    for seconds, rows in ((0, 1000), (4, 1100), (20, 1500), (25, 1700), (40, 2000)):
+        now = 100.0 + seconds
+        for one in (line, silent):
+            one(rows, rows / 5000)
+    line.end()
+    assert capsys.readouterr().err == (
+        "a.txt: 1,500 rows, 30%, 25 rows/s, about 0:02:20 left\na.txt: 2,000 rows, 40%, 25 rows/s, about 0:02:00 left\n"
+    )

@@ -63,7 +63,7 @@ def embed_shard(
 
     Args:
         source: A ``.parquet``, ``.jsonl``, ``.csv``, ``.tsv`` or ``.txt`` file (a text per line); all but the first
-            also with ``.gz`` behind. UTF-8.
+            also with ``.gz`` behind. UTF-8. It counts as the same if its size and its first and last 64 KiB are.
         target: A ``.parquet`` file, with the vectors as a column ``embedding`` of fixed-size lists; a ``.npy`` file,
             with an array [N, D] and nothing else; or a ``.jsonl`` file. The last two have a file ``.json`` beside them
             that says what they were made of.
