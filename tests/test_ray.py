@@ -141,54 +141,51 @@ print(json.dumps(summary[:3]))
     check_rows(target, model)
 
 
-def test_files_that_cannot_be_encoded(sources: Path, model: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def on_one_node(sources: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], Path]:
+    """What calls on one node of three CPUs give; starting Ray takes longer than all of them."""
+    folder = tmp_path_factory.mktemp("one")
+    (folder / "in").mkdir()
+    (folder / "in" / "00.jsonl").write_bytes((sources / "00.jsonl").read_bytes())
+    (folder / "in" / "bad.jsonl").write_text('{"text": 3}\n')
     done = run(
         """
-ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-open(sources + "/bad.jsonl", "w").write('{"text": 3}\\n')
-summary = cluster.embed([sources + "/00.jsonl", sources + "/bad.jsonl"], target, model, format="npy")
-print(json.dumps(summary))
-for wrong in ({"num_cpus": 8}, {"format": "h5"}, {"num_cpus": 0}):
+ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+results = [cluster.embed([sources + "/00.jsonl", sources + "/bad.jsonl"], target + "/npy", model, format="npy")]
+def refused(call, *arguments, **options):
     try:
-        cluster.embed(sources, target, model, **wrong)
+        call(*arguments, **options)
     except (ValueError, RuntimeError) as error:
-        print(error)
+        results.append(str(error))
+for wrong in ({"num_cpus": 8}, {"format": "h5"}, {"num_cpus": 0}):
+    refused(cluster.embed, sources, target + "/npy", model, **wrong)
+ray.data.DataContext.get_current().enable_progress_bars = False
+dataset = ray.data.read_json(sources + "/00.jsonl")
+refused(cluster.embed_dataset, dataset, model, concurrency=3, num_cpus=1)
+cluster.embed_dataset(dataset, model, num_cpus=1, rows=64, normalize_embeddings=True).write_parquet(target + "/data")
+print(json.dumps(results))
 """,
-        tmp_path_with(sources, tmp_path), tmp_path / "out", model,
+        folder / "in", folder, model,
     )  # fmt: skip
-    *_, summary, cpus, form, zero = done.stdout.splitlines()
-    files, rows, _, _, failed = json.loads(summary)
+    return json.loads(done.stdout.splitlines()[-1]), folder
+
+
+def test_files_that_cannot_be_encoded(on_one_node: tuple[list[Any], Path]) -> None:
+    (summary, cpus, form, zero, _), folder = on_one_node
+    files, rows, _, _, failed = summary
     assert (files, rows) == (1, ROWS)
     (reason,) = failed.values()
     assert "row 0: text: got 3 (int), expected a text" in reason
-    assert cpus == "num_cpus: no node has 8; they have [1]"
+    assert [path.name for path in (folder / "npy").glob("*.npy")] == ["00.npy"]
+    assert cpus == "num_cpus: no node has 8; they have [3]"
     assert "format: got 'h5'" in form
     assert "num_cpus: expected at least 1, got 0" in zero
 
 
-def tmp_path_with(sources: Path, folder: Path) -> Path:
-    (folder / "in").mkdir()
-    (folder / "in" / "00.jsonl").write_bytes((sources / "00.jsonl").read_bytes())
-    return folder / "in"
-
-
-def test_data_sets(sources: Path, model: Path, tmp_path: Path) -> None:
-    done = run(
-        """
-ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-ray.data.DataContext.get_current().execution_options.preserve_order = True
-ray.data.DataContext.get_current().enable_progress_bars = False
-dataset = ray.data.read_json(sources + "/00.jsonl")
-try:
-    cluster.embed_dataset(dataset, model, concurrency=3, num_cpus=1)
-except ValueError as error:
-    print(error)
-cluster.embed_dataset(dataset, model, num_cpus=1, rows=64, normalize_embeddings=True).write_parquet(target)
-""",
-        sources, tmp_path / "out", model,
-    )  # fmt: skip
-    assert "3 x 1 of 3 CPUs leave none to the tasks that read" in done.stdout
-    table = pq.read_table(tmp_path / "out").sort_by("id")
+def test_data_sets(on_one_node: tuple[list[Any], Path], sources: Path, model: Path) -> None:
+    (*_, starved), folder = on_one_node
+    assert "3 x 1 of 3 CPUs leave none to the tasks that read" in starved
+    table = pq.read_table(folder / "data").sort_by("id")
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[16]"
     vectors = table["embedding"].combine_chunks().flatten().to_numpy().reshape(ROWS, -1)
     texts = [json.loads(line)["text"] for line in (sources / "00.jsonl").read_text().splitlines()]
