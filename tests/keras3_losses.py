@@ -27,7 +27,11 @@ def main() -> None:
     head = keras.layers.Dense(CLASSES, kernel_initializer=keras.initializers.Constant(0.1), name="head")
     model = keras.Model(layer.inputs, head(layer(layer.inputs)["pooled_output"]))
     expected = encoder(batch())["pooled_output"]
-    got = keras.ops.convert_to_numpy(layer(batch())["pooled_output"])
+
+    def pooled() -> np.ndarray:
+        return keras.ops.convert_to_numpy(layer(batch())["pooled_output"])
+
+    got = pooled()
     model.compile(keras.optimizers.AdamW(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     losses = model.fit(batch(), labels(), batch_size=4, epochs=5, shuffle=False, verbose=0).history["loss"]
     with tempfile.TemporaryDirectory() as folder:
@@ -40,9 +44,7 @@ def main() -> None:
         "losses": losses,
         "weights": [w.path for w in layer.weights],
         "saved": bool((predicted == again).all()),
-        "back": bool(
-            np.allclose(layer.to_encoder()(batch())["pooled_output"], layer(batch())["pooled_output"], atol=1e-6)
-        ),
+        "back": bool(np.allclose(layer.to_encoder()(batch())["pooled_output"], pooled(), atol=1e-6)),
     }
     print(json.dumps(report))
 

@@ -44,7 +44,7 @@ def _in_use() -> str:
         if importlib.util.find_spec(name) is not None:
             return name
     raise ImportError(
-        "sparse_mixer.keras needs tf_keras with TensorFlow, or Keras 3 with TensorFlow or JAX; for example "
+        "sparse_mixer.keras needs tf_keras with TensorFlow, or Keras 3 with TensorFlow, JAX or PyTorch; for example "
         "pip install sparse_mixer[keras]"
     )
 

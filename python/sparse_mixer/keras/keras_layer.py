@@ -21,7 +21,7 @@ class SparseMixer(EncoderLayer, keras.layers.Layer):
     """A Sparse Mixer encoder as a layer of Keras 3.
 
     As the layer of tf_keras in arguments, call and outputs. Weights are variables of this one layer, in TensorFlow's
-    order, named by their keys with dots. The routers' losses are added; their metrics are not.
+    order, named by their keys with "__" for each slash. The routers' losses are added; their metrics are not.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -43,7 +43,7 @@ class SparseMixer(EncoderLayer, keras.layers.Layer):
         for key, value in given.values.items():
             if given.embedding_layer is None or key != WORD_TABLE:
                 self._hidden.variables[key] = self.add_weight(
-                    name=key.replace("/", "."),
+                    name=key.replace("/", "__"),
                     shape=value.shape,
                     initializer=_constant(value),
                     # A head tied to the table shall see it in its own type.
@@ -98,13 +98,13 @@ class SparseMixer(EncoderLayer, keras.layers.Layer):
             for name, tensor in self._read(inputs).items()
         }
         variables, train = self._hidden.variables, bool(training)
-        weights = {key: keras.ops.convert_to_tensor(variables[key]) for key in self._hidden.bridge.keys}
+        weights = {key: _as_it_is(variables[key]) for key in self._hidden.bridge.keys}
         trainable = {id(variable) for variable in self.trainable_variables}
         frozen = frozenset(key for key in weights if id(variables[key]) not in trainable)
         seed: Any = 0
         if train and hasattr(self, "_seeds"):
             seed = keras.random.randint((), 0, 2**31 - 1, dtype="int32", seed=self._seeds)
-        blocks, losses = _OPERATIONS[keras.backend.backend()](self._hidden.bridge, given, weights, frozen, train, seed)
+        blocks, losses = _OPERATIONS[keras.backend.backend()](self._hidden, given, weights, frozen, train, seed)
         for loss in losses:
             self.add_loss(loss)
         sequence = blocks[-1]
@@ -159,18 +159,23 @@ class SparseMixer(EncoderLayer, keras.layers.Layer):
 
 
 class _Hidden:
-    """What Keras shall not take for a part of the layer's tree."""
+    """What Keras shall not take for a part of the layer's tree.
+
+    Attributes:
+        engine: With PyTorch what calls the encoder; else None.
+    """
 
     def __init__(self, config: Mapping[str, Any], arguments: Any, bridge: Bridge) -> None:
         self.config = config
         self.arguments = arguments
         self.bridge = bridge
         self.variables: dict[str, Any] = {}
+        self.engine = _torch_engine(bridge) if keras.backend.backend() == "torch" else None
         self.inputs: dict[str, Any] = {}
 
 
 def _with_tensorflow(
-    bridge: Bridge, given: dict[str, Any], weights: dict[str, Any], frozen: frozenset[str], training: bool, seed: Any
+    hidden: _Hidden, given: dict[str, Any], weights: dict[str, Any], frozen: frozenset[str], training: bool, seed: Any
 ) -> tuple[list[Any], list[Any]]:
     """Outputs of all blocks, and losses to add."""
     import tensorflow as tf
@@ -181,12 +186,12 @@ def _with_tensorflow(
         {name: tf.convert_to_tensor(tensor) for name, tensor in tensors.items()} for tensors in (given, weights)
     )
     call = _tensorflow_op.Call(given, weights, frozen, training, tf.cast(seed, tf.int64))
-    outputs = _tensorflow_op.encode(bridge, call)
-    return outputs.blocks, _losses(bridge, outputs.aux)
+    outputs = _tensorflow_op.encode(hidden.bridge, call)
+    return outputs.blocks, _losses(hidden.bridge, outputs.aux)
 
 
 def _with_jax(
-    bridge: Bridge, given: dict[str, Any], weights: dict[str, Any], _frozen: frozenset[str], training: bool, seed: Any
+    hidden: _Hidden, given: dict[str, Any], weights: dict[str, Any], _frozen: frozenset[str], training: bool, seed: Any
 ) -> tuple[list[Any], list[Any]]:
     """As `_with_tensorflow`. JAX knows by itself what it differentiates."""
     import jax.numpy as jnp
@@ -194,16 +199,56 @@ def _with_jax(
     from sparse_mixer import _jax_op
 
     halves = jnp.stack([jnp.zeros((), "uint32"), jnp.asarray(seed, "uint32")])
-    call = _jax_op.Call(bridge, tuple(given), tuple(weights), ("encoder_outputs",), training)
+    call = _jax_op.Call(hidden.bridge, tuple(given), tuple(weights), ("encoder_outputs",), training)
     outputs, aux = _jax_op.encode(call, [*given.values(), *weights.values()], halves)
-    return outputs["encoder_outputs"], _losses(bridge, aux)
+    return outputs["encoder_outputs"], _losses(hidden.bridge, aux)
+
+
+def _with_torch(
+    hidden: _Hidden, given: dict[str, Any], weights: dict[str, Any], frozen: frozenset[str], training: bool, seed: Any
+) -> tuple[list[Any], list[Any]]:
+    """As `_with_tensorflow`; the losses come as their sum."""
+    import torch
+
+    from sparse_mixer.torch import _ops
+
+    # The engine has the pooler as well; its kernel does not take part.
+    every = {key: weights[key] if key in weights else _as_it_is(hidden.variables[key]) for key in hidden.engine.keys}
+    wanted = [
+        name
+        for name, tensor in (*given.items(), *weights.items())
+        if torch.is_grad_enabled() and tensor.requires_grad and name not in frozen
+    ]
+    call = _ops.Call(
+        engine=hidden.engine,
+        names=tuple(given),
+        others=(),
+        wanted=tuple(wanted),
+        training=training,
+        seed=int(seed),
+        draws=False,
+        outputs=("encoder_outputs",),
+    )
+    blocks, total, _ = _ops.encode(call, [*(tensor.contiguous() for tensor in given.values()), *every.values()])
+    return blocks, [total] if hidden.bridge.num_moe_layers else []
+
+
+def _torch_engine(bridge: Bridge) -> Any:
+    from sparse_mixer.torch import _engine
+
+    return _engine.Engine(bridge.encoder, owned=True)
 
 
 def _losses(bridge: Bridge, aux: Any) -> list[Any]:
     return [aux[-1, position] for position in range(bridge.num_moe_layers)]
 
 
-_OPERATIONS = {"tensorflow": _with_tensorflow, "jax": _with_jax}
+_OPERATIONS = {"tensorflow": _with_tensorflow, "jax": _with_jax, "torch": _with_torch}
+
+
+def _as_it_is(variable: Any) -> Any:
+    """A variable's tensor: for PyTorch its parameter itself, whose version says whether it has changed."""
+    return variable.value if keras.backend.backend() == "torch" else keras.ops.convert_to_tensor(variable)
 
 
 def _constant(value: Any) -> Any:
