@@ -41,7 +41,9 @@ def assert_gives(encoder: SparseMixer, name: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_bert_of_model_garden_and_of_google_research(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bert_of_model_garden_and_of_google_research(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = FOREIGN / file
     # With google-research's files comes a configuration.
     config = None if file.startswith("tf1") else BERT
@@ -57,6 +59,42 @@ def test_bert_of_model_garden_and_of_google_research(file: str, capsys: pytest.C
     arguments = [] if config is None else ["--config", json.dumps(BERT)]
     assert main(["verify", str(path), *arguments]) == 0
     assert "fit" in capsys.readouterr().out
+    assert main(["convert", str(path), str(tmp_path / "ours.safetensors"), *arguments]) == 0
+    assert_gives(SparseMixer.load(tmp_path / "ours.safetensors"), FILES[file])
+
+
+def keras_names(tmp_path: Path) -> Path:
+    """A file of names and arrays alone, without a configuration."""
+    SparseMixer.load(FOREIGN / "tf1").save(tmp_path / "names.npz")
+    return tmp_path / "names.npz"
+
+
+def our_own(tmp_path: Path) -> Path:
+    SparseMixer.load(FOREIGN / "tf1").save(tmp_path / "own.safetensors")
+    return tmp_path / "own.safetensors"
+
+
+def tf_model(tmp_path: Path) -> Path:
+    return write_tf_model(tmp_path / "tf_model", GOLDEN / "checkpoints" / "hf_bert")
+
+
+def keras_hub(tmp_path: Path) -> Path:
+    return FOREIGN / "keras_hub"
+
+
+@pytest.mark.parametrize("file", [*FILES, keras_names, our_own, tf_model, keras_hub])
+def test_the_first_positions_are_enough(file: Any, tmp_path: Path) -> None:
+    """Of every kind of file: the numbers that the whole encoder has for short sequences."""
+    path = FOREIGN / file if isinstance(file, str) else file(tmp_path)
+    config = BERT | {"shorter_sequences": True} if isinstance(file, str) or file is keras_names else None
+    whole, short = (SparseMixer.load(path, config=config, **more) for more in ({}, {"max_sequence_length": 5}))
+    assert short.arguments.max_sequence_length == 5
+    assert len(short.loaded_from.loaded) == len(short.get_weights())
+    batch = inputs(5)
+    expected = whole(batch) if file is not our_own else SparseMixer.load(FOREIGN / "tf1")(batch)
+    np.testing.assert_array_equal(short(batch)["pooled_output"], expected["pooled_output"])
+    with pytest.raises(CheckpointError, match="position_embedding/embeddings"):
+        SparseMixer.load(path, config=config, max_sequence_length=9)
 
 
 def test_names_in_the_report_are_the_files(tmp_path: Path) -> None:

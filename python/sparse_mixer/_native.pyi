@@ -176,7 +176,7 @@ class Encoder:
     def grouping(self, batch: int) -> tuple[int, int, int]:
         """Routing groups, tokens of each, and most tokens that an expert takes of one, at inference."""
 
-    def memory_estimate(self, batch: int, outputs: Sequence[str] | None = None) -> int:
+    def memory_estimate(self, batch: int, outputs: Sequence[str] | None = None, seq: int | None = None) -> int:
         """Bytes of weights, scratch and outputs for calls with `batch` examples."""
 
     @property

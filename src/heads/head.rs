@@ -8,7 +8,6 @@ use super::masked_lm::{MaskedLm, MaskedLmConfig};
 use super::projection::{Projection, ProjectionConfig};
 use crate::error::Result;
 use crate::kernels::{Dtype, Real};
-use crate::layers::Activation;
 use crate::params::{Source, Spec, Weight, WeightList, Weights};
 
 /// Configuration of a head.
@@ -34,7 +33,7 @@ pub struct Head<R> {
 #[derive(Clone, Debug)]
 pub enum HeadKind<R> {
     /// Features to logits.
-    Projection(Projection),
+    Projection(Projection<R>),
     /// Hidden states to words.
     MaskedLm(MaskedLm<R>),
 }
@@ -44,9 +43,7 @@ impl HeadConfig {
     pub fn validate(&self) -> Result<()> {
         match self {
             HeadConfig::Projection(config) => config.validate(),
-            HeadConfig::MaskedLm(config) => {
-                Activation::<f32>::from_config(&config.activation, None).map(|_| ())
-            }
+            HeadConfig::MaskedLm(config) => config.validate(),
         }
     }
 
@@ -65,7 +62,7 @@ impl<R: Real> HeadKind<R> {
     /// Declares the layers.
     fn new(list: &mut WeightList, config: &HeadConfig) -> Result<Self> {
         Ok(match config {
-            HeadConfig::Projection(config) => HeadKind::Projection(Projection::new(list, config)),
+            HeadConfig::Projection(config) => HeadKind::Projection(Projection::new(list, config)?),
             HeadConfig::MaskedLm(config) => HeadKind::MaskedLm(MaskedLm::new(list, config)?),
         })
     }

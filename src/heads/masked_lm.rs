@@ -38,8 +38,27 @@ pub struct MaskedLmConfig {
     pub vocab_size: usize,
     /// Of the transform.
     pub activation: ActivationConfig,
+    /// Added to the variance by its layer norm.
+    #[serde(default = "epsilon")]
+    pub layer_norm_epsilon: f64,
     /// Name before the weights' names.
     pub name: String,
+}
+
+fn epsilon() -> f64 {
+    EPSILON
+}
+
+impl MaskedLmConfig {
+    /// Checks activation and epsilon; the error names the argument.
+    pub fn validate(&self) -> Result<()> {
+        Activation::<f32>::from_config(&self.activation, None)?;
+        if self.layer_norm_epsilon > 0.0 && self.layer_norm_epsilon.is_finite() {
+            return Ok(());
+        }
+        let message = format!("got {}, expected a number above 0", self.layer_norm_epsilon);
+        Err(Error::value("layer_norm_epsilon", message))
+    }
 }
 
 /// The head's layers; the word table stays the encoder's.
@@ -102,7 +121,12 @@ impl<R: Real> MaskedLm<R> {
             activation: Activation::from_config(&config.activation, None)?,
             output_bias: list.vector(format!("{name}/output_bias/bias"), Role::Bias, &[vocab_size]),
             transform: Dense::new(list, &format!("{name}/transform/dense"), hidden_size, embedding_width),
-            norm: LayerNorm::new(list, &format!("{name}/transform/LayerNorm"), embedding_width, EPSILON),
+            norm: LayerNorm::new(
+                list,
+                &format!("{name}/transform/LayerNorm"),
+                embedding_width,
+                config.layer_norm_epsilon,
+            ),
             config: config.clone(),
         })
     }

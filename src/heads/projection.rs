@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! x = dropout(features)            where the model has dropout before the head
-//! y = dropout(tanh(x W1 + b1))     where there is an inner layer; else y = dropout(x)
+//! y = dropout(f(x W1 + b1))        where there is an inner layer, f being tanh by itself; else y = dropout(x)
 //! logits = y W2 + b2
 //! ```
 //! Sources: `BertClassifier` with `ClassificationHead`, `BertTokenClassifier`, `SpanLabeling` of the Model Garden.
@@ -10,9 +10,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::ActivationConfig;
 use crate::error::{Error, Result};
-use crate::kernels::{Elementwise, Real, elementwise, elementwise_backward};
-use crate::layers::{Dense, Dropout};
+use crate::kernels::Real;
+use crate::layers::{Activation, Dense, Dropout};
 use crate::params::{Gradients, WeightList, Weights};
 use crate::random::{Purpose, RngStream, place_of};
 use crate::runtime::Context;
@@ -24,8 +25,11 @@ use crate::sys::alloc_zeroed;
 pub struct ProjectionConfig {
     /// Width of the features.
     pub input_width: usize,
-    /// Width of the layer with tanh between features and logits; 0 for none.
+    /// Width of the layer between features and logits; 0 for none.
     pub inner_width: usize,
+    /// Of that layer.
+    #[serde(default = "tanh")]
+    pub inner_activation: ActivationConfig,
     /// Number of logits.
     pub num_classes: usize,
     /// Dropout on the features.
@@ -38,10 +42,15 @@ pub struct ProjectionConfig {
     pub output_name: String,
 }
 
+fn tanh() -> ActivationConfig {
+    ActivationConfig::named("tanh")
+}
+
 /// The head's layers.
 #[derive(Clone, Debug)]
-pub struct Projection {
+pub struct Projection<R> {
     config: ProjectionConfig,
+    activation: Activation<R>,
     inner: Option<Dense>,
     output: Dense,
 }
@@ -50,7 +59,7 @@ pub struct Projection {
 struct Steps<R> {
     /// Features after dropout.
     x: Vec<R>,
-    /// The inner layer before tanh.
+    /// The inner layer before its activation.
     pre: Vec<R>,
     /// What the last layer sees.
     y: Vec<R>,
@@ -77,13 +86,16 @@ impl ProjectionConfig {
                 ));
             }
         }
-        Ok(())
+        Activation::<f32>::from_config(&self.inner_activation, None).map(|_| ())
     }
 }
 
-impl Projection {
+impl<R: Real> Projection<R> {
     /// Declares the layers.
-    pub fn new(list: &mut WeightList, config: &ProjectionConfig) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Value`] for an activation that is not known.
+    pub fn new(list: &mut WeightList, config: &ProjectionConfig) -> Result<Self> {
         let mut width = config.input_width;
         let mut inner = None;
         if config.inner_width > 0 {
@@ -91,11 +103,12 @@ impl Projection {
             width = config.inner_width;
         }
         let output = Dense::new(list, &config.output_name, width, config.num_classes);
-        Projection { config: config.clone(), inner, output }
+        let activation = Activation::from_config(&config.inner_activation, None)?;
+        Ok(Projection { config: config.clone(), activation, inner, output })
     }
 
     /// Logits `[rows, num_classes]` of `features` `[rows, input_width]`; dropout with the seed `training`, if any.
-    pub fn forward<R: Real>(
+    pub fn forward(
         &self,
         context: &Context<'_, R>,
         weights: &Weights<R>,
@@ -109,7 +122,7 @@ impl Projection {
     }
 
     /// From the gradient of the logits: adds the weights' gradients to `gradients` and returns the features'.
-    pub fn backward<R: Real>(
+    pub fn backward(
         &self,
         context: &Context<'_, R>,
         weights: &Weights<R>,
@@ -118,18 +131,17 @@ impl Projection {
         training: Option<u64>,
         gradients: &mut Gradients<R>,
     ) -> Result<Vec<R>> {
-        let isa = context.isa;
         let [inner_dropout, input_dropout] = self.dropouts(training);
         let Steps { x, pre, y } = self.steps(context, weights, features, training)?;
         // logits = y W2 + b2
         let mut dy = alloc_zeroed(y.len());
         self.output.backward(context, weights, &y, d_logits, &mut dy, gradients)?;
-        // y = dropout(tanh(pre)), pre = x W1 + b1
+        // y = dropout(f(pre)), pre = x W1 + b1
         inner_dropout.iter().for_each(|dropout| dropout.apply(context.isa, &mut dy, 0));
         let mut dx = match &self.inner {
             None => dy,
             Some(inner) => {
-                elementwise_backward(isa, Elementwise::Tanh, &pre, &mut dy);
+                self.activation.backward(context.isa, &pre, &mut dy, self.config.inner_width)?;
                 let mut dx = alloc_zeroed(x.len());
                 inner.backward(context, weights, &x, &dy, &mut dx, gradients)?;
                 dx
@@ -153,7 +165,7 @@ impl Projection {
         ]
     }
 
-    fn steps<R: Real>(
+    fn steps(
         &self,
         context: &Context<'_, R>,
         weights: &Weights<R>,
@@ -173,7 +185,7 @@ impl Projection {
                 let mut pre = alloc_zeroed(x.len() / self.config.input_width * self.config.inner_width);
                 inner.forward(context, weights, &x, &mut pre)?;
                 let mut y = pre.clone();
-                elementwise(context.isa, Elementwise::Tanh, &mut y);
+                self.activation.forward(context.isa, &mut y, self.config.inner_width)?;
                 (pre, y)
             }
         };

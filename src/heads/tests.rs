@@ -3,6 +3,7 @@
 use super::cross_entropy::{LossSums, cross_entropy};
 use super::masked_lm::{MaskedLm, MaskedLmConfig, MaskedLmGradients, Predictions};
 use super::projection::{Projection, ProjectionConfig};
+use crate::config::ActivationConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Isa, Real};
 use crate::params::{Gradients, Spec, Table, WeightList, Weights};
@@ -43,6 +44,7 @@ fn projection_config(inner_width: usize) -> ProjectionConfig {
     ProjectionConfig {
         input_width: 35,
         inner_width,
+        inner_activation: ActivationConfig::named("gelu"),
         num_classes: 5,
         input_dropout: 0.25,
         dropout: 0.5,
@@ -57,6 +59,7 @@ fn masked_lm_config() -> MaskedLmConfig {
         embedding_width: 37,
         vocab_size: 300,
         activation: serde_json::from_str(r#"{"name": "gelu_tanh"}"#).expect("an activation"),
+        layer_norm_epsilon: 1e-5,
         name: "cls/predictions".into(),
     }
 }
@@ -135,7 +138,7 @@ fn bad_labels_are_named() {
 fn projection_gradients_are_slopes() {
     for inner in [0, 34] {
         let config = projection_config(inner);
-        let (head, mut weights) = load::<f64, _>(|list| Projection::new(list, &config));
+        let (head, mut weights) = load::<f64, _>(|list| Projection::new(list, &config).expect("a head"));
         let mut features = values::<f64>(50, 3 * 35);
         let d_logits = values::<f64>(51, 3 * 5);
         let specs = weights.specs().to_vec();
@@ -167,7 +170,7 @@ fn projection_gradients_are_slopes() {
 #[test]
 fn dropout_is_only_for_training() {
     let config = projection_config(0);
-    let (head, weights) = load::<f32, _>(|list| Projection::new(list, &config));
+    let (head, weights) = load::<f32, _>(|list| Projection::new(list, &config).expect("a head"));
     let features = values::<f32>(50, 35);
     let logits = |training| with_context(1, |context| head.forward(context, &weights, &features, training));
     assert_eq!(logits(None), logits(None));

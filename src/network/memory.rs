@@ -11,8 +11,8 @@ use super::moe::mixture::MAX_ROWS;
 use super::outputs::RequestedOutputs;
 use super::pass::{BLOCK_STEP, MAX_BLOCK};
 
-/// Bytes of scratch memory, copied inputs and outputs of a forward pass at inference for `batch` examples, in 32 bits,
-/// by `threads` threads. Fixed transform matrices count here, since no weight stands for them.
+/// Bytes of scratch memory, copied inputs and outputs of a forward pass at inference for `batch` examples of `seq`
+/// positions, in 32 bits, by `threads` threads. Fixed transform matrices count here, since no weight stands for them.
 ///
 /// It goes through the layers as [`super::SparseMixer::forward`] does and keeps account of the buffers that they take
 /// and give back.
@@ -22,10 +22,14 @@ use super::pass::{BLOCK_STEP, MAX_BLOCK};
 pub fn forward_bytes(
     config: &SparseMixerConfig,
     batch: usize,
+    seq: usize,
     requested: RequestedOutputs,
     threads: usize,
 ) -> Result<usize> {
-    let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
+    let built_for = config;
+    // Fewer positions take what they take in an encoder that was built for so many.
+    let config = &SparseMixerConfig { max_sequence_length: seq, ..config.clone() };
+    let hidden = config.hidden_size;
     // Beyond any address space, whatever else a call takes, and still far from overflows below.
     let positions = batch.checked_mul(seq).and_then(|rows| rows.checked_mul(per_position(config)));
     if positions.is_none_or(|bytes| bytes > MOST_BYTES) {
@@ -56,7 +60,7 @@ pub fn forward_bytes(
     let adder = if config.attention_layers.is_empty() { 0 } else { size_of::<f32>() };
     let arrays = ledger.bytes() + outputs * FLOAT + rows * (ids + adder);
     let counted =
-        arrays + ledger.largest_extra + of_threads(config, batch, threads) + transform_bytes(config);
+        arrays + ledger.largest_extra + of_threads(config, batch, threads) + transform_bytes(built_for);
     // What allocators, stacks and the interpreter add.
     Ok(counted + counted / 50 + (1 << 20))
 }

@@ -397,13 +397,21 @@ impl Encoder {
         self.isa.name()
     }
 
-    #[pyo3(signature = (batch, outputs=None))]
-    fn memory_estimate(&self, py: Python<'_>, batch: usize, outputs: Option<Vec<String>>) -> PyResult<usize> {
+    #[pyo3(signature = (batch, outputs=None, seq=None))]
+    fn memory_estimate(
+        &self,
+        py: Python<'_>,
+        batch: usize,
+        outputs: Option<Vec<String>>,
+        seq: Option<usize>,
+    ) -> PyResult<usize> {
         guard(|| {
             let requested = outputs::requested(outputs.as_deref(), false)?;
             let (network, threads) = (self.network(py)?, self.effective_threads()?);
+            let seq = seq.unwrap_or(self.config.max_sequence_length);
             enter_core(py, |_| {
-                Ok(forward_bytes(&self.config, batch, requested, threads)?
+                self.config.check_length(seq, "sequence_length", &format!("got {seq}"))?;
+                Ok(forward_bytes(&self.config, batch, seq, requested, threads)?
                     .saturating_add(network.weights().bytes()))
             })
         })

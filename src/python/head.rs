@@ -311,7 +311,7 @@ pub fn cross_entropy<'py>(
     })
 }
 
-fn projection(head: &heads::Head<f32>) -> Result<&heads::Projection> {
+fn projection(head: &heads::Head<f32>) -> Result<&heads::Projection<f32>> {
     match &head.kind {
         HeadKind::Projection(head) => Ok(head),
         HeadKind::MaskedLm(_) => Err(Error::Internal("a masked-language head does not project".into())),

@@ -12,7 +12,7 @@ import numpy as np
 
 from sparse_mixer import _native
 from sparse_mixer._core.arguments import Arguments
-from sparse_mixer._core.checks import as_dtype, as_int, as_strings
+from sparse_mixer._core.checks import as_dtype, as_int, as_positive, as_strings
 from sparse_mixer._core.construction import given_seed, make_core
 from sparse_mixer._core.overflow import overflowing, warn_of_overflow
 from sparse_mixer._core.part import Part, variables_of
@@ -171,7 +171,11 @@ class Encoder(Part):
         return self.core.weight_bytes
 
     def memory_estimate(
-        self, batch: int, *, outputs: Sequence[str] = ("sequence_output", "pooled_output", "encoder_outputs")
+        self,
+        batch: int,
+        *,
+        outputs: Sequence[str] = ("sequence_output", "pooled_output", "encoder_outputs"),
+        sequence_length: int | None = None,
     ) -> int:
         """Bytes that a call at inference takes at its peak: weights, inputs, scratch and outputs.
 
@@ -181,14 +185,16 @@ class Encoder(Part):
         Args:
             batch: Number of examples.
             outputs: Names of the wanted outputs, as in the call.
+            sequence_length: Positions of the inputs; None for `max_sequence_length`.
 
         Raises:
-            ValueError: A batch that the call would refuse.
+            ValueError: A batch or a length that the call would refuse.
         """
+        length = None if sequence_length is None else as_positive("sequence_length", sequence_length)
         count = as_int("batch", batch)
         if not 0 <= count < 2**40:
             raise ValueError(f"batch: got {count}, expected at least 0 and less than 2**40")
-        return self.core.memory_estimate(count, as_strings("outputs", outputs, "names"))
+        return self.core.memory_estimate(count, as_strings("outputs", outputs, "names"), length)
 
     def astype(self, dtype: Any) -> Self:
         """A new encoder with the weights converted to `dtype`; this one is unchanged.

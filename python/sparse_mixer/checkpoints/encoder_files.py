@@ -52,8 +52,8 @@ def save(encoder: Encoder, path: PathLike, *, file_format: str | None = None, pa
         raise ValueError(f"packed: only our own format holds packed weights, got file_format {kind!r}")
     if kind == "safetensors":
         _native.save([("", encoder.core)], target, kind, metadata(encoder), packed=packed)
-    elif kind == FILE_FORMAT:
-        save_hugging_face(encoder, target)
+    elif kind.startswith(FILE_FORMAT):
+        save_hugging_face(encoder, target, file_format=kind)
     elif kind == "npz":
         _native.save([("", encoder.core)], target, kind, {})
     elif kind == "weights_h5":
@@ -173,11 +173,11 @@ def build(
     changes = changes or {}
     arguments, seed, specs = resolve(cls, file, config, changes, stored=stored)
     cuts = "max_sequence_length" in changes
-    plan = _plan(file, specs, prefix, cuts=cuts)
+    plan = plan_of(file, specs, prefix, cuts=cuts)
     report = make_report(file, plan, optional=())
     if report.unexpected and any(name in changes for name in ("num_layers", "with_pooler")):
         whole = {name: changes[name] for name in changes if name not in ("num_layers", "with_pooler")}
-        known = _plan(file, resolve(cls, file, config, whole, stored=stored)[2], plan.root, cuts=cuts).loaded
+        known = plan_of(file, resolve(cls, file, config, whole, stored=stored)[2], plan.root, cuts=cuts).loaded
         left_out = {name for _, name in known}
         report = replace(report, unexpected=[name for name in report.unexpected if name not in left_out])
     if strict:
@@ -194,7 +194,7 @@ def build(
     return encoder
 
 
-def _plan(file: WeightFile, specs: TargetWeights, prefix: str | None, *, cuts: bool = False) -> _native.LoadPlan:
+def plan_of(file: WeightFile, specs: TargetWeights, prefix: str | None, *, cuts: bool = False) -> _native.LoadPlan:
     """Which tensors of `file` are which weights, its layout considered; `cuts` a larger table of positions."""
     layout = read_layout(file.path) if file.format in ("safetensors", "h5") else Layout()
     first = 0 if layout.first_position is None and cuts else layout.first_position
@@ -263,7 +263,7 @@ def _vocab_size(file: WeightFile) -> int | None:
 def load_report(encoder: Encoder, source: PathLike | Mapping[str, Any], *, prefix: str | None = None) -> LoadReport:
     """`SparseMixer.load_report`."""
     with contextlib.closing(open_weights(source)) as file:
-        return make_report(file, _plan(file, encoder.core.weight_specs(), prefix), optional_weights(encoder))
+        return make_report(file, plan_of(file, encoder.core.weight_specs(), prefix), optional_weights(encoder))
 
 
 def load_weights(
@@ -275,7 +275,7 @@ def load_weights(
 ) -> LoadReport:
     """`SparseMixer.load_weights`."""
     with contextlib.closing(open_weights(source)) as file:
-        plan = _plan(file, encoder.core.weight_specs(), prefix)
+        plan = plan_of(file, encoder.core.weight_specs(), prefix)
         report = make_report(file, plan, optional_weights(encoder))
         if as_bool("strict", strict):
             report.require_complete()

@@ -15,7 +15,8 @@ from sparse_mixer._core.checks import as_count, as_float
 from sparse_mixer._native import CheckpointError
 
 _MAX_CONFIG_BYTES = 1 << 20
-_EPSILON = 1e-12
+EPSILON = 1e-12
+"""Of layer norms, where a model does not say."""
 _TYPE_TABLE = "type_embeddings/embeddings"
 # In PyTorch's files and in TensorFlow's.
 _POOLERS = ("pooler.dense.weight", "pooler/dense/kernel", "pooler/dense/kernel:0")
@@ -60,8 +61,7 @@ ACTIVATIONS = {
     "silu": "silu",
 }
 """Our name of each activation."""
-# DistilBERT's names of what the others have.
-_DISTILBERT = {
+DISTILBERT = {
     "hidden_size": "dim",
     "num_hidden_layers": "n_layers",
     "num_attention_heads": "n_heads",
@@ -70,6 +70,7 @@ _DISTILBERT = {
     "attention_probs_dropout_prob": "attention_dropout",
     "hidden_act": "activation",
 }
+"""DistilBERT's names of what the others have."""
 
 
 class Layout(NamedTuple):
@@ -136,7 +137,7 @@ def read_hugging_face(path: str, tensors: Sequence[str]) -> dict[str, Any] | Non
         if config.get(key, value) != value:
             raise CheckpointError(f"{file}: {key}={config[key]!r} is not supported, only {value!r}")
     if kind == "distilbert":
-        config = {**config, **{ours: config[theirs] for ours, theirs in _DISTILBERT.items() if theirs in config}}
+        config = {**config, **{ours: config[theirs] for ours, theirs in DISTILBERT.items() if theirs in config}}
         config.setdefault("type_vocab_size", 1)
     activation = config.get("hidden_act", "gelu")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
@@ -167,7 +168,7 @@ def bert_arguments(kind: str, config: Mapping[str, Any], activation: str) -> dic
         "inner_dim": _count(config, "intermediate_size"),
         "inner_activation": activation,
         "output_dropout": as_float("hidden_dropout_prob", config.get("hidden_dropout_prob", 0.1)),
-        "layer_norm_epsilon": as_float("layer_norm_eps", config.get("layer_norm_eps", _EPSILON)),
+        "layer_norm_epsilon": as_float("layer_norm_eps", config.get("layer_norm_eps", EPSILON)),
     }
     if kind == "electra":
         arguments["embedding_width"] = _count(config, "embedding_size")

@@ -15,7 +15,13 @@ from sparse_mixer._core.variables import Variable, assign_all
 from sparse_mixer._native import CheckpointError
 from sparse_mixer.checkpoints import encoder_files, head_files
 from sparse_mixer.checkpoints.endings import format_of
-from sparse_mixer.checkpoints.hugging_face_writer import FILE_FORMAT, save_hugging_face, to_pytorch
+from sparse_mixer.checkpoints.hugging_face_writer import (
+    FILE_FORMAT,
+    WITH_HEADS,
+    kind_of,
+    save_hugging_face,
+    to_pytorch,
+)
 from sparse_mixer.checkpoints.keras_h5_writer import save_weights_h5
 from sparse_mixer.checkpoints.opening import open_weights
 from sparse_mixer.checkpoints.stored_config import stored_config
@@ -36,8 +42,8 @@ class StoredModel(Protocol):
     def get_config(self) -> dict[str, Any]:
         """The arguments besides the encoder, JSON-able."""
 
-    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
-        """That package's class of the same model, and its names of the heads' weights by our keys."""
+    def hugging_face_names(self, kind: str) -> tuple[str, dict[str, str]]:
+        """The end of that package's class of the same model, and its names of the heads' weights by our keys."""
 
 
 def save(model: StoredModel, path: PathLike, *, file_format: str | None = None) -> None:
@@ -53,10 +59,13 @@ def save(model: StoredModel, path: PathLike, *, file_format: str | None = None) 
         heads = {names[variable.key]: variable.numpy() for variable in _of_heads(model)}
         save_weights_h5(model.encoder, target, heads, "masked_lm/vars/0" if shares else None)
         return
-    if kind == FILE_FORMAT:
-        architecture, names = model.hugging_face_names()
+    if kind.startswith(FILE_FORMAT):
+        there = kind_of(model.encoder, kind)
+        if there not in WITH_HEADS:
+            raise ValueError(f"file_format: {FILE_FORMAT!r} has no models with heads on this encoder, a {there}")
+        ending, names = model.hugging_face_names(there)
         heads = {names[v.key]: to_pytorch(v.key, v.numpy()) for v in _of_heads(model)}
-        save_hugging_face(model.encoder, target, architecture=architecture, heads=heads)
+        save_hugging_face(model.encoder, target, file_format=kind, ending=ending, heads=heads)
         return
     if kind not in _FORMATS:
         raise ValueError(
@@ -142,7 +151,7 @@ def load_weights(model: StoredModel, source: PathLike | Mapping[str, Any]) -> No
         else:
             arrays = [file.read(places[variable.key]) for variable in variables]
         own = names is None and places is None
-        plan = file.plan(model.encoder.core.weight_specs(), ENCODER if own else None)
+        plan = encoder_files.plan_of(file, model.encoder.core.weight_specs(), ENCODER if own else None)
         encoder_files.make_report(file, plan, encoder_files.optional_weights(model.encoder)).require_complete()
         file.load_into(model.encoder.core, plan)
         assign_all(variables, arrays)
@@ -163,9 +172,8 @@ def _names(file: WeightFile, model: StoredModel) -> dict[str, str] | None:
     found = [name for name, _, _ in file.entries()]
     if file.format not in ("safetensors", "mapping") or any(name.startswith(f"{ENCODER}/") for name in found):
         return None
-    if not any(name.startswith("bert.embeddings.") for name in found):
-        return None
-    return model.hugging_face_names()[1]
+    kinds = [kind for kind in WITH_HEADS if any(name.startswith(f"{kind}.embeddings.") for name in found)]
+    return model.hugging_face_names(kinds[0])[1] if kinds else None
 
 
 def _read(file: WeightFile, variables: Sequence[Variable], names: Mapping[str, str] | None = None) -> list[Array]:

@@ -24,7 +24,8 @@ class StoredEncoder(CalledEncoder):
                 ``tf_keras.Model(net.inputs, net(net.inputs))``; needs the extra ``h5``), any other name is our own
                 format: safetensors with the configuration, for `load`.
             file_format: ``"safetensors"``, ``"npz"`` or ``"weights_h5"``, whatever the ending; or ``"huggingface"``
-                for a folder at `path` that `transformers` loads, of an encoder that is a BERT, ELECTRA or FNet.
+                for a folder at `path` that `transformers` loads, of an encoder that is a BERT, ELECTRA or FNet
+                (``"huggingface:roberta"`` and so on for that kind of model).
             packed: Whether weights are written as the core keeps them, in their storage type: `load` then maps the file
                 instead of reading it, which takes milliseconds, and processes share its pages. Such files are for this
                 library alone.

@@ -112,13 +112,19 @@ class Model(CompiledModel):
     def _repr_html_(self) -> str:
         return summary.as_html(self)
 
-    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
-        """The class of the same model in the `transformers` package, and its names of the heads' weights by our keys.
+    def hugging_face_names(self, kind: str) -> tuple[str, dict[str, str]]:
+        """What the `transformers` package calls the same model and the weights of its heads.
+
+        Args:
+            kind: Its kind of encoder: ``"bert"``, ``"roberta"``, ``"electra"`` or ``"distilbert"``.
+
+        Returns:
+            The end of its class's name, such as ``"ForTokenClassification"``, and its names by our keys.
 
         Raises:
-            ValueError: There is no such class.
+            ValueError: It has no such model.
         """
-        raise ValueError(f"file_format: 'huggingface' has no model for this {type(self).__name__}")
+        raise ValueError(f"file_format: 'huggingface:{kind}' has no model for this {type(self).__name__}")
 
     def loss_divisors(self, batch: Any) -> dict[str, float]:
         """What the terms of a batch's loss are divided by.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
+from sparse_mixer import activations
 from sparse_mixer._core.checks import as_int
 from sparse_mixer._core.encoder import NO_POOLER
 from sparse_mixer._core.vjp import OutputGradient
@@ -17,6 +18,14 @@ from sparse_mixer.models.head_layers import ClassificationHead, classification_h
 from sparse_mixer.models.heads import Array, ProjectionHead, head_names
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
+
+# What stands between encoder and logits in the `transformers` package, and its names of the layers.
+_HUGGING_FACE_HEADS: dict[str, tuple[str | None, dict[str, str]]] = {
+    "bert": (None, {"logits": "classifier"}),
+    "roberta": ("tanh", {"pooler_dense": "classifier.dense", "logits": "classifier.out_proj"}),
+    "electra": ("gelu", {"pooler_dense": "classifier.dense", "logits": "classifier.out_proj"}),
+    "distilbert": ("relu", {"pooler_dense": "pre_classifier", "logits": "classifier"}),
+}
 
 
 @stored
@@ -38,6 +47,7 @@ class BertClassifier(Model):
         cls_head: Any = None,
         *,
         name: str = "bert_classifier",
+        activation: Any = "tanh",
         seed: int | None = None,
     ) -> None:
         """Put a classification head on an encoder.
@@ -48,12 +58,13 @@ class BertClassifier(Model):
             initializer: Of the head's kernels.
             dropout_rate: Dropout before the last layer; with the encoder's pooler, also on its output, as in the
                 reference.
-            use_encoder_pooler: Whether the head sees ``pooled_output``; otherwise it has a tanh layer of its own on
-                the first position of ``sequence_output``.
+            use_encoder_pooler: Whether the head sees ``pooled_output``; otherwise it has a layer of its own on the
+                first position of ``sequence_output``.
             head_name: Prefix of the head's weights.
             cls_head: The head as a layer: a `ClassificationHead` of ours or of the Model Garden, whose settings replace
                 all arguments of the head's but `use_encoder_pooler`, and whose weights are taken over if it has such.
             name: Name of the model.
+            activation: Of the head's own layer, by name: RoBERTa has ``"tanh"``, ELECTRA ``"gelu"``, DistilBERT ``"relu"``.
             seed: Source of the head's initial weights; None takes a random one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)
@@ -62,13 +73,16 @@ class BertClassifier(Model):
         if given is not None:
             _check_head(given, bool(use_encoder_pooler))
             num_classes, initializer, head_name = given.num_classes, given.initializer, given.name
-            inner, dropout_rate = given.inner_dim or 0, given.dropout_rate
+            inner, dropout_rate, activation = given.inner_dim or 0, given.dropout_rate, given.activation
             self._cls_token_idx = given.cls_token_idx % network.arguments.max_sequence_length
+        self._activation = activations.serialize(activations.resolve(activation, "activation"))
         self.num_classes = as_int("num_classes", num_classes)
         self.head_name, self.initializer = head_name, initializer
         self.use_encoder_pooler = bool(use_encoder_pooler)
         if self.use_encoder_pooler and not network.arguments.with_pooler:
             raise ValueError(f"use_encoder_pooler: got True, but {NO_POOLER}; give use_encoder_pooler=False")
+        # What the `transformers` package has is a layer of the encoder's width on the first position.
+        self._is_plain = inner == network.arguments.hidden_size and self._cls_token_idx == 0
         self._outputs = ("pooled_output",) if self.use_encoder_pooler else ("sequence_output",)
         self._config = {
             "num_classes": self.num_classes,
@@ -77,12 +91,14 @@ class BertClassifier(Model):
             "head_name": head_name,
             "cls_head": None if given is None else given.get_config(),
             "name": str(name),
+            "activation": self._activation,
         }
         self._head = ProjectionHead(
             head_name,
             network,
             self.num_classes,
             inner_width=0 if self.use_encoder_pooler else inner,
+            inner_activation=activation,
             input_dropout=input_dropout if self.use_encoder_pooler else 0.0,
             dropout=dropout_rate,
             output_name=f"{head_name}/logits",
@@ -106,11 +122,13 @@ class BertClassifier(Model):
         head = config.get("cls_head")
         return cls(encoder, **{**config, "cls_head": None if head is None else ClassificationHead(**head)})
 
-    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
-        """As `Model.hugging_face_names`."""
-        if not self.use_encoder_pooler:
-            return super().hugging_face_names()
-        return "BertForSequenceClassification", head_names(self._head, {"logits": "classifier"})
+    def hugging_face_names(self, kind: str) -> tuple[str, dict[str, str]]:
+        """As `Model.hugging_face_names`; all but BERT have a layer of their own instead of the pooler."""
+        activation, parts = _HUGGING_FACE_HEADS[kind]
+        fits = activation is None if self.use_encoder_pooler else self._is_plain and activation == self._activation
+        if not fits:
+            return super().hugging_face_names(kind)
+        return "ForSequenceClassification", head_names(self._head, parts)
 
     def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> Array:
         """Logits ``[B, num_classes]``."""

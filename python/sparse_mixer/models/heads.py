@@ -74,7 +74,7 @@ class Head(Part):
 
 
 class ProjectionHead(Head):
-    """Features ``[..., width]`` to logits ``[rows, num_classes]``; with dropout, and perhaps a tanh layer between."""
+    """Features ``[..., width]`` to logits ``[rows, num_classes]``; with dropout, and perhaps a layer between."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class ProjectionHead(Head):
         num_classes: int,
         *,
         inner_width: int = 0,
+        inner_activation: Any = "tanh",
         input_dropout: float = 0.0,
         dropout: float = 0.0,
         output_name: str,
@@ -93,6 +94,7 @@ class ProjectionHead(Head):
             "kind": "projection",
             "input_width": encoder.arguments.hidden_size,
             "inner_width": inner_width,
+            "inner_activation": named_activation(inner_activation, "activation"),
             "num_classes": num_classes,
             "input_dropout": float(input_dropout),
             "dropout": float(dropout),
@@ -123,15 +125,14 @@ class MaskedLMHead(Head):
         arguments = encoder.arguments
         if arguments.embedding_layer is not None:
             raise ValueError("encoder_network: a masked language model needs the encoder's own word table")
-        function = activations.resolve("linear" if activation is None else activation, "mlm_activation")
-        if isinstance(function, activations.Activation):
-            raise TypeError("mlm_activation: expected one of the named activations, got a callable")
         config = {
             "kind": "masked_lm",
             "hidden_size": arguments.hidden_size,
             "embedding_width": arguments.width(),
             "vocab_size": arguments.vocab_size,
-            "activation": dict(function),
+            "activation": named_activation("linear" if activation is None else activation, "mlm_activation"),
+            # As in the `transformers` package; TensorFlow's encoders have but one.
+            "layer_norm_epsilon": arguments.layer_norm_epsilon,
             "name": name,
         }
         super().__init__(name, encoder, config, initializer, seed)
@@ -174,6 +175,19 @@ class MaskedLMHead(Head):
             self._encoder.get_embedding_table().trainable,
         )
         return Sums(*sums), OutputGradient() if d_sequence is None else OutputGradient((None, d_sequence))
+
+
+def named_activation(activation: Any, argument: str) -> dict[str, Any]:
+    """What the core knows `activation` by.
+
+    Raises:
+        TypeError: It is a callable.
+        ValueError: There is none of that name.
+    """
+    function = activations.resolve(activation, argument)
+    if isinstance(function, activations.Activation):
+        raise TypeError(f"{argument}: expected one of the named activations, got a callable")
+    return dict(function)
 
 
 def _rows(sequence_output: AnyArray, positions: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

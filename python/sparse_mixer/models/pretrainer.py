@@ -28,6 +28,15 @@ from sparse_mixer.models.heads import AnyArray, MaskedLMHead, ProjectionHead, he
 from sparse_mixer.networks import SparseMixer
 from sparse_mixer.training.metrics import Metrics
 
+# The activation of masked language models in the `transformers` package, or None for the encoder's, and its names of
+# output bias, dense layer and layer norm.
+_HUGGING_FACE_HEADS = {
+    "bert": (None, "cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
+    "roberta": ("gelu", "lm_head", "lm_head.dense", "lm_head.layer_norm"),
+    "electra": ("gelu", "generator_lm_head", "generator_predictions.dense", "generator_predictions.LayerNorm"),
+    "distilbert": (None, "vocab_projector", "vocab_transform", "vocab_layer_norm"),
+}
+
 
 @stored
 class BertPretrainerV2(Model):
@@ -126,21 +135,19 @@ class BertPretrainerV2(Model):
         """Encoder and heads by the names that the Model Garden gives them in checkpoints."""
         return {"encoder": self.encoder, "masked_lm": self.masked_lm, **super().checkpoint_items}
 
-    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
-        """As `Model.hugging_face_names`; a head for pairs of sentences is one with two classes on the pooler."""
-        # There, one activation is that of the whole model.
-        if self._config["mlm_activation"] != activations.serialize(self.encoder.arguments.inner_activation):
-            return super().hugging_face_names()
-        parts = {"output_bias": "cls.predictions", "dense": "cls.predictions.transform.dense"}
-        names = head_names(self.masked_lm, parts | {"LayerNorm": "cls.predictions.transform.LayerNorm"})
+    def hugging_face_names(self, kind: str) -> tuple[str, dict[str, str]]:
+        """As `Model.hugging_face_names`; a BERT may have a head for pairs of sentences, two classes on the pooler."""
+        activation, *parts = _HUGGING_FACE_HEADS[kind]
+        own = activations.serialize(self.encoder.arguments.inner_activation)
+        if self._config["mlm_activation"] != (activation or own):
+            return super().hugging_face_names(kind)
+        names = head_names(self.masked_lm, dict(zip(("output_bias", "dense", "LayerNorm"), parts, strict=True)))
         if not self.classification_heads:
-            return "BertForMaskedLM", names
+            return "ForMaskedLM", names
         seen = self._seen[0]
-        if len(self._seen) > 1 or not seen.use_encoder_pooler or seen.num_classes != 2:
-            return super().hugging_face_names()
-        return "BertForPreTraining", names | head_names(
-            self.classification_heads[0], {"logits": "cls.seq_relationship"}
-        )
+        if kind != "bert" or len(self._seen) > 1 or not seen.use_encoder_pooler or seen.num_classes != 2:
+            return super().hugging_face_names(kind)
+        return "ForPreTraining", names | head_names(self.classification_heads[0], {"logits": "cls.seq_relationship"})
 
     def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> dict[str, Any]:
         """The encoder's outputs and the heads' logits."""

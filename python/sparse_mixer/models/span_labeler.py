@@ -63,9 +63,9 @@ class BertSpanLabeler(Model):
         )
         super().__init__(str(name), network, [self._head])
 
-    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
+    def hugging_face_names(self, kind: str) -> tuple[str, dict[str, str]]:
         """As `Model.hugging_face_names`."""
-        return "BertForQuestionAnswering", head_names(self._head, {"logits": "qa_outputs"})
+        return "ForQuestionAnswering", head_names(self._head, {"logits": "qa_outputs"})
 
     def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> list[Array]:
         """``[start_logits, end_logits]``."""

@@ -74,9 +74,9 @@ class BertTokenClassifier(Model):
         )
         super().__init__(str(name), network, [self._head])
 
-    def hugging_face_names(self) -> tuple[str, dict[str, str]]:
+    def hugging_face_names(self, kind: str) -> tuple[str, dict[str, str]]:
         """As `Model.hugging_face_names`."""
-        return "BertForTokenClassification", head_names(self._head, {"logits": "classifier"})
+        return "ForTokenClassification", head_names(self._head, {"logits": "classifier"})
 
     def call(self, inputs: Mapping[str, Any], *, training: bool = False, seed: int | None = None) -> dict[str, Array]:
         """``{"logits": [B, S, num_classes]}``, or what `output` and `output_encoder_outputs` say."""
