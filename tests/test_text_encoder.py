@@ -276,7 +276,7 @@ def test_folders(tmp_path: Path) -> None:
             TextEncoder(path)
     path = folder_of(tmp_path / "five")
     (path / "vocab.txt").unlink()
-    with pytest.raises(CheckpointError, match=r"no tokenizer\.json and no vocab\.txt"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json, vocab\.txt, merges\.txt or sentencep"):
         TextEncoder(path)
     (path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match="not a usable tokenizer"):

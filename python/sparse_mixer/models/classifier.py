@@ -64,7 +64,8 @@ class BertClassifier(Model):
             cls_head: The head as a layer: a `ClassificationHead` of ours or of the Model Garden, whose settings replace
                 all arguments of the head's but `use_encoder_pooler`, and whose weights are taken over if it has such.
             name: Name of the model.
-            activation: Of the head's own layer, by name: RoBERTa has ``"tanh"``, ELECTRA ``"gelu"``, DistilBERT ``"relu"``.
+            activation: Of the head's own layer, by name: ``"tanh"`` as in RoBERTa, ``"gelu"`` as in ELECTRA, ``"relu"``
+                as in DistilBERT.
             seed: Source of the head's initial weights; None takes a random one, see `sparse_mixer.set_random_seed`.
         """
         check_encoder("network", network)

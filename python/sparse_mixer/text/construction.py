@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sparse_mixer._core.paths import PathLike, file_name
+from sparse_mixer._native import CheckpointError
 from sparse_mixer.networks import SparseMixer
+from sparse_mixer.text.dense import Dense, read_dense
 from sparse_mixer.text.sentence_folders import MODES, SentenceFolder, read_folder
 from sparse_mixer.text.tokenizer_files import load_tokenizer, read_json
 from sparse_mixer.text.tokenizing import check_tokenizer
@@ -46,6 +48,25 @@ def read_parts(folder_or_encoder: PathLike | SparseMixer, tokenizer: Any, dtype:
     if encoder.arguments.embedding_layer is not None:
         raise ValueError("folder_or_encoder: got an encoder with an own embedding_layer, expected one that takes ids")
     return Parts(encoder, tokenizer, about, min([encoder.arguments.max_sequence_length, *limits]))
+
+
+def read_layers(about: SentenceFolder, width: int) -> list[Dense | None]:
+    """What is done with pooled vectors of `width` numbers; None stands for dividing them by their lengths.
+
+    Raises:
+        CheckpointError: A layer that is damaged, not computed, or of another width.
+    """
+    layers: list[Dense | None] = []
+    for folder in about.layers:
+        layer = None if folder is None else read_dense(folder)
+        if layer is not None:
+            if layer.in_features != width:
+                raise CheckpointError(
+                    f"{folder}: in_features: got {layer.in_features}, but vectors have {width} numbers"
+                )
+            width = layer.out_features
+        layers.append(layer)
+    return layers
 
 
 def as_modes(pooling: str | Sequence[str]) -> tuple[str, ...]:

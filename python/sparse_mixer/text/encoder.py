@@ -329,5 +329,4 @@ class TextEncoder(TextModel):
     def _run(
         self, tokens: Sequence[Tokens], rows: int, out: Any, advance: Callable[[int], None], unit: bool, dim: int
     ) -> None:
-        options: dict[str, Any] = {"unit_length": self.normalize, "dim": dim, "unit_length_after": unit}
-        self._passes.vectors(tokens, rows, out, advance, modes=self.pooling, **options)
+        self._passes.vectors(tokens, rows, out, advance, modes=self.pooling, dim=dim, unit_length=unit)

@@ -8,7 +8,10 @@ import threading
 import weakref
 from typing import Any
 
+import numpy as np
+
 from sparse_mixer.networks import SparseMixer
+from sparse_mixer.text.dense import Dense
 from sparse_mixer.text.encoder import TextEncoder
 
 # The digest of an encoder's weights, and the version that it is of: a large model takes a second.
@@ -31,6 +34,7 @@ def fingerprint(model: TextEncoder) -> dict[str, Any]:
         "tokenizer": digest(tokenizer),
         "dtype": model.encoder.dtype,
         "pooling": list(model.pooling),
+        "layers": [None if layer is None else _digest_of(layer) for layer in model.layers],
         "max_seq_length": model.max_seq_length,
         **model.settings(),
     }
@@ -40,6 +44,13 @@ def depends_on_batches(model: TextEncoder) -> bool:
     """Whether vectors depend on which texts stand in a batch: where texts compete for experts in groups."""
     arguments = model.encoder.arguments
     return arguments.semantics == "paper" and bool(arguments.layers_within("moe_layers"))
+
+
+def _digest_of(layer: Dense) -> str:
+    total = hashlib.blake2b(digest_size=16)
+    for array in layer.weights():
+        total.update(digest([list(array.shape), array.dtype.str]).encode() + np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
 
 
 def _weights(encoder: SparseMixer) -> str:

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sparse_mixer import _native
+from sparse_mixer.embeddings.similarity import normalize_embeddings
 from sparse_mixer.networks import SparseMixer
+from sparse_mixer.text.dense import Dense
 from sparse_mixer.text.tokens import Tokens
 
 Floats = npt.NDArray[np.float32]
@@ -21,10 +23,17 @@ _PAD_TOKENS = ("[PAD]", "<pad>")
 class Passes:
     """Runs an encoder on tokens; a text has the same result, to the bit, in any batch."""
 
-    def __init__(self, encoder: SparseMixer, tokenizer: Any) -> None:
-        """Around an encoder that takes ids."""
+    def __init__(self, encoder: SparseMixer, tokenizer: Any, layers: Sequence[Dense | None] = ()) -> None:
+        """Around an encoder that takes ids.
+
+        Args:
+            encoder: The encoder.
+            tokenizer: Its tokenizer.
+            layers: What is done with pooled vectors; None stands for dividing them by their lengths.
+        """
         arguments = encoder.arguments
         self._encoder = encoder
+        self.layers: tuple[Dense | None, ...] = tuple(layers)
         self._pad_id = _pad_id(encoder, tokenizer)
         # Where padding takes part in mixing or routing, the encoder has to see the length that it was built for.
         attends = len(arguments.layers_within("attention_layers")) == arguments.num_layers
@@ -42,9 +51,8 @@ class Passes:
         advance: Callable[[int], None],
         *,
         modes: Sequence[str],
-        unit_length: bool,
         dim: int | None,
-        unit_length_after: bool,
+        unit_length: bool,
     ) -> None:
         """Write the vector of each text to its place in `out`.
 
@@ -54,14 +62,24 @@ class Passes:
             out: Numbers [N, D].
             advance: Told how many more texts are done.
             modes: Modes of pooling.
-            unit_length: Whether vectors are divided by their lengths.
-            dim: How many numbers of each are kept then; None for all.
-            unit_length_after: Whether they are divided by their lengths after that.
+            dim: How many numbers of each are kept behind all layers; None for all.
+            unit_length: Whether they are divided by their lengths after that.
         """
-        options: dict[str, Any] = {"unit_length": unit_length, "dim": dim, "unit_length_after": unit_length_after}
+        # Where there is nothing but this, the core does it with the pooling.
+        in_core = self.layers in ((), (None,))
+        options: dict[str, Any] = {"unit_length": False, "dim": None, "unit_length_after": False}
+        if in_core:
+            options = {"unit_length": self.layers == (None,), "dim": dim, "unit_length_after": unit_length}
         for places, arrays in self._batches(tokens, rows):
-            out[places] = _native.embed(self._encoder.core, **arrays, modes=list(modes), **options)
+            vectors = _native.embed(self._encoder.core, **arrays, modes=list(modes), **options)
+            out[places] = vectors if in_core else self._through_layers(vectors, dim, unit_length)
             advance(len(places))
+
+    def _through_layers(self, vectors: Floats, dim: int | None, unit_length: bool) -> Floats:
+        for layer in self.layers:
+            vectors = normalize_embeddings(vectors) if layer is None else layer(vectors, self._encoder)
+        vectors = vectors[:, :dim]
+        return normalize_embeddings(vectors) if unit_length else vectors
 
     def token_vectors(self, tokens: Sequence[Tokens], rows: int, advance: Callable[[int], None]) -> list[Floats]:
         """The vectors [tokens, H] of all tokens of each text, `rows` texts per pass."""

@@ -33,7 +33,8 @@ class SentenceFolder:
         encoder: The folder of the encoder and the tokenizer.
         pooling: Modes of pooling; None if it does not say.
         include_prompt: Whether the tokens of a prompt are pooled.
-        normalize: Whether vectors are divided by their length.
+        layers: What is done with pooled vectors, in this order: the folder of a `Dense`, or None to divide vectors by
+            their lengths.
         max_seq_length: Tokens per text, special tokens included; None if it does not say.
         lower_case: Whether texts are lower-cased first.
         prompts: Texts to put in front, by name.
@@ -45,7 +46,7 @@ class SentenceFolder:
     encoder: str
     pooling: tuple[str, ...] | None = None
     include_prompt: bool = True
-    normalize: bool = False
+    layers: tuple[str | None, ...] = ()
     max_seq_length: int | None = None
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +63,7 @@ def read_folder(folder: str) -> SentenceFolder:
         OSError: A file cannot be read.
     """
     parts = _modules(folder)
-    about: dict[str, Any] = {"encoder": folder}
+    about: dict[str, Any] = {"encoder": folder, "layers": ()}
     for number, (kind, place) in enumerate(parts):
         name, where = kind.rpartition(".")[2], os.path.join(folder, place) if place else folder
         if name == "Transformer" and number == 0:
@@ -74,12 +75,14 @@ def read_folder(folder: str) -> SentenceFolder:
             config = read_json(os.path.join(where, "config.json"))
             about["pooling"] = _pooling(where, config)
             about["include_prompt"] = bool(config.get("include_prompt", True))
-        elif name == "Normalize" and number > 0:
-            about["normalize"] = True
+        elif name == "Normalize" and number > 1:
+            about["layers"] += (None,)
+        elif name == "Dense" and number > 1:
+            about["layers"] += (where,)
         else:
             raise CheckpointError(
                 f"{folder}: modules.json has a part that is not computed, {kind!r} in place {number}; read are a "
-                "Transformer, a Pooling and a Normalize, in this order"
+                "Transformer, a Pooling, then Dense and Normalize"
             )
     if not parts:
         settings = read_json(os.path.join(folder, "sentence_bert_config.json"))

@@ -8,11 +8,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from sparse_mixer._core.checks import as_positive
+from sparse_mixer._core.checks import as_bool, as_positive
 from sparse_mixer._core.paths import PathLike
 from sparse_mixer.embeddings.similarity import SIMILARITIES
 from sparse_mixer.networks import SparseMixer
-from sparse_mixer.text.construction import as_modes, read_parts
+from sparse_mixer.text.construction import as_modes, read_layers, read_parts
+from sparse_mixer.text.dense import Dense
 from sparse_mixer.text.encode_arguments import as_texts
 from sparse_mixer.text.passes import Passes
 from sparse_mixer.text.tokens import TextCutter
@@ -69,7 +70,8 @@ class TextModel:
         self.pooling = as_modes(pooling or about.pooling or ("mean",))
         if "pooled" in self.pooling and not arguments.with_pooler:
             raise ValueError("pooling: got 'pooled', but the encoder has no pooler")
-        self._passes = Passes(self.encoder, self.tokenizer)
+        width = len(self.pooling) * arguments.hidden_size
+        self._passes = Passes(self.encoder, self.tokenizer, read_layers(about, width))
         self._cutter = TextCutter(
             self.tokenizer,
             lower_case=about.lower_case,
@@ -78,7 +80,6 @@ class TextModel:
         )
         if max_seq_length is not None:
             self.max_seq_length = max_seq_length
-        self.normalize = about.normalize
         self.prompts = {**about.prompts} if prompts is None else dict(prompts)
         self.default_prompt_name = about.default_prompt_name if default_prompt_name is None else default_prompt_name
         if self.default_prompt_name is not None:
@@ -139,6 +140,38 @@ class TextModel:
     def max_seq_length(self, value: int) -> None:
         self._max_seq_length = self._cutter.as_length(value, self.encoder.arguments.max_sequence_length)
 
+    def memory_estimate(self, batch_size: int = 32, tokens: int | None = None) -> int:
+        """Bytes that `encode` takes at its peak for weights and a pass of texts, besides texts and vectors.
+
+        Args:
+            batch_size: Texts per pass.
+            tokens: Tokens of the longest text, special tokens included; None for `max_seq_length`.
+
+        Raises:
+            ValueError: More tokens than `max_seq_length`.
+        """
+        longest = self.max_seq_length if tokens is None else as_positive("tokens", tokens)
+        if longest > self.max_seq_length:
+            raise ValueError(f"tokens: got {longest}, expected at most max_seq_length, {self.max_seq_length}")
+        outputs = {"pooled_output" if mode == "pooled" else "sequence_output" for mode in self.pooling}
+        positions = self._passes.positions(longest)
+        return self.encoder.memory_estimate(batch_size, outputs=sorted(outputs), sequence_length=positions)
+
+    @property
+    def layers(self) -> tuple[Dense | None, ...]:
+        """What a folder has behind the pooling: `Dense` layers, and None where vectors are divided by their lengths."""
+        return self._passes.layers
+
+    @property
+    def normalize(self) -> bool:
+        """Whether vectors always have length 1, as a folder may say."""
+        return self.layers[-1:] == (None,)
+
+    @normalize.setter
+    def normalize(self, value: bool) -> None:
+        others = self.layers[:-1] if self.normalize else self.layers
+        self._passes.layers = (*others, None) if as_bool("normalize", value) else others
+
     def get_embedding_dimension(self) -> int:
         """Numbers per vector."""
         return self.dimension()
@@ -165,6 +198,8 @@ class TextModel:
             ValueError: Fewer than 1, or more than there are.
         """
         width = len(self.pooling) * int(self.encoder.arguments.hidden_size)
+        for layer in self.layers:
+            width = width if layer is None else layer.out_features
         if truncate_dim is None:
             return self.truncate_dim or width
         dim = as_positive("truncate_dim", truncate_dim)

@@ -1,4 +1,4 @@
-"""Tokenizers in model folders: ``tokenizer.json`` or ``vocab.txt``.
+"""Tokenizers in model folders: ``tokenizer.json``, ``vocab.txt``, RoBERTa's two files, or a SentencePiece model.
 
 What a ``tokenizer.json`` says of truncation and padding is not heeded: it is what its author happened to have set last.
 """
@@ -13,15 +13,20 @@ from typing import Any
 from sparse_mixer._core.extras import require
 from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer._native import CheckpointError
+from sparse_mixer.text import sentencepiece_files
 
 _MAX_BYTES = 1 << 28
+# Which pieces join, and the numbers of pieces.
+_BYTE_PAIRS = ("merges.txt", "vocab.json")
 
 
 def load_tokenizer(path: PathLike) -> Any:
     """The tokenizer in a file or folder.
 
     Args:
-        path: ``tokenizer.json``, ``vocab.txt`` (BERT's word pieces, one per line), or a folder with one of them.
+        path: ``tokenizer.json``, ``vocab.txt`` (BERT's word pieces, one per line), ``merges.txt`` (RoBERTa's pairs of
+            bytes, beside ``vocab.json``), ``sentencepiece.bpe.model`` (beside the ``config.json`` of an XLM-RoBERTa or
+            CamemBERT), or a folder with one of them.
 
     Returns:
         A `tokenizers.Tokenizer` that neither pads nor truncates.
@@ -35,15 +40,21 @@ def load_tokenizer(path: PathLike) -> Any:
     file = file_name(path, "tokenizer")
     if os.path.isdir(file):
         folder = file
-        found = [name for name in ("tokenizer.json", "vocab.txt") if os.path.isfile(os.path.join(folder, name))]
+        names = ("tokenizer.json", "vocab.txt", *_BYTE_PAIRS[:1], *sentencepiece_files.NAMES)
+        found = [name for name in names if os.path.isfile(os.path.join(folder, name))]
         if not found:
             raise CheckpointError(
-                f"{folder}: there is no tokenizer.json and no vocab.txt; give tokenizer=, a tokenizers.Tokenizer or "
-                "the path of such a file"
+                f"{folder}: there is no tokenizer.json, vocab.txt, merges.txt or sentencepiece.bpe.model; give "
+                "tokenizer=, a tokenizers.Tokenizer or the path of such a file"
             )
         file = os.path.join(folder, found[0])
+    if os.path.basename(file) == _BYTE_PAIRS[0]:
+        return _byte_pairs(tokenizers, os.path.dirname(file))
     if file.endswith(".txt"):
         return _word_pieces(tokenizers, file)
+    if file.endswith(".model"):
+        config = read_json(os.path.join(os.path.dirname(file), "config.json"))
+        return sentencepiece_files.sentence_piece(tokenizers, file, config.get("model_type"))
     with open(file, "rb") as stream:
         content = stream.read(_MAX_BYTES)
     try:
@@ -101,4 +112,26 @@ def _word_pieces(tokenizers: Any, file: str) -> Any:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
     )
+    return tokenizer
+
+
+def _byte_pairs(tokenizers: Any, folder: str) -> Any:
+    """RoBERTa's tokenizer from its two files."""
+    merges, pieces = (os.path.join(folder, name) for name in _BYTE_PAIRS)
+    vocabulary = read_json(pieces)
+    missing = [token for token in ("<s>", "</s>", "<pad>", "<unk>") if token not in vocabulary]
+    if missing:
+        raise CheckpointError(f"{pieces}: not a vocabulary of RoBERTa: there is no {missing[0]}")
+    parts = tokenizers.pre_tokenizers, tokenizers.decoders, tokenizers.processors
+    try:
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(pieces, merges))
+    except Exception as error:  # the package has no class of its own for it
+        raise CheckpointError(f"{merges}: not usable with {_BYTE_PAIRS[1]}: {error}") from None
+    tokenizer.pre_tokenizer = parts[0].ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = parts[1].ByteLevel()
+    end, start = (("</s>", vocabulary["</s>"]), ("<s>", vocabulary["<s>"]))
+    tokenizer.post_processor = parts[2].RobertaProcessing(end, start, trim_offsets=True, add_prefix_space=False)
+    tokenizer.add_special_tokens([token for token in ("<s>", "<pad>", "</s>", "<unk>") if token in vocabulary])
+    if "<mask>" in vocabulary:
+        tokenizer.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True)])
     return tokenizer
