@@ -256,8 +256,8 @@ class Model(CompiledModel):
             path: The file. A name that ends in ``.npz`` or ``.weights.h5`` (extra ``h5``; the reference's model of the
                 same arguments loads it) gets the weights alone, any other one our own format: safetensors with the
                 configuration, for `load`.
-            file_format: ``"safetensors"``, ``"npz"``, ``"weights_h5"`` or ``"huggingface"``, whatever the ending; the last
-                is a folder that `transformers` loads (``"huggingface:roberta"`` and so on for that kind of model).
+            file_format: ``"safetensors"``, ``"npz"``, ``"weights_h5"`` or ``"huggingface"``, whatever the ending; the
+                last is a folder that `transformers` loads (``"huggingface:roberta"`` and so on for that kind of model).
 
         Raises:
             ValueError: As for `SparseMixer.save`.
