@@ -4,22 +4,18 @@
 //! locks or call Python runs on the caller's own thread.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rayon::ThreadPool;
 
 use super::panics::lock;
 use super::pool;
-use crate::sys::{ParallelFor, alloc_collect};
+use crate::sys::{ParallelFor, alloc_collect, lend};
 
 thread_local! {
     /// The threads that help this one.
     static POOL: RefCell<Option<Arc<ThreadPool>>> = const { RefCell::new(None) };
 }
-
-/// How often a caller without tasks looks whether the others are done before it sleeps.
-const SPINS: usize = 2000;
 
 /// Does `work`, in which [`for_each`] and [`map`] use `threads` threads, the caller's among them; or fewer where the
 /// system refuses to start as many.
@@ -53,22 +49,14 @@ pub fn for_each<T: Send>(tasks: impl Iterator<Item = T> + Send, work: impl Fn(T,
             work(task, thread);
         }
     };
-    let working = AtomicUsize::new(helpers);
-    pool.in_place_scope(|scope| {
+    let help = || work_as(rayon::current_thread_index().map_or(0, |index| index + 1));
+    // Those who come when all tasks are taken have nothing to do, and nobody waits for them.
+    lend(&help, |loan| {
         for _ in 0..helpers {
-            scope.spawn(|_| {
-                work_as(rayon::current_thread_index().map_or(0, |index| index + 1));
-                working.fetch_sub(1, Ordering::Release);
-            });
+            let loan = loan.clone();
+            pool.spawn(move || loan.call());
         }
         work_as(0);
-        // The others finish their last tasks: mostly sooner than this thread would fall asleep and wake up.
-        for _ in 0..SPINS {
-            if working.load(Ordering::Acquire) == 0 {
-                break;
-            }
-            std::hint::spin_loop();
-        }
     });
 }
 
