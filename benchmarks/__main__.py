@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     architectures.add_argument("--rounds", type=int, default=5)
 
     keras = commands.add_parser("keras", help="our Keras layer beside the direct call and TensorFlow's class")
+    keras.add_argument("kinds", nargs="*", help='words of the calls wanted, such as "two blocks" (default: all)')
     keras.add_argument("--batch", type=int, default=8)
     keras.add_argument("--rounds", type=int, default=5)
 
@@ -138,7 +139,7 @@ def main() -> None:
     elif arguments.command == "keras":
         from benchmarks.keras_layer import run
 
-        text = run(arguments.batch, arguments.threads, arguments.rounds, folder)
+        text = run(arguments.kinds, arguments.batch, arguments.threads, arguments.rounds, folder)
     elif arguments.command == "torch":
         from benchmarks.torch_module import run
 

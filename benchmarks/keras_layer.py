@@ -30,13 +30,15 @@ KINDS = (
     ("inference, Base, S=128", BASE, ("ours-f32", "keras", "tf")),
     ("training step, Base, S=128", BASE, ("train-f32", "train-keras", "train-tf")),
     ("inference, two blocks, S=16", MINI, ("ours-f32", "keras", "tf")),
+    ("training step, two blocks, S=16", MINI, ("train-f32", "train-keras", "train-tf")),
 )
 
 
-def run(batch: int, threads: int, rounds: int, folder: pathlib.Path | None) -> str:
-    """Measure all kinds of calls and return the printed table.
+def run(wanted: Sequence[str], batch: int, threads: int, rounds: int, folder: pathlib.Path | None) -> str:
+    """Measure kinds of calls and return the printed table.
 
     Args:
+        wanted: words of the kinds wanted, such as "two blocks"; none for all.
         batch: sequences per call.
         threads: threads of every engine.
         rounds: timed turns of each engine.
@@ -44,6 +46,8 @@ def run(batch: int, threads: int, rounds: int, folder: pathlib.Path | None) -> s
     """
     lines, raw = [], {}
     for kind, workload, peers in KINDS:
+        if wanted and not any(words in kind for words in wanted):
+            continue
         turns, peaks = measure(workload, peers, batch, threads, rounds)
         raw[kind] = {"seconds": turns, "peak_bytes": peaks}
         direct, layer, reference = peers

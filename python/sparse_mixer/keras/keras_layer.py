@@ -170,7 +170,7 @@ class _Hidden:
         self.arguments = arguments
         self.bridge = bridge
         self.variables: dict[str, Any] = {}
-        self.engine = _torch_engine(bridge) if keras.backend.backend() == "torch" else None
+        self.engine: Any = _torch_engine(bridge) if keras.backend.backend() == "torch" else None
         self.inputs: dict[str, Any] = {}
 
 
