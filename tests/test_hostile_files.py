@@ -141,7 +141,15 @@ def hugging_face(**changes: Any) -> dict[str, bytes]:
     }
 
 
+def keras_bomb() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", b"\x89HDF\r\n\x1a\n" + bytes(300_000_000))
+    return file.getvalue()
+
+
 LARGE = 1_000_000
+# Made when their tests run: some are large.
 HOSTILE: dict[str, tuple[str, Callable[[], bytes | dict[str, bytes]]]] = {
     "header that claims 2^60 bytes": ("a.safetensors", lambda: safetensors_file(b"{}", 1 << 60)),
     "header of 90 MB": ("a.safetensors", lambda: safetensors_file(b'{"a":"' + b"x" * 90 * LARGE + b'"}')),
@@ -211,7 +219,7 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes | dict[str, bytes]]]] = {
     "maps a million deep": ("a.msgpack", lambda: b"\x81\xa1a" * LARGE),
     "lists a million deep": ("a.msgpack", lambda: b"\x81\xa1a" + b"\x91" * LARGE),
     "long names that share their beginning": ("a.index", lambda: table_of_long_names(90_000)),
-    ".keras bomb": ("a.keras", lambda: keras_bomb()),
+    ".keras bomb": ("a.keras", keras_bomb),
     "configuration of 20,000 layers": ("a.safetensors", lambda: configured(num_layers=20_000)),
     "configuration of 5,000,000 layers": ("a.safetensors", lambda: configured(num_layers=5_000_000)),
     "as many layers as there can be for very many tensors": (
@@ -235,13 +243,6 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes | dict[str, bytes]]]] = {
         lambda: hugging_face(hidden_size=2**40, intermediate_size=2**40),
     ),
 }
-
-
-def keras_bomb() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("model.weights.h5", b"\x89HDF\r\n\x1a\n" + bytes(300_000_000))
-    return file.getvalue()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")

@@ -189,59 +189,66 @@ def test_styles_of_output(output: str) -> None:
     np.testing.assert_allclose(our_spans(inputs), expected_spans, atol=2e-5, rtol=1e-4)
 
 
-def test_schedules_at_their_corners() -> None:
-    theirs, ours = tf_keras.optimizers.schedules, schedules
-    for name, arguments in [
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
         ("PolynomialDecay", (0.1, 10)),
         ("PolynomialDecay", (0.1, 1, 0.2)),
         ("PolynomialDecay", (0.1, 10, 0.01, 0.5)),
         ("CosineDecay", (0.1, 10)),
         ("CosineDecay", (0.1, 10, 0.5)),
-    ]:
-        their, own = getattr(theirs, name)(*arguments), getattr(ours, name)(*arguments)
-        for step in (0, 1, 5, 9, 10, 11, 1000):
-            assert own(tf.constant(step)) == pytest.approx(float(their(step)), rel=1e-5, abs=1e-8)
-        for warmup in (0, 1, 3, 9):
-            if warmup >= arguments[1]:
-                continue  # draws a warning: the decay would be over
-            by_theirs = ours.LinearWarmup(their, warmup)
-            reference_warmup = lr_schedule.LinearWarmup(their, warmup, 0.0)
-            for step in (0, 1, 2, 3, 9, 10, 11):
-                assert by_theirs(step) == pytest.approx(float(reference_warmup(step)), rel=1e-5, abs=1e-8)
-                assert ours.LinearWarmup(own, warmup)(step) == pytest.approx(by_theirs(step), rel=1e-5, abs=1e-8)
-    assert ours.Constant(1e-3)(tf.constant(1.0)) == 1e-3
-    foreign = ours.LinearWarmup(theirs.ExponentialDecay(0.1, 5, 0.5), 3)
-    assert foreign(8) == pytest.approx(float(theirs.ExponentialDecay(0.1, 5, 0.5)(8)), rel=1e-6)
+    ],
+)
+def test_schedules_at_their_corners(name: str, arguments: tuple[Any, ...]) -> None:
+    their, own = getattr(tf_keras.optimizers.schedules, name)(*arguments), getattr(schedules, name)(*arguments)
+    for step in (0, 1, 5, 9, 10, 11, 1000):
+        assert own(tf.constant(step)) == pytest.approx(float(their(step)), rel=1e-5, abs=1e-8)
+    for warmup in (0, 1, 3, 9):
+        if warmup >= arguments[1]:
+            continue  # draws a warning: the decay would be over
+        by_theirs = schedules.LinearWarmup(their, warmup)
+        reference_warmup = lr_schedule.LinearWarmup(their, warmup, 0.0)
+        for step in (0, 1, 2, 3, 9, 10, 11):
+            assert by_theirs(step) == pytest.approx(float(reference_warmup(step)), rel=1e-5, abs=1e-8)
+            assert schedules.LinearWarmup(own, warmup)(step) == pytest.approx(by_theirs(step), rel=1e-5, abs=1e-8)
 
 
-def test_early_stopping_at_its_corners() -> None:
-    nan = float("nan")
-    for values, options in [
+def test_other_schedules() -> None:
+    assert schedules.Constant(1e-3)(tf.constant(1.0)) == 1e-3
+    decay = tf_keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.5)
+    assert schedules.LinearWarmup(decay, 3)(8) == pytest.approx(float(decay(8)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "options"),
+    [
         ([3, 2, 1, 1, 1, 1], {}),
         ([3, 2, 1, 1, 1, 1], {"patience": 1}),
         ([3, 2, 1, 1, 1, 1], {"patience": 2}),
         ([1, 2, 3], {}),
-        ([nan, 1, 2], {}),
-        ([1, nan, nan], {"patience": 2}),
+        ([float("nan"), 1, 2], {}),
+        ([1, float("nan"), float("nan")], {"patience": 2}),
         ([1, 0.95, 0.9], {"min_delta": 0.1}),
         ([1, 0.95, 0.9], {"min_delta": -0.1}),
         ([1, 2, 3], {"monitor": "acc"}),
         ([1, 2, 3], {"monitor": "accuracy"}),
         ([3, 2], {"monitor": "auc"}),
-    ]:
-        monitor = options.get("monitor", "loss")
-        their = tf_keras.callbacks.EarlyStopping(**{"monitor": monitor, **options})
-        their.model = type("M", (), {"stop_training": False, "get_weights": list})()
-        own = training.EarlyStopping(**{"monitor": monitor, **options})
-        run = type("T", (), {"epoch": 0, "stopped": False, "finish": lambda self: setattr(self, "stopped", True)})()
-        their.on_train_begin()
-        for epoch, value in enumerate(values):
-            run.epoch = epoch
-            their.on_epoch_end(epoch, {monitor: value})
-            own.on_epoch_end(run, {monitor: value})
-            assert run.stopped == their.model.stop_training, (values, options, epoch)
-            if run.stopped:
-                break
+    ],
+)
+def test_early_stopping_at_its_corners(values: list[float], options: dict[str, Any]) -> None:
+    monitor = options.get("monitor", "loss")
+    their = tf_keras.callbacks.EarlyStopping(**{"monitor": monitor, **options})
+    their.model = type("M", (), {"stop_training": False, "get_weights": list})()
+    own = training.EarlyStopping(**{"monitor": monitor, **options})
+    run = type("T", (), {"epoch": 0, "stopped": False, "finish": lambda self: setattr(self, "stopped", True)})()
+    their.on_train_begin()
+    for epoch, value in enumerate(values):
+        run.epoch = epoch
+        their.on_epoch_end(epoch, {monitor: value})
+        own.on_epoch_end(run, {monitor: value})
+        assert run.stopped == their.model.stop_training, epoch
+        if run.stopped:
+            break
 
 
 def test_200_steps_of_adamw_follow_tensorflow() -> None:
