@@ -14,14 +14,6 @@ pub enum Error {
         /// What was got and what was expected.
         message: String,
     },
-    /// An argument has a type that cannot work (`TypeError`).
-    #[error("{argument}: {message}")]
-    Type {
-        /// Name of the argument as the user spells it.
-        argument: String,
-        /// What was got and what was expected.
-        message: String,
-    },
     /// The caller asked the computation to stop (`KeyboardInterrupt`); nothing was changed.
     #[error("the computation was interrupted")]
     Interrupted,
@@ -64,10 +56,5 @@ impl Error {
     /// A value error for `argument`; `message` says what was got and what was expected.
     pub fn value(argument: impl Into<String>, message: impl Into<String>) -> Self {
         Error::Value { argument: argument.into(), message: message.into() }
-    }
-
-    /// A type error for `argument`; `message` says what was got and what was expected.
-    pub fn type_error(argument: impl Into<String>, message: impl Into<String>) -> Self {
-        Error::Type { argument: argument.into(), message: message.into() }
     }
 }

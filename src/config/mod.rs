@@ -51,11 +51,6 @@ impl SparseMixerConfig {
         self.expert_dropout.unwrap_or(self.output_dropout)
     }
 
-    /// Head size `D`.
-    pub fn head_size(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
-    }
-
     /// Whether block `layer` has a mixture of experts.
     pub fn is_moe(&self, layer: usize) -> bool {
         self.moe_layers.contains(&layer)

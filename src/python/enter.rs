@@ -4,9 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use pyo3::exceptions::{
-    PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError, PyTypeError, PyValueError,
-};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::error::{Error, Result};
@@ -97,7 +95,6 @@ pub fn to_py_err(error: Error) -> PyErr {
     let text = error.to_string();
     match error {
         Error::Value { .. } => PyValueError::new_err(text),
-        Error::Type { .. } => PyTypeError::new_err(text),
         Error::Interrupted => PyKeyboardInterrupt::new_err(text),
         Error::Callback(_) => PyRuntimeError::new_err(text),
         Error::Io { path, source } => {
