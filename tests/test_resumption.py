@@ -142,3 +142,35 @@ def test_states_of_other_runs_are_refused(tmp_path: Path) -> None:
             run.restore(path)
     with pytest.raises(FileNotFoundError):
         run.restore(tmp_path / "missing.npz")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory from /proc")
+def test_saving_copies_neither_weights_nor_moments(tmp_path: Path) -> None:
+    program = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent)]!r}
+import numpy as np
+from encoders import small_encoder, small_inputs
+from sparse_mixer import models, optimizers, training
+def memory(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
+encoder = small_encoder(vocab_size=20_000, hidden_size=256, embedding_width=256, num_threads=1)
+run = training.Trainer(
+    models.BertClassifier(encoder, 2, seed=0), (small_inputs(4), np.arange(4) % 2), optimizer=optimizers.AdamW(1e-3),
+    batch_size=4, seed=0,
+)
+run.run()
+run.save(sys.argv[1])
+before = memory("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+run.save(sys.argv[1])
+print(before, memory("VmHWM"), 12 * encoder.count_params())
+"""
+    path = tmp_path / "state.npz"
+    done = subprocess.run(
+        [sys.executable, "-c", program, path], timeout=200, check=True, capture_output=True, text=True
+    )
+    before, peak, state = map(int, done.stdout.split())
+    assert path.stat().st_size > state > 60e6
+    assert peak - before < 4e6

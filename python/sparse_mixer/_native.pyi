@@ -226,6 +226,35 @@ def save(
     """
 
 @final
+class TrainingSnapshot:
+    """Weights and moments of one moment, not copied: whoever changes some of them meanwhile copies those."""
+
+    def __new__(
+        cls, parts: Sequence[tuple[Encoder | Head, Sequence[tuple[int, str]]]], optimizer: Optimizer | None
+    ) -> TrainingSnapshot:
+        """Take one of `parts`, each with number and name of the weights that count, and of `optimizer`."""
+
+    @property
+    def iterations(self) -> int:
+        """Updates done."""
+
+    @property
+    def moments(self) -> list[str]:
+        """Names of the moments."""
+
+    def write(
+        self,
+        path: str | PathLike[str],
+        others: Sequence[tuple[str, str, Sequence[int], npt.NDArray[np.uint8]]],
+    ) -> None:
+        """Replace the file `path` in one step by a .npz of `others`, the weights, and the moments below ``moments/``.
+
+        Args:
+            path: The file.
+            others: More arrays: name, name of the type, shape, all bytes.
+        """
+
+@final
 class Head:
     """Configuration and weights of one head. Computes with the threads and instruction set of the given encoder."""
 

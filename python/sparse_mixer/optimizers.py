@@ -102,6 +102,11 @@ class Optimizer:
         return self._core.step
 
     @property
+    def core(self) -> _native.Optimizer | None:
+        """The core's optimiser, which has the moments; None before the first update."""
+        return self._core
+
+    @property
     def name(self) -> str:
         """Name of the rule."""
         return str(self._rule["name"])

@@ -3,6 +3,10 @@
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, LowPrecision, PANEL, Real};
 use crate::params::{Form, Spec, Weight};
+use crate::sys::alloc_zeroed;
+
+/// Values that are unpacked at a time: they stay in the L2 cache until somebody has read them.
+const PIECE: usize = 1 << 16;
 
 /// Storage order of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,18 +71,31 @@ impl Layout {
         }
     }
 
-    /// Row-major copy of `storage`.
-    pub fn unpack<R: Real>(self, storage: &[R]) -> Vec<R> {
-        match self {
-            Layout::Flat => storage.to_vec(),
-            Layout::Panels { matrices, k, n } => {
-                let mut out = vec![R::ZERO; matrices * k * n];
-                self.for_each_panel_row(|at, row_major, width| {
-                    out[row_major..row_major + width].copy_from_slice(&storage[at..at + width]);
-                });
-                out
+    /// Hands the row-major values of `storage` to `visit` in pieces, in order.
+    ///
+    /// # Errors
+    /// The first one of `visit`.
+    pub fn try_for_each_piece<R: Real>(
+        self,
+        storage: &[R],
+        mut visit: impl FnMut(&[R]) -> Result<()>,
+    ) -> Result<()> {
+        let Layout::Panels { matrices, k, n } = self else { return visit(storage) };
+        let piece_rows = (PIECE / n.max(1)).clamp(1, k.max(1));
+        let mut piece = alloc_zeroed(piece_rows * n);
+        for matrix in 0..matrices {
+            let panels = &storage[matrix * panels_len(k, n)..][..panels_len(k, n)];
+            for first in (0..k).step_by(piece_rows) {
+                let rows = piece_rows.min(k - first);
+                for (i, row) in piece.chunks_exact_mut(n.max(1)).take(rows).enumerate() {
+                    for (panel, out) in row.chunks_mut(PANEL).enumerate() {
+                        out.copy_from_slice(&panels[(panel * k + first + i) * PANEL..][..out.len()]);
+                    }
+                }
+                visit(&piece[..rows * n])?;
             }
         }
+        Ok(())
     }
 
     /// Storage holding the `row_major` values of a parameter of `shape`.

@@ -34,7 +34,7 @@ pub use adamw::{AdamW, EpsilonRule};
 pub use clip::{clip_factor, global_norm};
 pub use lamb::Lamb;
 pub use layout::{Gradient, Layout, ParameterSpec, Update};
-pub use optimizer::{NamedArray, Optimizer, Rule, Step};
+pub use optimizer::{Moment, NamedArray, Optimizer, Rule, Step};
 pub use schedule::Schedule;
 pub use sgd::Sgd;
 

@@ -13,7 +13,7 @@ use super::sgd::Sgd;
 use crate::error::{Error, Result};
 use crate::kernels::{Isa, LowPrecision, Real};
 use crate::runtime::{catch, inject_fault, parallel};
-use crate::sys::alloc_zeroed_huge;
+use crate::sys::{alloc_collect, alloc_room, alloc_zeroed_huge};
 
 /// An update rule and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,8 +51,19 @@ pub struct NamedArray<R> {
     pub values: Vec<R>,
 }
 
+/// An array of the optimiser's state where it is.
+#[derive(Debug)]
+pub struct Moment<'a, R> {
+    /// As in [`NamedArray`].
+    pub name: String,
+    /// Shape of the array.
+    pub shape: Vec<usize>,
+    layout: Layout,
+    values: &'a [R],
+}
+
 /// A rule with the moments of every parameter.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Optimizer<R> {
     rule: Rule,
     specs: Vec<ParameterSpec>,
@@ -100,6 +111,28 @@ impl Rule {
                 .map(|(name, shape)| Slot { name, shape, layout: Layout::Flat })
                 .collect(),
         }
+    }
+}
+
+impl<R: Clone> Clone for Optimizer<R> {
+    fn clone(&self) -> Self {
+        // Unlike that of vectors, this is refused as an error.
+        let slots = self
+            .slots
+            .iter()
+            .map(|slots| alloc_collect(slots.iter().map(|slot| alloc_collect(slot.iter().cloned()))));
+        let slots = alloc_collect(slots);
+        Optimizer { rule: self.rule.clone(), specs: self.specs.clone(), slots, step: self.step }
+    }
+}
+
+impl<R: Real> Moment<'_, R> {
+    /// Hands the row-major values to `visit` in pieces, in order: for large moments cheaper than all at once.
+    ///
+    /// # Errors
+    /// The first one of `visit`.
+    pub fn try_for_each_piece(&self, visit: impl FnMut(&[R]) -> Result<()>) -> Result<()> {
+        self.layout.try_for_each_piece(self.values, visit)
     }
 }
 
@@ -250,17 +283,28 @@ impl<R: Real> Optimizer<R> {
         slots
     }
 
-    /// Copies of all moments that exist, in the order of the parameters. With [`Optimizer::step`] this is the whole
-    /// state.
-    pub fn state(&self) -> Vec<NamedArray<R>> {
-        let mut arrays = Vec::new();
-        for (spec, slots) in self.specs.iter().zip(&self.slots) {
-            for (slot, stored) in self.planned(spec).into_iter().zip(slots) {
+    /// All moments that exist, in the order of the parameters. With [`Optimizer::step`] this is the whole state.
+    pub fn moments(&self) -> impl Iterator<Item = Moment<'_, R>> {
+        self.specs.iter().zip(&self.slots).flat_map(|(spec, slots)| {
+            self.planned(spec).into_iter().zip(slots).map(|(slot, values)| {
                 let name = format!("{}/{}", spec.name, slot.name);
-                arrays.push(NamedArray { name, values: slot.layout.unpack(stored), shape: slot.shape });
-            }
-        }
-        arrays
+                Moment { name, shape: slot.shape, layout: slot.layout, values }
+            })
+        })
+    }
+
+    /// Copies of [`Optimizer::moments`].
+    pub fn state(&self) -> Vec<NamedArray<R>> {
+        let copy = |moment: Moment<'_, R>| {
+            let mut values = alloc_room(moment.shape.iter().product());
+            // Never fails.
+            let _ = moment.try_for_each_piece(|piece| {
+                values.extend_from_slice(piece);
+                Ok(())
+            });
+            NamedArray { name: moment.name, shape: moment.shape, values }
+        };
+        self.moments().map(copy).collect()
     }
 
     /// Takes over a state from [`Optimizer::state`]. Moments that `arrays` lacks altogether become zeros.

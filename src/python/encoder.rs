@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use numpy::PyArrayDyn;
-use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -15,25 +14,21 @@ use super::enter::{InternalError, SCRATCH, enter_core, guard, read_shared, to_py
 use super::gradients::Gradients;
 use super::inputs::RawInputs;
 use super::outputs;
+use super::threads::{ThreadCount, thread_count};
 use super::weights::{
-    NewWeights, PlanReader, check, initialised, loading_threads, planned, provided, store_arrays,
+    NewWeights, PlanReader, check, copy_rows, initialised, loading_threads, planned, provided, spec_at,
+    store_arrays,
 };
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Isa};
 use crate::layers::CustomActivation;
 use crate::network::{Grouping, SparseMixer, forward_bytes, is_small, specs};
-use crate::params::{Spec, Weight};
+use crate::params::Spec;
 use crate::runtime::parallel::with_threads;
 use crate::runtime::{Shared, default_threads, run};
 
 type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
-
-/// More than any machine has, few enough to be refused by no system.
-const MAX_THREADS: i64 = 4096;
-
-/// Rows that are copied between two looks for an interrupt.
-const POLLED_ROWS: usize = 1 << 14;
 
 /// Configuration and weights of one encoder. No per-call state; the weights are replaced whole.
 #[pyclass(frozen, module = "sparse_mixer._native")]
@@ -134,10 +129,7 @@ impl Encoder {
     }
 
     fn spec(&self, index: usize) -> PyResult<&Spec> {
-        self.specs.get(index).ok_or_else(|| {
-            let message = format!("got {index}, expected less than {}", self.specs.len());
-            to_py_err(Error::value("index", message))
-        })
+        spec_at(&self.specs, index)
     }
 }
 
@@ -275,29 +267,8 @@ impl Encoder {
             self.spec(index)?;
             let ids = integers("ids", ids, 1)?.data;
             let network = self.network(py)?;
-            let (values, width) = enter_core(py, |interrupt| {
-                let Weight::Table(table) = network.weights().get(index) else {
-                    return Err(Error::value("index", "only tables are read by rows"));
-                };
-                let (rows, width) = (table.rows(), table.width());
-                if let Some(id) = ids.iter().find(|&&id| usize::try_from(id).map_or(true, |id| id >= rows)) {
-                    return Err(Error::value("ids", format!("got {id}, expected 0 <= id < {rows}")));
-                }
-                let bytes = ids.len().saturating_mul(width).saturating_mul(size_of::<f32>());
-                let mut values = Vec::new();
-                let refused = values.try_reserve_exact(ids.len().saturating_mul(width)).is_err();
-                if refused {
-                    return Err(Error::Memory { what: "ids".into(), bytes });
-                }
-                values.resize(ids.len() * width, 0.0);
-                for (number, (&id, out)) in ids.iter().zip(values.chunks_exact_mut(width)).enumerate() {
-                    if number % POLLED_ROWS == 0 {
-                        check(interrupt)?;
-                    }
-                    table.copy_row(id as usize, out);
-                }
-                Ok((values, width))
-            })?;
+            let (values, width) =
+                enter_core(py, |interrupt| copy_rows(network.weights().get(index), &ids, interrupt))?;
             to_numpy(py, values, &[ids.len(), width])
         })
     }
@@ -441,30 +412,4 @@ impl Encoder {
     fn weight_bytes(&self, py: Python<'_>) -> PyResult<usize> {
         guard(|| Ok(self.network(py)?.weights().bytes()))
     }
-}
-
-/// A number of threads as Python passes it, in range.
-pub struct ThreadCount(usize);
-
-impl<'a, 'py> FromPyObject<'a, 'py> for ThreadCount {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
-        let number = match value.extract::<i64>() {
-            // Too large for an integer of the core.
-            Err(error) if error.is_instance_of::<PyOverflowError>(value.py()) => None,
-            other => Some(other?),
-        };
-        let in_range = number.filter(|number| (1..=MAX_THREADS).contains(number));
-        in_range.and_then(|number| usize::try_from(number).ok()).map(ThreadCount).ok_or_else(|| {
-            let value: &Bound<'_, PyAny> = &value;
-            let message = format!("got {value}, expected 1 to {MAX_THREADS}, or None for the default");
-            to_py_err(Error::value("num_threads", message))
-        })
-    }
-}
-
-/// The number of threads, 0 for the default.
-pub fn thread_count(num_threads: Option<ThreadCount>) -> usize {
-    num_threads.map_or(0, |count| count.0)
 }

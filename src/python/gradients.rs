@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use super::convert::{floats, to_numpy};
 use super::enter::{SCRATCH, enter_core, guard, to_py_err};
+use super::weights::spec_at;
 use crate::error::Error;
 use crate::optim::{Gradient, global_norm};
 use crate::params::{self, Spec};
@@ -56,10 +57,7 @@ impl Gradients {
     }
 
     fn spec(&self, index: usize) -> PyResult<&Spec> {
-        self.specs.get(index).ok_or_else(|| {
-            let message = format!("got {index}, expected less than {}", self.specs.len());
-            to_py_err(Error::value("index", message))
-        })
+        spec_at(&self.specs, index)
     }
 }
 

@@ -10,7 +10,7 @@ use super::core_array::{CoreArray, FloatArray};
 use super::encoder::Encoder;
 use super::enter::{SCRATCH, enter_core, guard, read_shared, to_py_err};
 use super::gradients::Gradients;
-use super::weights::store_arrays;
+use super::weights::{spec_at, store_arrays};
 use crate::config::InitializerConfig;
 use crate::error::{Error, Result};
 use crate::heads::{self, HeadConfig, HeadKind, LossSums, MaskedLmGradients, Predictions};
@@ -58,10 +58,7 @@ impl Head {
     }
 
     fn spec(&self, index: usize) -> PyResult<&Spec> {
-        self.specs.get(index).ok_or_else(|| {
-            let message = format!("got {index}, expected less than {}", self.specs.len());
-            to_py_err(Error::value("index", message))
-        })
+        spec_at(&self.specs, index)
     }
 }
 

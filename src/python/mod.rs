@@ -21,6 +21,8 @@ mod optim;
 mod outputs;
 mod part;
 mod save;
+mod snapshot;
+mod threads;
 mod vjp;
 mod weights;
 
@@ -31,8 +33,8 @@ mod _native {
     use pyo3::prelude::*;
     use pyo3::types::PyDict;
 
-    use super::encoder::{ThreadCount, thread_count};
     use super::enter::{SCRATCH, guard, to_py_err};
+    use super::threads::{ThreadCount, thread_count};
     use crate::kernels::Isa;
     use crate::runtime::{self, fork};
 
@@ -70,6 +72,8 @@ mod _native {
     use super::optim::{Optimizer, learning_rate};
     #[pymodule_export]
     use super::save::save;
+    #[pymodule_export]
+    use super::snapshot::TrainingSnapshot;
     #[pymodule_export]
     use super::vjp::{Tape, record};
 

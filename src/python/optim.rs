@@ -1,14 +1,14 @@
 //! The Python class of optimisers, and learning-rate schedules.
 
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 
 use numpy::{PyArrayDyn, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use super::convert::{floats, parse, to_numpy};
-use super::enter::{enter_core, guard, to_py_err};
+use super::enter::{enter_core, guard, read_shared, to_py_err};
 use super::gradients::Gradients;
-use super::part::{LockedWeights, PartObject, TrainablePart};
+use super::part::{LockedWeights, PartObject, TrainablePart, expect_distinct};
 use crate::error::{Error, Result};
 use crate::optim::{self, Gradient, NamedArray, ParameterSpec, Rule, Schedule, Update};
 use crate::params;
@@ -17,20 +17,17 @@ use crate::runtime::{Shared, catch, default_threads, lock_all};
 
 /// A rule and the moments of the weights of some parts.
 #[pyclass(frozen, module = "sparse_mixer._native")]
-pub struct Optimizer(Shared<optim::Optimizer<f32>>);
+pub struct Optimizer(Shared<Arc<optim::Optimizer<f32>>>);
 
 impl Optimizer {
-    /// Does `work`, which needs no interpreter, between updates.
-    fn with<T: Send>(
-        &self,
-        py: Python<'_>,
-        work: impl FnOnce(&mut optim::Optimizer<f32>) -> Result<T> + Send,
-    ) -> PyResult<T> {
-        enter_core(py, |interrupt| {
-            let mut optimizer = self.0.lock(interrupt)?;
-            // Whatever fails here for lack of memory has changed nothing.
-            catch(|| work(&mut optimizer))
-        })
+    /// Rule, moments and step count, to be changed in place.
+    pub(super) fn shared(&self) -> &Shared<Arc<optim::Optimizer<f32>>> {
+        &self.0
+    }
+
+    /// The same of this moment; waits for an update that is being made.
+    fn snapshot(&self, py: Python<'_>) -> PyResult<Arc<optim::Optimizer<f32>>> {
+        read_shared(py, &self.0)
     }
 }
 
@@ -46,13 +43,13 @@ type LockedPart<'a> = (LockedWeights<'a>, MutexGuard<'a, params::Gradients<f32>>
 
 /// All that an update changes or reads, locked.
 struct UpdateLocks<'a> {
-    optimizer: MutexGuard<'a, optim::Optimizer<f32>>,
+    optimizer: MutexGuard<'a, Arc<optim::Optimizer<f32>>>,
     parts: Vec<LockedPart<'a>>,
 }
 
 impl<'a> UpdateLocks<'a> {
     fn try_lock(
-        optimizer: &'a Shared<optim::Optimizer<f32>>,
+        optimizer: &'a Shared<Arc<optim::Optimizer<f32>>>,
         parts: &[UpdatedPart<'a>],
     ) -> Result<Option<Self>> {
         let Some(optimizer) = optimizer.try_lock()? else { return Ok(None) };
@@ -84,7 +81,9 @@ impl<'a> UpdateLocks<'a> {
                 Ok(())
             })?;
         }
-        let result = self.optimizer.apply(&mut updates, how);
+        // This may copy moments.
+        let optimizer = catch(|| Ok(Arc::make_mut(&mut self.optimizer)));
+        let result = optimizer.and_then(|optimizer| optimizer.apply(&mut updates, how));
         drop(updates);
         for (weights, ..) in &mut self.parts {
             // Without memory for it every call does the same for itself.
@@ -115,7 +114,7 @@ impl Optimizer {
                 }
             }
             let optimizer = optim::Optimizer::new(rule, specs).map_err(to_py_err)?;
-            Ok(Optimizer(Shared::new("moments", optimizer)))
+            Ok(Optimizer(Shared::new("moments", Arc::new(optimizer))))
         })
     }
 
@@ -133,14 +132,12 @@ impl Optimizer {
     ) -> PyResult<Option<f64>> {
         guard(|| {
             let how = optim::Step { learning_rate, clip_norm, gradient_scale };
+            expect_distinct(parts.iter().map(|(object, ..)| object.part()))?;
             let mut threads = None;
             let mut updated: Vec<UpdatedPart<'_>> = Vec::with_capacity(parts.len());
             for (object, gradients, takes_part) in &parts {
                 let (part, gradients) = (object.part(), gradients.get());
                 gradients.expect(part.specs())?;
-                if updated.iter().any(|other| other.part.is(part)) {
-                    return Err(to_py_err(Error::value("parts", "the same encoder or head is there twice")));
-                }
                 if updated.iter().any(|other| std::ptr::eq(other.gradients, gradients)) {
                     return Err(to_py_err(Error::value("gradients", "the same are there for two parts")));
                 }
@@ -159,19 +156,20 @@ impl Optimizer {
 
     #[getter]
     fn step(&self, py: Python<'_>) -> PyResult<u64> {
-        guard(|| self.with(py, |optimizer| Ok(optimizer.step())))
+        guard(|| Ok(self.snapshot(py)?.step()))
     }
 
     /// Bytes of the moments.
     #[getter]
     fn state_bytes(&self, py: Python<'_>) -> PyResult<usize> {
-        guard(|| self.with(py, |optimizer| Ok(optimizer.state_bytes())))
+        guard(|| Ok(self.snapshot(py)?.state_bytes()))
     }
 
     /// Copies of the moments by name.
     fn state<'py>(&self, py: Python<'py>) -> PyResult<Vec<(String, Bound<'py, PyArrayDyn<f32>>)>> {
         guard(|| {
-            let arrays = self.with(py, |optimizer| Ok(optimizer.state()))?;
+            let snapshot = self.snapshot(py)?;
+            let arrays = enter_core(py, |_| Ok(snapshot.state()))?;
             arrays
                 .into_iter()
                 .map(|array| Ok((array.name, to_numpy(py, array.values, &array.shape)?)))
@@ -191,7 +189,11 @@ impl Optimizer {
                     Ok(NamedArray { name, shape: values.shape, values: values.data })
                 })
                 .collect::<PyResult<Vec<_>>>()?;
-            self.with(py, |optimizer| optimizer.restore(step, &arrays))
+            enter_core(py, |interrupt| {
+                let mut optimizer = self.0.lock(interrupt)?;
+                // Whatever fails here for lack of memory has changed nothing.
+                catch(|| Arc::make_mut(&mut optimizer).restore(step, &arrays))
+            })
         })
     }
 }

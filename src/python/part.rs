@@ -5,8 +5,9 @@ use std::sync::{Arc, MutexGuard};
 use pyo3::prelude::*;
 
 use super::encoder::Encoder;
+use super::enter::to_py_err;
 use super::head::Head;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::heads;
 use crate::network::SparseMixer;
 use crate::params::{Spec, Weight, Weights};
@@ -92,6 +93,21 @@ impl<'a> TrainablePart<'a> {
     }
 }
 
+/// Checks that no part is there twice: nobody could lock it a second time.
+///
+/// # Errors
+/// `ValueError`
+pub fn expect_distinct<'a>(parts: impl Iterator<Item = TrainablePart<'a>> + Clone) -> PyResult<()> {
+    let mut others = parts.clone();
+    for part in parts {
+        others.next();
+        if others.clone().any(|other| other.is(part)) {
+            return Err(to_py_err(Error::value("parts", "the same encoder or head is there twice")));
+        }
+    }
+    Ok(())
+}
+
 impl PartWeights {
     /// The weights.
     pub fn weights(&self) -> &Weights<f32> {
@@ -103,6 +119,14 @@ impl PartWeights {
 }
 
 impl LockedWeights<'_> {
+    /// The weights of this moment.
+    pub fn snapshot(&self) -> PartWeights {
+        match self {
+            LockedWeights::Encoder(network) => PartWeights::Encoder(Arc::clone(network)),
+            LockedWeights::Head(head) => PartWeights::Head(Arc::clone(head)),
+        }
+    }
+
     /// Those weights that are `chosen`, one flag each, to be changed. Where another call still uses them, this copies them
     /// first.
     pub fn choose_mut(&mut self, chosen: &[bool]) -> Vec<Option<&mut Weight<f32>>> {

@@ -8,7 +8,9 @@ use pyo3::prelude::*;
 
 use super::enter::{enter_core, guard};
 use super::part::{PartObject, PartWeights};
-use crate::checkpoint::{Dtype, TensorToWrite, packed_tensor, send_f32, write_npz, write_safetensors};
+use crate::checkpoint::{
+    ChunkSink, Dtype, TensorToWrite, packed_tensor, send_f32, write_npz, write_safetensors,
+};
 use crate::error::{Error, Result};
 use crate::params::Spec;
 use crate::runtime::Interrupt;
@@ -55,21 +57,57 @@ fn write_packed(
     metadata: &mut BTreeMap<String, String>,
     interrupt: Interrupt<'_>,
 ) -> Result<()> {
+    let sender = Sender::new(interrupt);
     let (mut tensors, mut vectors) = (Vec::new(), Vec::new());
     for (spec, weight) in parts.iter().flat_map(|(specs, weights)| specs.iter().zip(weights.weights().iter()))
     {
         match packed_tensor(spec, weight, metadata, interrupt)? {
             Some(tensor) => tensors.push(tensor),
-            None => vectors.push(TensorToWrite {
-                name: spec.name.clone(),
-                dtype: Dtype::F32,
-                shape: spec.shape.clone(),
-                content: Box::new(move |sink| weight.try_for_each_piece(|values| send_f32(values, sink))),
-            }),
+            None => vectors.push(
+                sender.tensor(spec.name.clone(), &spec.shape, |visit| weight.try_for_each_piece(visit)),
+            ),
         }
     }
     tensors.append(&mut vectors);
     write_safetensors(path, metadata, tensors, interrupt)
+}
+
+/// Hands values to writers, and looks at the interrupt on the way.
+pub struct Sender<'a> {
+    since_look: Cell<usize>,
+    interrupt: Interrupt<'a>,
+}
+
+impl<'a> Sender<'a> {
+    /// One for a whole file.
+    pub fn new(interrupt: Interrupt<'a>) -> Self {
+        Sender { since_look: Cell::new(0), interrupt }
+    }
+
+    /// A tensor of 32-bit floats, whose `values` are handed over in pieces when it is written.
+    pub fn tensor<'t>(
+        &'t self,
+        name: String,
+        shape: &[usize],
+        values: impl FnOnce(&mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> + 't,
+    ) -> TensorToWrite<'t> {
+        let content = Box::new(|sink: &mut ChunkSink<'_>| {
+            values(&mut |piece| {
+                piece.chunks(VALUES_PER_LOOK).try_for_each(|values| {
+                    self.look(values.len())?;
+                    send_f32(values, sink)
+                })
+            })
+        });
+        TensorToWrite { name, dtype: Dtype::F32, shape: shape.to_vec(), content }
+    }
+
+    /// Looks before `count` more values: waiting for the interpreter, so not for every small piece.
+    fn look(&self, count: usize) -> Result<()> {
+        let passed = self.since_look.get() + count;
+        self.since_look.set(passed % VALUES_PER_LOOK);
+        if passed >= VALUES_PER_LOOK && (self.interrupt)() { Err(Error::Interrupted) } else { Ok(()) }
+    }
 }
 
 /// Writes weights one at a time.
@@ -80,26 +118,11 @@ fn write_weights(
     metadata: &BTreeMap<String, String>,
     interrupt: Interrupt<'_>,
 ) -> Result<()> {
-    let since_look = &Cell::new(0);
+    let sender = Sender::new(interrupt);
     let each = parts.iter().flat_map(|(specs, weights)| specs.iter().zip(weights.weights().iter()));
     let tensors = each
-        .map(|(spec, weight)| TensorToWrite {
-            name: spec.name.clone(),
-            dtype: Dtype::F32,
-            shape: spec.shape.clone(),
-            content: Box::new(move |sink| {
-                weight.try_for_each_piece(|piece| {
-                    piece.chunks(VALUES_PER_LOOK).try_for_each(|values| {
-                        // Looking waits for the interpreter: not for every small piece.
-                        let passed = since_look.get() + values.len();
-                        since_look.set(passed % VALUES_PER_LOOK);
-                        if passed >= VALUES_PER_LOOK && interrupt() {
-                            return Err(Error::Interrupted);
-                        }
-                        send_f32(values, sink)
-                    })
-                })
-            }),
+        .map(|(spec, weight)| {
+            sender.tensor(spec.name.clone(), &spec.shape, |visit| weight.try_for_each_piece(visit))
         })
         .collect();
     match file_format {

@@ -15,10 +15,14 @@ use crate::kernels::{Dtype, Isa};
 use crate::network::{SparseMixer, specs};
 use crate::params::{Spec, Weight, initial_values};
 use crate::runtime::parallel::with_threads;
-use crate::runtime::{Context, Interrupt, default_threads, run};
+use crate::runtime::{Context, Interrupt, catch, default_threads, run};
+use crate::sys::alloc_zeroed;
 
 /// Encoders of fewer parameters are filled without starting threads.
 const PARALLEL_PARAMETERS: usize = 1 << 20;
+
+/// Rows that are copied between two looks for an interrupt.
+const POLLED_ROWS: usize = 1 << 14;
 
 /// An encoder whose weights `provider(name, shape)` returns, one after the other.
 pub fn provided(
@@ -112,9 +116,7 @@ pub fn store_arrays(
 ) -> PyResult<NewWeights> {
     let mut arrays = BTreeMap::new();
     for (index, array) in given {
-        let spec = specs.get(index).ok_or_else(|| {
-            to_py_err(Error::value("index", format!("got {index}, expected less than {}", specs.len())))
-        })?;
+        let spec = spec_at(specs, index)?;
         expect_floats(&spec.name, array.bind(py), &spec.shape)?;
         arrays.insert(index, array);
     }
@@ -137,6 +139,16 @@ pub fn store_arrays(
             };
             arrays.into_iter().filter_map(|given| store(given).transpose()).collect()
         })
+    })
+}
+
+/// The weight at `index`.
+///
+/// # Errors
+/// `ValueError` for a number that no weight has.
+pub fn spec_at(specs: &[Spec], index: usize) -> PyResult<&Spec> {
+    specs.get(index).ok_or_else(|| {
+        to_py_err(Error::value("index", format!("got {index}, expected less than {}", specs.len())))
     })
 }
 
@@ -165,6 +177,28 @@ pub fn initialised(
             })
         })
     })
+}
+
+/// The rows `ids` of a table, and their width.
+///
+/// # Errors
+/// [`Error::Value`]: the weight is no table, or has no such row; [`Error::Memory`]; [`Error::Interrupted`].
+pub fn copy_rows(weight: &Weight<f32>, ids: &[i64], interrupt: Interrupt<'_>) -> Result<(Vec<f32>, usize)> {
+    let Weight::Table(table) = weight else {
+        return Err(Error::value("index", "only tables are read by rows"));
+    };
+    let (rows, width) = (table.rows(), table.width());
+    if let Some(id) = ids.iter().find(|&&id| usize::try_from(id).map_or(true, |id| id >= rows)) {
+        return Err(Error::value("ids", format!("got {id}, expected 0 <= id < {rows}")));
+    }
+    let mut values: Vec<f32> = catch(|| Ok(alloc_zeroed(ids.len().saturating_mul(width))))?;
+    for (number, (&id, out)) in ids.iter().zip(values.chunks_exact_mut(width)).enumerate() {
+        if number % POLLED_ROWS == 0 {
+            check(interrupt)?;
+        }
+        table.copy_row(id as usize, out);
+    }
+    Ok((values, width))
 }
 
 /// Stops what takes long between two parts of it.

@@ -22,4 +22,4 @@ pub use map_file::MappedFile;
 pub use maybe_mapped::{FilePart, MaybeMapped};
 pub use out_of_memory::OutOfMemory;
 pub use parallel::{ParallelFor, Task};
-pub use vectors::{alloc_collect, alloc_zeroed, alloc_zeroed_huge};
+pub use vectors::{alloc_collect, alloc_room, alloc_zeroed, alloc_zeroed_huge};

@@ -14,6 +14,15 @@ pub fn alloc_zeroed<T: Zeroable>(len: usize) -> Vec<T> {
     try_zeroed_vec(len).unwrap_or_else(|()| OutOfMemory::raise(len.saturating_mul(size_of::<T>())))
 }
 
+/// A vector with room for `len` values; where the system refuses the memory, a panic with [`OutOfMemory`].
+pub fn alloc_room<T>(len: usize) -> Vec<T> {
+    let mut empty = Vec::new();
+    if empty.try_reserve_exact(len).is_err() {
+        OutOfMemory::raise(len.saturating_mul(size_of::<T>()));
+    }
+    empty
+}
+
 /// The values in a vector; where the system refuses the memory, a panic with [`OutOfMemory`].
 pub fn alloc_collect<T>(values: impl ExactSizeIterator<Item = T>) -> Vec<T> {
     let mut all = Vec::new();

@@ -161,16 +161,21 @@ def _detached(
     return variable
 
 
-def read_all(variables: Sequence[Any]) -> list[npt.NDArray[np.float32]]:
-    """Copies of all `variables`, float32; those of one encoder are of one moment."""
-    by_owner: dict[_native.Encoder | _native.Head | DetachedWeights, list[int]] = {}
+def by_owner(variables: Sequence[Any]) -> dict[Any, list[Variable]]:
+    """The core's encoders and heads that own `variables`, each with those of its own; foreign ones are left out."""
+    owners: dict[Any, list[Variable]] = {}
     for variable in variables:
         if isinstance(variable, Variable):
-            by_owner.setdefault(variable._core, []).append(variable.index)
+            owners.setdefault(variable._core, []).append(variable)
+    return owners
+
+
+def read_all(variables: Sequence[Any]) -> list[npt.NDArray[np.float32]]:
+    """Copies of all `variables`, float32; those of one encoder are of one moment."""
     copies = {
-        (core, index): array
-        for core, indices in by_owner.items()
-        for index, array in zip(indices, core.get_weights(indices), strict=True)
+        (core, variable.index): array
+        for core, owned in by_owner(variables).items()
+        for variable, array in zip(owned, core.get_weights([variable.index for variable in owned]), strict=True)
     }
     return [
         copies[variable._core, variable.index]
@@ -204,14 +209,14 @@ def assign_all(variables: Sequence[Any], values: Sequence[npt.ArrayLike]) -> Non
         if array.shape != shape:
             raise ValueError(f"{argument}: expected shape {shape}, got {array.shape}")
         arrays.append(np.require(array, np.float32, ["C", "A", "E"]))
-    by_owner: dict[_native.Encoder | _native.Head | DetachedWeights, dict[int, npt.NDArray[np.float32]]] = {}
+    assigned_to: dict[_native.Encoder | _native.Head | DetachedWeights, dict[int, npt.NDArray[np.float32]]] = {}
     for variable, array in zip(variables, arrays, strict=True):
         if isinstance(variable, Variable):
-            by_owner.setdefault(variable._core, {})[variable.index] = array
+            assigned_to.setdefault(variable._core, {})[variable.index] = array
         else:
             variable.assign(array)
     # Each owner changes as a whole. The largest comes last, so that what may have to go back is small.
-    owners = sorted(by_owner.items(), key=lambda owner: sum(array.nbytes for array in owner[1].values()))
+    owners = sorted(assigned_to.items(), key=lambda owner: sum(array.nbytes for array in owner[1].values()))
     before = [(core, list(assigned), core.get_weights(list(assigned))) for core, assigned in owners[:-1]]
     try:
         for core, assigned in owners:

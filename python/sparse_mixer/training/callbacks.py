@@ -65,7 +65,7 @@ class Callback:
         """Take over a state of `get_state`."""
 
     def get_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """What a resumed run must know besides, in arrays by name."""
+        """What a resumed run must know besides, in arrays of numbers by name."""
         return {}
 
     def set_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -161,7 +161,7 @@ class EarlyStopping(Callback):
 
     def get_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """See `Callback`."""
-        return {name: values.copy() for name, values in self._best_weights.items()}
+        return dict(self._best_weights)
 
     def set_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """See `Callback`."""

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparse_mixer import _native
 from sparse_mixer._core.arrays import as_float32
-from sparse_mixer._core.atomic_file import replacing
 from sparse_mixer._core.checks import as_float, as_step
 from sparse_mixer.training.history import History
 from sparse_mixer.training.metrics import Metrics
@@ -22,16 +22,33 @@ _FORMAT = "sparse_mixer training state, version 3"
 _META = "meta.json"
 
 
-def save(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Write `meta` (JSON-able) and `arrays` to `path`, an uncompressed .npz.
+def save(
+    path: Path,
+    meta: Mapping[str, Any],
+    arrays: Mapping[str, npt.NDArray[Any]],
+    snapshot: _native.TrainingSnapshot | None = None,
+) -> None:
+    """Write `meta` (JSON-able), `arrays` and the weights and moments of `snapshot` to `path`, an uncompressed .npz.
 
     The file appears under its name only when it is complete and on the disk; what was there before stays until then.
+
+    Raises:
+        OSError: It cannot be written.
+        TypeError: An array that holds no numbers.
     """
     text = json.dumps({"format": _FORMAT, **meta})
     entries: dict[str, Any] = {_META: np.frombuffer(text.encode(), np.uint8), **arrays}
+    members = [_member(name, np.asarray(array, order="C")) for name, array in entries.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **entries)
+    (snapshot or _native.TrainingSnapshot([], None)).write(path, members)
+
+
+def _member(name: str, array: npt.NDArray[Any]) -> tuple[str, str, tuple[int, ...], npt.NDArray[np.uint8]]:
+    """Name, type, shape and bytes of an array."""
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        raise TypeError(f"{name}: expected an array of numbers, got {array.dtype}")
+    little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return name, array.dtype.name, array.shape, little_endian.reshape(-1).view(np.uint8)
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:

@@ -83,7 +83,13 @@ impl<R: Real> Model<R> {
 
     /// Parameter `i`, row-major.
     pub fn parameter(&self, i: usize) -> Vec<R> {
-        self.optimizer.specs()[i].layout.unpack(&self.storage[i])
+        let mut values = Vec::new();
+        let collect = |piece: &[R]| {
+            values.extend_from_slice(piece);
+            Ok(())
+        };
+        self.optimizer.specs()[i].layout.try_for_each_piece(&self.storage[i], collect).unwrap();
+        values
     }
 }
 
