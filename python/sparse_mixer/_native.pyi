@@ -155,9 +155,6 @@ class Encoder:
             ValueError: An id outside the table, or a weight that is no table.
         """
 
-    def set_weights(self, weights: Sequence[npt.NDArray[np.float32]]) -> None:
-        """Replace all weights, or none if a shape is wrong."""
-
     def assign(self, indices: Sequence[int], weights: Sequence[npt.NDArray[np.float32]]) -> None:
         """Replace the weights at `indices`, or none if a shape is wrong."""
 

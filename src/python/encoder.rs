@@ -20,7 +20,7 @@ use super::weights::{
     store_arrays,
 };
 use crate::config::SparseMixerConfig;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::{Dtype, Isa};
 use crate::layers::CustomActivation;
 use crate::network::{Grouping, SparseMixer, forward_bytes, is_small, specs};
@@ -251,14 +251,7 @@ impl Encoder {
     }
 
     fn get_weight<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Floats<'py>> {
-        guard(|| {
-            let spec = self.spec(index)?;
-            let network = self.network(py)?;
-            let threads = loading_threads([spec], self.threads.load(Ordering::Relaxed))?;
-            let copy = || Ok(network.weights().get(index).to_vec());
-            let values = enter_core(py, |_| with_threads(threads, copy))?;
-            to_numpy(py, values, &spec.shape)
-        })
+        guard(|| Ok(self.get_weights(py, Some(vec![index]))?.swap_remove(0)))
     }
 
     /// Rows `ids` of the table at `index`, copied.
@@ -270,16 +263,6 @@ impl Encoder {
             let (values, width) =
                 enter_core(py, |interrupt| copy_rows(network.weights().get(index), &ids, interrupt))?;
             to_numpy(py, values, &[ids.len(), width])
-        })
-    }
-
-    fn set_weights(&self, py: Python<'_>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
-        guard(|| {
-            if weights.len() != self.specs.len() {
-                let message = format!("expected {} arrays, got {}", self.specs.len(), weights.len());
-                return Err(to_py_err(Error::value("weights", message)));
-            }
-            self.assign(py, (0..weights.len()).collect(), weights)
         })
     }
 

@@ -6,11 +6,13 @@ same weights, bit for bit, as one that was not, and so do two runs of one epoch 
 """
 
 from sparse_mixer.training.callbacks import Callback, CSVLogger, EarlyStopping, JSONLLogger, ProgressBar
+from sparse_mixer.training.evaluation import evaluate
+from sparse_mixer.training.fitting import fit
 from sparse_mixer.training.history import History
 from sparse_mixer.training.metrics import Metrics
 from sparse_mixer.training.printing import EpochLines, has_progress_bar
 from sparse_mixer.training.trainable import Trainable
-from sparse_mixer.training.trainer import Trainer, evaluate, fit
+from sparse_mixer.training.trainer import Trainer
 
 __all__ = [
     "CSVLogger",
