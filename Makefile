@@ -109,7 +109,7 @@ quickstart: build $(STAMPS)/examples  ## encode, search and learn on real text (
 	$(PY) examples/finetune.py $(FINETUNE_ARGS)
 
 BENCH_ARGS ?= inference
-bench: build $(STAMPS)/parity $(STAMPS)/bench  ## measure against TensorFlow and OpenVINO; see benchmarks/README.md
+bench: build $(STAMPS)/parity $(STAMPS)/bench $(STAMPS)/onnx  ## measure against TensorFlow and OpenVINO; see benchmarks/README.md
 	$(PY) -m benchmarks $(BENCH_ARGS)
 
 # --- tests --------------------------------------------------------------------------------------

@@ -42,6 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     inference.add_argument("--rounds", type=int, default=7)
     inference.add_argument("--baseline", default="tf", choices=list(PEERS))
 
+    exported = commands.add_parser(
+        "onnx", help="the exported model in ONNX Runtime and OpenVINO beside ours, TensorFlow"
+    )
+    exported.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    exported.add_argument("--rounds", type=int, default=7)
+
     training = commands.add_parser("training", help="training steps of the Base model, all engines interleaved")
     default = ["train-f32", "train-f32-recompute", "train-bf16", "train-tf"]
     training.add_argument("--engines", type=_names_among(TRAINERS), default=default, help="comma-separated, or all")
@@ -128,6 +134,11 @@ def main() -> None:
         text = run(
             arguments.engines, arguments.batches, arguments.threads, arguments.rounds, arguments.baseline, folder
         )
+    elif arguments.command == "onnx":
+        from benchmarks.inference import run
+
+        engines = ["ours-f32", "onnxruntime", "onnx-openvino", "openvino-f32", "tf", "tf-xla"]
+        text = run(engines, arguments.batches, arguments.threads, arguments.rounds, "tf", folder, "onnx")
     elif arguments.command == "training":
         from benchmarks.training import run
 

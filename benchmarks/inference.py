@@ -46,7 +46,13 @@ def agreement(workers: Sequence[Worker], baseline: Worker) -> dict[str, float]:
 
 
 def run(
-    peers: Sequence[str], batches: Sequence[int], threads: int, rounds: int, baseline: str, folder: pathlib.Path | None
+    peers: Sequence[str],
+    batches: Sequence[int],
+    threads: int,
+    rounds: int,
+    baseline: str,
+    folder: pathlib.Path | None,
+    name: str = "inference",
 ) -> str:
     """Measure `peers` and return the printed table.
 
@@ -56,7 +62,8 @@ def run(
         threads: threads of every engine.
         rounds: timed turns of each engine per batch size.
         baseline: the peer that ratios refer to (higher is faster).
-        folder: where `inference.json` and `inference.md` go, or None.
+        folder: where `<name>.json` and `<name>.md` go, or None.
+        name: see there.
     """
     workload = Workload()
     rates = peak.measure(threads)
@@ -78,7 +85,7 @@ def run(
             "cosine_to_baseline": cosines,
             "rows": [dataclasses.asdict(row) for row in rows],
         }
-        report.save(folder, "inference", results, table)
+        report.save(folder, name, results, table)
     table += "".join(f"\n\n{line}" for line in comparisons(rows))
     agree = ", ".join(f"{peer} {cosine:.5f}" for peer, cosine in cosines.items())
     return f"{table}\n\nMedian cosine of tokens to {PEERS[baseline].label}: {agree}"

@@ -35,7 +35,9 @@ class PeerSpec:
         return engine
 
 
-_OURS, _TENSORFLOW, _OPENVINO = (f"benchmarks.peer_{name}" for name in ("ours", "tensorflow", "openvino"))
+_OURS, _TENSORFLOW, _OPENVINO, _ONNX = (
+    f"benchmarks.peer_{name}" for name in ("ours", "tensorflow", "openvino", "onnx")
+)
 
 PEERS = {
     "ours-f32": PeerSpec("sparse_mixer float32", _OURS, {"dtype": "float32"}, "float32"),
@@ -48,6 +50,8 @@ PEERS = {
     "tf-bf16": PeerSpec("TensorFlow mixed_bfloat16", _TENSORFLOW, {"policy": "mixed_bfloat16"}, "bfloat16"),
     "openvino-f32": PeerSpec("OpenVINO float32", _OPENVINO, {"precision": "float32"}, "float32"),
     "openvino-bf16": PeerSpec("OpenVINO bfloat16", _OPENVINO, {"precision": "bfloat16"}, "bfloat16"),
+    "onnxruntime": PeerSpec("our export in ONNX Runtime", _ONNX, {"runtime": "onnxruntime"}, "float32"),
+    "onnx-openvino": PeerSpec("our export in OpenVINO", _ONNX, {"runtime": "openvino"}, "float32"),
     "openvino-int8": PeerSpec("OpenVINO int8 (NNCF)", _OPENVINO, {"precision": "int8"}, "int8"),
 }
 """All engines, in the order of the printed table."""
