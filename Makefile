@@ -23,7 +23,7 @@ SOURCES := $(shell find src python -type f -not -name '*.pyc' 2>/dev/null) Cargo
 # Clippy and rustdoc of the binding look at an interpreter; it shall be the one tested with.
 export PYO3_PYTHON := $(abspath $(PY))
 
-.PHONY: help build wheels try-wheel quickstart test test-rust test-python minimal crash lint format docs test-checked stress fuzz miri asan valgrind neon windows deny bench check clean
+.PHONY: help build wheels try-wheel quickstart test test-rust test-python minimal crash lint format docs docs-site test-checked stress fuzz miri asan valgrind neon windows deny bench check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -198,10 +198,20 @@ format: $(STAMPS)/lint  ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+SITE := $(VENV)/site-tools
+$(SITE)/ready: docs/requirements.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+docs-site: $(SITE)/ready  ## the documentation site into site/; a warning or a missing public name is an error
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build
+	$(SITE)/bin/python docs/site/check.py
+
 docs:  ## API documentation of the core into target/doc
 	cargo doc --no-deps
 
-check: lint test minimal test-checked  ## everything that CI checks
+check: lint docs-site test minimal test-checked  ## everything that CI checks
 
 clean:  ## remove build outputs, keep the environment
 	cargo clean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
@@ -22,16 +23,32 @@ def problems(wheel: Path) -> list[str]:
         found.append("not of the stable ABI by its name")
     names = zipfile.ZipFile(wheel).namelist()
     found += [f"lacks {name}" for name in ("sparse_mixer/py.typed", "sparse_mixer/_native.pyi") if name not in names]
+    found += _of_musl(wheel) if "-musllinux_" in wheel.name else _of_glibc(wheel)
+    audit = subprocess.run([TOOLS / "abi3audit", "--strict", wheel], capture_output=True, text=True, check=False)
+    if audit.returncode:
+        found.append(f"abi3audit: {audit.stdout}{audit.stderr}")
+    return found
+
+
+def _of_glibc(wheel: Path) -> list[str]:
+    """Whether auditwheel finds the platform that the name says."""
     shown = subprocess.run([TOOLS / "auditwheel", "show", wheel], capture_output=True, text=True, check=False)
     text = " ".join(shown.stdout.split())
     consistent = re.search(r'following platform tag: "(\w+)"', text)
     tags = wheel.stem.split("-")[-1].split(".")
     if consistent is None or consistent[1] not in tags:
-        found.append(f"auditwheel: {text or shown.stderr}")
-    audit = subprocess.run([TOOLS / "abi3audit", "--strict", wheel], capture_output=True, text=True, check=False)
-    if audit.returncode:
-        found.append(f"abi3audit: {audit.stdout}{audit.stderr}")
-    return found
+        return [f"auditwheel: {text or shown.stderr}"]
+    return []
+
+
+def _of_musl(wheel: Path) -> list[str]:
+    """Whether the library needs musl and nothing else; auditwheel reads the system's libc, which is another."""
+    from elftools.elf.elffile import ELFFile
+
+    library = io.BytesIO(zipfile.ZipFile(wheel).read("sparse_mixer/_native.abi3.so"))
+    dynamic = ELFFile(library).get_section_by_name(".dynamic")
+    needed = {tag.needed for tag in dynamic.iter_tags() if tag.entry.d_tag == "DT_NEEDED"}
+    return [] if needed <= {"libc.so"} else [f"needs {', '.join(sorted(needed))}"]
 
 
 def main(wheels: list[str]) -> int:

@@ -15,6 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "python" / "sparse_mixer"
 STORED = Path(__file__).with_name("public_names.txt")
 
+# Names that a module imports when they are asked for, since a framework has to be there; and what defines them.
+ON_DEMAND = {
+    "sparse_mixer.keras.SparseMixer": "sparse_mixer.keras.tf_keras_layer",
+    "sparse_mixer.sklearn.SparseMixerClassifier": "sparse_mixer.sklearn.classifier",
+    "sparse_mixer.sklearn.SparseMixerFeatures": "sparse_mixer.sklearn.features",
+    "sparse_mixer.torch.SparseMixer": "sparse_mixer.torch.module",
+}
+
 Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -36,8 +44,31 @@ def trees() -> dict[str, ast.Module]:
 
 
 def public_modules() -> list[str]:
-    """The names of all public modules."""
-    return [name for name in trees() if is_public(name)]
+    """The names of all public modules. Files inside a package are its own business: it lists what is public."""
+    return [name for name in trees() if is_public(name) and name.count(".") <= 1]
+
+
+def imported(tree: ast.Module) -> dict[str, tuple[str, str]]:
+    """Where names that a module imports from this package come from: module and name there."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and not node.level:
+            found |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+    return found
+
+
+def resolved(all_trees: dict[str, ast.Module], module: str, name: str) -> tuple[str, Definition | ast.expr | None]:
+    """What a name of a module is, followed through imports, and the module that defines it."""
+    seen = set()
+    while module in all_trees and (module, name) not in seen:
+        seen.add((module, name))
+        if f"{module}.{name}" in ON_DEMAND:
+            module = ON_DEMAND[f"{module}.{name}"]
+        own = definitions(all_trees[module])
+        if name in own:
+            return module, own[name]
+        module, name = imported(all_trees[module]).get(name, ("", name))
+    return "", None
 
 
 def declared(tree: ast.Module) -> list[str] | None:
@@ -71,13 +102,13 @@ def signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
     return f"({ast.unparse(given)})"
 
 
-def members(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, str]:
-    """Methods and properties of a class with signatures, those of its bases in this package included."""
+def members(node: ast.ClassDef, module: str, all_trees: dict[str, ast.Module]) -> dict[str, str]:
+    """Methods and properties of a class of `module` with signatures, those of its bases in this package included."""
     found: dict[str, str] = {}
     for base in reversed(node.bases):
-        name = base.id if isinstance(base, ast.Name) else base.attr if isinstance(base, ast.Attribute) else ""
-        if name in classes and classes[name] is not node:
-            found |= members(classes[name], classes)
+        place, definition = resolved(all_trees, module, ast.unparse(base))
+        if isinstance(definition, ast.ClassDef):
+            found |= members(definition, place, all_trees)
     for part in node.body:
         if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef) and (
             part.name in ("__init__", "__call__") or not part.name.startswith("_")
@@ -93,18 +124,16 @@ def members(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, s
 def names() -> Iterator[str]:
     """A line per public name: modules, their own names, and members of classes."""
     all_trees = trees()
-    classes = {node.name: node for tree in all_trees.values() for node in tree.body if isinstance(node, ast.ClassDef)}
-    for module, tree in all_trees.items():
-        if not is_public(module):
-            continue
+    for module in public_modules():
+        tree = all_trees[module]
         yield module
         own, listed = definitions(tree), declared(tree)
         public = [name for name in own if not name.startswith("_")] if listed is None else listed
         for name in sorted(public):
-            node = own.get(name)
+            place, node = resolved(all_trees, module, name)
             if isinstance(node, ast.ClassDef):
                 yield f"{module}.{name}"
-                for member, arguments in sorted(members(node, classes).items()):
+                for member, arguments in sorted(members(node, place, all_trees).items()):
                     yield f"{module}.{name}.{member}{arguments}"
             elif isinstance(node, Definition):
                 yield f"{module}.{name}{signature(node)}"

@@ -23,6 +23,7 @@ def test_names_are_found() -> None:
         "sparse_mixer.networks.SparseMixer.count_params(self)",
         "sparse_mixer.networks.SparseMixer.losses",
         "sparse_mixer.checkpoints.CheckpointError",
+        "sparse_mixer.SparseMixer.count_params(self)",
         "sparse_mixer.plots",
     ):
         assert name in now, name

@@ -139,13 +139,11 @@ class SparseMixer(torch.nn.Module):
             seed: Source of dropout and router noise; None to take one from PyTorch's generator.
 
         Returns:
-            Dict of tensors, float32:
-
-            * ``sequence_output`` [B, S, H], ``pooled_output`` [B, H] (not without a pooler), and ``encoder_outputs``, a
-              list whose last entry is ``sequence_output``,
-            * ``aux_loss``, scalar: the sum of the routers' weighted losses, to be added to the training loss,
-            * ``router_metrics``, a dict of tensors without gradient, [num_moe_layers], and ``expert_load``
-              [num_moe_layers, num_experts]; as `sparse_mixer.SparseMixer.aux_losses`. Only with MoE layers.
+            Dict of tensors, float32: ``sequence_output`` [B, S, H]; ``pooled_output`` [B, H], not without a pooler;
+            ``encoder_outputs``, a list whose last entry is ``sequence_output``; ``aux_loss``, scalar, the sum of the
+            routers' weighted losses, to be added to the training loss; ``router_metrics``, a dict of tensors without
+            gradient, [num_moe_layers], and ``expert_load`` [num_moe_layers, num_experts], as
+            `sparse_mixer.SparseMixer.aux_losses`. ``router_metrics`` is there only with MoE layers.
 
         Raises:
             ValueError: Missing or ill-shaped inputs, ids outside their vocabulary, NaN or infinite embeddings; inputs
