@@ -14,6 +14,7 @@ mod inputs;
 mod memory;
 mod mixing;
 mod moe;
+mod norm;
 mod outputs;
 mod pass;
 mod pooler;
