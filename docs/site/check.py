@@ -26,7 +26,7 @@ def missing(inventory: bytes) -> list[str]:
         have |= {full + name.removeprefix(start) for name in have if name.startswith(start)}
     names = {name.partition("(")[0] for name in public_names.names()}
     # Constructors are described with their classes.
-    return sorted(name for name in names - have if not name.endswith((".__init__", ".__call__", ".__version__")))
+    return sorted(name for name in names - have if not name.endswith((".__init__", ".__version__")))
 
 
 if __name__ == "__main__":

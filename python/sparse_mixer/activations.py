@@ -76,7 +76,7 @@ class Activation:
         derivative: ``d function(x) / d x``, elementwise, same shapes. Needed to train; inference works without.
         name: Shown in `repr` and summaries.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> squared_relu = Activation(lambda x: np.maximum(x, 0) ** 2, derivative=lambda x: 2 * np.maximum(x, 0))
         >>> squared_relu(np.array([-1.0, 3.0]))

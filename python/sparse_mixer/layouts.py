@@ -1,6 +1,6 @@
 """Which layers attend or have experts: the layouts of the Sparse Mixer paper, as index tuples for `SparseMixer`.
 
-Example:
+Examples:
     >>> from sparse_mixer import layouts
     >>> layouts.middle(14, 4), layouts.top(14, 4)  # Sparse Mixer Base: experts, attention
     ((5, 6, 7, 8), (10, 11, 12, 13))

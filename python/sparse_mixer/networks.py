@@ -32,7 +32,7 @@ class SparseMixer(StoredEncoder):
     An encoder may be called from several threads at once. `losses` and `aux_losses` are those of the calling thread's
     last call; calls never affect each other's results.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> encoder = SparseMixer(100, hidden_size=16, num_layers=2, inner_dim=32, max_sequence_length=8, seed=0)
         >>> ids = np.zeros((4, 8), np.int32)

@@ -6,7 +6,7 @@ exist; keyword-only ones are ours, but for ``global_clipnorm``. AdamW and LAMB l
 decay unless told otherwise. The global norm is that of the gradients; TensorFlow counts every occurrence of a word in a
 batch by itself in the word table's part of it. Weights stay in the core's packed storage, the moments beside them.
 
-Example:
+Examples:
     >>> import numpy as np
     >>> from sparse_mixer import SparseMixer, optimizers
     >>> encoder = SparseMixer(100, hidden_size=16, num_layers=2, inner_dim=32, max_sequence_length=8, seed=0)

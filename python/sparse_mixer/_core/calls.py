@@ -139,7 +139,7 @@ class CalledEncoder(Encoder):
     ) -> tuple[dict[str, Any], VJP]:
         """Encode a batch and prepare to differentiate.
 
-        Example:
+        Examples:
             >>> import numpy as np
             >>> encoder = SparseMixer(100, hidden_size=16, num_layers=2, inner_dim=32, max_sequence_length=8, seed=0)
             >>> ids = np.zeros((4, 8), np.int32)

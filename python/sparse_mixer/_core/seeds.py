@@ -54,7 +54,7 @@ def set_random_seed(seed: int | None) -> None:
     one sequence, so the same program gives the same numbers if it asks in the same order, from one thread. What has a
     seed of its own does not depend on this one.
 
-    Example:
+    Examples:
         >>> import sparse_mixer
         >>> sizes = dict(hidden_size=16, num_layers=2, inner_dim=32, max_sequence_length=8)
         >>> def table():

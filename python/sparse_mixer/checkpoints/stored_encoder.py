@@ -168,7 +168,7 @@ class StoredEncoder(CalledEncoder):
     ) -> Self:
         """Build an encoder with a published configuration. Nothing is downloaded: weights come from a file you have.
 
-        Example:
+        Examples:
             >>> sizes = dict(vocab_size=100, hidden_size=64, inner_dim=128)
             >>> encoder = SparseMixer.from_preset("sparse_mixer_small", **sizes, seed=0)
             >>> encoder.summary(lambda text: print(text.splitlines()[-1].split(":")[0]))

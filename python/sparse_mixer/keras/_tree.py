@@ -32,7 +32,7 @@ BLOCK = "transformer/layer_"
 def place(key: str) -> tuple[int | None, list[str], str]:
     """Where the weight `key` is: index of its block or None, attributes that lead to its layer, its own name.
 
-    Example:
+    Examples:
         >>> place("transformer/layer_1/self_attention/query/kernel")
         (1, ['_attention_cls', '_query_dense'], 'kernel')
     """

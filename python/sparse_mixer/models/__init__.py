@@ -10,7 +10,7 @@ The loss that is minimised is the mean cross entropy (squared error for one clas
 Sample weights count as in Keras: each is a factor of its example's loss, and the sum is divided by the number of
 examples or labelled tokens, not by the weights. A batch whose labels all weigh nothing teaches nothing: `fit` skips it.
 
-Example:
+Examples:
     >>> import numpy as np
     >>> from sparse_mixer import SparseMixer, models, optimizers
     >>> encoder = SparseMixer(100, hidden_size=16, num_layers=2, inner_dim=32, max_sequence_length=8, seed=0)

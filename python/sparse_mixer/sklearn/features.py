@@ -17,7 +17,7 @@ from sparse_mixer.text import TextEncoder
 class SparseMixerFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Turns texts into vectors with a `TextEncoder`; learns nothing, the encoder is used as it is.
 
-    Example:
+    Examples:
         >>> from sparse_mixer import SparseMixer
         >>> from sparse_mixer.sklearn import SparseMixerFeatures
         >>> from sparse_mixer.text import train_tokenizer

@@ -14,7 +14,7 @@ from sparse_mixer.text.encoder import TextEncoder
 class LangChainEmbeddings:
     """What LangChain calls `Embeddings`: lists of numbers for documents and for a query.
 
-    Example:
+    Examples:
         >>> from sparse_mixer import SparseMixer, TextEncoder
         >>> from sparse_mixer.text import train_tokenizer
         >>> from sparse_mixer.text.adapters import LangChainEmbeddings

@@ -66,7 +66,7 @@ class TextEncoder(TextModel):
     positions as the longest text of a batch; others mix positions or have experts, and always see the length that
     they were built for. One object may be used from several threads at once.
 
-    Example:
+    Examples:
         >>> from sparse_mixer import SparseMixer
         >>> from sparse_mixer.text import TextEncoder, train_tokenizer
         >>> tokenizer = train_tokenizer(["red apples", "green pears"], 60)

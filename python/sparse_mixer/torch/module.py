@@ -48,7 +48,7 @@ class SparseMixer(torch.nn.Module):
     `torch.manual_seed` decides initial weights (without `seed`), dropout and router noise. A new module is in training
     mode, as every module.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from sparse_mixer.torch import SparseMixer
         >>> module = SparseMixer(100, hidden_size=16, num_layers=2, inner_dim=32, max_sequence_length=8, seed=0)
