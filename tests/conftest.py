@@ -20,6 +20,10 @@ hypothesis.settings.register_profile("search", max_examples=1000, deadline=None,
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
+# PyTorch's compiler for GPUs brings an LLVM of its own, which ends the process where TensorFlow's is loaded.
+sys.modules["triton"] = None  # type: ignore[assignment]
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """Random numbers, the same in every run."""

@@ -33,6 +33,9 @@ pub struct Tape {
     threads: usize,
 }
 
+/// Memory with gradients in it, and where that of each weight begins.
+type HandedOver = (Memory, Vec<usize>);
+
 /// A forward pass.
 struct Record {
     network: Arc<SparseMixer<f32>>,
@@ -154,7 +157,7 @@ impl Tape {
         encoder_outputs: Option<Vec<Option<Bound<'py, PyAny>>>>,
         aux_loss_weight: f64,
         last: bool,
-    ) -> PyResult<(Option<Bound<'py, PyArrayDyn<f32>>>, Option<(Memory, Vec<usize>)>)> {
+    ) -> PyResult<(Option<Bound<'py, PyArrayDyn<f32>>>, Option<HandedOver>)> {
         guard(|| {
             let record = self.look(py)?;
             if let Some(into) = into {
