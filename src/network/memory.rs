@@ -9,7 +9,7 @@ use super::moe::dispatch::Slot;
 use super::moe::grouping::Grouping;
 use super::moe::mixture::MAX_ROWS;
 use super::outputs::RequestedOutputs;
-use super::pass::{BLOCK_STEP, MAX_BLOCK};
+use super::pass::{BLOCK_STEP, MAX_BLOCK, are_few};
 
 /// Bytes of scratch memory, copied inputs and outputs of a forward pass at inference for `batch` examples of `seq`
 /// positions, in 32 bits, by `threads` threads. Fixed transform matrices count here, since no weight stands for them.
@@ -51,7 +51,7 @@ pub fn forward_bytes(
         if is_last && requested.sequence_output && requested.encoder_outputs {
             outputs += len; // both have an array of their own
         }
-        block(&mut ledger, config, layer, batch, len)?;
+        block(&mut ledger, config, layer, (batch, threads), len)?;
         ledger.give(x);
         x = out;
     }
@@ -137,7 +137,7 @@ fn block(
     ledger: &mut Ledger,
     config: &SparseMixerConfig,
     layer: usize,
-    batch: usize,
+    (batch, threads): (usize, usize),
     out: usize,
 ) -> Result<()> {
     let (seq, hidden) = (config.max_sequence_length, config.hidden_size);
@@ -191,8 +191,8 @@ fn block(
         // The callable's argument and its result, or the result and its copy.
         let extra = 2 * out / hidden * config.inner_dim * FLOAT;
         ledger.largest_extra = ledger.largest_extra.max(extra);
-    } else if out / hidden <= MAX_BLOCK {
-        // Few rows may go one step after the other.
+    } else if are_few(out / hidden, threads) {
+        // One step after the other.
         held.extend([out; 4].map(|len| ledger.take(FLOAT, len)));
         held.extend([out / hidden * config.inner_dim; 3].map(|len| ledger.take(FLOAT, len)));
     }

@@ -88,6 +88,12 @@ pub(super) const MAX_BLOCK: usize = 128;
 /// Blocks are multiples of this where possible, to fill the kernels' register tiles.
 pub(super) const BLOCK_STEP: usize = 32;
 
+/// Whether `rows` rows are so few that `threads` threads had better share out columns: blocks of rows would leave some
+/// threads without work, or let each of them read all weights for a few rows.
+pub(super) fn are_few(rows: usize, threads: usize) -> bool {
+    threads > 1 && rows <= MAX_BLOCK.min(threads * BLOCK_STEP)
+}
+
 impl<'a, R: Real> Pass<'a, R> {
     /// Dropout at `rate` for a purpose in block `layer` (0 for the embeddings' own), if training.
     pub fn dropout(&self, rate: f64, purpose: Purpose, layer: usize) -> Option<Dropout> {
@@ -99,11 +105,9 @@ impl<'a, R: Real> Pass<'a, R> {
         self.keep.then(|| self.context.buffer(len))
     }
 
-    /// Whether `rows` rows are so few that threads had better share out columns: blocks of rows would leave some threads
-    /// without work, or let each of them read all weights for a few rows.
+    /// Whether `rows` rows are so few that threads share out columns: see [`are_few`].
     pub fn are_few(&self, rows: usize) -> bool {
-        let threads = self.context.threads();
-        threads > 1 && rows <= MAX_BLOCK.min(threads * BLOCK_STEP)
+        are_few(rows, self.context.threads())
     }
 
     /// Splits the first `rows` rows of every example into blocks, in order.

@@ -1,7 +1,8 @@
 //! Matrices in panels as bytes of files, in which they keep the layout that products read ([`layout`](super::layout)).
 //!
 //! The bytes are those of the panels, padding included, as little-endian numbers; of an `Int8` matrix, the scales (`f32`)
-//! and the sums of blocks (`i32`) follow. Every part is a multiple of 128 bytes long. The layout does not depend on
+//! and the sums of blocks (`i32`) follow. Every part is a multiple of 64 bytes long, so that each can be mapped where the
+//! first can. The layout does not depend on
 //! the instruction set; a change of it must raise [`PANEL_LAYOUT_VERSION`].
 
 use super::layout::{INT8_K_BLOCK, PANEL, padded_k};
@@ -108,7 +109,7 @@ mod tests {
                 let before = file.len();
                 matrix.bytes_for_file().iter().for_each(|part| file.extend_from_slice(part));
                 assert_eq!(PackedMatrix::<f32>::file_bytes(k, n, dtype), Some(file.len() - before));
-                assert!(file.len().is_multiple_of(128));
+                assert!(file.len().is_multiple_of(64), "{dtype:?}: the next part could not be mapped");
             }
             let mut rest = FilePart::of_bytes(&file);
             for (matrix, (k, n)) in matrices.iter().zip(shapes) {
