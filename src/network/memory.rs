@@ -192,9 +192,14 @@ fn block(
         let extra = 2 * out / hidden * config.inner_dim * FLOAT;
         ledger.largest_extra = ledger.largest_extra.max(extra);
     } else if are_few(out / hidden, threads) {
-        // One step after the other.
-        held.extend([out; 4].map(|len| ledger.take(FLOAT, len)));
-        held.extend([out / hidden * config.inner_dim; 3].map(|len| ledger.take(FLOAT, len)));
+        // One step after the other: input and result of the feed-forward, its inner rows, and parts of these that tasks
+        // have computed, whose buffer the slices take over.
+        let inner = out / hidden * config.inner_dim;
+        held.extend([out, out, inner, inner, out].map(|len| ledger.take(FLOAT, len)));
+        if config.dtype.of_activations() != Dtype::Float32 {
+            // Left operands of the two products.
+            ledger.largest_extra = ledger.largest_extra.max((out + inner) * size_of::<u16>());
+        }
     }
     ledger.give_all(mixed.into_iter().chain(held));
     Ok(())
