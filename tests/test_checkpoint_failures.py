@@ -117,7 +117,7 @@ def test_configurations_are_data(tmp_path: Path) -> None:
         ({"inner_activation": "os.system"}, CheckpointError, "changed.safetensors: .*inner_activation"),
         ({"class_name": "Lambda"}, CheckpointError, "unknown arguments 'class_name'"),
         ({"num_layers": 2.7}, CheckpointError, "num_layers: expected an integer, got 2.7"),
-        ([1], CheckpointError, "not a mapping"),
+        ([1], CheckpointError, "expected a JSON object"),
     ]:
         text = json.dumps({**encoder.get_config(), **config} if isinstance(config, dict) else config)
         path = tmp_path / "changed.safetensors"

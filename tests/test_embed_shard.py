@@ -310,6 +310,16 @@ def test_damaged_sources(name: str, content: bytes, message: str, model: TextEnc
     assert os.listdir(tmp_path) == [name]
 
 
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"about": 1, "part_rows": 2}'])
+def test_a_damaged_note_of_an_interrupted_run(content: bytes, model: TextEncoder, tmp_path: Path) -> None:
+    source, folder = written(tmp_path / "a.txt", TEXTS), tmp_path / "b.npy.parts"
+    folder.mkdir()
+    (folder / "job.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"job\.json: (not JSON|expected a JSON object|damaged)"):
+        embed_shard(source, tmp_path / "b.npy", model, part_rows=2)
+    assert (folder / "job.json").read_bytes() == content
+
+
 def test_json_values_of_several_types(model: TextEncoder, tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     records = [{"text": "red", "about": {"n": 1}, "x": 1}, {"text": "green", "about": None, "x": "late"}]

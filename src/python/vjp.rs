@@ -35,6 +35,8 @@ pub struct Tape {
 
 /// Memory with gradients in it, and where that of each weight begins.
 type HandedOver = (Memory, Vec<usize>);
+/// Gradients of the word rows, `[B, S, W]`.
+type Rows<'py> = Bound<'py, PyArrayDyn<f32>>;
 
 /// A forward pass.
 struct Record {
@@ -157,7 +159,7 @@ impl Tape {
         encoder_outputs: Option<Vec<Option<Bound<'py, PyAny>>>>,
         aux_loss_weight: f64,
         last: bool,
-    ) -> PyResult<(Option<Bound<'py, PyArrayDyn<f32>>>, Option<HandedOver>)> {
+    ) -> PyResult<(Option<Rows<'py>>, Option<HandedOver>)> {
         guard(|| {
             let record = self.look(py)?;
             if let Some(into) = into {

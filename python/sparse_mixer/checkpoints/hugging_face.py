@@ -6,12 +6,12 @@ and FNet.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sparse_mixer._core.checks import as_count, as_float
+from sparse_mixer._core.json_text import mapping_of
 from sparse_mixer._native import CheckpointError
 
 _MAX_CONFIG_BYTES = 1 << 20
@@ -205,11 +205,4 @@ def read_config(file: str) -> dict[str, Any]:
         OSError: It cannot be read.
     """
     with open(file, "rb") as stream:
-        text = stream.read(_MAX_CONFIG_BYTES)
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file}: not a mapping")
-    return config
+        return mapping_of(stream.read(_MAX_CONFIG_BYTES), file, CheckpointError)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from inspect import Parameter, signature
 from typing import Any
@@ -11,6 +10,7 @@ from sparse_mixer import _native
 from sparse_mixer._core.arguments import Arguments, declared
 from sparse_mixer._core.construction import weight_seed
 from sparse_mixer._core.encoder import Encoder
+from sparse_mixer._core.json_text import mapping_of
 from sparse_mixer._native import CheckpointError
 from sparse_mixer.checkpoints.google_bert import read_google_bert
 from sparse_mixer.checkpoints.hugging_face import read_hugging_face
@@ -33,13 +33,7 @@ def stored_config(file: WeightFile, path: str) -> Mapping[str, Any] | None:
         names = [name for name, _, _ in file.entries()]
         config = read_keras_hub(path) or read_hugging_face(path, names)
         return read_google_bert(path, names) if config is None else config
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the configuration is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: the configuration is not a mapping")
-    return config
+    return mapping_of(text, f"{path}: the configuration", CheckpointError)
 
 
 def resolve(

@@ -16,6 +16,7 @@ import numpy as np
 
 import sparse_mixer
 from sparse_mixer import InternalError, SparseMixer
+from sparse_mixer._core.json_text import mapping_of
 from sparse_mixer.checkpoints import CheckpointError
 from sparse_mixer.checkpoints.opening import open_weights
 from sparse_mixer.checkpoints.presets import PRESETS
@@ -188,13 +189,7 @@ def _json(option: str, text: str) -> dict[str, Any]:
                 text = file.read()
         except (OSError, ValueError) as error:
             raise ValueError(f"{option}: neither a JSON object nor a file with one: {error}") from None
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{option}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{option}: expected a JSON object")
-    return config
+    return mapping_of(text, option)
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:

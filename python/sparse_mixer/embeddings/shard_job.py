@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 import sparse_mixer
 from sparse_mixer._core.atomic_file import replacing
+from sparse_mixer._core.json_text import mapping_of
 from sparse_mixer.embeddings.quantize import quantize_embeddings
 from sparse_mixer.embeddings.sources import Rows, Source, windows
 from sparse_mixer.embeddings.targets import Writer, join, part_schema, remove, write_about
@@ -119,11 +120,14 @@ class Job:
         """What the parts in a folder say of themselves, and are to say; with `overwrite` others are removed."""
         file = os.path.join(folder, "job.json")
         if os.path.exists(file):
-            with open(file, encoding="utf-8") as stream:
-                known = json.load(stream)
-            same = known["part_rows"] == self.part_rows and known["about"]["digest"] == self.about["digest"]
+            with open(file, "rb") as stream:
+                known = mapping_of(stream.read(), file)
+            stored = known.get("about")
+            if not isinstance(stored, dict) or "digest" not in stored:
+                raise ValueError(f"{file}: damaged; remove its folder to begin again")
+            same = known.get("part_rows") == self.part_rows and stored["digest"] == self.about["digest"]
             if same:
-                return dict(known["about"])
+                return dict(stored)
             if not overwrite:
                 self._refuse(folder, known)
             for name in os.listdir(folder):
@@ -135,8 +139,8 @@ class Job:
         return about
 
     def _refuse(self, folder: str, known: Mapping[str, Any]) -> None:
-        if known["part_rows"] != self.part_rows:
-            got = f"{known['part_rows']} there, {self.part_rows} here"
+        if known.get("part_rows") != self.part_rows:
+            got = f"{known.get('part_rows')} there, {self.part_rows} here"
             raise ValueError(f"part_rows: {folder} has others ({got}); use the same, or remove the folder")
         rows_if_same(folder, known["about"], self.about)
 

@@ -6,13 +6,13 @@ import contextlib
 import csv
 import gzip
 import hashlib
-import json
 import os
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sparse_mixer._core.checks import short
 from sparse_mixer._core.extras import require
+from sparse_mixer._core.json_text import mapping_of
 
 FORMATS = (".parquet", ".jsonl", ".csv", ".tsv", ".txt")
 """Endings of files that are read; all but the first also with ``.gz`` behind."""
@@ -195,13 +195,7 @@ class Source:
                 yield dict(zip(names, row, strict=True))
 
     def _record(self, number: int, line: str) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{self.path}: line {number}: not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{self.path}: line {number}: expected a JSON object, got {short(record)}")
-        return record
+        return mapping_of(line, f"{self.path}: line {number}")
 
     def _lines(self) -> Iterator[str]:
         with open(self.path, "rb") as raw:

@@ -5,12 +5,12 @@ What a ``tokenizer.json`` says of truncation and padding is not heeded: it is wh
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from sparse_mixer._core.extras import require
+from sparse_mixer._core.json_text import mapping_of
 from sparse_mixer._core.paths import PathLike, file_name
 from sparse_mixer._native import CheckpointError
 from sparse_mixer.text import sentencepiece_files
@@ -76,14 +76,7 @@ def read_json(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         return {}
     with open(path, "rb") as stream:
-        content = stream.read(_MAX_BYTES)
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a mapping")
-    return value
+        return mapping_of(stream.read(_MAX_BYTES), path, CheckpointError)
 
 
 def _word_pieces(tokenizers: Any, file: str) -> Any:
