@@ -20,6 +20,7 @@ __all__ = [
     "Memory",
     "Optimizer",
     "Tape",
+    "TrainingSnapshot",
     "__version__",
     "after_fork",
     "arguments",
