@@ -63,14 +63,14 @@ def draw_map(passages: list[Passage], vectors: np.ndarray, asked: np.ndarray, pa
     """Draw the passages of the packages with most of them, each package in its colour, and the questions by number."""
     from matplotlib.figure import Figure
 
-    packages = [name for name, _ in Counter(p.package for p in passages).most_common() if not name.startswith("_")][:9]
-    chosen = np.isin([p.package for p in passages], packages)
-    mean, plane = plane_of(vectors[chosen])
+    names = [name for name, _ in Counter(p.package for p in passages).most_common()]
+    packages = ([name for name in names if not name.startswith("_")] or names)[:9]
+    mean, plane = plane_of(vectors)
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     for name in packages:
         points = (vectors[[p.package == name for p in passages]] - mean) @ plane
-        axes.scatter(*points.T, s=10, alpha=0.6, label=name)
+        axes.scatter(*points.T, s=10, alpha=0.6, label=name.lstrip("_"))
     for number, point in enumerate((asked - mean) @ plane, 1):
         axes.annotate(
             str(number), point, weight="bold", ha="center", va="center", bbox={"boxstyle": "circle", "fc": "w"}
