@@ -90,6 +90,7 @@ def test_files_of_the_reference(kind: str, tmp_path: Path) -> None:
         "items": lambda path: tf.train.Checkpoint(model=theirs, **theirs.checkpoint_items).write(path),
         "legacy.h5": theirs.save_weights,
         "keras.weights.h5": theirs.save_weights,
+        "saved_model": lambda path: tf.saved_model.save(theirs, path),
     }
     for name, write in writers.items():
         path = str(tmp_path / name)

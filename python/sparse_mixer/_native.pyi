@@ -34,6 +34,7 @@ __all__ = [
     "plan_load",
     "record",
     "release_scratch",
+    "run_block",
     "save",
     "set_num_threads",
     "weight_specs",
@@ -204,6 +205,23 @@ class Encoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take."""
+
+def run_block(
+    encoder: Encoder,
+    layer: int,
+    x: npt.NDArray[np.float32],
+    mask: npt.NDArray[np.float32] | None = None,
+    seed: int | None = None,
+) -> npt.NDArray[np.float32]:
+    """What block `layer` makes of `x` [B, S, H].
+
+    Args:
+        encoder: Whose block it is.
+        layer: Its number.
+        x: The stream that it reads.
+        mask: Which keys each query may see, 1 or 0, [B, S, S]; None for all.
+        seed: Source of dropout and jitter; None for inference.
+    """
 
 def save(
     parts: Sequence[tuple[str, Encoder | Head]],
@@ -508,6 +526,9 @@ class Checkpoint:
 
     def entries(self) -> list[tuple[str, str, list[int]]]:
         """Name, type and shape of every tensor, in the file's order."""
+
+    def paths(self) -> list[str] | None:
+        """Names by the paths of objects, in the order of `entries`, where those are numbers (a SavedModel)."""
 
     def read(self, index: int) -> bytes:
         """Content of the tensor at `index`: little-endian, row-major; its checksum is verified where there is one."""

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparse_mixer import _native
 from sparse_mixer._core.arrays import as_float32, as_integers
-from sparse_mixer._core.checks import as_bool
+from sparse_mixer._core.checks import as_bool, as_seed
+from sparse_mixer._core.seeds import fresh_seed
 from sparse_mixer._core.variables import Variable, assign_all, read_all
 
 Array = npt.NDArray[np.float32]
@@ -293,11 +295,53 @@ class TransformerLayer(Layer):
         """``"moe"`` or ``"dense"``."""
         return "moe" if self.is_moe else "dense"
 
+    def __call__(
+        self, inputs: Any, attention_mask: Any = None, *, training: bool | None = None, seed: int | None = None
+    ) -> Array:
+        """What the block makes of the stream between blocks.
+
+        Args:
+            inputs: Floats ``[B, S, hidden_size]``, as an entry of ``encoder_outputs``; or, as in TensorFlow, the list
+                ``[inputs, attention_mask]``.
+            attention_mask: Which keys each query may see, ``[B, S, S]``, or ``[B, S]`` for all queries alike, as
+                ``input_mask``; None for all. Only attention uses it. It acts as in TensorFlow, also in encoders that
+                have a `pad_id`.
+            training: Use the training capacity factor, dropout and router jitter. None means False.
+            seed: Source of these; None for a fresh one.
+
+        Returns:
+            float32 ``[B, S, hidden_size]``; of the last block of an encoder with an `output_range` only these rows.
+
+        Raises:
+            ValueError: A shape that does not fit.
+            TypeError: Not numeric, or a variable that was copied away from its encoder.
+        """
+        if isinstance(inputs, list | tuple) and len(inputs) == 2:
+            if attention_mask is not None:
+                raise ValueError("attention_mask: given twice, beside inputs and among them")
+            inputs, attention_mask = inputs
+        core = self._variables[0]._core
+        if not isinstance(core, _native.Encoder):
+            raise TypeError("this block's weights are copies without their encoder; call the encoder's own block")
+        x = _plain("inputs", inputs)
+        if x.ndim != 3:
+            raise ValueError(f"inputs: expected shape [B, S, hidden_size], got {list(x.shape)}")
+        mask = None if attention_mask is None else _plain("attention_mask", attention_mask)
+        if mask is not None and mask.ndim == 2:
+            mask = np.repeat(mask[:, None, :], x.shape[1], axis=1)
+        trains = False if training is None else as_bool("training", training)
+        given = fresh_seed() if seed is None else as_seed("seed", seed)
+        return _native.run_block(core, self.index, x, mask, given if trains else None)
+
     def __repr__(self) -> str:
         return (
             f"<{type(self).__name__} {self.name!r}, {self.mixing} + {self.feed_forward}, "
             f"{self.count_params():,} parameters>"
         )
+
+
+def _plain(argument: str, value: Any) -> Array:
+    return np.require(as_float32(argument, value), np.float32, ["C", "A", "E"])
 
 
 def _rows(argument: str, value: Any, width: int) -> Array:

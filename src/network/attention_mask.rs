@@ -14,6 +14,8 @@ pub enum AttentionMask<R> {
     /// Added to the scores of every query of an example, `[B, S]`: `(1 - mask) * -1e9`, rounded as 32-bit arithmetic
     /// rounds it. A fully masked example attends evenly. Source: `SelfAttentionMask`.
     Additive(Vec<R>),
+    /// The same by query, `[B, S, S]`: what a caller of a single block gives.
+    AdditiveByQuery(Vec<R>),
     /// Whether a token is real, `[B, S]`. Real queries see real keys; padding attends evenly to all positions, padding
     /// included. Source: `layers.AttentionLayer` of the JAX code, whose mask replaces scores by the smallest number.
     Pairwise(Vec<bool>),
@@ -39,6 +41,11 @@ impl<R: Real> AttentionMask<R> {
         }
     }
 
+    /// That of a single block, whose caller says for every query which keys it may see (1 or 0), `[B, S, S]`.
+    pub fn by_query(mask: &[R]) -> Self {
+        AttentionMask::AdditiveByQuery(alloc_collect(mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9))))
+    }
+
     /// Masks `scores`, rows of `seq` keys, of the queries `first..` of `example`.
     pub fn mask(&self, isa: Isa, example: usize, first: usize, scores: &mut [R], seq: usize) {
         match self {
@@ -46,6 +53,13 @@ impl<R: Real> AttentionMask<R> {
             AttentionMask::Additive(adder) => {
                 let adder = &adder[example * seq..][..seq];
                 scores.chunks_exact_mut(seq).for_each(|row| add_in_place(isa, row, adder));
+            }
+            AttentionMask::AdditiveByQuery(adder) => {
+                let adder = adder[(example * seq + first) * seq..].chunks_exact(seq);
+                scores
+                    .chunks_exact_mut(seq)
+                    .zip(adder)
+                    .for_each(|(row, adder)| add_in_place(isa, row, adder));
             }
             AttentionMask::Pairwise(real) => {
                 let keys = &real[example * seq..][..seq];

@@ -127,7 +127,7 @@ impl<R: Real> SparseMixer<R> {
     }
 
     /// A rate of exactly 1 is allowed at inference only: there would be nothing left to scale.
-    fn check_dropout(&self) -> Result<()> {
+    pub(super) fn check_dropout(&self) -> Result<()> {
         let attends = !self.config.attention_layers.is_empty();
         let rates = [
             ("output_dropout", self.config.output_dropout, true),

@@ -67,6 +67,12 @@ impl Checkpoint {
         entries.map(|entry| (entry.name.clone(), entry.dtype.to_string(), entry.shape.clone())).collect()
     }
 
+    /// The tensors' names by the paths of objects, in the order of `entries`; `None` where the names are those already.
+    fn paths(&self) -> Option<Vec<String>> {
+        let named = self.source.listing().by_path.as_ref()?;
+        Some(named.iter().map(|entry| entry.name.clone()).collect())
+    }
+
     fn read<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyBytes>> {
         guard(|| {
             self.entry(index)?;

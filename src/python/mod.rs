@@ -7,6 +7,7 @@
 mod activation;
 mod arguments;
 mod atomic_file;
+mod block;
 mod checkpoint;
 mod convert;
 mod core_array;
@@ -42,6 +43,8 @@ mod _native {
     use super::arguments::arguments;
     #[pymodule_export]
     use super::atomic_file::AtomicFile;
+    #[pymodule_export]
+    use super::block::run_block;
     #[pymodule_export]
     use super::checkpoint::Checkpoint;
     #[pymodule_export]

@@ -84,6 +84,8 @@ def _endings(model: Any, head: Any, number: int, key: str) -> Iterator[str]:
     kind = type(model).__name__
     if key == "cls/predictions/output_bias/bias":
         yield f"masked_lm/{_OUTPUT_BIAS}{_SUFFIX}"
+        # The path of the object in a SavedModel.
+        yield f"masked_lm/output_bias/bias{_SUFFIX}"
         return
     if head.name == "cls/predictions":
         yield f"masked_lm/{_LAYERS[layer]}/{leaf}{_SUFFIX}"

@@ -94,6 +94,10 @@ class NativeFile:
         """Name, numpy type name and shape of every tensor."""
         return self._entries
 
+    def paths(self) -> list[str] | None:
+        """Names by the paths of objects, in the order of `entries`, where those are numbers (a SavedModel)."""
+        return self._checkpoint.paths()
+
     def read(self, index: int) -> Array:
         """The tensor at `index`; bfloat16 is widened to float32."""
         _, dtype, shape = self._entries[index]
