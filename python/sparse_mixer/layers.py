@@ -310,7 +310,7 @@ class TransformerLayer(Layer):
             seed: Source of these; None for a fresh one.
 
         Returns:
-            float32 ``[B, S, hidden_size]``; of the last block of an encoder with an `output_range` only these rows.
+            float32 ``[B, S, hidden_size]``: all rows, also of the last block of an encoder with an `output_range`.
 
         Raises:
             ValueError: A shape that does not fit.

@@ -9,8 +9,8 @@ use super::attention_mask::AttentionMask;
 use super::encoder::SparseMixer;
 
 impl<R: Real> SparseMixer<R> {
-    /// What block `layer` makes of the stream `x`, `[B, S, H]`: `[B, S', H]`, where `S'` is less than `S` if it is the last
-    /// block and only some of its rows are wanted.
+    /// What block `layer` makes of the stream `x`, `[B, S, H]`: all rows, also where the encoder computes only some of its
+    /// last block, as in TensorFlow.
     ///
     /// `mask`, `[B, S, S]`, says which keys each query may see; `None` for all. `training` holds the seed of dropout and
     /// jitter, or `None` for inference.
@@ -45,13 +45,11 @@ impl<R: Real> SparseMixer<R> {
         if training.is_some() {
             self.check_dropout()?;
         }
-        let is_last = layer + 1 == self.blocks.len();
-        let rows = if is_last { self.output_rows(seq) } else { seq };
-        let mut out = alloc_zeroed(batch * rows * hidden);
+        let mut out = alloc_zeroed(batch * seq * hidden);
         if batch > 0 {
             let attention_mask = mask.map_or(AttentionMask::Unused, AttentionMask::by_query);
             let pass = self.pass(context, (batch, seq), training, false, &attention_mask);
-            block.forward(&pass, &self.activation, x, rows, &mut out)?;
+            block.forward(&pass, &self.activation, x, seq, &mut out)?;
         }
         Ok(out)
     }

@@ -39,7 +39,6 @@ pub fn run_block<'py>(
                 network.block_forward(context, layer, &x.data, (batch, seq), mask, seed)
             })
         })?;
-        let rows = out.len().checked_div(batch * hidden).unwrap_or(seq);
-        to_numpy(py, out, &[batch, rows, hidden])
+        to_numpy(py, out, &[batch, seq, hidden])
     })
 }
