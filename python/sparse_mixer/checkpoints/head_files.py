@@ -27,7 +27,7 @@ def found(file: WeightFile, model: Any) -> dict[str, int] | None:
     """Where in a file of TensorFlow the weights of the heads are, by our keys; None in files of other kinds.
 
     Args:
-        file: A checkpoint, or an HDF5 file of Keras.
+        file: A checkpoint, a SavedModel, or an HDF5 file of Keras.
         model: The model that has the heads.
 
     Raises:

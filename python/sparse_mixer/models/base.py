@@ -296,7 +296,7 @@ class Model(CompiledModel):
         """Replace the weights of encoder and heads: all at once, or on failure none.
 
         Args:
-            source: A file of `save`; a checkpoint, ``.weights.h5``, ``.keras`` or legacy ``.h5`` of the
+            source: A file of `save`; a checkpoint, SavedModel, ``.weights.h5``, ``.keras`` or legacy ``.h5`` of the
                 reference's model of this name; or a mapping from the names in a file of `save` to arrays: the weights'
                 keys, those of the encoder behind ``encoder/``.
 
