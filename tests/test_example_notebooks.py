@@ -51,4 +51,4 @@ def test_is_shown_with_outputs_and_pictures_of_this_code(path):
 
 
 def test_there_are_notebooks():
-    assert len(NOTEBOOKS) >= 5
+    assert len(NOTEBOOKS) >= 6
