@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::enter::guard;
 use crate::runtime::Buffer;
 
 /// Numbers in memory of the core, which nobody but numpy reads or writes from now on. The memory serves the core again
@@ -26,11 +27,13 @@ impl Memory {
     /// What `numpy.asarray` makes an array of, float32 with one axis.
     #[getter(__array_interface__)]
     fn array_interface<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let interface = PyDict::new(py);
-        interface.set_item("version", 3)?;
-        interface.set_item("typestr", if cfg!(target_endian = "big") { ">f4" } else { "<f4" })?;
-        interface.set_item("shape", (self.values.len(),))?;
-        interface.set_item("data", (self.address, false))?;
-        Ok(interface)
+        guard(|| {
+            let interface = PyDict::new(py);
+            interface.set_item("version", 3)?;
+            interface.set_item("typestr", if cfg!(target_endian = "big") { ">f4" } else { "<f4" })?;
+            interface.set_item("shape", (self.values.len(),))?;
+            interface.set_item("data", (self.address, false))?;
+            Ok(interface)
+        })
     }
 }

@@ -75,8 +75,11 @@ impl TrainingSnapshot {
 
     /// Names of the moments.
     #[getter]
-    fn moments(&self) -> Vec<String> {
-        self.optimizer.iter().flat_map(|optimizer| optimizer.moments()).map(|moment| moment.name).collect()
+    fn moments(&self) -> PyResult<Vec<String>> {
+        guard(|| {
+            let moments = self.optimizer.iter().flat_map(|optimizer| optimizer.moments());
+            Ok(moments.map(|moment| moment.name).collect())
+        })
     }
 
     /// Replaces the file at `path` in one step by a `.npz` of `others`, the weights, and the moments below `moments/`.
