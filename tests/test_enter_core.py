@@ -217,6 +217,8 @@ def test_errors_of_callbacks_are_not_formatted() -> None:
 
 @needs_posix
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+# JAX, which other tests import, warns of every fork.
+@pytest.mark.filterwarnings("ignore:os.fork")
 def test_forked_children_compute() -> None:
     encoder, inputs = small_encoder(num_threads=2), small_inputs(batch=16)
     expected = encoder(inputs)

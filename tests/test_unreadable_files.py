@@ -147,7 +147,7 @@ def test_advice_on_endings_can_be_followed(tmp_path: Path) -> None:
     for thing, endings in [
         (keras, [".safetensors", ".npz", ".weights.h5"]),
         (paper, [".safetensors", ".npz"]),
-        (model, [".safetensors", ".npz"]),
+        (model, [".safetensors", ".npz", ".weights.h5"]),
     ]:
         for bad in (".h5", ".keras", ".pt", ".bin", ".msgpack"):
             with pytest.raises(ValueError, match="not written here; use") as caught:
@@ -156,5 +156,7 @@ def test_advice_on_endings_can_be_followed(tmp_path: Path) -> None:
             assert advised == endings
         for ending in endings:
             thing.save(tmp_path / f"m{ending}")
-    with pytest.raises(ValueError, match=r"model\.encoder\.save.*\.safetensors or \.npz"):
-        model.save(tmp_path / "m.weights.h5")
+    of_paper = models.BertClassifier(small_encoder(semantics="paper"), num_classes=2)
+    with pytest.raises(ValueError, match=r"save as \.safetensors or \.npz instead"):
+        of_paper.save(tmp_path / "paper.weights.h5")
+    assert not (tmp_path / "paper.weights.h5").exists()

@@ -161,7 +161,7 @@ class EarlyStopping(Callback):
 
     def get_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """See `Callback`."""
-        return dict(self._best_weights)
+        return {name: values.copy() for name, values in self._best_weights.items()}
 
     def set_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """See `Callback`."""
