@@ -195,6 +195,7 @@ fn block(
         // One step after the other: input and result of the feed-forward, its inner rows, and parts of these that tasks
         // have computed, whose buffer the slices take over.
         let inner = out / hidden * config.inner_dim;
+        ledger.give_all(mixed.drain(..));
         held.extend([out, out, inner, inner, out].map(|len| ledger.take(FLOAT, len)));
         if config.dtype.of_activations() != Dtype::Float32 {
             // Left operands of the two products.
@@ -216,13 +217,19 @@ fn of_threads(config: &SparseMixerConfig, batch: usize, threads: usize) -> usize
     let rows = MAX_BLOCK.min(per_thread).min(batch * seq).max(1);
     let busy = threads.min(batch * seq.div_ceil(rows));
     let others = if threads > 1 { threads * THREAD } else { 0 };
-    busy * task_bytes(config, batch, rows) + others
+    // The feed-forward of few rows has no scratch of threads.
+    let slice = if are_few(batch * seq, threads) && config.moe_layers.is_empty() {
+        0
+    } else {
+        SLICE.min(config.inner_dim)
+    };
+    busy * task_bytes(config, batch, rows, slice) + others
 }
 
-/// Most bytes that one thread has for tasks of `rows` rows: the largest of each numbered buffer over all tasks.
-fn task_bytes(config: &SparseMixerConfig, batch: usize, rows: usize) -> usize {
+/// Most bytes that one thread has for tasks of `rows` rows: the largest of each numbered buffer over all tasks. The
+/// feed-forward takes `slice` inner values at once.
+fn task_bytes(config: &SparseMixerConfig, batch: usize, rows: usize, slice: usize) -> usize {
     let (seq, hidden, width) = (config.max_sequence_length, config.hidden_size, config.embedding_width());
-    let slice = SLICE.min(config.inner_dim);
     let (attends, mixes) =
         (!config.attention_layers.is_empty(), config.attention_layers.len() < config.num_layers);
     let mut sizes = [rows * width.max(hidden), rows * width.max(hidden), rows * width.max(slice)];

@@ -67,6 +67,8 @@ def duration_of(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+# Python can be interrupted between opening a file and entering its `with`: collection closes the file then.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_random_times(large: Any, scaled: Any, report: Any, tmp_path: Path) -> None:
     encoder, inputs = large
     total = scaled(16, 200)
