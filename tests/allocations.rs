@@ -1,7 +1,11 @@
 //! A warm call allocates what it returns and a few lists: all large memory is kept from call to call.
 
-use sparse_mixer::config::{MixingMechanism, SparseMixerConfig};
+use std::sync::Arc;
+
+use sparse_mixer::config::{ActivationConfig, MixingMechanism, RouterKind, SparseMixerConfig};
+use sparse_mixer::error::Result;
 use sparse_mixer::kernels::{Dtype, Isa};
+use sparse_mixer::layers::CustomActivation;
 use sparse_mixer::network::{Inputs, RequestedOutputs, SparseMixer, Words};
 use sparse_mixer::params::Spec;
 use sparse_mixer::runtime::{ScratchPool, never, run};
@@ -23,10 +27,28 @@ fn config() -> SparseMixerConfig {
     }
 }
 
-/// Bytes and allocations of a warm call that returns one small output.
-fn warm_call(config: SparseMixerConfig) -> (u64, u64) {
-    let config = config.validated().unwrap();
-    let seq = config.max_sequence_length;
+/// `tanh`, with copies that the library does not see.
+#[derive(Debug)]
+struct CopyingTanh;
+
+impl CustomActivation<f32> for CopyingTanh {
+    fn forward(&self, x: &mut [f32], _: usize) -> Result<()> {
+        let copy = x.to_vec();
+        let result: Vec<f32> = copy.iter().map(|x| x.tanh()).collect();
+        x.copy_from_slice(&result);
+        Ok(())
+    }
+
+    fn copies(&self) -> usize {
+        2
+    }
+
+    fn backward(&self, _: &[f32], _: &mut [f32], _: usize) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn network(config: SparseMixerConfig) -> SparseMixer<f32> {
     let mut number = 0.0f32;
     let mut source = |_, spec: &Spec| {
         let values: Vec<f32> = (0..spec.len())
@@ -37,12 +59,17 @@ fn warm_call(config: SparseMixerConfig) -> (u64, u64) {
             .collect();
         Ok(values.into())
     };
-    let network = SparseMixer::<f32>::load(config, None, &mut source).unwrap();
-    let ids: Vec<i64> = (0..BATCH * seq).map(|i| (i % 100) as i64).collect();
-    let types = vec![0i64; BATCH * seq];
-    let mask = vec![1f32; BATCH * seq];
+    SparseMixer::load(config.validated().unwrap(), Some(Arc::new(CopyingTanh)), &mut source).unwrap()
+}
+
+/// Calls `network` on one thread, whose allocations are counted, with `batch` examples.
+fn call(network: &SparseMixer<f32>, scratch: &ScratchPool<f32>, batch: usize, requested: RequestedOutputs) {
+    let seq = network.config().max_sequence_length;
+    let ids: Vec<i64> = (0..batch * seq).map(|i| (i * 7 % 100) as i64).collect();
+    let types = vec![0i64; batch * seq];
+    let mask = vec![1f32; batch * seq];
     let inputs = Inputs {
-        batch: BATCH,
+        batch,
         seq,
         words: Words::Ids(&ids),
         word_len: seq,
@@ -50,19 +77,24 @@ fn warm_call(config: SparseMixerConfig) -> (u64, u64) {
         type_ids: &types,
         mask: Some(&mask),
     };
+    run(Isa::detect().unwrap(), 1, scratch, &never, |context| {
+        network.forward(context, &inputs, None, requested).map(drop)
+    })
+    .unwrap();
+}
+
+/// Bytes and allocations of a warm call that returns one small output.
+fn warm_call(config: SparseMixerConfig) -> (u64, u64) {
+    let network = network(config);
     let requested = RequestedOutputs { pooled_output: true, ..RequestedOutputs::default() };
     let scratch = ScratchPool::new();
-    // On one thread, whose allocations are counted.
-    let call = || {
-        run(Isa::detect().unwrap(), 1, &scratch, &never, |context| {
-            network.forward(context, &inputs, None, requested)
-        })
-        .unwrap()
-    };
+    let call = || call(&network, &scratch, BATCH, requested);
     call();
     call();
-    let counted = allocation_counter::measure(|| drop(call()));
-    (counted.bytes_total, counted.count_total)
+    let counted = allocation_counter::measure(call);
+    // But for the inputs.
+    let inputs = BATCH * network.config().max_sequence_length * (2 * size_of::<i64>() + size_of::<f32>());
+    (counted.bytes_total - inputs as u64, counted.count_total - 3)
 }
 
 #[test]
@@ -86,5 +118,84 @@ fn warm_calls_allocate_little() {
         let (bytes, count) = warm_call(config);
         println!("{name}: {bytes} bytes in {count} allocations");
         assert!(bytes < 100_000 && count < 700, "{name}: {bytes} bytes in {count} allocations");
+    }
+}
+
+#[test]
+fn the_memory_estimate_is_what_a_call_allocates() {
+    use MixingMechanism::{Circulant, Fourier, Hartley, Toeplitz};
+    let named = |name: &str| ActivationConfig {
+        name: name.into(),
+        max_value: None,
+        negative_slope: None,
+        threshold: None,
+        alpha: None,
+    };
+    let config = || SparseMixerConfig { max_sequence_length: 64, hidden_size: 64, inner_dim: 96, ..config() };
+    let mixing = |mixing_mechanism, use_fft| SparseMixerConfig { mixing_mechanism, use_fft, ..config() };
+    let all = RequestedOutputs {
+        pooled_output: true,
+        encoder_outputs: true,
+        routing: true,
+        ..RequestedOutputs::default()
+    };
+    let pooled = RequestedOutputs { pooled_output: true, ..RequestedOutputs::default() };
+    let cases = [
+        ("all outputs", config(), all),
+        ("pooled", config(), pooled),
+        ("pre-norm", SparseMixerConfig { norm_first: true, ..config() }, pooled),
+        ("bfloat16", SparseMixerConfig { dtype: Dtype::Bfloat16, ..config() }, all),
+        ("int8", SparseMixerConfig { dtype: Dtype::Int8, ..config() }, pooled),
+        ("Fourier", mixing(Fourier, false), all),
+        ("Hartley, fast", mixing(Hartley, true), pooled),
+        ("circulant", mixing(Circulant, false), pooled),
+        ("Toeplitz, fast", mixing(Toeplitz, true), all),
+        (
+            "custom, wide experts",
+            SparseMixerConfig {
+                inner_activation: named("custom"),
+                inner_dim: 16,
+                expert_inner_dim: Some(512),
+                ..config()
+            },
+            all,
+        ),
+        (
+            "custom, narrow experts",
+            SparseMixerConfig {
+                inner_activation: named("custom"),
+                inner_dim: 512,
+                expert_inner_dim: Some(16),
+                ..config()
+            },
+            pooled,
+        ),
+        (
+            "softmax",
+            SparseMixerConfig { inner_activation: named("softmax"), inner_dim: 4096, ..config() },
+            all,
+        ),
+        ("tokens choose", SparseMixerConfig { router: RouterKind::TokensChoose, ..config() }, pooled),
+        (
+            "narrow embeddings",
+            SparseMixerConfig { embedding_width: Some(16), attention_layers: vec![], ..config() },
+            all,
+        ),
+    ];
+    for (name, config, requested) in cases {
+        let network = network(config);
+        let seq = network.config().max_sequence_length;
+        let beside_calls = network.memory_estimate(0, seq, requested, 1).unwrap();
+        for batch in [1, 40] {
+            let peak = allocation_counter::measure(|| call(&network, &ScratchPool::new(), batch, requested))
+                .bytes_max as usize;
+            let estimate = network.memory_estimate(batch, seq, requested, 1).unwrap() - beside_calls;
+            // Beside buffers and results there are lists of tasks and of experts, for which the estimate has a constant.
+            let lists = 8 << 10;
+            assert!(
+                peak <= estimate + lists && estimate <= peak + peak / 20,
+                "{name}, batch {batch}: {estimate} estimated, {peak} allocated"
+            );
+        }
     }
 }

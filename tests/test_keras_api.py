@@ -184,12 +184,6 @@ def test_summary_counts_the_base_model() -> None:
     assert "<table>" in encoder._repr_html_()
 
 
-def test_memory_is_estimated() -> None:
-    encoder = small_encoder()
-    assert encoder.weight_bytes >= 4 * encoder.count_params()
-    assert encoder.memory_estimate(8) > encoder.memory_estimate(1) > encoder.weight_bytes
-
-
 def test_quantised_encoders_are_new_ones() -> None:
     encoder, inputs = small_encoder(), small_inputs()
     before = encoder(inputs)

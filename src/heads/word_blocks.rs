@@ -38,7 +38,7 @@ pub(super) fn add_table_gradients<R: Real>(
     let rows = labels.len();
     let width = h.len() / rows;
     let mut right = context.panels(Dtype::Float32, 1, rows, width);
-    context.each(right.chunks_mut(1).into_iter().enumerate(), |(panel, mut chunk), _| {
+    context.each(right.chunks_mut(1).enumerate(), |(panel, mut chunk), _| {
         let first = panel * PANEL;
         chunk.pack(isa, &h[first..], width, false, rows, PANEL.min(width - first));
     })?;
@@ -48,8 +48,7 @@ pub(super) fn add_table_gradients<R: Real>(
         let table = table_pieces.as_mut().and_then(Iterator::next);
         (block, table, bias_pieces.as_mut().and_then(Iterator::next))
     });
-    let tasks: Vec<_> = tasks.enumerate().collect();
-    context.each(tasks.into_iter(), |(block, (z, d_table, d_bias)), scratch| {
+    context.each(tasks.enumerate(), |(block, (z, d_table, d_bias)), scratch| {
         let words = z.len() / rows;
         // dz = factor (exp(z - normaliser) - [word = label])
         for (row, normaliser) in z.chunks_exact_mut(words).zip(normalisers) {

@@ -14,6 +14,9 @@ pub trait CustomActivation<R>: Debug + Send + Sync {
     /// Replaces `x`, rows of `width`, by the function of it.
     fn forward(&self, x: &mut [R], width: usize) -> Result<()>;
 
+    /// Copies of `x` that there are at once while [`CustomActivation::forward`] runs.
+    fn copies(&self) -> usize;
+
     /// Multiplies `dy` by the derivative at `x`.
     ///
     /// # Errors
@@ -61,6 +64,11 @@ impl<R: Real> Activation<R> {
     /// Whether only the coordinating thread may call it.
     pub fn is_custom(&self) -> bool {
         matches!(self, Activation::Custom(_))
+    }
+
+    /// Bytes that [`Activation::forward`] takes for copies of `len` values.
+    pub fn copied_bytes(&self, len: usize) -> usize {
+        if let Activation::Custom(function) = self { function.copies() * len * size_of::<R>() } else { 0 }
     }
 
     /// Replaces `x`, rows of `width`, by the function of it.

@@ -191,8 +191,8 @@ impl<'a, R: Real> Product<'a, R> {
             let (values, results) = (x.len(), out.len());
             return Err(Error::Internal(format!("{values} values for rows of {k} and {results} of {n}")));
         }
-        let tasks: Vec<_> = x.chunks(ROWS * k).zip(out.chunks_mut(ROWS * n)).collect();
-        context.each(tasks.into_iter(), |(x, out), scratch| {
+        let tasks = x.chunks(ROWS * k).zip(out.chunks_mut(ROWS * n));
+        context.each(tasks, |(x, out), scratch| {
             let ([], [lhs, _]) = scratch.split([]);
             self.rows(context.isa, x, x.len() / k, out, lhs);
         })
@@ -294,7 +294,7 @@ pub fn kernel_gradient<R: Real>(
     // 2. dy in panels
     let mut panels = context.panels(dtype, 1, rows, n);
     const PER_TASK: usize = COLUMNS / PANEL;
-    context.each(panels.chunks_mut(PER_TASK).into_iter().enumerate(), |(task, mut out), _| {
+    context.each(panels.chunks_mut(PER_TASK).enumerate(), |(task, mut out), _| {
         let first = task * COLUMNS;
         out.pack(isa, &dy[first..], n, false, rows, COLUMNS.min(n - first));
     })?;

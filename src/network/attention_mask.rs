@@ -1,44 +1,51 @@
 //! Which keys a query attends to.
 
 use crate::config::SparseMixerConfig;
+use crate::error::Result;
 use crate::kernels::{Isa, Real, add_in_place};
+use crate::runtime::{Buffer, Context};
 use crate::sys::alloc_collect;
 
 use super::inputs::{Inputs, Words};
 
 /// What becomes of attention scores before the softmax.
 #[derive(Debug)]
-pub enum AttentionMask<R> {
+pub enum AttentionMask<R: Real> {
     /// There is no attention.
     Unused,
     /// Added to the scores of every query of an example, `[B, S]`: `(1 - mask) * -1e9`, rounded as 32-bit arithmetic
     /// rounds it. A fully masked example attends evenly. Source: `SelfAttentionMask`.
-    Additive(Vec<R>),
+    Additive(Buffer<R>),
     /// The same by query, `[B, S, S]`: what a caller of a single block gives.
     AdditiveByQuery(Vec<R>),
-    /// Whether a token is real, `[B, S]`. Real queries see real keys; padding attends evenly to all positions, padding
+    /// 1 for real tokens, 0 for padding, `[B, S]`. Real queries see real keys; padding attends evenly to all positions, padding
     /// included. Source: `layers.AttentionLayer` of the JAX code, whose mask replaces scores by the smallest number.
-    Pairwise(Vec<bool>),
+    Pairwise(Buffer<R>),
 }
 
 impl<R: Real> AttentionMask<R> {
     /// That of a call with `inputs`, which have been checked.
-    pub fn new(config: &SparseMixerConfig, inputs: &Inputs<'_, R>) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`](crate::error::Error::Interrupted)
+    pub fn new(context: &Context<'_, R>, config: &SparseMixerConfig, inputs: &Inputs<'_, R>) -> Result<Self> {
         if config.attention_layers.is_empty() {
-            return AttentionMask::Unused;
+            return Ok(AttentionMask::Unused);
         }
-        match (config.semantics().pad_id, inputs.mask, inputs.words) {
+        let is_real = |real| if real { R::ONE } else { R::ZERO };
+        Ok(match (config.semantics().pad_id, inputs.mask, inputs.words) {
             (None, Some(mask), _) => {
-                AttentionMask::Additive(alloc_collect(mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9))))
+                let add = |&m: &R| (R::ONE - m) * R::from_f64(-1e9);
+                AttentionMask::Additive(each_value(context, mask, add)?)
             }
             (Some(_), Some(mask), _) => {
-                AttentionMask::Pairwise(alloc_collect(mask.iter().map(|&m| m != R::ZERO)))
+                AttentionMask::Pairwise(each_value(context, mask, |&m| is_real(m != R::ZERO))?)
             }
             (Some(pad_id), None, Words::Ids(ids)) => {
-                AttentionMask::Pairwise(alloc_collect(ids.iter().map(|&id| id != pad_id)))
+                AttentionMask::Pairwise(each_value(context, ids, |&id| is_real(id != pad_id))?)
             }
             _ => AttentionMask::Unused,
-        }
+        })
     }
 
     /// That of a single block, whose caller says for every query which keys it may see (1 or 0), `[B, S, S]`.
@@ -65,7 +72,7 @@ impl<R: Real> AttentionMask<R> {
                 let keys = &real[example * seq..][..seq];
                 for (row, &query) in scores.chunks_exact_mut(seq).zip(&keys[first..]) {
                     for (score, &key) in row.iter_mut().zip(keys) {
-                        if !(query && key) {
+                        if query == R::ZERO || key == R::ZERO {
                             *score = R::from_f32(f32::MIN);
                         }
                     }
@@ -78,10 +85,24 @@ impl<R: Real> AttentionMask<R> {
     pub fn mask_gradient(&self, example: usize, first: usize, dscores: &mut [R], seq: usize) {
         if let AttentionMask::Pairwise(real) = self {
             let queries = &real[example * seq + first..(example + 1) * seq];
-            for (row, _) in dscores.chunks_exact_mut(seq).zip(queries).filter(|(_, real)| !**real) {
+            for (row, _) in dscores.chunks_exact_mut(seq).zip(queries).filter(|(_, real)| **real == R::ZERO) {
                 // Of a real query's row, the softmax has left nothing where keys were replaced.
                 row.fill(R::ZERO);
             }
         }
     }
+}
+
+/// `value` of each of `values`.
+fn each_value<R: Real, T: Sync>(
+    context: &Context<'_, R>,
+    values: &[T],
+    value: impl Fn(&T) -> R + Sync,
+) -> Result<Buffer<R>> {
+    const PER_TASK: usize = 1 << 14;
+    let mut out = context.buffer(values.len());
+    context.each(out.chunks_mut(PER_TASK).zip(values.chunks(PER_TASK)), |(out, values), _| {
+        out.iter_mut().zip(values).for_each(|(out, from)| *out = value(from));
+    })?;
+    Ok(out)
 }

@@ -19,12 +19,13 @@ use crate::layers::{Activation, LayerNorm};
 use crate::params::{Gradients, WeightList};
 use crate::random::Purpose;
 use crate::runtime::{Buffer, TaskScratch};
+use crate::sys::alloc_collect;
 
 use super::feed_forward::{FeedForward, Run};
 use super::mixing::{Mix, MixingCache, MixingState};
 use super::moe::mixture::{LossScales, Mixture, Moe};
 use super::norm::norm_backward;
-use super::pass::{Pass, RowBlock, RowGroup};
+use super::pass::{MAX_BLOCK, Pass, RowBlock, RowGroup};
 
 /// The second sublayer.
 #[derive(Clone, Copy, Debug)]
@@ -160,7 +161,8 @@ impl<R: Real> Block<R> {
                 self.mix_all(pass, &mixed, &blocks, q, x, &mut sum, &mut h)?;
                 let mut fed = pass.context.buffer(all * hidden);
                 let mut pre = pass.training_buffer(all * pass.config.inner_dim);
-                let segments = Pass::<R>::fixed_blocks(all);
+                let listed = pass.context.enough_tasks().saturating_mul(MAX_BLOCK).min(all);
+                let segments = Pass::<R>::fixed_blocks(listed);
                 let copy = |segment: RowBlock, to: &mut [R]| to.copy_from_slice(segment.of(&h, all, hidden));
                 let run = Run { activation, layers: *dense, segments: &segments };
                 run.forward(pass, copy, &mut fed, pre.as_deref_mut(), |_, _| {})?;
@@ -225,7 +227,7 @@ impl<R: Real> Block<R> {
         out: &mut [R],
     ) -> Result<()> {
         let (context, hidden) = (pass.context, pass.config.hidden_size);
-        let examples: Vec<_> = (0..pass.batch).map(|example| RowBlock { example, first: 0, rows }).collect();
+        let examples = alloc_collect((0..pass.batch).map(|example| RowBlock { example, first: 0, rows }));
         match self.mix.few_rows(pass, self.layer, q, x, rows, out) {
             Some(done) => done?,
             None => {

@@ -161,8 +161,7 @@ impl Embed {
         // 4 to 2, row by row
         let tasks =
             blocks.iter().zip(split_rows(drows, blocks.iter().map(|b| b.rows * width))).zip(partial_rows);
-        let tasks: Vec<_> = tasks.collect();
-        context.each(tasks.into_iter(), |((block, drows), partial), scratch| {
+        context.each(tasks, |((block, drows), partial), scratch| {
             let n = block.rows * width;
             let ([dnormal, own], [lhs, _]) = scratch.split([n, n + 2 * block.rows]);
             let dy = block.of(dy, all, hidden);

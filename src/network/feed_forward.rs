@@ -286,7 +286,7 @@ impl<R: Real> Run<'_, R> {
                 },
             );
         }
-        let mut inner = pass.context.buffer(self.segments.iter().map(|s| s.rows).sum::<usize>() * width);
+        let mut inner = pass.context.buffer(out.len() / hidden * width);
         pass.each_block(self.segments, &mut inner, width, |segment, inner, scratch| {
             let ([x], [lhs, _]) = scratch.split([segment.rows * hidden]);
             gather(segment, x);
@@ -295,7 +295,8 @@ impl<R: Real> Run<'_, R> {
         if let Some(pre) = pre {
             pre.copy_from_slice(&inner);
         }
-        activation.forward(isa, &mut inner, width)?;
+        pass.context
+            .outside(activation.copied_bytes(inner.len()), || activation.forward(isa, &mut inner, width))?;
         pass.each_block_of(
             self.segments,
             [(out, hidden), (&mut inner, width)],

@@ -19,6 +19,17 @@ enum Residual<R: Real> {
     Kept(Vec<R>),
 }
 
+impl<R: Real> Residual<R> {
+    /// An array of `len` zeros that the caller gets.
+    fn kept(context: &Context<'_, R>, len: usize) -> Self {
+        context.stand_in(len).map_or_else(|| Residual::Kept(alloc_zeroed(len)), Residual::Scratch)
+    }
+
+    fn into_kept(self) -> Option<Vec<R>> {
+        if let Residual::Kept(values) = self { Some(values) } else { None }
+    }
+}
+
 impl<R: Real> Deref for Residual<R> {
     type Target = [R];
     fn deref(&self) -> &[R] {
@@ -52,6 +63,17 @@ impl<R: Real> SparseMixer<R> {
     ) -> Result<Outputs<R>> {
         self.check(inputs, training)?;
         self.check_pooler(requested)?;
+        self.forward_checked(context, inputs, training, requested)
+    }
+
+    /// The same for inputs that are known to be right.
+    pub(super) fn forward_checked(
+        &self,
+        context: &Context<'_, R>,
+        inputs: &Inputs<'_, R>,
+        training: Option<u64>,
+        requested: RequestedOutputs,
+    ) -> Result<Outputs<R>> {
         let (batch, seq, hidden) = (inputs.batch, inputs.seq, self.config.hidden_size);
         let keeps_last = requested.sequence_output || requested.encoder_outputs;
         let last_rows = if keeps_last { self.output_rows(seq) } else { 1 };
@@ -59,7 +81,7 @@ impl<R: Real> SparseMixer<R> {
         if batch == 0 {
             return Ok(self.empty(outputs, requested));
         }
-        let attention_mask = AttentionMask::new(&self.config, inputs);
+        let attention_mask = AttentionMask::new(context, &self.config, inputs)?;
         let pass = self.pass(context, (batch, seq), training, false, &attention_mask);
         let mut x = Residual::Scratch(context.buffer(batch * seq * hidden));
         self.embed.forward(&pass, inputs, &mut x, None)?;
@@ -69,25 +91,23 @@ impl<R: Real> SparseMixer<R> {
             let rows = if is_last { last_rows } else { seq };
             let keep = if is_last { keeps_last } else { requested.encoder_outputs };
             let len = batch * rows * hidden;
-            let mut out =
-                if keep { Residual::Kept(alloc_zeroed(len)) } else { Residual::Scratch(context.buffer(len)) };
+            let mut out = match keep {
+                true => Residual::kept(context, len),
+                false => Residual::Scratch(context.buffer(len)),
+            };
             let record = block.forward(&pass, &self.activation, &x, rows, &mut out)?;
-            outputs.add(&record, requested);
+            outputs.add(context, &record, requested);
             check_finite(requested, format_args!("block {layer} is"), &out)?;
             let previous = std::mem::replace(&mut x, out);
-            if let (Residual::Kept(values), true) = (previous, requested.encoder_outputs) {
-                outputs.encoder_outputs.push(values);
-            }
+            outputs.encoder_outputs.extend(previous.into_kept());
         }
         if let Some(pooler) = self.pooler.filter(|_| requested.pooled_output) {
-            let mut pooled = alloc_zeroed(batch * hidden);
+            let mut pooled = Residual::kept(context, batch * hidden);
             pooler.forward(&pass, &x, last_rows, &mut pooled)?;
             check_finite(requested, "the pooler is", &pooled)?;
-            outputs.pooled_output = Some(pooled);
+            outputs.pooled_output = pooled.into_kept();
         }
-        if let Residual::Kept(values) = x {
-            outputs.sequence_output = Some(values);
-        }
+        outputs.sequence_output = x.into_kept();
         Ok(outputs)
     }
 

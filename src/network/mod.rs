@@ -26,7 +26,6 @@ mod work;
 
 pub use encoder::{SparseMixer, specs};
 pub use inputs::{Inputs, OwnedInputs, OwnedWords, Words};
-pub use memory::forward_bytes;
 pub use moe::grouping::Grouping;
 pub use moe::mixture::LayerMetrics;
 pub use outputs::{Outputs, RequestedOutputs, RoutingRecord};

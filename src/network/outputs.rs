@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use crate::error::{Error, Result};
 use crate::kernels::Real;
+use crate::runtime::Context;
 
 use super::block::BlockCache;
 use super::moe::mixture::LayerMetrics;
@@ -72,7 +73,12 @@ impl<R: Real> Outputs<R> {
     }
 
     /// Takes metrics and routing from a block's record.
-    pub(super) fn add(&mut self, record: &BlockCache<R>, requested: RequestedOutputs) {
+    pub(super) fn add(
+        &mut self,
+        context: &Context<'_, R>,
+        record: &BlockCache<R>,
+        requested: RequestedOutputs,
+    ) {
         let Some(mixture) = &record.mixture else { return };
         self.metrics.push(mixture.metrics.clone());
         if requested.routing {
@@ -81,8 +87,8 @@ impl<R: Real> Outputs<R> {
                 groups: routing.grouping.groups,
                 tokens: routing.grouping.tokens,
                 slots: routing.grouping.slots(),
-                indices: routing.indices.clone(),
-                probabilities: routing.probabilities.to_vec(),
+                indices: context.copied(&routing.indices),
+                probabilities: context.copied(&routing.probabilities),
             });
         }
     }

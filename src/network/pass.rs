@@ -7,11 +7,12 @@ use crate::layers::Dropout;
 use crate::params::Weights;
 use crate::random::{Purpose, RngStream};
 use crate::runtime::{Buffer, Context, TaskScratch};
+use crate::sys::{alloc_collect, alloc_collect_up_to, alloc_room};
 
 use super::attention_mask::AttentionMask;
 
 /// What every layer of one call has to know.
-pub struct Pass<'a, R> {
+pub struct Pass<'a, R: Real> {
     /// Threads and memory.
     pub context: &'a Context<'a, R>,
     /// The encoder's configuration.
@@ -117,11 +118,13 @@ impl<'a, R: Real> Pass<'a, R> {
         let count = rows.div_ceil(MAX_BLOCK.min(per_thread));
         let size = rows.div_ceil(count.max(1)).next_multiple_of(BLOCK_STEP);
         let starts = (0..rows).step_by(size.max(1));
-        (0..self.batch)
-            .flat_map(|example| {
-                starts.clone().map(move |first| RowBlock { example, first, rows: size.min(rows - first) })
-            })
-            .collect()
+        // Whole groups of blocks: see `groups`.
+        let enough = self.context.enough_tasks().saturating_mul(MAX_BLOCK.div_ceil(size.max(1)));
+        let most = (self.batch * starts.len()).min(enough);
+        let blocks = (0..self.batch).flat_map(|example| {
+            starts.clone().map(move |first| RowBlock { example, first, rows: size.min(rows - first) })
+        });
+        alloc_collect_up_to(most, blocks)
     }
 
     /// Puts consecutive `blocks` together where they are short: examples of a few tokens fill the kernels' register tiles
@@ -130,7 +133,7 @@ impl<'a, R: Real> Pass<'a, R> {
         let total: usize = blocks.iter().map(|block| block.rows).sum();
         let per_thread = total.div_ceil(self.context.threads()).next_multiple_of(BLOCK_STEP);
         let most = MAX_BLOCK.min(per_thread);
-        let (mut groups, mut first, mut rows) = (Vec::new(), 0, 0);
+        let (mut groups, mut first, mut rows) = (alloc_room(blocks.len()), 0, 0);
         for (number, block) in blocks.iter().enumerate() {
             if number > first && rows + block.rows > most {
                 groups.push(RowGroup { blocks: &blocks[first..number], rows });
@@ -152,20 +155,17 @@ impl<'a, R: Real> Pass<'a, R> {
         work: impl Fn(RowGroup<'_>, [&mut [R]; COUNT], &mut TaskScratch<R>) + Sync,
     ) -> Result<()> {
         let mut pieces = outs.map(|(out, width)| split_rows(out, groups.iter().map(move |g| g.rows * width)));
-        let tasks: Vec<_> = groups
+        let tasks = groups
             .iter()
-            .map(|group| (*group, pieces.each_mut().map(|pieces| pieces.next().unwrap_or_default())))
-            .collect();
-        self.context.each(tasks.into_iter(), |(group, outs), scratch| work(group, outs, scratch))
+            .map(|group| (*group, pieces.each_mut().map(|pieces| pieces.next().unwrap_or_default())));
+        self.context.each(tasks, |(group, outs), scratch| work(group, outs, scratch))
     }
 
     /// All rows in blocks of a size that does not depend on the number of threads, for sums over blocks; counted as
     /// rows of one example.
     pub fn fixed_blocks(rows: usize) -> Vec<RowBlock> {
-        (0..rows)
-            .step_by(MAX_BLOCK)
-            .map(|first| RowBlock { example: 0, first, rows: MAX_BLOCK.min(rows - first) })
-            .collect()
+        let block = |first| RowBlock { example: 0, first, rows: MAX_BLOCK.min(rows - first) };
+        alloc_collect((0..rows).step_by(MAX_BLOCK).map(block))
     }
 
     /// Does `work` for each of `blocks` with its rows of `out` (`width` values a row, blocks in order).
@@ -187,11 +187,10 @@ impl<'a, R: Real> Pass<'a, R> {
         work: impl Fn(RowBlock, [&mut [R]; COUNT], &mut TaskScratch<R>) + Sync,
     ) -> Result<()> {
         let mut pieces = outs.map(|(out, width)| split_rows(out, blocks.iter().map(move |b| b.rows * width)));
-        let tasks: Vec<_> = blocks
+        let tasks = blocks
             .iter()
-            .map(|block| (*block, pieces.each_mut().map(|pieces| pieces.next().unwrap_or_default())))
-            .collect();
-        self.context.each(tasks.into_iter(), |(block, outs), scratch| work(block, outs, scratch))
+            .map(|block| (*block, pieces.each_mut().map(|pieces| pieces.next().unwrap_or_default())));
+        self.context.each(tasks, |(block, outs), scratch| work(block, outs, scratch))
     }
 }
 

@@ -48,8 +48,8 @@ impl Pooler {
             });
         }
         let lengths = (0..pass.batch).step_by(EXAMPLES).map(|b| EXAMPLES.min(pass.batch - b) * hidden);
-        let tasks: Vec<_> = split_rows(out, lengths).enumerate().collect();
-        pass.context.each(tasks.into_iter(), |(task, out), scratch| {
+        let tasks = split_rows(out, lengths).enumerate();
+        pass.context.each(tasks, |(task, out), scratch| {
             let rows = out.len() / hidden;
             let ([first], [lhs, _]) = scratch.split([rows * hidden]);
             let x = &x[task * EXAMPLES * rows_per_example * hidden..];

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Real};
 use crate::params::Gradients;
 use crate::runtime::{Buffer, Context};
-use crate::sys::alloc_zeroed;
+use crate::sys::{alloc_collect, alloc_room, alloc_zeroed};
 
 use super::attention_mask::AttentionMask;
 use super::block::{Block, BlockCache};
@@ -153,7 +153,7 @@ impl<R: Real> SparseMixer<R> {
         let wanted = recording.requested.unwrap_or_else(|| self.request_all());
         let (all, last) = (batch * seq, self.blocks.len());
         let (rows, lowest) = (self.output_rows(seq), self.lowest_block(&wanted));
-        let attention_mask = Arc::new(AttentionMask::new(&self.config, &inputs.view()));
+        let attention_mask = Arc::new(AttentionMask::new(context, &self.config, &inputs.view())?);
         let pass = self.pass(context, (batch, seq), training, false, &attention_mask);
         let mut outputs = Outputs::new(seq, rows);
         let mut sums =
@@ -161,15 +161,15 @@ impl<R: Real> SparseMixer<R> {
         let mut x = context.buffer(all * hidden);
         self.embed.forward(&pass, &inputs.view(), &mut x, sums.as_deref_mut())?;
         check_finite(requested, "the embeddings are", &x)?;
-        let (mut streams, mut records) = (Vec::with_capacity(last), Vec::with_capacity(last));
+        let (mut streams, mut records) = (alloc_room(last), alloc_room(last));
         for (layer, block) in self.blocks.iter().enumerate() {
             let keep = layer >= lowest && !recording.recompute;
             let mut out = context.buffer(all * hidden);
             let record = block.forward(&Pass { keep, ..pass }, &self.activation, &x, seq, &mut out)?;
-            outputs.add(&record, requested);
+            outputs.add(context, &record, requested);
             check_finite(requested, format_args!("block {layer} is"), &out)?;
             if requested.encoder_outputs && layer + 1 < last {
-                outputs.encoder_outputs.push(out.to_vec());
+                outputs.encoder_outputs.push(alloc_collect(out.iter().copied()));
             }
             let read = std::mem::replace(&mut x, out);
             streams.push((layer >= lowest).then_some(read));
@@ -182,10 +182,13 @@ impl<R: Real> SparseMixer<R> {
             check_finite(requested, "the pooler is", &pooled)?;
         }
         if requested.sequence_output || requested.encoder_outputs {
-            let examples = x.chunks_exact(seq * hidden);
-            outputs.sequence_output = Some(examples.flat_map(|x| &x[..rows * hidden]).copied().collect());
+            let mut sequence = alloc_zeroed(batch * rows * hidden);
+            for (out, x) in sequence.chunks_exact_mut(rows * hidden).zip(x.chunks_exact(seq * hidden)) {
+                out.copy_from_slice(&x[..rows * hidden]);
+            }
+            outputs.sequence_output = Some(sequence);
         }
-        outputs.pooled_output = requested.pooled_output.then(|| pooled.clone());
+        outputs.pooled_output = requested.pooled_output.then(|| alloc_collect(pooled.iter().copied()));
         let (output, requested) = (Some(Arc::new(x)), wanted);
         Ok((
             outputs,

@@ -6,7 +6,7 @@
 use super::layout::{Gradient, Layout, ParameterSpec, Update, panels_len};
 use crate::kernels::{PANEL, Real};
 use crate::runtime::{inject_fault, parallel};
-use crate::sys::alloc_collect;
+use crate::sys::{alloc_collect, alloc_zeroed};
 
 /// Elements of a block: large enough to make scheduling free, small enough (64 KiB of `f32` per array) that a block
 /// read twice comes from cache.
@@ -203,10 +203,7 @@ pub(super) struct BlockSums {
 impl BlockSums {
     /// Room for `blocks` blocks of `parameters` parameters.
     pub fn new(blocks: usize, parameters: usize) -> Self {
-        BlockSums {
-            parts: alloc_collect((0..blocks).map(|_| (0, [0.0; 2]))),
-            sums: vec![[0.0; 2]; parameters],
-        }
+        BlockSums { parts: alloc_collect((0..blocks).map(|_| (0, [0.0; 2]))), sums: alloc_zeroed(parameters) }
     }
 
     /// Adds up what `work` makes of every block; allocates nothing.

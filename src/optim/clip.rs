@@ -3,6 +3,7 @@
 use super::blocks::{BLOCK, map_in_order};
 use super::layout::Gradient;
 use crate::kernels::Real;
+use crate::sys::alloc_collect_up_to;
 
 /// Sum of the squares of `values` in double precision, in an order that depends only on their number.
 pub(super) fn sum_of_squares<R: Real>(values: &[R]) -> f64 {
@@ -20,14 +21,13 @@ pub(super) fn sum_of_squares<R: Real>(values: &[R]) -> f64 {
 
 /// Euclidean norm over all `gradients` together. The threads of the pool that the caller is in share the
 /// work; the bits do not depend on how many there are.
-pub fn global_norm<'a, R: Real>(gradients: impl IntoIterator<Item = Gradient<'a, R>>) -> f64 {
-    let pieces: Vec<&[R]> = gradients
-        .into_iter()
-        .flat_map(|gradient| match gradient {
-            Gradient::None => [].chunks(BLOCK),
-            Gradient::Dense(values) => values.chunks(BLOCK),
-        })
-        .collect();
+pub fn global_norm<'a, R: Real>(gradients: impl Iterator<Item = Gradient<'a, R>> + Clone) -> f64 {
+    let chunks = |gradient| match gradient {
+        Gradient::None => [].chunks(BLOCK),
+        Gradient::Dense(values) => values.chunks(BLOCK),
+    };
+    let count = gradients.clone().map(|gradient| chunks(gradient).len()).sum();
+    let pieces = alloc_collect_up_to::<&[R]>(count, gradients.flat_map(chunks));
     let squares: Vec<f64> = map_in_order(pieces, sum_of_squares);
     squares.iter().sum::<f64>().sqrt()
 }

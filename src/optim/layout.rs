@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, LowPrecision, PANEL, Real};
 use crate::params::{Form, Spec, Weight};
-use crate::sys::alloc_zeroed;
+use crate::sys::{alloc_collect, alloc_extend, alloc_zeroed};
 
 /// Values that are unpacked at a time: they stay in the L2 cache until somebody has read them.
 const PIECE: usize = 1 << 16;
@@ -101,9 +101,9 @@ impl Layout {
     /// Storage holding the `row_major` values of a parameter of `shape`.
     pub fn pack<R: Real>(self, shape: &[usize], row_major: &[R]) -> Vec<R> {
         match self {
-            Layout::Flat => row_major.to_vec(),
+            Layout::Flat => alloc_collect(row_major.iter().copied()),
             Layout::Panels { .. } => {
-                let mut out = vec![R::ZERO; self.storage_len(shape)];
+                let mut out = alloc_zeroed(self.storage_len(shape));
                 self.for_each_panel_row(|at, from, width| {
                     out[at..at + width].copy_from_slice(&row_major[from..from + width]);
                 });
@@ -145,7 +145,7 @@ impl<'a, R: Real> Update<'a, R> {
                 if table.full_precision().is_some() {
                     update.values.extend(table.full_precision_mut());
                 } else {
-                    update.low_precision.extend(table.low_precision_mut().into_iter().flatten());
+                    alloc_extend(&mut update.low_precision, table.low_precision_mut().unwrap_or_default());
                 }
             }
             Weight::Matrices(matrices) => {
@@ -154,7 +154,10 @@ impl<'a, R: Real> Update<'a, R> {
                         Dtype::Float32 => update.values.extend(matrix.full_precision_mut()),
                         Dtype::Int8 => return Err(not_trainable()),
                         Dtype::Bfloat16 | Dtype::Float16 => {
-                            update.low_precision.extend(matrix.low_precision_mut().into_iter().flatten());
+                            alloc_extend(
+                                &mut update.low_precision,
+                                matrix.low_precision_mut().unwrap_or_default(),
+                            );
                         }
                     }
                 }

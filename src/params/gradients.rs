@@ -125,7 +125,7 @@ impl<R: Real> Gradients<R> {
     }
 
     /// One view per weight, in the order of the weights.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = GradientView<'_, R>> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = GradientView<'_, R>> + Clone {
         (0..self.ranges.len()).map(|index| self.view(index))
     }
 

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use crate::kernels::{Dtype, Isa, Lhs, LowPrecision, Real, lhs_stride, round_to_bfloat16, round_to_float16};
-use crate::sys::{AlignedVec, FilePart, MaybeMapped, ParallelFor};
+use crate::sys::{AlignedVec, FilePart, MaybeMapped, ParallelFor, alloc_collect};
 
 /// Rows of a piece of [`Table::low_precision_mut`].
 const PIECE_ROWS: usize = 64;
@@ -215,9 +215,9 @@ impl<R: Real> Table<R> {
             Storage::FullPrecision(_) => None,
             Storage::Bfloat16(v) => {
                 let pieces = v.chunks_mut(piece);
-                Some(pieces.map(|values| LowPrecision::Bfloat16Rows { values, width, stride }).collect())
+                Some(alloc_collect(pieces.map(|values| LowPrecision::Bfloat16Rows { values, width, stride })))
             }
-            Storage::Float16(v) => Some(v.chunks_mut(piece).map(LowPrecision::Float16).collect()),
+            Storage::Float16(v) => Some(alloc_collect(v.chunks_mut(piece).map(LowPrecision::Float16))),
         }
     }
 

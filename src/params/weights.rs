@@ -20,7 +20,7 @@ pub type Source<'a, R> = &'a mut dyn FnMut(usize, &Spec) -> Result<Cow<'a, [R]>>
 const PIECE: usize = 1 << 16;
 
 /// The values of one weight.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Weight<R> {
     /// See [`Form::Vector`].
     Vector(Vec<R>),
@@ -160,6 +160,17 @@ impl<R: Real> Weights<R> {
     }
 }
 
+impl<R: Clone> Clone for Weight<R> {
+    fn clone(&self) -> Self {
+        match self {
+            // Unlike that of a vector, the clone of aligned memory is refused as an error.
+            Weight::Vector(values) => Weight::Vector(alloc_collect(values.iter().cloned())),
+            Weight::Table(table) => Weight::Table(table.clone()),
+            Weight::Matrices(matrices) => Weight::Matrices(alloc_collect(matrices.iter().cloned())),
+        }
+    }
+}
+
 impl<R: Real> Weight<R> {
     /// Row-major `values` stored as `spec` and the part's `dtype` say; large ones with the threads of
     /// [`parallel::with_threads`].
@@ -221,7 +232,7 @@ impl<R: Real> Weight<R> {
     /// Row-major values, widened from the storage type; large ones with the threads of [`parallel::with_threads`].
     pub fn to_vec(&self) -> Vec<R> {
         match self {
-            Weight::Vector(values) => values.clone(),
+            Weight::Vector(values) => alloc_collect(values.iter().copied()),
             Weight::Table(table) => {
                 let (rows, width) = (table.rows(), table.width());
                 let mut values = alloc_zeroed_huge(rows * width);

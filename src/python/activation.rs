@@ -5,10 +5,11 @@ use std::sync::Arc;
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
-use super::convert::{floats, to_numpy};
+use super::convert::{read_floats, to_numpy};
 use super::enter::callback_error;
 use crate::error::{Error, Result};
 use crate::layers::CustomActivation;
+use crate::sys::{alloc_collect, alloc_zeroed};
 
 /// A Python function as the activation of the feed-forward layers, if that is what it is.
 pub type Custom = Option<Arc<dyn CustomActivation<f32>>>;
@@ -27,20 +28,25 @@ impl PyActivation {
     }
 }
 
-/// Calls `function` on a copy of `x`, rows of `width`.
-fn call(py: Python<'_>, function: &Py<PyAny>, x: &[f32], width: usize) -> PyResult<Vec<f32>> {
-    let shape = [x.len() / width.max(1), width];
-    let argument: Bound<'_, PyArrayDyn<f32>> = to_numpy(py, x.to_vec(), &shape)?;
-    let result = floats("inner_activation", function.call1(py, (argument,))?.bind(py), 2)?;
-    result.expect_shape("inner_activation", &shape)?;
-    Ok(result.data)
+/// Calls `function` on a copy of `x`, rows of `width`, and writes the result to `out`.
+fn call(function: &Py<PyAny>, x: Vec<f32>, width: usize, out: &mut [f32]) -> Result<()> {
+    Python::attach(|py| {
+        let shape = [x.len() / width.max(1), width];
+        let argument: Bound<'_, PyArrayDyn<f32>> = to_numpy(py, x, &shape)?;
+        let result = function.call1(py, (argument,))?;
+        read_floats("inner_activation", result.bind(py), &shape, out)
+    })
+    .map_err(callback_error)
 }
 
 impl CustomActivation<f32> for PyActivation {
     fn forward(&self, x: &mut [f32], width: usize) -> Result<()> {
-        let y = Python::attach(|py| call(py, &self.function, x, width)).map_err(callback_error)?;
-        x.copy_from_slice(&y);
-        Ok(())
+        call(&self.function, alloc_collect(x.iter().copied()), width, x)
+    }
+
+    fn copies(&self) -> usize {
+        // The function's argument and its result.
+        2
     }
 
     fn backward(&self, x: &[f32], dy: &mut [f32], width: usize) -> Result<()> {
@@ -50,7 +56,8 @@ impl CustomActivation<f32> for PyActivation {
                 "a callable without derivative cannot be trained; use sparse_mixer.Activation(function, derivative)",
             ));
         };
-        let slope = Python::attach(|py| call(py, derivative, x, width)).map_err(callback_error)?;
+        let mut slope = alloc_zeroed(x.len());
+        call(derivative, alloc_collect(x.iter().copied()), width, &mut slope)?;
         for (d, s) in dy.iter_mut().zip(slope) {
             *d *= s;
         }

@@ -77,6 +77,33 @@ fn values<T: Element + Copy>(
     axes: usize,
     types: &str,
 ) -> PyResult<Values<T>> {
+    read(argument, array, axes, types, |shape, slice| {
+        Ok(Values { data: copied(argument, slice.len(), slice.iter().copied())?, shape: shape.to_vec() })
+    })
+}
+
+/// Copies the values of a float32 array of `shape` to `out`.
+pub fn read_floats(
+    argument: &str,
+    array: &Bound<'_, PyAny>,
+    shape: &[usize],
+    out: &mut [f32],
+) -> PyResult<()> {
+    read(argument, array, shape.len(), "float32", |got, slice| {
+        expect(argument, got, shape)?;
+        out.copy_from_slice(slice);
+        Ok(())
+    })
+}
+
+/// Does `work` with shape and values of an array with `axes` axes.
+fn read<T: Element, U>(
+    argument: &str,
+    array: &Bound<'_, PyAny>,
+    axes: usize,
+    types: &str,
+    work: impl FnOnce(&[usize], &[T]) -> PyResult<U>,
+) -> PyResult<U> {
     let array = typed::<T>(argument, array, types)?;
     if array.ndim() != axes {
         let message = format!("got shape {:?}, expected {axes} axes", array.shape());
@@ -84,8 +111,7 @@ fn values<T: Element + Copy>(
     }
     let borrowed = array.try_readonly()?;
     let slice = borrowed.as_slice().map_err(|_| not_contiguous(argument))?;
-    let data = copied(argument, slice.len(), slice.iter().copied())?;
-    Ok(Values { data, shape: array.shape().to_vec() })
+    work(array.shape(), slice)
 }
 
 fn not_contiguous(argument: &str) -> PyErr {

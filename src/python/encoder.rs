@@ -23,7 +23,7 @@ use crate::config::SparseMixerConfig;
 use crate::error::Result;
 use crate::kernels::{Dtype, Isa};
 use crate::layers::CustomActivation;
-use crate::network::{Grouping, SparseMixer, forward_bytes, is_small, specs};
+use crate::network::{Grouping, SparseMixer, is_small, specs};
 use crate::params::Spec;
 use crate::runtime::parallel::with_threads;
 use crate::runtime::{Shared, default_threads, run};
@@ -361,13 +361,11 @@ impl Encoder {
     ) -> PyResult<usize> {
         guard(|| {
             let requested = outputs::requested(outputs.as_deref(), false)?;
-            let (network, threads) = (self.network(py)?, self.effective_threads()?);
             let seq = seq.unwrap_or(self.config.max_sequence_length);
-            enter_core(py, |_| {
-                self.config.check_length(seq, "sequence_length", &format!("got {seq}"))?;
-                Ok(forward_bytes(&self.config, batch, seq, requested, threads)?
-                    .saturating_add(network.weights().bytes()))
-            })
+            self.config.check_length(seq, "sequence_length", &format!("got {seq}")).map_err(to_py_err)?;
+            let threads = self.threads_for(batch, seq)?;
+            let network = self.network(py)?;
+            enter_core(py, |_| network.memory_estimate(batch, seq, requested, threads))
         })
     }
 

@@ -14,6 +14,7 @@ use crate::optim::{self, Gradient, NamedArray, ParameterSpec, Rule, Schedule, Up
 use crate::params;
 use crate::runtime::parallel::with_threads;
 use crate::runtime::{Shared, catch, default_threads, lock_all};
+use crate::sys::alloc_room;
 
 /// A rule and the moments of the weights of some parts.
 #[pyclass(frozen, module = "sparse_mixer._native")]
@@ -64,7 +65,8 @@ impl<'a> UpdateLocks<'a> {
 
     /// Changes nothing if memory is refused, nor if anything else is wrong with the arguments.
     fn apply(&mut self, how: optim::Step) -> Result<Option<f64>> {
-        let mut updates = Vec::with_capacity(self.optimizer.specs().len());
+        let count = self.optimizer.specs().len();
+        let mut updates = catch(|| Ok(alloc_room(count)))?;
         for (weights, gradients, takes_part) in &mut self.parts {
             // This may copy weights.
             catch(|| {

@@ -15,7 +15,7 @@ use crate::kernels::{Dtype, Isa, PackedMatrix, Real};
 pub struct Context<'a, R> {
     /// Instruction set of every kernel.
     pub isa: Isa,
-    threads: usize,
+    pub(super) threads: usize,
     cancelled: AtomicBool,
     interrupt: Interrupt<'a>,
     /// The thread that may ask `interrupt`.
@@ -23,7 +23,7 @@ pub struct Context<'a, R> {
     start: Instant,
     /// Milliseconds from `start` to the last time that `interrupt` was asked.
     last_poll: AtomicU64,
-    scratch: &'a CallScratch<'a, R>,
+    pub(super) scratch: &'a CallScratch<'a, R>,
 }
 
 /// Runs `work` on the calling thread; `threads` threads share the tasks that it has.
@@ -41,7 +41,19 @@ pub fn run<R: Real, T>(
     with_threads(threads, || {
         let threads = thread_count();
         let call_scratch = scratch.check_out(threads);
-        let context = Context {
+        let context = Context::new(isa, threads, interrupt, &call_scratch);
+        catch(|| work(&context))
+    })
+}
+
+impl<'a, R: Real> Context<'a, R> {
+    pub(super) fn new(
+        isa: Isa,
+        threads: usize,
+        interrupt: Interrupt<'a>,
+        scratch: &'a CallScratch<'a, R>,
+    ) -> Self {
+        Context {
             isa,
             threads,
             cancelled: AtomicBool::new(false),
@@ -49,13 +61,10 @@ pub fn run<R: Real, T>(
             caller: std::thread::current().id(),
             start: Instant::now(),
             last_poll: AtomicU64::new(0),
-            scratch: &call_scratch,
-        };
-        catch(|| work(&context))
-    })
-}
+            scratch,
+        }
+    }
 
-impl<R: Real> Context<'_, R> {
     /// Threads that share the work.
     pub fn threads(&self) -> usize {
         self.threads
@@ -94,9 +103,15 @@ impl<R: Real> Context<'_, R> {
     /// [`Error::Interrupted`]; tasks that had begun are finished.
     pub fn each<T: Send>(
         &self,
-        tasks: impl ExactSizeIterator<Item = T> + Send,
+        mut tasks: impl Iterator<Item = T> + Send,
         work: impl Fn(T, &mut TaskScratch<R>) + Sync,
     ) -> Result<()> {
+        if let Some(ledger) = self.scratch.pool().ledger() {
+            let Some(first) = tasks.next() else { return Ok(()) };
+            work(first, &mut self.scratch.task(0));
+            ledger.add_busy(1 + tasks.take(self.threads - 1).count());
+            return Ok(());
+        }
         for_each(tasks, |task, thread| {
             #[cfg(any(test, feature = "fault-injection"))]
             self.scratch.pool().fault.inject_fault();
@@ -112,6 +127,11 @@ impl<R: Real> Context<'_, R> {
         self.scratch.pool().buffer(len)
     }
 
+    /// As [`Context::buffer`], for indices.
+    pub fn numbers(&self, len: usize) -> Buffer<u32> {
+        self.scratch.pool().numbers(len)
+    }
+
     /// Memory for `count` right operands of `k x n` that are computed on the way; see [`ActivationPanels`].
     pub fn panels(&self, dtype: Dtype, count: usize, k: usize, n: usize) -> ActivationPanels<R> {
         ActivationPanels::new(self.scratch.pool(), dtype, count, k, n)
@@ -123,7 +143,7 @@ impl<R: Real> Context<'_, R> {
     /// [`Error::Interrupted`].
     pub fn transposed(&self, matrix: &PackedMatrix<R>) -> Result<ActivationPanels<R>> {
         let mut transposed = self.panels(matrix.dtype(), 1, matrix.n(), matrix.k());
-        self.each(transposed.chunks_mut(1).into_iter().enumerate(), |(panel, mut out), _| {
+        self.each(transposed.chunks_mut(1).enumerate(), |(panel, mut out), _| {
             out.transpose(self.isa, &matrix.view(), panel);
         })?;
         Ok(transposed)

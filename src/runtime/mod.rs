@@ -2,9 +2,11 @@
 
 mod context;
 mod cpus;
+mod dry_run;
 mod fault;
 pub mod fork;
 mod interrupt;
+mod ledger;
 mod panics;
 pub mod parallel;
 mod pool;
@@ -13,6 +15,7 @@ mod shared;
 
 pub use context::{Context, run};
 pub use cpus::{default_threads, set_default_threads};
+pub use dry_run::dry_run;
 #[cfg(any(test, feature = "fault-injection"))]
 pub use fault::Fault;
 pub(crate) use fault::inject_fault;

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use half::bf16;
 
 use super::fork::Section;
+use super::ledger::{Element, Ledger};
 use super::panics::lock;
 use crate::kernels::{
     Dtype, Isa, LhsBuffer, PANEL, Panels, Real, pack_bfloat16, pack_full_precision, packed_len,
     transpose_to_bfloat16, transpose_to_full_precision,
 };
-use crate::sys::AlignedVec;
+use crate::sys::{AlignedVec, alignment_bytes};
 
 /// Scratch memory that outlives calls: what one gave back serves the next. Never larger than what the calls that ran at
 /// once used.
@@ -22,6 +23,9 @@ pub struct ScratchPool<R> {
     bfloat16: Arc<FreeList<bf16>>,
     /// Apart from the others: a call's buffers and gradients that outlive it do not take each other's memory.
     gradients: Arc<FreeList<R>>,
+    numbers: Arc<FreeList<u32>>,
+    /// Of a dry run: counts the memory, which is not there.
+    ledger: Option<Ledger>,
     /// What goes wrong in computations that use this memory.
     #[cfg(any(test, feature = "fault-injection"))]
     pub fault: super::fault::Fault,
@@ -40,6 +44,8 @@ pub struct TaskScratch<R> {
     lhs: [LhsBuffer; 2],
 }
 
+/// How many times larger than asked for a buffer may be: a large one is soon needed for what is large.
+const MOST_WASTE: usize = 4;
 /// Buffers that a task may hold at once.
 const TASK_BUFFERS: usize = 6;
 
@@ -60,12 +66,26 @@ impl<R: Real> TaskScratch<R> {
         });
         (buffers, &mut self.lhs)
     }
+
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        let buffers = self.buffers.iter().map(|buffer| size_of_val(&buffer[..]));
+        let buffers = buffers.map(|bytes| bytes + alignment_bytes(bytes));
+        buffers.chain(self.lhs.iter().map(LhsBuffer::bytes)).sum()
+    }
 }
 
 /// Takes from a list or gives to it; no fork happens meanwhile, which would leave the child a lock for ever closed.
 fn exchange<T, U>(list: &Mutex<Vec<T>>, work: impl FnOnce(&mut Vec<T>) -> U) -> U {
     let _section = Section::enter();
     work(&mut lock(list))
+}
+
+/// Puts something back on a free list; gives it back to the system if there is no memory for a longer list.
+fn keep<T>(free: &mut Vec<T>, value: T) {
+    if free.try_reserve(1).is_ok() {
+        free.push(value);
+    }
 }
 
 impl<R: Real> ScratchPool<R> {
@@ -81,16 +101,30 @@ impl<R: Real> ScratchPool<R> {
         drop(exchange(&self.buffers, std::mem::take));
         drop(exchange(&self.bfloat16, std::mem::take));
         drop(exchange(&self.gradients, std::mem::take));
+        drop(exchange(&self.numbers, std::mem::take));
     }
 
     /// A buffer of `len` elements with unspecified contents; goes back to the pool when dropped.
     pub fn buffer(&self, len: usize) -> Buffer<R> {
-        Buffer::take(&self.buffers, len)
+        Buffer::take(&self.buffers, self.ledger(), len)
+    }
+
+    /// The same for indices.
+    pub(super) fn numbers(&self, len: usize) -> Buffer<u32> {
+        Buffer::take(&self.numbers, self.ledger(), len)
+    }
+
+    pub(super) fn counting() -> Self {
+        ScratchPool { ledger: Some(Ledger::default()), ..ScratchPool::default() }
+    }
+
+    pub(super) fn ledger(&self) -> Option<&Ledger> {
+        self.ledger.as_ref()
     }
 
     /// The same for gradients, which live longer than a call.
     pub fn gradient_buffer(&self, len: usize) -> Buffer<R> {
-        Buffer::take(&self.gradients, len)
+        Buffer::take(&self.gradients, self.ledger(), len)
     }
 
     pub(super) fn check_out(&self, threads: usize) -> CallScratch<'_, R> {
@@ -119,50 +153,56 @@ impl<R> CallScratch<'_, R> {
 impl<R> Drop for CallScratch<'_, R> {
     fn drop(&mut self) {
         let tasks = std::mem::take(&mut self.tasks);
-        exchange(&self.pool.tasks, |free| free.push(tasks));
+        exchange(&self.pool.tasks, |free| keep(free, tasks));
     }
 }
 
 /// A buffer on loan; goes back when dropped.
 #[derive(Debug)]
-pub struct Buffer<T: Copy + Default> {
+pub struct Buffer<T: Element> {
     home: Arc<FreeList<T>>,
     data: AlignedVec<T>,
     len: usize,
 }
 
-impl<T: Copy + Default> Buffer<T> {
-    /// The smallest free buffer that is large enough, else the largest, grown.
-    fn take(home: &Arc<FreeList<T>>, len: usize) -> Self {
+impl<T: Element> Buffer<T> {
+    /// The smallest free buffer that is large enough, unless it is much too large: else the largest of those that are too
+    /// small, grown.
+    pub(super) fn take(home: &Arc<FreeList<T>>, ledger: Option<&Ledger>, len: usize) -> Self {
         let chosen = exchange(home, |free| {
-            let fitting = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
-            let chosen = fitting.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
-            chosen.map(|i| free.swap_remove(i))
+            let sizes = || free.iter().map(|data| data.len()).enumerate();
+            let fitting = sizes().filter(|&(_, size)| len <= size && size / MOST_WASTE <= len);
+            let small = sizes().filter(|&(_, size)| size < len);
+            let chosen = fitting.min_by_key(|&(_, size)| size).or(small.max_by_key(|&(_, size)| size));
+            chosen.map(|(i, _)| free.swap_remove(i))
         });
         let mut data = chosen.unwrap_or_default();
-        data.ensure_len(len);
+        match ledger {
+            None => data.ensure_len(len),
+            Some(ledger) => ledger.ensure_len(&mut data, len),
+        }
         Buffer { home: home.clone(), data, len }
     }
 }
 
-impl<T: Copy + Default> Deref for Buffer<T> {
+impl<T: Element> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         &self.data[..self.len]
     }
 }
 
-impl<T: Copy + Default> DerefMut for Buffer<T> {
+impl<T: Element> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let len = self.len;
         &mut self.data[..len]
     }
 }
 
-impl<T: Copy + Default> Drop for Buffer<T> {
+impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
         let data = std::mem::take(&mut self.data);
-        exchange(&self.home, |free| free.push(data));
+        exchange(&self.home, |free| keep(free, data));
     }
 }
 
@@ -197,7 +237,9 @@ impl<R: Real> ActivationPanels<R> {
         let dtype = dtype.of_activations();
         let len = packed_len(k, n, dtype);
         let data = match dtype {
-            Dtype::Bfloat16 => PanelStorage::Bfloat16(Buffer::take(&scratch.bfloat16, count * len)),
+            Dtype::Bfloat16 => {
+                PanelStorage::Bfloat16(Buffer::take(&scratch.bfloat16, scratch.ledger(), count * len))
+            }
             _ => PanelStorage::FullPrecision(scratch.buffer(count * len)),
         };
         ActivationPanels { k, n, len, data }
@@ -224,21 +266,16 @@ impl<R: Real> ActivationPanels<R> {
     }
 
     /// All matrices, each split into runs of `panels` panels, to be filled by independent tasks.
-    pub fn chunks_mut(&mut self, panels: usize) -> Vec<PanelsMut<'_, R>> {
-        let all = self.n.div_ceil(PANEL);
-        let chunk = self.len / all * panels.min(all);
-        match &mut self.data {
-            PanelStorage::FullPrecision(v) => v
-                .chunks_exact_mut(self.len)
-                .flat_map(|m| m.chunks_mut(chunk))
-                .map(PanelsMut::FullPrecision)
-                .collect(),
-            PanelStorage::Bfloat16(v) => v
-                .chunks_exact_mut(self.len)
-                .flat_map(|m| m.chunks_mut(chunk))
-                .map(PanelsMut::Bfloat16)
-                .collect(),
-        }
+    pub fn chunks_mut(&mut self, panels: usize) -> impl Iterator<Item = PanelsMut<'_, R>> {
+        let (len, all) = (self.len, self.n.div_ceil(PANEL));
+        let chunk = len / all * panels.min(all);
+        let (full, half) = match &mut self.data {
+            PanelStorage::FullPrecision(v) => (&mut v[..], &mut [][..]),
+            PanelStorage::Bfloat16(v) => (&mut [][..], &mut v[..]),
+        };
+        let full = full.chunks_exact_mut(len).flat_map(move |m| m.chunks_mut(chunk));
+        let half = half.chunks_exact_mut(len).flat_map(move |m| m.chunks_mut(chunk));
+        full.map(PanelsMut::FullPrecision).chain(half.map(PanelsMut::Bfloat16))
     }
 }
 

@@ -8,20 +8,29 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
-use bytemuck::Pod;
+use bytemuck::{Pod, Zeroable};
+use memmap2::{MmapMut, MmapOptions};
 
-use super::huge_pages::{HUGE_PAGE, advise_huge_pages};
+use super::huge_pages::{HUGE_PAGE, advise_huge_pages, give_back_pages};
 use super::out_of_memory::OutOfMemory;
 use super::parallel::ParallelFor;
 
 /// Alignment of the first element, in bytes.
 pub(super) const ALIGNMENT: usize = 64;
 
+/// Bytes that an [`AlignedVec`] of `bytes` bytes takes beside them, on average: parts of huge pages before and behind it,
+/// which the C library hands out for something else.
+pub fn alignment_bytes(bytes: usize) -> usize {
+    if bytes < HUGE_PAGE { 0 } else { HUGE_PAGE / 4 }
+}
+
 /// A vector of plain numbers aligned to 64 bytes.
 pub struct AlignedVec<T> {
     data: NonNull<T>,
     len: usize,
     owns: PhantomData<T>,
+    /// Where the memory is, if it is no allocation.
+    map: Option<MmapMut>,
 }
 
 // SAFETY: the vector owns its elements exclusively, like `Vec`.
@@ -30,7 +39,12 @@ unsafe impl<T: Send> Send for AlignedVec<T> {}
 unsafe impl<T: Sync> Sync for AlignedVec<T> {}
 
 impl<T> AlignedVec<T> {
-    const EMPTY: Self = AlignedVec { data: NonNull::dangling(), len: 0, owns: PhantomData };
+    const EMPTY: Self = Self::without_memory(0);
+
+    /// `len` elements without a size, or none.
+    const fn without_memory(len: usize) -> Self {
+        AlignedVec { data: NonNull::dangling(), len, owns: PhantomData, map: None }
+    }
 
     /// The memory of `len` elements.
     fn layout(len: usize) -> Layout {
@@ -48,7 +62,7 @@ impl<T> AlignedVec<T> {
     pub(crate) unsafe fn filled(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Self {
         let layout = Self::layout(len);
         if layout.size() == 0 {
-            return AlignedVec { len, ..Self::EMPTY };
+            return Self::without_memory(len);
         }
         // SAFETY: the layout's size is not zero.
         let bytes = unsafe { alloc(layout) };
@@ -56,7 +70,7 @@ impl<T> AlignedVec<T> {
         // Before the first touch, which is what decides the size of a page.
         advise_huge_pages(bytes, layout);
         // In place before `fill`, so that the memory is freed if that panics; plain numbers have nothing to drop.
-        let filled = AlignedVec { data, len, owns: PhantomData };
+        let filled = AlignedVec { data, len, owns: PhantomData, map: None };
         // SAFETY: the allocation holds `len` elements, is ours alone, and may be uninitialised at this type.
         fill(unsafe { std::slice::from_raw_parts_mut(data.as_ptr().cast(), len) });
         filled
@@ -113,17 +127,34 @@ impl<T: Copy + Default> AlignedVec<T> {
     /// unspecified (old values or zeros).
     pub fn ensure_len(&mut self, len: usize) {
         if self.len < len {
-            // The old memory goes first, so that the peak is the larger of the two and not their sum.
+            // The old memory goes first, so that the peak is the larger of the two and not their sum; also where the C
+            // library would keep it.
+            give_back_pages(self.data.as_ptr().cast(), size_of_val(&self[..]));
             *self = Self::EMPTY;
             *self = Self::zeros(len);
         }
     }
 }
 
+impl<T: Zeroable> AlignedVec<T> {
+    /// `len` zeros in memory of which only what is written to is ever there: as long as need be on systems that give
+    /// out more memory than they have.
+    pub fn untouched(len: usize) -> Self {
+        let bytes = Self::layout(len).size();
+        if bytes == 0 {
+            return Self::without_memory(len);
+        }
+        let map = MmapOptions::new().len(bytes).no_reserve_swap().map_anon();
+        let mut map = map.unwrap_or_else(|_| OutOfMemory::raise(bytes));
+        let data = NonNull::from(&mut map[..]).cast();
+        AlignedVec { data, len, owns: PhantomData, map: Some(map) }
+    }
+}
+
 impl<T> Drop for AlignedVec<T> {
     fn drop(&mut self) {
         let layout = Self::layout(self.len);
-        if layout.size() > 0 {
+        if layout.size() > 0 && self.map.is_none() {
             // SAFETY: allocated in `filled` with this very layout.
             unsafe { dealloc(self.data.as_ptr().cast(), layout) };
         }
@@ -198,7 +229,8 @@ impl<T: fmt::Debug> fmt::Debug for AlignedVec<T> {
 impl<T> Deref for AlignedVec<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        // SAFETY: `data` points to `len` elements, initialised by `filled`, or is dangling with `len` 0.
+        // SAFETY: `data` points to `len` elements, initialised by `filled` or zeros of `untouched`, or is dangling with
+        // `len` 0.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
     }
 }
@@ -244,6 +276,16 @@ mod tests {
             assert_eq!(v[..], [0, 1, 0, 0, 0, 2, 0, 0, 0, 3]);
         }
         assert!(AlignedVec::<i32>::zeros_in_parts(0, 0, ParallelFor::NONE, |_, _| ()).is_empty());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri maps no memory")]
+    fn untouched_memory_is_zero_and_as_long_as_need_be() {
+        let mut v = AlignedVec::<f64>::untouched(1 << 40);
+        v[1 << 39] = 3.0;
+        assert_eq!((v.len(), v[0], v[1 << 39], v[(1 << 40) - 1]), (1 << 40, 0.0, 3.0, 0.0));
+        assert!(v.as_ptr().addr().is_multiple_of(ALIGNMENT));
+        assert!(AlignedVec::<f32>::untouched(0).is_empty());
     }
 
     #[test]

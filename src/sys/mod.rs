@@ -14,7 +14,7 @@ mod out_of_memory;
 mod parallel;
 mod vectors;
 
-pub use aligned::AlignedVec;
+pub use aligned::{AlignedVec, alignment_bytes};
 pub use at_fork::call_at_fork;
 pub use float_bytes::{bytes_of_f32s, f32s_of_bytes};
 pub use lend::{Loan, lend};
@@ -22,4 +22,6 @@ pub use map_file::MappedFile;
 pub use maybe_mapped::{FilePart, MaybeMapped};
 pub use out_of_memory::OutOfMemory;
 pub use parallel::{ParallelFor, Task};
-pub use vectors::{alloc_collect, alloc_room, alloc_zeroed, alloc_zeroed_huge};
+pub use vectors::{
+    alloc_collect, alloc_collect_up_to, alloc_extend, alloc_room, alloc_zeroed, alloc_zeroed_huge,
+};

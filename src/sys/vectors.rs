@@ -25,12 +25,22 @@ pub fn alloc_room<T>(len: usize) -> Vec<T> {
 
 /// The values in a vector; where the system refuses the memory, a panic with [`OutOfMemory`].
 pub fn alloc_collect<T>(values: impl ExactSizeIterator<Item = T>) -> Vec<T> {
-    let mut all = Vec::new();
-    if all.try_reserve_exact(values.len()).is_err() {
+    alloc_collect_up_to(values.len(), values)
+}
+
+/// The same for at most `most` values, whose number is known at their end only.
+pub fn alloc_collect_up_to<T>(most: usize, values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut all = alloc_room(most);
+    all.extend(values.take(most));
+    all
+}
+
+/// Appends the values to `all`; where the system refuses the memory, a panic with [`OutOfMemory`].
+pub fn alloc_extend<T>(all: &mut Vec<T>, values: Vec<T>) {
+    if all.try_reserve(values.len()).is_err() {
         OutOfMemory::raise(values.len().saturating_mul(size_of::<T>()));
     }
     all.extend(values);
-    all
 }
 
 /// `len` zeros in a plain vector, in huge pages where it is large: for what is as large as the weights and passed over in

@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from memory_of_calls import ESTIMATED, MEGABYTE, check_estimate, python
 
-MEGABYTE = 1 << 20
-TESTS = str(Path(__file__).parents[1])
+FULL = os.environ.get("SPARSE_MIXER_STRESS", "") == "full"
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory from /proc")
-
-_PRELUDE = f"""
-import ctypes, sys
-sys.path[:0] = [{TESTS!r}]
-import numpy as np
-import sparse_mixer
-from encoders import small_encoder, small_inputs
-def memory(field):
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field + ":"))
-def trim():
-    ctypes.CDLL(None).malloc_trim(0)
-"""
-
-
-def python(program: str, **environment: str) -> list[float]:
-    """The numbers that the program prints."""
-    command = [sys.executable, "-c", _PRELUDE + program]
-    variables = os.environ | environment
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=variables, check=False)
-    assert done.returncode == 0, done.stderr
-    return [float(word) for word in done.stdout.split()]
 
 
 def test_no_growth(scaled: Any, report: Any) -> None:
@@ -189,95 +165,7 @@ print(1)
     assert done == 1
 
 
-LARGE = "vocab_size=20_000, hidden_size=256, inner_dim=1024, max_sequence_length=128"
-CASES = {
-    "linear": ("num_layers=3, moe_layers=(), attention_layers=()", 64, ""),
-    "spectral": ("num_layers=3, moe_layers=(), attention_layers=(), mixing_mechanism='hartley', use_fft=True", 64, ""),
-    "matrices": ("num_layers=2, moe_layers=(), attention_layers=(), mixing_mechanism='fourier'", 64, ""),
-    "attention": ("num_layers=3, moe_layers=(), attention_layers=(0, 1, 2), num_attention_heads=4", 64, ""),
-    "experts": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), num_experts=8", 64, ""),
-    "more capacity": (
-        "num_layers=2, moe_layers=(0, 1), attention_layers=(), num_experts=8, eval_capacity_factor=2",
-        64,
-        "",
-    ),
-    "less capacity": (
-        "num_layers=2, moe_layers=(0, 1), attention_layers=(), num_experts=8, eval_capacity_factor=0.5",
-        64,
-        "",
-    ),
-    "pre-norm": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), norm_first=True", 64, ""),
-    "bfloat16": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), dtype='bfloat16'", 128, ""),
-    "int8": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), dtype='int8'", 128, ""),
-    "float16": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), dtype='float16'", 96, ""),
-    "narrow embeddings": ("num_layers=2, embedding_width=64, moe_layers=(0,), attention_layers=()", 64, ""),
-    "one output": ("num_layers=6, moe_layers=(1,), attention_layers=(2,)", 64, "('pooled_output',)"),
-    "two outputs": ("num_layers=6, moe_layers=(1,), attention_layers=(2,)", 64, "('sequence_output', 'pooled_output')"),
-    "one example": ("num_layers=6, moe_layers=(1,), attention_layers=(2,)", 1, ""),
-    "toeplitz": ("num_layers=3, moe_layers=(), attention_layers=(), mixing_mechanism='toeplitz'", 64, ""),
-    "circulant": ("num_layers=3, moe_layers=(), attention_layers=(), mixing_mechanism='circulant'", 64, ""),
-    "convolutions": (
-        "num_layers=3, moe_layers=(), attention_layers=(), mixing_mechanism='circulant', use_fft=True",
-        64,
-        "",
-    ),
-    "paper": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), num_experts=8, semantics='paper'", 64, ""),
-    "tokens choose": (
-        # Weights that send tokens to all experts: the estimate is for experts that are full.
-        "num_layers=3, moe_layers=(1,), attention_layers=(2,), num_experts=8, router='tokens_choose', "
-        "initializer=sparse_mixer.initializers.RandomNormal(stddev=1.0)",
-        64,
-        "",
-    ),
-    "output range": ("num_layers=3, moe_layers=(1,), attention_layers=(2,), output_range=1", 64, ""),
-    "custom activation": ("num_layers=2, moe_layers=(), attention_layers=(), inner_activation=np.tanh", 32, ""),
-}
-
-
-# Batches and threads for which a few kinds of encoders are measured, too.
-SIZES = [(1, 1), (1, 8), (16, 8), (256, 1), (256, 8)]
-SIZED = ["linear", "toeplitz", "experts", "paper"]
-
-
-def estimate_and_peak(arguments: str, batch: int, outputs: str, threads: int, calls: int) -> list[float]:
-    keyword = f", outputs={outputs}" if outputs else ""
-    program = f"""
-warm = small_encoder(num_threads={threads})
-warm(small_inputs(64))
-sparse_mixer.release_scratch()
-trim()
-before = memory("VmRSS")
-encoder = sparse_mixer.SparseMixer({LARGE}, {arguments}, seed=0, num_threads={threads})
-ids = np.random.default_rng(0).integers(0, 20_000, ({batch}, 128), np.int32)
-ones = np.ones_like(ids)
-inputs = dict(input_word_ids=ids, input_mask=ones, input_type_ids=ones)
-sparse_mixer.release_scratch()
-trim()
-open("/proc/self/clear_refs", "w").write("5")
-for _ in range({calls}):
-    outputs = None
-    outputs = encoder(inputs{keyword})
-print(encoder.memory_estimate({batch}{keyword}), memory("VmHWM") - before)
-"""
-    # The C library keeps up to some 11 MB of what threads had given back, which is none of the call's.
-    return python(program, MALLOC_ARENA_MAX="1")
-
-
-@pytest.mark.parametrize(
-    ("case", "batch", "threads"),
-    [*((case, CASES[case][1], 2) for case in CASES), *((case, *size) for case in SIZED for size in SIZES)],
-)
-def test_estimate(case: str, batch: int, threads: int, report: Any) -> None:
-    """Never below what a call takes, and at most 10 % above, weights included."""
-    arguments, _, outputs = CASES[case]
-    measured = 0.0
-    for calls in (1, 2, 4, 16):
-        estimate, once = estimate_and_peak(arguments, batch, outputs, threads, calls)
-        assert once <= estimate
-        measured = max(measured, once)
-        # Not every thread gets something to do in every call, and each has its own scratch: the peak is the highest.
-        if estimate <= 1.1 * measured:
-            break
-    figures = {"estimate": f"{estimate / MEGABYTE:.1f} MB", "measured": f"{measured / MEGABYTE:.1f} MB"}
-    report(case=case, batch=batch, threads=threads, **figures)
-    assert estimate <= 1.1 * measured
+@pytest.mark.skipif(not FULL, reason="some of them are in test_memory_estimate.py")
+@pytest.mark.parametrize("case", ESTIMATED)
+def test_estimate(case: str, report: Any) -> None:
+    report(case=case, **check_estimate(case))

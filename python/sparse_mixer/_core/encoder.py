@@ -177,10 +177,15 @@ class Encoder(Part):
         outputs: Sequence[str] = ("sequence_output", "pooled_output", "encoder_outputs"),
         sequence_length: int | None = None,
     ) -> int:
-        """Bytes that a call at inference takes at its peak: weights, inputs, scratch and outputs.
+        """Bytes that a call at inference takes at its peak.
 
-        At most a tenth above what the system counts, and not below, for one call at a time with `num_threads` threads
-        and scratch memory as after `sparse_mixer.release_scratch`.
+        Counted are the weights with the matrices made of them, the core's copies of the inputs, scratch memory of the
+        call and of each thread, results, the arrays that a custom activation gets and returns, and 1.5 MB for all else.
+        They are counted by a dry run of the call: it asks for its memory, which is never touched.
+
+        At most a tenth above what the system counts, and not below, for one call at a time on sequences of full length
+        with `num_threads` threads, and scratch memory as after `sparse_mixer.release_scratch`. Experts are taken for
+        full.
 
         Args:
             batch: Number of examples.

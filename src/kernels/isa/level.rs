@@ -12,6 +12,8 @@ pub struct Isa(Level);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(dead_code, reason = "each architecture constructs its own steps only")]
 pub(in crate::kernels) enum Level {
+    /// No products.
+    None,
     /// Plain Rust.
     Portable,
     /// Arm's 128-bit vectors.
@@ -29,6 +31,8 @@ pub(in crate::kernels) enum Level {
 }
 
 impl Isa {
+    /// Plain Rust without products of matrices, for dry runs.
+    pub const NONE: Isa = Isa(Level::None);
     /// Plain Rust, on every machine.
     pub const PORTABLE: Isa = Isa(Level::Portable);
 
@@ -72,6 +76,7 @@ impl Isa {
     /// Its name, as `SPARSE_MIXER_ISA` spells it.
     pub fn name(self) -> &'static str {
         match self.0 {
+            Level::None => "none",
             Level::Portable => "portable",
             Level::Neon => "neon",
             Level::Avx2 => "avx2",

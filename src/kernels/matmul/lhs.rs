@@ -46,6 +46,15 @@ pub struct LhsBuffer {
     scales: Vec<f32>,
 }
 
+impl LhsBuffer {
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.bfloat16[..])
+            + size_of_val(&self.int8[..])
+            + self.scales.capacity() * size_of::<f32>()
+    }
+}
+
 impl<'a, R: Real> Lhs<'a, R> {
     /// The same operand without its first `rows` rows.
     pub fn skip_rows(self, rows: usize) -> Lhs<'a, R> {

@@ -13,7 +13,7 @@ use super::panels::{PanelData, Panels};
 use super::quantize::round_to_float16;
 use crate::kernels::dtype::Dtype;
 use crate::kernels::isa::{Isa, Real};
-use crate::sys::{AlignedVec, MaybeMapped, ParallelFor};
+use crate::sys::{AlignedVec, MaybeMapped, ParallelFor, alloc_collect, alloc_zeroed};
 
 #[derive(Clone, Debug)]
 pub(super) enum Storage<R> {
@@ -74,7 +74,7 @@ impl<R: Real> PackedMatrix<R> {
 
     /// The matrix row-major, widened from its storage type.
     pub fn unpack(&self) -> Vec<R> {
-        let mut out = vec![R::ZERO; self.k * self.n];
+        let mut out = alloc_zeroed(self.k * self.n);
         self.unpack_into(&mut out);
         out
     }
@@ -152,10 +152,11 @@ impl<R: Real> PackedMatrix<R> {
         let k = self.k;
         let stride = self.view().panel_stride.max(1);
         match &mut self.storage {
-            Storage::Bfloat16(v) => Some(
-                v.chunks_exact_mut(stride).map(|values| LowPrecision::Bfloat16Panel { values, k }).collect(),
-            ),
-            Storage::Float16(v) => Some(v.chunks_exact_mut(stride).map(LowPrecision::Float16).collect()),
+            Storage::Bfloat16(v) => {
+                let panels = v.chunks_exact_mut(stride);
+                Some(alloc_collect(panels.map(|values| LowPrecision::Bfloat16Panel { values, k })))
+            }
+            Storage::Float16(v) => Some(alloc_collect(v.chunks_exact_mut(stride).map(LowPrecision::Float16))),
             Storage::FullPrecision(_) | Storage::Int8 { .. } => None,
         }
     }

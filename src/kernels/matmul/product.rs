@@ -15,7 +15,7 @@ use crate::kernels::testing::MULTIPLY_ADDS;
 /// `out[r, j - cols.start] = init + sum_i lhs[r, i] * rhs[i, j]` for `r < rows` and `j` in `cols`.
 ///
 /// `cols.start` must be a multiple of [`PANEL`]; `cols.end` too, unless it is `rhs.n`. Rows of `out` are `out_stride`
-/// apart. Sums run over `i` in ascending order.
+/// apart. Sums run over `i` in ascending order. With [`Isa::NONE`] nothing is computed.
 ///
 /// # Panics
 /// If an operand is too short, or the left operand was prepared for another type.
@@ -30,7 +30,7 @@ pub fn matmul<R: Real>(
     init: Init<'_, R>,
 ) {
     assert!(cols.start.is_multiple_of(PANEL) && cols.end <= rhs.n, "columns {cols:?} of {}", rhs.n);
-    if rows == 0 || cols.is_empty() {
+    if rows == 0 || cols.is_empty() || isa == Isa::NONE {
         return;
     }
     #[cfg(test)]

@@ -132,9 +132,8 @@ impl Attention {
         let dtype = key.dtype();
         let mut keys = context.panels(dtype, pass.batch * heads, head, seq);
         let mut values = context.panels(dtype, pass.batch * heads, seq, head);
-        let tasks = keys.chunks_mut(usize::MAX).into_iter().zip(values.chunks_mut(usize::MAX)).enumerate();
-        let tasks: Vec<_> = tasks.collect();
-        context.each(tasks.into_iter(), |(index, (mut keys, mut values)), scratch| {
+        let tasks = keys.chunks_mut(usize::MAX).zip(values.chunks_mut(usize::MAX)).enumerate();
+        context.each(tasks, |(index, (mut keys, mut values)), scratch| {
             let (example, n) = (index / heads, index % heads);
             let ([own_keys, own_values], _) = scratch.split([seq * head, seq * head]);
             for s in 0..seq {
@@ -313,7 +312,7 @@ impl Attention {
             let mut key_rows = context.panels(weights, 1, seq, head);
             let mut value_columns = context.panels(weights, 1, head, seq);
             for (matrix, transposed) in [(key_columns, &mut key_rows), (value_rows, &mut value_columns)] {
-                for (panel, mut out) in transposed.chunks_mut(1).into_iter().enumerate() {
+                for (panel, mut out) in transposed.chunks_mut(1).enumerate() {
                     out.transpose(isa, &matrix, panel);
                 }
             }
@@ -396,7 +395,7 @@ impl Attention {
 }
 
 /// The matrix of dropout numbers that attention weights number `matrix` use.
-fn dropout_matrix<R>(pass: &Pass<'_, R>, matrix: usize) -> usize {
+fn dropout_matrix<R: Real>(pass: &Pass<'_, R>, matrix: usize) -> usize {
     if pass.config.semantics().shared_attention_dropout { 0 } else { matrix }
 }
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::kernels::{Real, RealFft};
+use crate::sys::alloc_zeroed;
 
 /// Multiplies vectors by one circulant matrix.
 #[derive(Clone, Debug)]
@@ -20,8 +21,8 @@ impl<R: Real> Convolution<R> {
     pub fn new(mut column: Vec<R>) -> Self {
         let fft = R::real_fft(column.len());
         let scale = R::ONE / R::from_f64(column.len() as f64);
-        let mut spectrum = vec![R::ZERO; 2 * (column.len() / 2 + 1)];
-        fft.forward(&mut column, &mut spectrum, &mut vec![R::ZERO; fft.scratch_len()]);
+        let mut spectrum = alloc_zeroed(2 * (column.len() / 2 + 1));
+        fft.forward(&mut column, &mut spectrum, &mut alloc_zeroed(fft.scratch_len()));
         spectrum.iter_mut().for_each(|value| *value *= scale);
         Convolution { fft, spectrum: spectrum.into() }
     }

@@ -72,6 +72,11 @@ impl<R: Real> OwnedMatrices<R> {
     pub fn view(&self) -> MixingMatrices<'_, R> {
         MixingMatrices { hidden: &self.hidden, seq: &self.seq }
     }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.hidden.iter().map(PackedMatrix::bytes).sum::<usize>() + self.seq.bytes()
+    }
 }
 
 impl<R: Real> MixingMatrices<'_, R> {
@@ -86,7 +91,7 @@ impl<R: Real> MixingMatrices<'_, R> {
         let panels_per_task = panels.div_ceil(pass.context.threads().div_ceil(pass.batch).min(panels));
         let tasks_per_example = panels.div_ceil(panels_per_task);
         let chunks = mixed.chunks_mut(panels_per_task);
-        pass.context.each(chunks.into_iter().enumerate(), |(task, mut chunk), scratch| {
+        pass.context.each(chunks.enumerate(), |(task, mut chunk), scratch| {
             let x = &x[task / tasks_per_example * seq * hidden..][..seq * hidden];
             let first = task % tasks_per_example * panels_per_task * PANEL;
             let last = (first + panels_per_task * PANEL).min(hidden);
@@ -140,7 +145,7 @@ impl<R: Real> MixingMatrices<'_, R> {
         // y[b] = sum of Ws mixed[b], mixed = x Wh: d mixed[b] = Ws^T dy[b], terms side by side
         let mut right = context.panels(dtype, pass.batch, seq, hidden);
         let chunks = right.chunks_mut(hidden.div_ceil(PANEL));
-        context.each(chunks.into_iter().enumerate(), |(example, mut out), _| {
+        context.each(chunks.enumerate(), |(example, mut out), _| {
             out.pack(isa, &dy[example * seq * hidden..], hidden, false, seq, hidden);
         })?;
         let mut seq_rows = context.buffer(seq * terms * seq);
@@ -184,7 +189,7 @@ impl<R: Real> MixingMatrices<'_, R> {
         };
         let panels = seq.div_ceil(PANEL);
         let mut right = context.panels(dtype, pass.batch, hidden, seq);
-        context.each(right.chunks_mut(1).into_iter().enumerate(), |(task, mut out), _| {
+        context.each(right.chunks_mut(1).enumerate(), |(task, mut out), _| {
             out.transpose(isa, &mixed.view(task / panels), task % panels);
         })?;
         let blocks = Pass::<R>::fixed_blocks(seq);

@@ -16,7 +16,8 @@ use crate::runtime::{ActivationPanels, TaskScratch};
 
 use crate::network::pass::{Pass, RowGroup};
 use attention::{Attention, KeysValues};
-use linear::{LinearMixing, MixingMatrices, OwnedMatrices};
+pub use linear::OwnedMatrices;
+use linear::{LinearMixing, MixingMatrices};
 use spectral::{DftMixing, FftMixing, Spectrum};
 use structured::{StructuredMixing, StructuredMixingState};
 
@@ -77,6 +78,15 @@ impl<R: Real> Mix<R> {
     pub fn invalidate(&mut self, changed: &dyn Fn(usize) -> bool) {
         if let Mix::Structured(mix) = self {
             mix.invalidate(changed);
+        }
+    }
+
+    /// The matrices beside the weights: made of learned vectors, or fixed, which blocks share.
+    pub fn own_matrices(&self) -> Option<&OwnedMatrices<R>> {
+        match self {
+            Mix::Structured(mix) => mix.own_matrices(),
+            Mix::Dft(mix) => mix.own_matrices(),
+            Mix::Linear(_) | Mix::Fft(_) | Mix::Attention(_) => None,
         }
     }
 

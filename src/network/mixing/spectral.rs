@@ -50,6 +50,11 @@ impl<R: Real> DftMixing<R> {
         self.matrices = Some(matrices);
     }
 
+    /// The matrices of the full length.
+    pub fn own_matrices(&self) -> Option<&OwnedMatrices<R>> {
+        self.matrices.as_deref()
+    }
+
     /// The matrices, if they are those of the call's length.
     pub fn matrices(&self, pass: &Pass<'_, R>) -> Option<MixingMatrices<'_, R>> {
         self.matrices.as_ref().map(|matrices| matrices.view()).filter(|m| m.seq.rows() == pass.seq)
@@ -147,9 +152,9 @@ impl<R: Real> FftMixing<R> {
         const COLUMNS: usize = 16;
         let mut columns = pass.context.buffer(pass.batch * half * 2 * seq);
         let lengths = (0..pass.batch).flat_map(|_| (0..half).step_by(COLUMNS).map(|k| COLUMNS.min(half - k)));
-        let tasks: Vec<_> = split_rows(&mut columns, lengths.map(|n| n * 2 * seq)).enumerate().collect();
+        let tasks = split_rows(&mut columns, lengths.map(|n| n * 2 * seq)).enumerate();
         let per_example = half.div_ceil(COLUMNS);
-        pass.context.each(tasks.into_iter(), |(task, out), scratch| {
+        pass.context.each(tasks, |(task, out), scratch| {
             let ([own], _) = scratch.split([along_seq.scratch_len()]);
             let (example, first) = (task / per_example, task % per_example * COLUMNS);
             let rows = &rows[example * seq * 2 * half..][..seq * 2 * half];

@@ -20,6 +20,7 @@ use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
 use super::convolution::Convolution;
 use super::linear::OwnedMatrices;
 use crate::network::pass::{Pass, RowBlock, split_rows};
+use crate::sys::{alloc_collect, alloc_zeroed};
 
 /// Both vectors, and what is made of them.
 #[derive(Clone, Debug)]
@@ -118,6 +119,14 @@ impl<R: Real> StructuredMixing<R> {
         }
     }
 
+    /// The matrices made of the vectors, if there are any.
+    pub fn own_matrices(&self) -> Option<&OwnedMatrices<R>> {
+        match self.prepared.as_deref() {
+            Some(Prepared::Matrices(matrices)) => Some(matrices),
+            _ => None,
+        }
+    }
+
     fn prepare_vectors(&self, weights: &Weights<R>) -> Prepared<R> {
         if !self.use_fft {
             return Prepared::Matrices(self.matrices(weights));
@@ -132,8 +141,8 @@ impl<R: Real> StructuredMixing<R> {
         let (h, s, dtype) = (self.hidden.size, self.seq.size, weights.dtype());
         let at =
             |vector: Vector, p, q| weights.vector(vector.values)[self.structure.index(vector.size, p, q)];
-        let hidden: Vec<R> = (0..h * h).map(|i| at(self.hidden, i % h, i / h)).collect();
-        let seq: Vec<R> = (0..s * s).map(|i| at(self.seq, i / s, i % s)).collect();
+        let hidden: Vec<R> = alloc_collect((0..h * h).map(|i| at(self.hidden, i % h, i / h)));
+        let seq: Vec<R> = alloc_collect((0..s * s).map(|i| at(self.seq, i / s, i % s)));
         OwnedMatrices {
             hidden: vec![PackedMatrix::pack(h, h, dtype, &hidden)],
             seq: Table::new(s, s, dtype, &seq),
@@ -143,10 +152,10 @@ impl<R: Real> StructuredMixing<R> {
     /// First column of the circulant matrix whose corner `M` of size `n` is.
     fn first_column(&self, n: usize, values: &[R]) -> Vec<R> {
         match self.structure {
-            Structure::Circulant => values.to_vec(),
+            Structure::Circulant => alloc_collect(values.iter().copied()),
             Structure::Toeplitz => {
                 let length = (2 * n - 1).next_power_of_two();
-                let mut column = vec![R::ZERO; length];
+                let mut column = alloc_zeroed(length);
                 for (index, &value) in values.iter().enumerate() {
                     // The value of p - q = n - 1 - index.
                     column[(length + n - 1 - index) % length] = value;
@@ -186,9 +195,9 @@ impl<R: Real> StructuredMixing<R> {
         let mut columns = pass.context.buffer(x.len());
         let lengths =
             (0..pass.batch).flat_map(|_| (0..hidden).step_by(COLUMNS).map(|k| COLUMNS.min(hidden - k)));
-        let tasks: Vec<_> = split_rows(&mut columns, lengths.map(|n| n * seq)).enumerate().collect();
+        let tasks = split_rows(&mut columns, lengths.map(|n| n * seq)).enumerate();
         let per_example = hidden.div_ceil(COLUMNS);
-        pass.context.each(tasks.into_iter(), |(task, out), scratch| {
+        pass.context.each(tasks, |(task, out), scratch| {
             let ([own], _) = scratch.split([along_seq.scratch_len()]);
             let (example, first) = (task / per_example, task % per_example * COLUMNS);
             let rows = &rows[example * seq * hidden..][..seq * hidden];

@@ -8,6 +8,7 @@
 use std::cmp::Ordering;
 
 use crate::kernels::Real;
+use crate::sys::{alloc_collect, alloc_zeroed};
 
 /// A slot without a token.
 pub const EMPTY: u32 = u32::MAX;
@@ -34,11 +35,11 @@ pub fn tokens_choose<R: Real>(
     requested: &mut [R],
 ) {
     let (tokens, capacity) = (p.len() / experts, slots.len() / experts);
-    let mut choices = vec![0u32; tokens * selected];
+    let mut choices = alloc_zeroed::<u32>(tokens * selected);
     for (choices, p) in choices.chunks_exact_mut(selected).zip(p.chunks_exact(experts)) {
         most_probable(p, choices);
     }
-    let mut order: Vec<u32> = (0..tokens as u32).collect();
+    let mut order = alloc_collect((0..tokens).map(|token| token as u32));
     if prioritized {
         let first = |token: u32| p[token as usize * experts + choices[token as usize * selected] as usize];
         order.sort_by(|&a, &b| descending(first(a), first(b)));
@@ -77,7 +78,7 @@ fn most_probable<R: Real>(p: &[R], choices: &mut [u32]) {
 
 /// Writes the indices of the `picks.len()` largest values, ascending; of equal values the lower index is larger.
 fn pick_largest<R: Real>(count: usize, value: impl Fn(usize) -> R, picks: &mut [u32]) {
-    let mut order: Vec<(R, u32)> = (0..count).map(|i| (value(i), i as u32)).collect();
+    let mut order = alloc_collect((0..count).map(|i| (value(i), i as u32)));
     if picks.len() < count {
         order.select_nth_unstable_by(picks.len(), |a, b| descending(a.0, b.0).then(a.1.cmp(&b.1)));
     }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::kernels::Real;
+use crate::runtime::{Buffer, Context};
 
 use super::router::Routing;
 
@@ -19,14 +20,19 @@ pub struct Slot<R> {
 
 /// The filled slots of one mixture and call. A *row* is a slot's place in the experts' inputs and outputs.
 #[derive(Debug)]
-pub struct Dispatch<R> {
-    /// By expert whose parameters are used, then by group.
-    rows: Vec<Slot<R>>,
+pub struct Dispatch<R: Real> {
+    /// Of each row, by expert whose parameters are used, then by group. The buffers may be longer.
+    token: Buffer<u32>,
+    expert: Buffer<u32>,
+    weight: Buffer<R>,
+    rows: usize,
+    /// Rows that one token can be in.
+    rows_per_token: usize,
     /// Rows of expert `e` are `first_row[e]..first_row[e + 1]`.
     first_row: Vec<usize>,
     /// Rows of token `t` are `of_token[first_of_token[t]..first_of_token[t + 1]]`, ascending.
-    first_of_token: Vec<u32>,
-    of_token: Vec<u32>,
+    first_of_token: Buffer<u32>,
+    of_token: Buffer<u32>,
 }
 
 impl<R: Real> Dispatch<R> {
@@ -34,58 +40,96 @@ impl<R: Real> Dispatch<R> {
     ///
     /// With `mixup`, slots of group `g` and expert `e` are worked on by expert number `(g * E + e) / G`: the JAX code
     /// reshapes `[G, E, C]` slots to `[E, G * C]` without exchanging the axes.
-    pub fn new(routing: &Routing<R>, mixup: bool) -> Self {
+    pub fn new(context: &Context<'_, R>, routing: &Routing<R>, mixup: bool) -> Self {
         let (groups, experts) = (routing.grouping.groups, routing.experts());
-        let mut rows = Vec::with_capacity(groups * experts * routing.grouping.slots());
-        let mut first_row = vec![0];
-        for worker in 0..experts {
+        let tokens = groups * routing.grouping.tokens;
+        let slots = (groups * experts * routing.grouping.slots()).min(tokens * routing.choices);
+        Self::fill(context, experts, slots, tokens, routing.choices, |worker, rows| {
             for part in 0..groups {
                 let cell = worker * groups + part;
                 let (group, expert) = if mixup { (cell / experts, cell % experts) } else { (part, worker) };
-                rows.extend(routing.tokens_of(group, expert).map(|(token, weight)| Slot {
-                    token: token as u32,
-                    expert: expert as u32,
-                    weight,
-                }));
+                for (token, weight) in routing.tokens_of(group, expert) {
+                    rows.push(Slot { token: token as u32, expert: expert as u32, weight });
+                }
             }
-            first_row.push(rows.len());
-        }
-        Self::of_rows(rows, first_row, groups * routing.grouping.tokens)
+        })
     }
 
-    /// Only the slots of the tokens that `requested` names.
-    pub fn retain(&self, requested: impl Fn(usize) -> bool) -> Self {
-        let mut rows = Vec::with_capacity(self.rows.len());
-        let mut first_row = vec![0];
-        for expert in 0..self.first_row.len() - 1 {
-            let own = self.rows[self.of_expert(expert)].iter();
-            rows.extend(own.filter(|slot| requested(slot.token as usize)));
-            first_row.push(rows.len());
-        }
-        Self::of_rows(rows, first_row, self.first_of_token.len() - 1)
+    /// Only the slots of the first `requested` tokens of every `seq`.
+    pub fn retain(&self, context: &Context<'_, R>, requested: usize, seq: usize) -> Self {
+        let (experts, tokens) = (self.first_row.len() - 1, self.first_of_token.len() - 1);
+        let most = self.rows.min(tokens / seq * requested * self.rows_per_token);
+        Self::fill(context, experts, most, tokens, self.rows_per_token, |expert, rows| {
+            let own = self.of_expert(expert).map(|row| self.slot(row));
+            own.filter(|slot| slot.token as usize % seq < requested).for_each(|slot| rows.push(slot));
+        })
     }
 
-    fn of_rows(rows: Vec<Slot<R>>, first_row: Vec<usize>, tokens: usize) -> Self {
-        let mut first_of_token = vec![0u32; tokens + 1];
-        for slot in &rows {
-            first_of_token[slot.token as usize + 1] += 1;
+    /// At most `slots` slots of `tokens` tokens: those that `push_rows` adds for each expert. A dry run takes all for
+    /// filled.
+    fn fill(
+        context: &Context<'_, R>,
+        experts: usize,
+        slots: usize,
+        tokens: usize,
+        rows_per_token: usize,
+        push_rows: impl Fn(usize, &mut Self),
+    ) -> Self {
+        let mut filled = Dispatch {
+            token: context.numbers(slots),
+            expert: context.numbers(slots),
+            weight: context.buffer(slots),
+            rows: 0,
+            rows_per_token,
+            first_row: vec![0],
+            first_of_token: context.numbers(tokens + 1),
+            of_token: context.numbers(slots),
+        };
+        if context.is_dry() {
+            filled.rows = slots;
+            filled.first_row = (0..=experts).map(|expert| expert * slots / experts).collect();
+            return filled;
         }
-        for token in 0..tokens {
-            first_of_token[token + 1] += first_of_token[token];
+        for expert in 0..experts {
+            push_rows(expert, &mut filled);
+            filled.first_row.push(filled.rows);
         }
-        let mut next = first_of_token.clone();
-        let mut of_token = vec![0; rows.len()];
-        for (row, slot) in rows.iter().enumerate() {
-            let place = &mut next[slot.token as usize];
-            of_token[*place as usize] = row as u32;
-            *place += 1;
-        }
-        Dispatch { rows, first_row, first_of_token, of_token }
+        filled.index_tokens();
+        filled
     }
 
-    /// All slots, in the order of rows.
-    pub fn rows(&self) -> &[Slot<R>] {
-        &self.rows
+    fn push(&mut self, slot: Slot<R>) {
+        let row = self.rows;
+        (self.token[row], self.expert[row], self.weight[row]) = (slot.token, slot.expert, slot.weight);
+        self.rows += 1;
+    }
+
+    /// Lists the rows of every token.
+    fn index_tokens(&mut self) {
+        let first = &mut self.first_of_token[..];
+        first.fill(0);
+        let rows = &self.token[..self.rows];
+        rows.iter().for_each(|&token| first[token as usize] += 1);
+        let mut end = 0;
+        for first in first.iter_mut() {
+            end += *first;
+            *first = end;
+        }
+        // From the end of each token's rows to their beginning.
+        for (row, &token) in rows.iter().enumerate().rev() {
+            first[token as usize] -= 1;
+            self.of_token[first[token as usize] as usize] = row as u32;
+        }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The slot that is row number `row`.
+    pub fn slot(&self, row: usize) -> Slot<R> {
+        Slot { token: self.token[row], expert: self.expert[row], weight: self.weight[row] }
     }
 
     /// Rows that `expert` works on.
@@ -101,8 +145,8 @@ impl<R: Real> Dispatch<R> {
     /// Copies the tokens of `rows` from `h` (`[B*S, H]`) to `x` (`[rows, H]`).
     pub fn gather(&self, rows: Range<usize>, h: &[R], x: &mut [R]) {
         let hidden = x.len() / rows.len().max(1);
-        for (slot, x) in self.rows[rows].iter().zip(x.chunks_exact_mut(hidden.max(1))) {
-            x.copy_from_slice(&h[slot.token as usize * hidden..][..hidden]);
+        for (&token, x) in self.token[rows].iter().zip(x.chunks_exact_mut(hidden.max(1))) {
+            x.copy_from_slice(&h[token as usize * hidden..][..hidden]);
         }
     }
 }
@@ -110,20 +154,28 @@ impl<R: Real> Dispatch<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn slot(token: u32, expert: u32) -> Slot<f32> {
-        Slot { token, expert, weight: token as f32 }
-    }
+    use crate::kernels::Isa;
+    use crate::runtime::{ScratchPool, never, run};
 
     #[test]
     fn what_is_retained_keeps_its_order_and_its_experts() {
-        let rows = [(0, 0), (3, 0), (1, 1), (3, 1), (2, 2)].map(|(token, expert)| slot(token, expert));
-        let slots = Dispatch::of_rows(rows.to_vec(), vec![0, 2, 4, 5], 5);
-        assert_eq!(slots.of_token(3), [1, 3]);
-        let some = slots.retain(|token| token == 3 || token == 2);
-        let tokens: Vec<_> = some.rows().iter().map(|slot| (slot.token, slot.expert)).collect();
-        assert_eq!(tokens, [(3, 0), (3, 1), (2, 2)]);
-        assert_eq!([0, 1, 2].map(|expert| some.of_expert(expert)), [0..1, 1..2, 2..3]);
-        assert_eq!((some.of_token(3), some.of_token(0)), (&[0, 1][..], &[][..]));
+        // Of each expert, the tokens in its slots.
+        let of_experts = [&[0, 3][..], &[1, 3], &[2]];
+        let check = |context: &Context<'_, f32>| {
+            let slots = Dispatch::fill(context, 3, 5, 6, 3, |expert, rows| {
+                for &token in of_experts[expert] {
+                    rows.push(Slot { token, expert: expert as u32, weight: token as f32 });
+                }
+            });
+            assert_eq!([0, 3, 4, 2].map(|token| slots.of_token(token)), [&[0][..], &[1, 3], &[], &[4]]);
+            let some = slots.retain(context, 1, 3);
+            let kept: Vec<_> = (0..some.rows()).map(|row| some.slot(row)).collect();
+            let kept: Vec<_> = kept.iter().map(|slot| (slot.token, slot.expert, slot.weight)).collect();
+            assert_eq!(kept, [(0, 0, 0.0), (3, 0, 3.0), (3, 1, 3.0)]);
+            assert_eq!([0, 1, 2].map(|expert| some.of_expert(expert)), [0..2, 2..3, 3..3]);
+            assert_eq!([0, 1, 3].map(|token| some.of_token(token)), [&[0][..], &[], &[1, 2]]);
+            Ok(())
+        };
+        run(Isa::PORTABLE, 1, &ScratchPool::new(), &never, check).unwrap();
     }
 }

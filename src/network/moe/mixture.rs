@@ -19,6 +19,7 @@ use super::grouping::Grouping;
 use super::router::{Router, Routing};
 use crate::network::feed_forward::{FeedForward, Run};
 use crate::network::pass::{Pass, RowBlock};
+use crate::sys::alloc_collect_up_to;
 
 /// Experts and router.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +48,7 @@ pub struct Mixture<R: Real> {
 }
 
 /// The metrics of one layer and call; names are the reference's, but for the last.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct LayerMetrics<R> {
     /// Mean squared log-sum-exp of the router logits.
     pub unscaled_router_z_loss: R,
@@ -97,14 +98,17 @@ impl Moe {
     ) -> Result<Mixture<R>> {
         // 1. the routing assignment
         let routing = self.router.route(pass, layer, h)?;
-        let mut slots = Dispatch::new(&routing, pass.config.group_mixup);
-        let metrics = LayerMetrics::new(pass.config, &routing, &slots);
+        let mut slots = Dispatch::new(pass.context, &routing, pass.config.group_mixup);
+        let metrics = match pass.context.is_dry() {
+            true => LayerMetrics::default(),
+            false => LayerMetrics::new(pass.config, &routing, &slots),
+        };
         // 2. experts on their tokens, gathered; dropout counts the rows of all tokens
         let dropout = pass.dropout(pass.config.expert_dropout(), Purpose::ExpertDropout, layer);
         if requested < pass.seq && dropout.is_none() {
-            slots = slots.retain(|token| token % pass.seq < requested);
+            slots = slots.retain(pass.context, requested, pass.seq);
         }
-        let (hidden, rows) = (pass.config.hidden_size, slots.rows().len());
+        let (hidden, rows) = (pass.config.hidden_size, slots.rows());
         let mut expert_out = pass.context.buffer(rows * hidden);
         let gather = |task: RowBlock, x: &mut [R]| slots.gather(rows_of(&slots, task), h, x);
         let segments = self.segments(pass, &slots);
@@ -121,18 +125,17 @@ impl Moe {
 
     /// Runs of rows of one expert (the block's `example`), in order.
     fn segments<R: Real>(self, pass: &Pass<'_, R>, slots: &Dispatch<R>) -> Vec<RowBlock> {
-        let all = slots.rows().len();
+        let all = slots.rows();
         let size = all.div_ceil(pass.context.threads()).next_multiple_of(32).clamp(1, MAX_ROWS);
-        (0..self.count)
-            .flat_map(|example| {
-                let rows = slots.of_expert(example).len();
-                (0..rows).step_by(size).map(move |first| RowBlock {
-                    example,
-                    first,
-                    rows: size.min(rows - first),
-                })
+        let segments = (0..self.count).flat_map(|example| {
+            let rows = slots.of_expert(example).len();
+            (0..rows).step_by(size).map(move |first| RowBlock {
+                example,
+                first,
+                rows: size.min(rows - first),
             })
-            .collect()
+        });
+        alloc_collect_up_to((self.count + all / size).min(pass.context.enough_tasks()), segments)
     }
 }
 
@@ -163,7 +166,7 @@ impl Moe {
             return Err(Error::Internal("a mixture without its training record".into()));
         };
         let (routing, slots) = (&mixture.routing, &mixture.slots);
-        let (experts, rows) = (self.count, slots.rows().len());
+        let (experts, rows) = (self.count, slots.rows());
         // 3. y[t] = sum of p * expert_out: gradients of the experts' results, and of p (one more column)
         let dropout = pass.dropout(pass.config.expert_dropout(), Purpose::ExpertDropout, layer);
         let mut dout = pass.context.buffer(rows * hidden);
@@ -174,7 +177,7 @@ impl Moe {
             let first = own.start * hidden;
             let outputs = mixture.expert_out[first..own.end * hidden].chunks_exact(hidden);
             for (((slot, dout), dp), output) in
-                slots.rows()[own].iter().zip(dout.chunks_exact_mut(hidden)).zip(dp).zip(outputs)
+                own.map(|row| slots.slot(row)).zip(dout.chunks_exact_mut(hidden)).zip(dp).zip(outputs)
             {
                 let dy = &dy[slot.token as usize * hidden..][..hidden];
                 *dp = dot(output, dy);
@@ -207,7 +210,8 @@ impl Moe {
         // 1. routing, and what came back to each token, by expert
         let mut dprobabilities = pass.context.buffer(pass.batch * pass.seq * experts);
         routing.load_balancing_gradient(scales.load_balancing, &mut dprobabilities);
-        for (slot, &dp) in slots.rows().iter().zip(dp.iter()) {
+        for (row, &dp) in dp.iter().enumerate() {
+            let slot = slots.slot(row);
             dprobabilities[slot.token as usize * experts + slot.expert as usize] += dp;
         }
         self.router.backward(pass, layer, h, routing, &mut dprobabilities, scales.z_loss, dh, gradients)?;
@@ -240,7 +244,7 @@ impl<R: Real> Mixture<R> {
         let first = block.example * pass.seq + block.first;
         for (token, out) in (first..).zip(out.chunks_exact_mut(hidden)) {
             for &row in self.slots.of_token(token) {
-                let weight = self.slots.rows()[row as usize].weight;
+                let weight = self.slots.slot(row as usize).weight;
                 axpy(pass.context.isa, out, weight, &self.expert_out[row as usize * hidden..][..hidden]);
             }
         }
@@ -253,13 +257,13 @@ impl<R: Real> LayerMetrics<R> {
         let Grouping { groups, tokens, capacity } = routing.grouping;
         let all = groups * tokens;
         let reached = (0..all).filter(|&token| !slots.of_token(token).is_empty()).count();
-        let filled = slots.rows().len() as f64;
+        let filled = slots.rows() as f64;
         let confidence: f64 = (0..all)
             .flat_map(|token| slots.of_token(token))
-            .map(|&row| slots.rows()[row as usize].weight.to_f64())
+            .map(|&row| slots.slot(row as usize).weight.to_f64())
             .sum();
         let mut load = vec![0.0; routing.experts()];
-        for slot in slots.rows() {
+        for slot in (0..slots.rows()).map(|row| slots.slot(row)) {
             load[slot.expert as usize] += slot.weight.to_f64();
         }
         let whole = if confidence > 0.0 { confidence } else { 1.0 };

@@ -33,17 +33,19 @@ pub struct Routing<R: Real> {
     /// Sizes.
     pub grouping: Grouping,
     experts: usize,
+    /// Experts that a token can go to.
+    pub choices: usize,
     /// `[G, T, E]`
     pub probabilities: Buffer<R>,
     /// `[G, E, C]`: token indices within the group, [`EMPTY`] where a slot is; ascending where experts choose, in the
     /// order of service where tokens do. No more slots than tokens.
-    pub indices: Vec<u32>,
+    pub indices: Buffer<u32>,
     /// `[G, T]`: log-sum-exp of each token's logits.
     pub log_sum_exp: Buffer<R>,
     /// Mean over tokens of its square.
     pub z_loss: R,
     /// `[G, E]`: fraction of a group's tokens that ask for an expert, served or not; empty where experts choose.
-    pub requested: Vec<R>,
+    pub requested: Buffer<R>,
     /// `E^2` times the mean over groups and experts of (requested fraction) times (mean probability); 0 where experts
     /// choose. Uniform routing gives the number of choices.
     pub load_balancing_loss: R,
@@ -90,33 +92,39 @@ impl Router {
         let square = |lse: &R| {
             if rounds { rounded(*lse * *lse).to_f64() } else { lse.to_f64() * lse.to_f64() }
         };
-        let z_loss = R::from_f64(lse.iter().fold(0f64, |sum, lse| sum + square(lse)) / all as f64);
         // 2. the routing assignment of each group
         let slots = experts * grouping.slots();
-        let mut indices = vec![0u32; groups * slots];
+        let mut indices = context.numbers(groups * slots);
         let asks = if config.router == RouterKind::TokensChoose { experts } else { 0 };
-        let mut requested = vec![R::ZERO; groups * asks];
-        let mut fractions = requested.chunks_exact_mut(experts);
-        let own_slots = split_rows(&mut indices, std::iter::repeat_n(slots, groups));
-        let tasks = probabilities.chunks_exact(tokens * experts).zip(own_slots);
-        let tasks: Vec<_> = tasks.map(|(p, slots)| (p, slots, fractions.next())).collect();
-        context.each(tasks.into_iter(), |(p, slots, requested), _| match requested {
-            None => experts_choose(p, experts, slots),
-            Some(requested) => {
-                let (selected, prioritized) = (config.num_selected_experts, config.batch_prioritized_routing);
-                tokens_choose(p, experts, selected, prioritized, slots, requested);
-            }
-        })?;
-        let load_balancing_loss = load_balancing_loss(&probabilities, &requested, grouping, experts);
+        let mut requested = context.buffer(groups * asks);
+        let (mut z_loss, mut balance_loss) = (R::ZERO, R::ZERO);
+        if !context.is_dry() {
+            let mut fractions = requested.chunks_exact_mut(experts);
+            let own_slots = split_rows(&mut indices, std::iter::repeat_n(slots, groups));
+            let tasks = probabilities.chunks_exact(tokens * experts).zip(own_slots);
+            let tasks = tasks.map(|(p, slots)| (p, slots, fractions.next()));
+            context.each(tasks, |(p, slots, requested), _| match requested {
+                None => experts_choose(p, experts, slots),
+                Some(requested) => {
+                    let (selected, prioritized) =
+                        (config.num_selected_experts, config.batch_prioritized_routing);
+                    tokens_choose(p, experts, selected, prioritized, slots, requested);
+                }
+            })?;
+            // 3. what training adds to its loss
+            z_loss = R::from_f64(lse.iter().fold(0f64, |sum, lse| sum + square(lse)) / all as f64);
+            balance_loss = load_balancing_loss(&probabilities, &requested, grouping, experts);
+        }
         Ok(Routing {
             grouping,
             experts,
+            choices: if asks > 0 { config.num_selected_experts } else { experts },
             probabilities,
             indices,
             log_sum_exp: lse,
             z_loss,
             requested,
-            load_balancing_loss,
+            load_balancing_loss: balance_loss,
         })
     }
 
@@ -220,7 +228,7 @@ impl Router {
 }
 
 /// Whether the router rounds every intermediate result.
-fn rounds_to_bfloat16<R>(pass: &Pass<'_, R>) -> bool {
+fn rounds_to_bfloat16<R: Real>(pass: &Pass<'_, R>) -> bool {
     pass.config.router_dtype == Dtype::Bfloat16
 }
 

@@ -171,7 +171,7 @@ fn paper_schedule_starts_at_zero_and_restarts() {
 #[test]
 fn clipping_bounds_the_global_norm() {
     let (a, b) = ([3.0f32, 0.0], [4.0f32]);
-    let norm = global_norm([Gradient::Dense(&a), Gradient::None, Gradient::Dense(&b)]);
+    let norm = global_norm([Gradient::Dense(&a), Gradient::None, Gradient::Dense(&b)].into_iter());
     assert_eq!(norm, 5.0);
     assert_eq!((clip_factor(norm, 1.0), clip_factor(norm, 5.0), clip_factor(norm, 6.0)), (0.2, 1.0, 1.0));
 }
