@@ -152,6 +152,8 @@ ODD = {
         8,
         "",
     ),
+    "few rows": (f"{MIXED}, max_sequence_length=16", 4, 2, ""),
+    "few rows, int8": (f"{DENSE}, max_sequence_length=16, dtype='int8'", 2, 8, ""),
     "long sequences": (
         "num_layers=3, moe_layers=(1,), attention_layers=(0, 2), max_sequence_length=2048, dtype='bfloat16'",
         4,

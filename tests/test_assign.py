@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from encoders import small_encoder, small_inputs
+from memory_of_calls import python
 from sparse_mixer import models
 
 STATM = Path("/proc/self/statm")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def large_encoder() -> Any:
@@ -61,6 +64,66 @@ def test_a_bias_is_all_that_is_copied_while_a_record_lives() -> None:
     expected = again({"sequence_output": np.sin(np.arange(2 * 8 * 256, dtype=np.float32)).reshape(2, 8, 256)})
     for key, gradient in expected.items():
         np.testing.assert_array_equal(changed[key], gradient, key)
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="reads a process's peak of memory from Linux")
+def test_weights_that_nobody_uses_are_written_over() -> None:
+    """Assigning takes no memory for a second copy; where a record has the weights, it keeps them and there are two."""
+    alone, beside_a_record, weights = python("""
+encoder = small_encoder(hidden_size=256, inner_dim=1024, vocab_size=50_000, num_threads=2)
+values = encoder.get_weights()
+def peak():
+    trim()
+    with open("/proc/self/clear_refs", "w") as clear: clear.write("5")
+    before = memory("VmRSS")
+    encoder.set_weights(values)
+    return memory("VmHWM") - before
+peak()
+alone = peak()
+_, vjp = encoder.vjp(small_inputs())
+print(alone, peak(), encoder.weight_bytes)
+""")
+    assert alone < 0.05 * weights
+    assert beside_a_record > 0.9 * weights
+
+
+@pytest.mark.parametrize("beside_a_record", [False, True])
+def test_every_assignment_is_a_new_version(beside_a_record: bool) -> None:
+    encoder = small_encoder()
+    record = encoder.vjp(small_inputs()) if beside_a_record else None
+    before, weights = encoder.weights_version, encoder.get_weights()
+    encoder.set_weights([array + 1 for array in weights])
+    assert encoder.weights_version > before
+    for array, old in zip(encoder.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(array, old + 1)
+    del record
+
+
+def test_threads_that_call_meanwhile_see_weights_of_one_assignment() -> None:
+    """All zeros or all ones: with either, every position has the same output."""
+    encoder = small_encoder(num_threads=1)
+    zeros, ones = ([np.full(array.shape, value, np.float32) for array in encoder.get_weights()] for value in (0, 1))
+    expected = []
+    for weights in (zeros, ones):
+        encoder.set_weights(weights)
+        expected.append(output(encoder).tobytes())
+    seen: set[bytes] = set()
+    done = threading.Event()
+
+    def call() -> None:
+        while not done.is_set():
+            seen.add(output(encoder).tobytes())
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    try:
+        for _ in range(200):
+            encoder.set_weights(zeros)
+            encoder.set_weights(ones)
+    finally:
+        done.set()
+        thread.join()
+    assert seen <= set(expected)
 
 
 def test_one_by_one_is_all_at_once() -> None:

@@ -19,6 +19,9 @@ mod list;
 mod packed_form;
 mod spec;
 mod table;
+#[cfg(test)]
+mod testing;
+mod values;
 mod weights;
 
 pub use gradients::{GradientView, GradientViewMut, Gradients};

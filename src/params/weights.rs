@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::list::{MatrixKey, TableKey, VectorKey, WeightKey, WeightList};
 use super::spec::{Form, Spec};
@@ -10,14 +9,11 @@ use super::table::Table;
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, PackedMatrix, Real};
 use crate::runtime::{Interrupt, inject_fault, parallel};
-use crate::sys::{ParallelFor, alloc_collect, alloc_zeroed_huge};
+use crate::sys::{ParallelFor, alloc_collect};
 
 /// Gives the row-major values of each weight, by its number and what is known of it; borrowed where they need not be made,
 /// such as those of a mapped file.
 pub type Source<'a, R> = &'a mut dyn FnMut(usize, &Spec) -> Result<Cow<'a, [R]>>;
-
-/// Values that are unpacked at a time: they stay in the L2 cache until somebody has read them.
-const PIECE: usize = 1 << 16;
 
 /// The values of one weight.
 #[derive(Debug)]
@@ -113,6 +109,23 @@ impl<R: Real> Weights<R> {
     /// Replaces a weight by one that [`Weight::store`] has made for the same list and type.
     pub fn set(&mut self, key: impl WeightKey, value: Arc<Weight<R>>) {
         self.values[key.index()] = value;
+    }
+
+    /// Whether [`Weights::overwrite`] can write over a weight: nobody shares its values, see
+    /// [`Weight::can_be_overwritten`].
+    pub fn can_be_overwritten(&self, index: usize) -> bool {
+        let value = &self.values[index];
+        Arc::strong_count(value) == 1 && value.can_be_overwritten()
+    }
+
+    /// Writes row-major values over those of weights that can be overwritten, each given by its number.
+    ///
+    /// # Panics
+    /// If there are more values or fewer, or a weight cannot be overwritten.
+    pub fn overwrite(&mut self, new: &[(usize, &[R])]) {
+        for &(index, values) in new {
+            Arc::get_mut(&mut self.values[index]).expect("values that nobody shares").overwrite(values);
+        }
     }
 
     /// A vector.
@@ -229,101 +242,6 @@ impl<R: Real> Weight<R> {
         }
     }
 
-    /// Row-major values, widened from the storage type; large ones with the threads of [`parallel::with_threads`].
-    pub fn to_vec(&self) -> Vec<R> {
-        match self {
-            Weight::Vector(values) => alloc_collect(values.iter().copied()),
-            Weight::Table(table) => {
-                let (rows, width) = (table.rows(), table.width());
-                let mut values = alloc_zeroed_huge(rows * width);
-                let piece = (PIECE / width.max(1)).max(1);
-                let tasks = values.chunks_mut((piece * width).max(1)).enumerate();
-                parallel::for_each(tasks, |(number, out), _| {
-                    for (i, out) in out.chunks_exact_mut(width).enumerate() {
-                        table.copy_row(number * piece + i, out);
-                    }
-                });
-                values
-            }
-            Weight::Matrices(matrices) => {
-                let mut values = alloc_zeroed_huge(matrices.iter().map(|m| m.k() * m.n()).sum());
-                let mut rest = &mut values[..];
-                let mut tasks = Vec::new();
-                for matrix in matrices {
-                    let (own, others) = rest.split_at_mut(matrix.k() * matrix.n());
-                    let rows = (PIECE / matrix.n().max(1)).max(1);
-                    let pieces = own.chunks_mut((rows * matrix.n()).max(1)).enumerate();
-                    tasks.extend(pieces.map(|(number, out)| (matrix, number * rows, out)));
-                    rest = others;
-                }
-                parallel::for_each(tasks.into_iter(), |(matrix, first, out), _| {
-                    matrix.unpack_rows_into(first, out)
-                });
-                values
-            }
-        }
-    }
-
-    /// Whether these row-major `values`, as many as the weight has, are stored unrounded already, bit by bit. Large weights
-    /// are compared with the threads of [`parallel::with_threads`], and no further than to a difference.
-    pub fn holds(&self, values: &[R]) -> bool {
-        let flat = |stored: &[R]| {
-            let pieces = stored.chunks(PIECE).zip(values.chunks(PIECE));
-            all_in_parallel(pieces, |(stored, given)| {
-                bytemuck::cast_slice::<R, u8>(stored) == bytemuck::cast_slice::<R, u8>(given)
-            })
-        };
-        match self {
-            Weight::Vector(stored) => flat(stored),
-            Weight::Table(table) => table.full_precision().is_some_and(flat),
-            Weight::Matrices(matrices) => {
-                let each = matrices.iter().scan(values, |rest, matrix| {
-                    let (own, others) = rest.split_at(matrix.k() * matrix.n());
-                    *rest = others;
-                    Some((matrix, own))
-                });
-                let pieces = each.flat_map(|(matrix, own)| {
-                    let rows = (PIECE / matrix.n().max(1)).max(1);
-                    let pieces = own.chunks((rows * matrix.n()).max(1)).enumerate();
-                    pieces.map(move |(number, piece)| (matrix, number * rows, piece))
-                });
-                all_in_parallel(pieces, |(matrix, first, piece)| matrix.rows_are(first, piece))
-            }
-        }
-    }
-
-    /// Hands the values of [`Weight::to_vec`] to `visit` in pieces, in order: for large weights cheaper than all at once.
-    ///
-    /// # Errors
-    /// The first one of `visit`.
-    pub fn try_for_each_piece(&self, mut visit: impl FnMut(&[R]) -> Result<()>) -> Result<()> {
-        match self {
-            Weight::Vector(values) => visit(values),
-            Weight::Table(table) => match table.full_precision() {
-                Some(values) => visit(values),
-                None => {
-                    let mut values = vec![R::ZERO; table.width()];
-                    (0..table.rows()).try_for_each(|row| {
-                        table.copy_row(row, &mut values);
-                        visit(&values)
-                    })
-                }
-            },
-            Weight::Matrices(matrices) => {
-                let mut values = Vec::new();
-                for matrix in matrices {
-                    let rows = (PIECE / matrix.n().max(1)).max(1);
-                    for first in (0..matrix.k()).step_by(rows) {
-                        values.resize(rows.min(matrix.k() - first) * matrix.n(), R::ZERO);
-                        matrix.unpack_rows_into(first, &mut values);
-                        visit(&values)?;
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         match self {
@@ -334,70 +252,11 @@ impl<R: Real> Weight<R> {
     }
 }
 
-/// Whether `check` says yes to all `tasks`, of which those after a no are left out.
-fn all_in_parallel<T: Send>(tasks: impl Iterator<Item = T> + Send, check: impl Fn(T) -> bool + Sync) -> bool {
-    let all = AtomicBool::new(true);
-    parallel::for_each(tasks, |task, _| {
-        if all.load(Ordering::Relaxed) && !check(task) {
-            all.store(false, Ordering::Relaxed);
-        }
-    });
-    all.into_inner()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::spec::Role;
+    use super::super::testing::{list, weights};
     use super::*;
     use crate::runtime::never;
-
-    fn list() -> WeightList {
-        let mut list = WeightList::new();
-        list.vector("bias", Role::Bias, &[3]);
-        list.table("table", 2, 5);
-        list.matrices("kernels", &[2, 3, 4], 2, 3, 4);
-        list
-    }
-
-    fn weights(dtype: Dtype) -> Weights<f32> {
-        let mut source = |index, spec: &Spec| {
-            Ok((0..spec.len()).map(|i| (i + 100 * index) as f32 / 8.0).collect::<Vec<_>>().into())
-        };
-        Weights::load(list(), &mut source, dtype).expect("values of the right number")
-    }
-
-    #[test]
-    fn weights_hold_what_they_were_given_and_nothing_else() {
-        let (full, rounded) = (weights(Dtype::Float32), weights(Dtype::Bfloat16));
-        for (index, spec) in full.specs().iter().enumerate() {
-            let mut values: Vec<f32> = (0..spec.len()).map(|i| (i + 100 * index) as f32 / 8.0).collect();
-            assert!(full.get(index).holds(&values), "{}", spec.name);
-            assert_eq!(rounded.get(index).holds(&values), !spec.is_low_precision(), "{}", spec.name);
-            for i in 0..values.len() {
-                values[i] += 1.0;
-                assert!(!full.get(index).holds(&values), "{}[{i}]", spec.name);
-                values[i] -= 1.0;
-            }
-        }
-    }
-
-    #[test]
-    fn values_come_back_row_major_whole_and_in_pieces() {
-        for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
-            let weights = weights(dtype);
-            for (index, (spec, weight)) in weights.specs().iter().zip(weights.iter()).enumerate() {
-                let expected: Vec<f32> = (0..spec.len()).map(|i| (i + 100 * index) as f32 / 8.0).collect();
-                assert_eq!(weight.to_vec(), expected, "{} as {dtype:?}", spec.name);
-                let mut pieces = Vec::new();
-                let taken = weight.try_for_each_piece(|piece| {
-                    pieces.extend_from_slice(piece);
-                    Ok(())
-                });
-                taken.expect("no error");
-                assert_eq!(pieces, expected, "{} in pieces", spec.name);
-            }
-        }
-    }
 
     fn seven(weights: &Weights<f32>, count: usize) -> Result<Arc<Weight<f32>>> {
         Weight::store(&weights.specs()[1], vec![7.0; count].into(), weights.dtype())

@@ -1,6 +1,6 @@
 //! Arrays between numpy and the core. Everything that comes in is copied, so Python may change it at any time.
 
-use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyUntypedArrayMethods};
+use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
@@ -29,6 +29,28 @@ pub fn expect_floats(argument: &str, array: &Bound<'_, PyAny>, shape: &[usize]) 
     expect(argument, array.shape(), shape)
 }
 
+/// A float32 array of `shape`, for reading in place.
+///
+/// # Errors
+/// `ValueError` and `TypeError`, also for an array that somebody else is writing to.
+pub fn borrow_floats<'py>(
+    argument: &str,
+    array: &Bound<'py, PyAny>,
+    shape: &[usize],
+) -> PyResult<PyReadonlyArrayDyn<'py, f32>> {
+    let array = typed::<f32>(argument, array, "float32")?;
+    expect(argument, array.shape(), shape)?;
+    Ok(array.try_readonly()?)
+}
+
+/// The values of a borrowed array.
+///
+/// # Errors
+/// `ValueError` if they are not one after the other.
+pub fn contiguous<'a>(argument: &str, array: &'a PyReadonlyArrayDyn<'_, f32>) -> PyResult<&'a [f32]> {
+    array.as_slice().map_err(|_| not_contiguous(argument))
+}
+
 /// Calls `work` with the values of a float32 array of `shape`, which are not copied.
 pub fn with_floats<T>(
     argument: &str,
@@ -36,14 +58,8 @@ pub fn with_floats<T>(
     shape: &[usize],
     work: impl FnOnce(&[f32]) -> Result<T>,
 ) -> Result<T> {
-    let borrow = || {
-        let array = typed::<f32>(argument, array, "float32")?;
-        expect(argument, array.shape(), shape)?;
-        Ok(array.try_readonly()?)
-    };
-    let borrowed = borrow().map_err(callback_error)?;
-    let values = borrowed.as_slice().map_err(|_| callback_error(not_contiguous(argument)))?;
-    work(values)
+    let borrowed = borrow_floats(argument, array, shape).map_err(callback_error)?;
+    work(contiguous(argument, &borrowed).map_err(callback_error)?)
 }
 
 /// The values of a float32 array with `axes` axes.

@@ -16,8 +16,8 @@ use super::inputs::RawInputs;
 use super::outputs;
 use super::threads::{ThreadCount, thread_count};
 use super::weights::{
-    NewWeights, PlanReader, check, copy_rows, initialised, loading_threads, planned, provided, spec_at,
-    store_arrays,
+    GivenArrays, NewWeights, PlanReader, check, copy_rows, initialised, loading_threads, planned, provided,
+    spec_at,
 };
 use crate::config::SparseMixerConfig;
 use crate::error::Result;
@@ -33,8 +33,8 @@ type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
 /// Configuration and weights of one encoder. No per-call state; the weights are replaced whole.
 #[pyclass(frozen, module = "sparse_mixer._native")]
 pub struct Encoder {
-    /// Calls compute with the snapshot of the moment in which they begin. An optimiser changes the weights in place, under
-    /// the lock.
+    /// Calls compute with the snapshot of the moment in which they begin. Optimisers, and assignments where nobody uses the
+    /// weights, change them in place, under the lock.
     network: Shared<Arc<SparseMixer<f32>>>,
     config: SparseMixerConfig,
     specs: Vec<Spec>,
@@ -110,6 +110,16 @@ impl Encoder {
                 return Ok(());
             }
         }
+    }
+
+    fn given_arrays(
+        &self,
+        py: Python<'_>,
+        indices: Vec<usize>,
+        weights: Vec<Py<PyAny>>,
+    ) -> PyResult<GivenArrays<'_>> {
+        let threads = self.threads.load(Ordering::Relaxed);
+        GivenArrays::new(py, &self.specs, threads, indices.into_iter().zip(weights))
     }
 
     /// Threads for a call on so many inputs: as many as the encoder was given; by default the caller's alone for little
@@ -268,8 +278,11 @@ impl Encoder {
 
     fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
         guard(|| {
-            let (threads, given) = (self.threads.load(Ordering::Relaxed), indices.into_iter().zip(weights));
-            self.put(py, store_arrays(py, &self.specs, self.config.dtype, threads, given, |_, _| false)?)
+            let given = self.given_arrays(py, indices, weights)?;
+            if given.overwrite(py, &self.network, false)? {
+                return Ok(());
+            }
+            self.put(py, given.store(py, self.config.dtype, |_, _| false)?)
         })
     }
 
@@ -277,10 +290,13 @@ impl Encoder {
     /// compared; others are replaced in any case.
     fn assign_changed(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
         guard(|| {
-            let (threads, given) = (self.threads.load(Ordering::Relaxed), indices.into_iter().zip(weights));
+            let given = self.given_arrays(py, indices, weights)?;
+            if given.overwrite(py, &self.network, true)? {
+                return Ok(());
+            }
             let network = self.network(py)?;
             let known = |index: usize, values: &[f32]| network.weights().get(index).holds(values);
-            let new = store_arrays(py, &self.specs, self.config.dtype, threads, given, known)?;
+            let new = given.store(py, self.config.dtype, known)?;
             drop(network);
             if new.is_empty() { Ok(()) } else { self.put(py, new) }
         })

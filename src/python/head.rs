@@ -10,7 +10,7 @@ use super::core_array::{CoreArray, FloatArray};
 use super::encoder::Encoder;
 use super::enter::{SCRATCH, enter_core, guard, read_shared, to_py_err};
 use super::gradients::Gradients;
-use super::weights::{spec_at, store_arrays};
+use super::weights::{GivenArrays, spec_at};
 use crate::config::InitializerConfig;
 use crate::error::{Error, Result};
 use crate::heads::{self, HeadConfig, HeadKind, LossSums, MaskedLmGradients, Predictions};
@@ -113,8 +113,8 @@ impl Head {
 
     fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
         guard(|| {
-            let given = indices.into_iter().zip(weights);
-            let new = store_arrays(py, &self.specs, Dtype::Float32, 0, given, |_, _| false)?;
+            let given = GivenArrays::new(py, &self.specs, 0, indices.into_iter().zip(weights))?;
+            let new = given.store(py, Dtype::Float32, |_, _| false)?;
             enter_core(py, |interrupt| {
                 if new.len() == self.specs.len() {
                     // All of them: whatever was there before, also if an error left that broken.

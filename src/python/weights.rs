@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use super::activation::Custom;
 use super::checkpoint::LoadPlan;
-use super::convert::{expect_floats, floats, with_floats};
+use super::convert::{borrow_floats, contiguous, expect_floats, floats, with_floats};
 use super::enter::{SCRATCH, callback_error, enter_core, to_py_err};
 use crate::config::SparseMixerConfig;
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use crate::kernels::{Dtype, Isa};
 use crate::network::{SparseMixer, specs};
 use crate::params::{Spec, Weight, initial_values};
 use crate::runtime::parallel::with_threads;
-use crate::runtime::{Context, Interrupt, catch, default_threads, run};
+use crate::runtime::{Context, Interrupt, Shared, catch, default_threads, run};
 use crate::sys::alloc_zeroed;
 
 /// Encoders of fewer parameters are filled without starting threads.
@@ -101,45 +101,115 @@ impl<'a> PlanReader<'a> {
 /// New weights of a part, each with its number.
 pub type NewWeights = Vec<(usize, Arc<Weight<f32>>)>;
 
-/// The arrays `given`, each with the number of its weight, stored as `specs` and `dtype` say; without those that `known`
-/// says are there already. Of two for one weight the last one counts. Nobody sees them yet.
-///
-/// # Errors
-/// A number that no weight has; other arrays than float32 of the weight's shape.
-pub fn store_arrays(
-    py: Python<'_>,
-    specs: &[Spec],
-    dtype: Dtype,
+/// Arrays for the weights of a part, of the right types and shapes, by the weights' numbers.
+pub struct GivenArrays<'a> {
+    specs: &'a [Spec],
+    arrays: BTreeMap<usize, Py<PyAny>>,
+    /// Threads that write weights of these sizes.
     threads: usize,
-    given: impl Iterator<Item = (usize, Py<PyAny>)>,
-    known: impl Fn(usize, &[f32]) -> bool + Sync,
-) -> PyResult<NewWeights> {
-    let mut arrays = BTreeMap::new();
-    for (index, array) in given {
-        let spec = spec_at(specs, index)?;
-        expect_floats(&spec.name, array.bind(py), &spec.shape)?;
-        arrays.insert(index, array);
+}
+
+impl<'a> GivenArrays<'a> {
+    /// The arrays `given`, each with the number of its weight; of two for one weight the last one counts. `threads` is what
+    /// the part is to run with, 0 for the default.
+    ///
+    /// # Errors
+    /// A number that no weight has; other arrays than float32 of the weight's shape.
+    pub fn new(
+        py: Python<'_>,
+        specs: &'a [Spec],
+        threads: usize,
+        given: impl Iterator<Item = (usize, Py<PyAny>)>,
+    ) -> PyResult<Self> {
+        let mut arrays = BTreeMap::new();
+        for (index, array) in given {
+            let spec = spec_at(specs, index)?;
+            expect_floats(&spec.name, array.bind(py), &spec.shape)?;
+            arrays.insert(index, array);
+        }
+        let threads = loading_threads(arrays.keys().map(|&index| &specs[index]), threads)?;
+        Ok(GivenArrays { specs, arrays, threads })
     }
-    let given = arrays.keys().map(|&index| &specs[index]);
-    let threads = loading_threads(given, threads)?;
-    enter_core(py, |interrupt| {
-        with_threads(threads, || {
-            let store = |(index, array): (usize, Py<PyAny>)| {
-                check(interrupt)?;
-                let spec = &specs[index];
-                // Read in place, which is why nobody may run Python meanwhile.
-                Python::attach(|py| {
-                    with_floats(&spec.name, array.bind(py), &spec.shape, |values| {
-                        if known(index, values) {
-                            return Ok(None);
-                        }
-                        Ok(Some((index, Weight::store(spec, values.into(), dtype)?)))
+
+    /// The arrays as weights of `dtype`, without those that `known` says are there already. Nobody sees them yet.
+    ///
+    /// # Errors
+    /// Those of memory and of interrupts.
+    pub fn store(
+        &self,
+        py: Python<'_>,
+        dtype: Dtype,
+        known: impl Fn(usize, &[f32]) -> bool + Sync,
+    ) -> PyResult<NewWeights> {
+        enter_core(py, |interrupt| {
+            with_threads(self.threads, || {
+                let store = |(&index, array): (&usize, &Py<PyAny>)| {
+                    check(interrupt)?;
+                    let spec = &self.specs[index];
+                    // Read in place, which is why nobody may run Python meanwhile.
+                    Python::attach(|py| {
+                        with_floats(&spec.name, array.bind(py), &spec.shape, |values| {
+                            if known(index, values) {
+                                return Ok(None);
+                            }
+                            Ok(Some((index, Weight::store(spec, values.into(), dtype)?)))
+                        })
                     })
-                })
-            };
-            arrays.into_iter().filter_map(|given| store(given).transpose()).collect()
+                };
+                self.arrays.iter().filter_map(|given| store(given).transpose()).collect()
+            })
         })
-    })
+    }
+
+    /// Writes the arrays, without those that are there already if `only_changed`, over the weights of `network`: without new
+    /// memory, and wholly or not at all. Not if another call uses the weights, or if some cannot be written over; returns
+    /// whether it did.
+    ///
+    /// # Errors
+    /// Those of interrupts that come before it begins.
+    pub fn overwrite(
+        &self,
+        py: Python<'_>,
+        network: &Shared<Arc<SparseMixer<f32>>>,
+        only_changed: bool,
+    ) -> PyResult<bool> {
+        enter_core(py, |interrupt| {
+            let mut locked = network.lock(interrupt)?;
+            let Some(network) = Arc::get_mut(&mut locked) else { return Ok(false) };
+            if !self.arrays.keys().all(|&index| network.weights().can_be_overwritten(index)) {
+                return Ok(false);
+            }
+            // Read in place, which is why nobody may run Python meanwhile.
+            Python::attach(|py| {
+                let borrow = |(&index, array): (&usize, &Py<PyAny>)| {
+                    let spec = &self.specs[index];
+                    Ok((index, borrow_floats(&spec.name, array.bind(py), &spec.shape)?))
+                };
+                let borrowed =
+                    self.arrays.iter().map(borrow).collect::<PyResult<Vec<_>>>().map_err(callback_error)?;
+                with_threads(self.threads, || {
+                    let mut new = Vec::with_capacity(borrowed.len());
+                    for (index, values) in &borrowed {
+                        let values = contiguous(&self.specs[*index].name, values).map_err(callback_error)?;
+                        if !(only_changed && network.weights().get(*index).holds(values)) {
+                            new.push((*index, values));
+                        }
+                    }
+                    if new.is_empty() {
+                        return Ok(true);
+                    }
+                    let changed = |index| new.binary_search_by_key(&index, |(index, _)| *index).is_ok();
+                    network.weights_mut(&changed).overwrite(&new);
+                    // Without memory for it every call does the same for itself.
+                    let _ = catch(|| {
+                        network.refresh();
+                        Ok(())
+                    });
+                    Ok(true)
+                })
+            })
+        })
+    }
 }
 
 /// The weight at `index`.

@@ -99,10 +99,33 @@ pub fn pack_each<R: Real, T: Copy + Default>(
 
 /// Packs the columns of a row-major `k x n` matrix from `start` on and writes every element of `out`, as many of their
 /// `Float32` panels as it holds.
+pub fn pack_rows<R: Real>(source: &[R], k: usize, n: usize, start: usize, out: &mut [MaybeUninit<R>]) {
+    each_row(source, k, n, start, out, |row, source| {
+        let (inside, padding) = row.split_at_mut(source.len());
+        for (out, &x) in inside.iter_mut().zip(source) {
+            out.write(x);
+        }
+        padding.fill(MaybeUninit::new(R::ZERO));
+    });
+}
+
+/// The same over panels of such a matrix, whose padding is zero already.
+pub fn overwrite_rows<R: Real>(source: &[R], k: usize, n: usize, start: usize, out: &mut [R]) {
+    each_row(source, k, n, start, out, |row, source| row[..source.len()].copy_from_slice(source));
+}
+
+/// Calls `write` with each row of the panels in `out` and the values that belong there.
 ///
 /// Goes over the rows in blocks: the source is read front to back, as memory likes it, and each panel gets a run of
 /// rows at a time.
-pub fn pack_rows<R: Real>(source: &[R], k: usize, n: usize, start: usize, out: &mut [MaybeUninit<R>]) {
+fn each_row<R, T>(
+    source: &[R],
+    k: usize,
+    n: usize,
+    start: usize,
+    out: &mut [T],
+    write: impl Fn(&mut [T], &[R]),
+) {
     const ROWS: usize = 16;
     let panels = out.len() / (k * PANEL).max(1);
     assert!(out.len() == panels * k * PANEL && start + panels * PANEL < n + PANEL, "panels of {k} x {n}");
@@ -114,11 +137,7 @@ pub fn pack_rows<R: Real>(source: &[R], k: usize, n: usize, start: usize, out: &
             let columns = PANEL.min(n - first_col);
             let run = &mut out[(p * k + first_row) * PANEL..][..rows * PANEL];
             for (row, source) in run.chunks_exact_mut(PANEL).zip(source.chunks_exact(n)) {
-                let (inside, padding) = row.split_at_mut(columns);
-                for (out, &x) in inside.iter_mut().zip(&source[first_col..]) {
-                    out.write(x);
-                }
-                padding.fill(MaybeUninit::new(R::ZERO));
+                write(row, &source[first_col..][..columns]);
             }
         }
     }

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::layout::{INT8_K_BLOCK, PANEL, packed_len, padded_k};
 use super::low_precision::LowPrecision;
-use super::pack::{LEAST_PANELS, pack_bfloat16, pack_full_precision, pack_rows};
+use super::pack::{LEAST_PANELS, overwrite_rows, pack_bfloat16, pack_full_precision, pack_rows};
 use super::pack_int8_panel::{PanelScales, quantise_panel};
 use super::panels::{PanelData, Panels};
 use super::quantize::round_to_float16;
@@ -145,6 +145,18 @@ impl<R: Real> PackedMatrix<R> {
             Storage::FullPrecision(v) => Some(v),
             _ => None,
         }
+    }
+
+    /// Tasks, independent of each other, that together write row-major `values` (`k x n`) over the elements; none unless
+    /// `Float32`.
+    pub fn overwrite<'a>(&'a mut self, values: &'a [R]) -> impl Iterator<Item = impl FnOnce() + Send> {
+        let (k, n) = (self.k, self.n);
+        assert_eq!(values.len(), k * n, "a {k} x {n} matrix has {} values", k * n);
+        let parts =
+            self.full_precision_mut().unwrap_or_default().chunks_mut((LEAST_PANELS * PANEL * k).max(1));
+        parts
+            .zip((0..).step_by(LEAST_PANELS * PANEL))
+            .map(move |(out, start)| move || overwrite_rows(values, k, n, start, out))
     }
 
     /// The panels, to be written beside masters; `None` unless `Bfloat16` or `Float16`.
