@@ -7,7 +7,8 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable
 
-from benchmarks.peers import PEERS, TRAINERS
+from benchmarks.peers import PEERS, SENTENCE_ENCODERS, TRAINERS
+from benchmarks.sentence_tasks import TASKS
 
 DEFAULT_FOLDER = pathlib.Path("docs/benchmarks")
 
@@ -84,6 +85,19 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--seconds", type=float, default=20, help="length of each phase")
     serve.add_argument("--load", type=float, default=0.7, help="share of the most at which times are taken")
     serve.add_argument("--option", action="append", default=[], help="further option of sparse-mixer serve")
+
+    text = commands.add_parser("text", help="sentences to vectors with the same weights, all engines interleaved")
+    text.add_argument("--model", type=pathlib.Path, required=True, help="folder of a sentence encoder (BERT)")
+    names = list(SENTENCE_ENCODERS)
+    text.add_argument("--engines", type=_names_among(names), default=names, help="comma-separated, or all")
+    text.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), help="which (default: all)")
+    text.add_argument("--rounds", type=int, default=7)
+    text.add_argument("--passages", type=int, default=2000, help="texts of W4")
+    text.add_argument("--passage-rounds", type=int, default=3, help="rounds of W4")
+    text.add_argument("--quality", action="store_true", help="measure what rounding does to vectors, not the speed")
+    text.add_argument(
+        "--compare", action="store_true", help="with --quality: float32 beside sentence-transformers, too"
+    )
 
     startup = commands.add_parser("startup", help="import, build, first call, peak memory")
     startup.add_argument("--engines", type=_names_among(PEERS), default=_WITHOUT_TORCH)
@@ -175,6 +189,30 @@ def main() -> None:
             seconds=arguments.seconds,
             load=arguments.load,
             options=arguments.option,
+        )
+    elif arguments.command == "text" and arguments.quality:
+        from benchmarks.sentence_quality import run
+
+        text = run(
+            arguments.model,
+            arguments.engines,
+            threads=arguments.threads,
+            passages=arguments.passages,
+            compare=arguments.compare,
+            folder=folder,
+        )
+    elif arguments.command == "text":
+        from benchmarks.text import run
+
+        text = run(
+            arguments.model,
+            arguments.engines,
+            arguments.tasks,
+            threads=arguments.threads,
+            rounds=arguments.rounds,
+            passages=arguments.passages,
+            passage_rounds=arguments.passage_rounds,
+            folder=folder,
         )
     elif arguments.command == "startup":
         from benchmarks.startup import run

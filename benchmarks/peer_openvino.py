@@ -27,7 +27,7 @@ def cache_directory() -> pathlib.Path:
     return folder
 
 
-def _run_apart(target: Any, *arguments: Any) -> None:
+def run_apart(target: Any, *arguments: Any) -> None:
     """Run `target` in a process of its own, so that its memory and thread pools are gone afterwards."""
     process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
     process.start()
@@ -74,12 +74,12 @@ def _model_file(workload: Workload, batch: int, precision: str, threads: int) ->
     key = hashlib.sha256(repr((workload, batch, openvino.__version__)).encode()).hexdigest()[:16]
     plain = cache_directory() / f"{key}.xml"
     if not plain.exists():
-        _run_apart(_convert, workload, batch, str(plain), threads)
+        run_apart(_convert, workload, batch, str(plain), threads)
     if precision != "int8":
         return plain
     quantized = cache_directory() / f"{key}-int8.xml"
     if not quantized.exists():
-        _run_apart(_quantize, workload, batch, str(plain), str(quantized))
+        run_apart(_quantize, workload, batch, str(plain), str(quantized))
     return quantized
 
 

@@ -6,16 +6,24 @@ import dataclasses
 import importlib
 from typing import Any, Protocol
 
-import numpy as np
 
-from benchmarks.workload import Workload
+class Load(Protocol):
+    """What engines are built for and called with."""
+
+    def inputs(self, batch: Any) -> Any:
+        """Return what an engine is called with: so many sequences, or the task of this name."""
+        ...
 
 
 class Engine(Protocol):
     """An encoder ready to be called with numpy arrays."""
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> Any:
-        """Return `sequence_output` [batch, sequence, hidden] and `pooled_output` [batch, hidden]; trainers the loss."""
+    def __call__(self, inputs: Any) -> Any:
+        """Compute what the kind of engine does.
+
+        Encoders return `sequence_output` [batch, sequence, hidden] and `pooled_output` [batch, hidden]; trainers the
+        loss; encoders of sentences vectors [batch, hidden].
+        """
         ...
 
 
@@ -28,7 +36,7 @@ class PeerSpec:
     options: dict[str, Any]
     compute: str
 
-    def build(self, workload: Workload, threads: int, same_weights: bool) -> Engine:
+    def build(self, workload: Load, threads: int, same_weights: bool) -> Engine:
         """Import the engine's module and construct it; called inside the engine's own process."""
         peer = importlib.import_module(self.module).Peer
         engine: Engine = peer(workload, threads, same_weights=same_weights, **self.options)
@@ -68,3 +76,27 @@ TRAINERS = {
     "train-tf-bf16": PeerSpec("TensorFlow mixed_bfloat16", _TRAINERS[1], {"policy": "mixed_bfloat16"}, "bfloat16"),
 }
 """Engines whose call is a training step."""
+
+_SENTENCES = "benchmarks.sentences_"
+
+SENTENCE_ENCODERS = {
+    "text-f32": PeerSpec("sparse_mixer float32", f"{_SENTENCES}ours", {"dtype": "float32"}, "float32"),
+    "text-torch-f32": PeerSpec("sentence-transformers float32", f"{_SENTENCES}torch", {"dtype": "float32"}, "float32"),
+    "text-onnx-f32": PeerSpec("ONNX Runtime float32", f"{_SENTENCES}onnx", {}, "float32"),
+    "text-openvino-f32": PeerSpec("OpenVINO float32", f"{_SENTENCES}openvino", {}, "float32"),
+    "text-fastembed": PeerSpec("fastembed float32", f"{_SENTENCES}fastembed", {}, "float32"),
+    "text-bf16": PeerSpec("sparse_mixer bfloat16", f"{_SENTENCES}ours", {"dtype": "bfloat16"}, "bfloat16"),
+    "text-torch-bf16": PeerSpec(
+        "sentence-transformers bfloat16", f"{_SENTENCES}torch", {"dtype": "bfloat16"}, "bfloat16"
+    ),
+    "text-openvino-bf16": PeerSpec("OpenVINO bfloat16", f"{_SENTENCES}openvino", {"hint": "bf16"}, "bfloat16"),
+    "text-int8": PeerSpec("sparse_mixer int8", f"{_SENTENCES}ours", {"dtype": "int8"}, "int8"),
+    "text-onnx-int8": PeerSpec("ONNX Runtime int8 (dynamic)", f"{_SENTENCES}onnx", {"kind": "onnx-int8"}, "int8"),
+    "text-openvino-int8": PeerSpec(
+        "OpenVINO int8 (NNCF), hint f32", f"{_SENTENCES}openvino", {"kind": "openvino-int8"}, "int8"
+    ),
+    "text-openvino-int8-bf16": PeerSpec(
+        "OpenVINO int8 (NNCF), hint bf16", f"{_SENTENCES}openvino", {"kind": "openvino-int8", "hint": "bf16"}, "int8"
+    ),
+}
+"""Engines that make vectors of texts, by precision."""

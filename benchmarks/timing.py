@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -13,7 +14,7 @@ TURN_SECONDS = 0.4
 """A turn of a worker repeats its call for about this long."""
 
 
-def turn_plan(worker: Worker, batch: int) -> tuple[int, int]:
+def turn_plan(worker: Worker, batch: Any) -> tuple[int, int]:
     """Warm `worker` up at this batch size; return how many calls of a turn are not counted and how many are."""
     worker.call(batch)
     (seconds,) = worker.call(batch)
@@ -22,19 +23,22 @@ def turn_plan(worker: Worker, batch: int) -> tuple[int, int]:
     return 1, round(TURN_SECONDS / seconds)
 
 
-def interleaved(workers: Sequence[Worker], batch: int, rounds: int, *, label: str = "") -> dict[str, list[float]]:
+def interleaved(
+    workers: Sequence[Worker], batch: Any, rounds: int, *, label: str = "", plan: tuple[int, int] | None = None
+) -> dict[str, list[float]]:
     """Time every worker in turn, `rounds` times; a turn of short calls starts with one that is not counted.
 
     Args:
         workers: built workers; the order is rotated by one from round to round.
-        batch: sequences per call.
+        batch: sequences per call, or the name of a task.
         rounds: turns of each worker.
         label: text of the progress bar.
+        plan: how many calls of a turn are not counted and how many are; None for what `turn_plan` finds.
 
     Returns:
         For each worker's name the median seconds per call of each of its turns.
     """
-    plans = {worker.name: turn_plan(worker, batch) for worker in workers}
+    plans = {worker.name: plan or turn_plan(worker, batch) for worker in workers}
     turns: dict[str, list[float]] = {worker.name: [] for worker in workers}
     with tqdm(total=rounds * len(workers), desc=label or f"batch {batch}", leave=False) as progress:
         for round_index in range(rounds):

@@ -11,8 +11,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
-from benchmarks.peers import PEERS, TRAINERS, Engine
-from benchmarks.workload import Workload
+from benchmarks.peers import PEERS, SENTENCE_ENCODERS, TRAINERS, Engine, Load
 
 
 class WorkerError(RuntimeError):
@@ -38,12 +37,12 @@ class _Session:
     """What runs inside the worker process; public methods are the messages it understands."""
 
     def __init__(self, peer: str, threads: int) -> None:
-        self._spec = (PEERS | TRAINERS)[peer]
+        self._spec = (PEERS | TRAINERS | SENTENCE_ENCODERS)[peer]
         self._threads = threads
-        self._workload = Workload()
+        self._workload: Any = None
         self._engine: Engine | None = None
 
-    def build(self, workload: Workload, same_weights: bool) -> float:
+    def build(self, workload: Load, same_weights: bool) -> float:
         """Construct the engine (dropping an earlier one); return the seconds it took, imports included."""
         self._engine = None
         start = time.perf_counter()
@@ -51,8 +50,8 @@ class _Session:
         self._engine = self._spec.build(workload, self._threads, same_weights)
         return time.perf_counter() - start
 
-    def call(self, batch: int, calls: int) -> list[float]:
-        """Call the engine `calls` times on the same `batch` sequences; return the seconds of each call."""
+    def call(self, batch: Any, calls: int) -> list[float]:
+        """Call the engine `calls` times on the same `batch` sequences, or task; return the seconds of each call."""
         assert self._engine is not None, "build comes first"
         inputs = self._workload.inputs(batch)
         seconds = []
@@ -62,7 +61,7 @@ class _Session:
             seconds.append(time.perf_counter() - start)
         return seconds
 
-    def answer(self, batch: int) -> Any:
+    def answer(self, batch: Any) -> Any:
         """Return what one call does: arrays, or a loss."""
         assert self._engine is not None, "build comes first"
         return self._engine(self._workload.inputs(batch))
@@ -78,7 +77,9 @@ class _Session:
 
 def _serve(connection: Connection, peer: str, threads: int) -> None:
     """Answer messages `(method, arguments)` until `None` comes or the parent is gone."""
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "SPARSE_MIXER_NUM_THREADS"), str(threads)))
+    # RAYON: the threads of the package `tokenizers`.
+    names = ("OMP_NUM_THREADS", "SPARSE_MIXER_NUM_THREADS", "RAYON_NUM_THREADS")
+    os.environ.update(dict.fromkeys(names, str(threads)))
     session = _Session(peer, threads)
     while True:
         try:
@@ -101,7 +102,7 @@ class Worker:
         """Start the process; nothing is imported in it yet.
 
         Args:
-            peer: a key of `benchmarks.peers.PEERS` or `TRAINERS`.
+            peer: a key of `benchmarks.peers.PEERS`, `TRAINERS` or `SENTENCE_ENCODERS`.
             threads: number of compute threads that the engine may use.
             name: what results call the worker, if not by its peer.
         """
@@ -123,15 +124,15 @@ class Worker:
             raise WorkerError(f"{self.name}:\n{answer}")
         return answer
 
-    def build(self, workload: Workload, same_weights: bool = True) -> float:
+    def build(self, workload: Load, same_weights: bool = True) -> float:
         """See `_Session.build`; without `same_weights` the engine draws its own, which takes less memory."""
         return float(self._ask("build", workload, same_weights))
 
-    def call(self, batch: int, calls: int = 1) -> list[float]:
+    def call(self, batch: Any, calls: int = 1) -> list[float]:
         """See `_Session.call`."""
         return list(self._ask("call", batch, calls))
 
-    def answer(self, batch: int) -> Any:
+    def answer(self, batch: Any) -> Any:
         """See `_Session.answer`."""
         return self._ask("answer", batch)
 

@@ -1,0 +1,165 @@
+"""Texts and tokens that encoders of sentences are called with: the docstrings of Python's own library."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import sysconfig
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+TASKS = {
+    "W1": "32 x 128 tokens, sequences/s",
+    "W2": "8 x 256 tokens, sequences/s",
+    "W5": "8 x 512 tokens, sequences/s",
+    "W4": "passages/s",
+    "W3": "a query of 16 tokens, ms",
+    "W3 text": "the same, from its text, ms",
+}
+"""What is measured, in the order of the table."""
+SHAPES = {"W1": (32, 128), "W2": (8, 256), "W5": (8, 512), "W3": (1, 16)}
+"""Tasks of given tokens, none of them padding: sequences and tokens of each, special ones included."""
+BATCH = 32
+"""Texts per pass."""
+PASSAGE_TOKENS = (5, 246)
+"""Fewest and most tokens of a passage, special ones included."""
+QUERIES = 600
+CALIBRATION = 128
+"""Texts that post-training quantisation sees; they are among neither passages nor queries."""
+COMPARED = (1000, 600)
+"""Texts to compare float32 by, and the most tokens of one."""
+
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What an engine is called with: token ids int64 [N, S], or texts."""
+
+    ids: np.ndarray | None = None
+    texts: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceLoad:
+    """A folder of a sentence encoder, and what to call it with."""
+
+    model: pathlib.Path
+    tokens: np.ndarray
+    """Token ids int64 of running text, without special ones."""
+    special: tuple[int, int]
+    """The tokens at the beginning and the end of a text."""
+    texts: dict[str, tuple[str, ...]]
+    """Texts of the other tasks by name."""
+
+    def inputs(self, batch: str) -> Task:
+        """Return what the task of this name is called with."""
+        if batch not in SHAPES:
+            return Task(texts=self.texts[batch])
+        rows, length = SHAPES[batch]
+        ids = np.empty((rows, length), np.int64)
+        ids[:, 0], ids[:, -1] = self.special
+        ids[:, 1:-1] = self.tokens[: rows * (length - 2)].reshape(rows, length - 2)
+        return Task(ids=ids)
+
+    def longest(self) -> int:
+        """Tokens per text at most, special ones included, as the folder says."""
+        about = json.loads((self.model / "sentence_bert_config.json").read_text())
+        return int(about["max_seq_length"])
+
+    def vector_size(self) -> int:
+        """Numbers per vector."""
+        return int(json.loads((self.model / "config.json").read_text())["hidden_size"])
+
+
+def make_load(model: pathlib.Path, passages: int) -> SentenceLoad:
+    """Return tasks for the encoder in `model`: always the same for one Python version and tokenizer.
+
+    Args:
+        model: a folder of sentence-transformers with a ``tokenizer.json``.
+        passages: texts of the task "W4".
+
+    Raises:
+        ValueError: This Python's library has fewer docstrings of the lengths that are wanted.
+    """
+    tokenizer = read_tokenizer(model, None)
+    first, last = tokenizer.encode("").ids
+    docstrings = library_docstrings()
+    counts = [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(docstrings))]
+    low, high = PASSAGE_TOKENS
+    fitting = [text for text, count in zip(docstrings, counts, strict=True) if low <= count <= high]
+    wanted = passages + CALIBRATION
+    rest = fitting[wanted:]
+    if len(rest) < QUERIES:
+        raise ValueError(f"passages: got {passages}, expected at most {len(fitting) - CALIBRATION - QUERIES}")
+    # The first paragraph of a docstring is what one might search for.
+    questions = [" ".join(text.split("\n\n")[0].split()) for text in rest]
+    lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(questions)]
+    running = "\n".join(docstrings[:1000])
+    encoding = tokenizer.encode(running, add_special_tokens=False)
+    return SentenceLoad(
+        model,
+        np.asarray(encoding.ids[:8192], np.int64),
+        (first, last),
+        {
+            "W4": tuple(fitting[:passages]),
+            "first passages": tuple(fitting[: min(passages, 2 * BATCH)]),
+            "W3 text": (questions[lengths.index(SHAPES["W3"][1])],),
+            "queries": tuple(questions[:QUERIES]),
+            "calibration": tuple(fitting[passages:wanted]),
+            "lengths": tuple(_of_lengths(running, encoding.offsets, *COMPARED)),
+        },
+    )
+
+
+def read_tokenizer(model: pathlib.Path, longest: int | None) -> Any:
+    """Return the `tokenizers.Tokenizer` of a folder, which cuts texts to `longest` tokens and pads none."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if longest is not None:
+        tokenizer.enable_truncation(longest)
+    return tokenizer
+
+
+@functools.cache
+def library_docstrings() -> tuple[str, ...]:
+    """Return the docstrings of the standard library, each once, shuffled, always in the same order."""
+    root = pathlib.Path(sysconfig.get_path("stdlib"))
+    texts: set[str] = set()
+    for path in root.rglob("*.py"):
+        if not _NOT_LIBRARY.intersection(path.relative_to(root).parts):
+            texts.update(_docstrings(path))
+    return tuple(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
+
+
+def _docstrings(path: pathlib.Path) -> Iterator[str]:
+    """Yield the docstrings of a source file; nothing if it cannot be parsed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield text
+
+
+def _of_lengths(text: str, offsets: Sequence[tuple[int, int]], count: int, most: int) -> Iterator[str]:
+    """Yield `count` pieces of 1 to `most` tokens, all lengths alike often, from all over `text`."""
+    for number in range(count):
+        tokens = 1 + number * most // count
+        start = number * 7919 % (len(offsets) - tokens)
+        yield text[offsets[start][0] : offsets[start + tokens - 1][1]]
