@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     names = list(SENTENCE_ENCODERS)
     text.add_argument("--engines", type=_names_among(names), default=names, help="comma-separated, or all")
     text.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), help="which (default: all)")
-    text.add_argument("--rounds", type=int, default=7)
+    text.add_argument("--rounds", type=int, default=5)
     text.add_argument("--passages", type=int, default=2000, help="texts of W4")
     text.add_argument("--passage-rounds", type=int, default=3, help="rounds of W4")
     text.add_argument("--quality", action="store_true", help="measure what rounding does to vectors, not the speed")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from benchmarks.sentence_tasks import BATCH, SentenceLoad, Task, read_tokenizer
 
-Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Takes token ids and mask, int64 [N, S], and returns vectors [N, D]."""
+Batch = dict[str, np.ndarray]
+"""Token ids `input_ids` and mask `attention_mask`, int64 [N, S]."""
 
 
 class Batches:
@@ -19,20 +19,27 @@ class Batches:
         """Read the tokenizer of the folder."""
         self._tokenizer = read_tokenizer(load.model, load.longest())
 
-    def __call__(self, task: Task, run: Run) -> np.ndarray:
-        """Return the vectors of a task in its order; texts are tokenised and sorted by their number of tokens."""
+    def __call__(self, task: Task, run: Callable[[Sequence[Batch]], Sequence[np.ndarray]]) -> np.ndarray:
+        """Return the vectors of a task in its order; texts are tokenised and sorted by their number of tokens.
+
+        Args:
+            task: tokens or texts.
+            run: returns for each batch its vectors [N, D].
+        """
         if task.ids is not None:
-            return run(task.ids, np.ones_like(task.ids))
+            (vectors,) = run([{"input_ids": task.ids, "attention_mask": np.ones_like(task.ids)}])
+            return vectors
         tokens = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(task.texts))]
         order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]), reverse=True)
-        parts = []
+        batches = []
         for start in range(0, len(order), BATCH):
-            batch = [tokens[place] for place in order[start : start + BATCH]]
-            ids, mask = np.zeros((2, len(batch), len(batch[0])), np.int64)
-            for row, one in enumerate(batch):
+            rows = [tokens[place] for place in order[start : start + BATCH]]
+            ids, mask = np.zeros((2, len(rows), len(rows[0])), np.int64)
+            for row, one in enumerate(rows):
                 ids[row, : len(one)] = one
                 mask[row, : len(one)] = 1
-            parts.append(run(ids, mask))
-        vectors = np.empty((len(order), parts[0].shape[1]), np.float32)
-        vectors[order] = np.concatenate(parts)
+            batches.append({"input_ids": ids, "attention_mask": mask})
+        found = np.concatenate(run(batches))
+        vectors = np.empty_like(found)
+        vectors[order] = found
         return vectors

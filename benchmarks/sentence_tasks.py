@@ -95,10 +95,11 @@ def make_load(model: pathlib.Path, passages: int) -> SentenceLoad:
     counts = [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(docstrings))]
     low, high = PASSAGE_TOKENS
     fitting = [text for text, count in zip(docstrings, counts, strict=True) if low <= count <= high]
-    wanted = passages + CALIBRATION
-    rest = fitting[wanted:]
+    # The same for any number of passages: quantised models are kept.
+    calibration, fitting = fitting[:CALIBRATION], fitting[CALIBRATION:]
+    rest = fitting[passages:]
     if len(rest) < QUERIES:
-        raise ValueError(f"passages: got {passages}, expected at most {len(fitting) - CALIBRATION - QUERIES}")
+        raise ValueError(f"passages: got {passages}, expected at most {len(fitting) - QUERIES}")
     # The first paragraph of a docstring is what one might search for.
     questions = [" ".join(text.split("\n\n")[0].split()) for text in rest]
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(questions)]
@@ -113,7 +114,7 @@ def make_load(model: pathlib.Path, passages: int) -> SentenceLoad:
             "first passages": tuple(fitting[: min(passages, 2 * BATCH)]),
             "W3 text": (questions[lengths.index(SHAPES["W3"][1])],),
             "queries": tuple(questions[:QUERIES]),
-            "calibration": tuple(fitting[passages:wanted]),
+            "calibration": tuple(calibration),
             "lengths": tuple(_of_lengths(running, encoding.offsets, *COMPARED)),
         },
     )
