@@ -13,6 +13,8 @@ __all__ = [
     "CheckpointError",
     "CoreArray",
     "Encoder",
+    "GradientLease",
+    "GradientSlice",
     "Gradients",
     "Head",
     "InternalError",
@@ -31,12 +33,15 @@ __all__ = [
     "foreign_names",
     "get_num_threads",
     "learning_rate",
+    "pack_bfloat16",
     "plan_load",
     "record",
     "release_scratch",
     "run_block",
     "save",
     "set_num_threads",
+    "tree_sum",
+    "unpack_bfloat16",
     "weight_specs",
 ]
 
@@ -353,6 +358,59 @@ class Gradients:
 
     def global_norm(self) -> float:
         """Euclidean norm over all."""
+
+    def reach(self, weights: Sequence[bool]) -> None:
+        """Count the weights with flags as reached, too."""
+
+    def add(self, other: Gradients) -> None:
+        """Add other gradients of the same weights, and count what they reach as reached."""
+
+    def lease(self) -> GradientLease:
+        """Lend the gradients out as backward finishes them; until it ends, only backward may use the others."""
+
+    def is_leased(self) -> bool:
+        """Whether somebody has them on lease, or an array of what was lent."""
+
+    def finish(self) -> None:
+        """Declare all of them finished, for whoever has them on lease."""
+
+@final
+class GradientLease:
+    """The right to the gradients of one encoder or head that are finished; ends with the last of it and its slices."""
+
+    def __len__(self) -> int:
+        """Number of values, with the room between gradients."""
+
+    def wait_ready(self, end: int) -> None:
+        """Wait, without the interpreter, until all values before `end` are finished."""
+
+    def slice(self, start: int, end: int) -> GradientSlice:
+        """The values from `start` on and before `end`; one slice at a time of each value."""
+
+@final
+class GradientSlice:
+    """float32 gradients that only numpy reads and writes; ``numpy.asarray`` makes an array of them without a copy."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """As numpy defines it; one axis."""
+
+def tree_sum(
+    terms: npt.NDArray[np.float32] | npt.NDArray[np.uint16],
+    present: Sequence[bool],
+    sum: npt.NDArray[np.float32],  # noqa: A002
+    num_threads: int,
+) -> None:
+    """Write the sum of the rows of `terms` [n, k] with flags to `sum` [k], in the order of a balanced tree.
+
+    Rows of uint16 are the bits of bfloat16.
+    """
+
+def pack_bfloat16(values: npt.NDArray[np.float32], out: npt.NDArray[np.uint16], num_threads: int) -> None:
+    """Write the bits of the bfloat16 nearest to each of `values` [k] to `out` [k]."""
+
+def unpack_bfloat16(bits: npt.NDArray[np.uint16], out: npt.NDArray[np.float32], num_threads: int) -> None:
+    """Write the numbers of which `bits` [k] are the bits as bfloat16 to `out` [k]."""
 
 @final
 class Optimizer:

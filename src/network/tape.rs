@@ -256,6 +256,7 @@ impl<R: Real> SparseMixer<R> {
         let mut depends = cotangents.pooled_output.is_some() || cotangents.sequence_output.is_some();
         for (layer, block) in self.blocks.iter().enumerate().skip(lowest).rev() {
             tape.release_from(layer + 1);
+            gradients.finish_from(block.weights().end);
             if let Some(Some(doutput)) = cotangents.encoder_outputs.get(layer) {
                 add_rows(&mut dy, doutput, batch);
                 depends = true;
@@ -280,13 +281,17 @@ impl<R: Real> SparseMixer<R> {
             dy = dx;
         }
         tape.release_from(0);
-        let Some(sums) = &tape.sums else { return Ok(None) };
+        let Some(sums) = &tape.sums else {
+            gradients.finish_from(0);
+            return Ok(None);
+        };
         let mut drows = tape.requested.rows.then(|| alloc_zeroed(all * self.config.embedding_width()));
         if depends {
             let mut unasked = context.buffer(if drows.is_some() { 0 } else { sums.len() });
             let drows = drows.as_deref_mut().unwrap_or(&mut unasked);
             self.embed.backward(&pass, &tape.inputs.view(), sums, &dy, drows, gradients)?;
         }
+        gradients.finish_from(0);
         Ok(drows)
     }
 

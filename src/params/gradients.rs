@@ -6,20 +6,28 @@ use super::list::WeightKey;
 use super::spec::Spec;
 use crate::kernels::Real;
 use crate::runtime::{Buffer, ScratchPool, parallel};
+use crate::sys::{LeasableMemory, Lease, LeasedSlice};
 
 /// Bytes to whose multiples every gradient is aligned: a cache line, a 512-bit register.
 const ALIGNMENT: usize = 64;
 
 /// The gradients of all weights of a part, in one piece of memory. They lie in the order in which backward finishes them:
-/// the weight that was declared last comes first. So what is finished is always one range from the start.
+/// the weight that was declared last comes first. So what is finished is always one range from the start, which others
+/// may have on [lease](Gradients::lease) while backward goes on.
 #[derive(Debug)]
 pub struct Gradients<R: Real> {
-    memory: Buffer<R>,
+    memory: LeasableMemory<R, Buffer<R>>,
     /// Where in the memory the gradient of each weight is, by the weight's number.
     ranges: Vec<Range<usize>>,
     reached: Vec<bool>,
     requested: Vec<bool>,
 }
+
+/// The right to gradients that are finished.
+pub type GradientLease<R> = Lease<R, Buffer<R>>;
+
+/// Some gradients on lease.
+pub type GradientSlice<R> = LeasedSlice<R, Buffer<R>>;
 
 /// One gradient. How its values lie in memory is for this type to know.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +58,12 @@ impl<R: Real> Gradients<R> {
         let flags = |value| vec![value; specs.len()];
         let mut memory = pool.gradient_buffer(end);
         set_to_zero(&mut memory);
-        Gradients { memory, ranges, reached: flags(false), requested: flags(true) }
+        Gradients {
+            memory: LeasableMemory::new(memory),
+            ranges,
+            reached: flags(false),
+            requested: flags(true),
+        }
     }
 
     /// From now on, layers compute the gradients of the weights whose flags are set, and no others. At first, of all.
@@ -76,14 +89,14 @@ impl<R: Real> Gradients<R> {
 
     /// The gradient of a weight.
     pub fn view(&self, key: impl WeightKey) -> GradientView<'_, R> {
-        GradientView { values: &self.memory[self.range(key)] }
+        GradientView { values: self.memory.slice(self.range(key)) }
     }
 
     /// The same, to be added to: the weight counts as reached from now on.
     pub fn view_mut(&mut self, key: impl WeightKey) -> GradientViewMut<'_, R> {
         self.reached[key.index()] = true;
         let range = self.range(key);
-        GradientViewMut { values: &mut self.memory[range] }
+        GradientViewMut { values: self.memory.slice_mut(range) }
     }
 
     /// [`Gradients::if_requested`] of two different weights at once.
@@ -91,10 +104,8 @@ impl<R: Real> Gradients<R> {
         let requested = keys.map(|key| self.requests(key));
         keys.iter().for_each(|key| self.reached[key.index()] |= self.requests(*key));
         let mut requested = requested.into_iter();
-        match self.memory.get_disjoint_mut(keys.map(|key| self.ranges[key.index()].clone())) {
-            Ok(views) => views.map(|values| requested.next()?.then_some(GradientViewMut { values })),
-            Err(error) => unreachable!("gradients of two weights: {error}"),
-        }
+        let views = self.memory.two_slices_mut(keys.map(|key| self.ranges[key.index()].clone()));
+        views.map(|values| requested.next()?.then_some(GradientViewMut { values }))
     }
 
     /// Per weight, whether something has been differentiated that depends on it. Other weights have no gradient at all,
@@ -108,14 +119,54 @@ impl<R: Real> Gradients<R> {
         self.reached.iter_mut().zip(&self.requested).for_each(|(reached, &requested)| *reached |= requested);
     }
 
+    /// Counts the weights whose flags are set as reached, too: others have added to their gradients.
+    pub fn reach(&mut self, weights: &[bool]) {
+        self.reached.iter_mut().zip(weights).for_each(|(reached, &flag)| *reached |= flag);
+    }
+
     /// All gradients, each in its [`Gradients::range`], with zeros between them.
     pub fn memory(&self) -> &[R] {
-        &self.memory
+        self.memory.slice(0..self.memory.len())
+    }
+
+    /// Adds other gradients of the same weights, value by value, and counts what they reach as reached.
+    pub fn add(&mut self, other: &Self) {
+        const VALUES: usize = 1 << 16;
+        let len = self.memory.len();
+        let pieces = self.memory.slice_mut(0..len).chunks_mut(VALUES).zip(other.memory().chunks(VALUES));
+        parallel::for_each(pieces, |(sum, values), _| {
+            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += *value);
+        });
+        self.reach(other.reached());
+    }
+
+    /// Lends out gradients as [`Gradients::finish_from`] declares them finished; `None` if they are lent already. Nobody
+    /// else may use those that are finished until lease and slices are dropped.
+    pub fn lease(&mut self) -> Option<GradientLease<R>> {
+        self.memory.lease()
+    }
+
+    /// Whether they are on lease.
+    pub fn is_leased(&self) -> bool {
+        self.memory.is_leased()
+    }
+
+    /// Declares the gradients of the weights from number `first` on finished.
+    pub fn finish_from(&mut self, first: usize) {
+        if self.is_leased() {
+            // Behind the last of them there is only room.
+            let end = if first == 0 {
+                self.memory.len()
+            } else {
+                self.ranges.get(first).map_or(0, |range| range.end)
+            };
+            self.memory.finish(end);
+        }
     }
 
     /// The memory itself, to be kept by somebody else. Gradients lie in it as in [`Gradients::memory`].
     pub fn into_memory(self) -> Buffer<R> {
-        self.memory
+        self.memory.into_owner()
     }
 
     /// Where in [`Gradients::memory`] the gradient of a weight is. Ranges follow each other from the last weight to the
@@ -134,7 +185,7 @@ impl<R: Real> Gradients<R> {
         for (range, reached) in self.ranges.iter().zip(&mut self.reached) {
             // Others are zero.
             if std::mem::take(reached) {
-                set_to_zero(&mut self.memory[range.clone()]);
+                set_to_zero(self.memory.slice_mut(range.clone()));
             }
         }
     }
@@ -203,6 +254,31 @@ mod tests {
         assert!(gradients.memory().iter().all(|&value| value == 0.0) && !gradients.reached()[2]);
         gradients.view_mut(1).row_major()[3] = 1.0;
         assert_eq!(gradients.reached(), [false, true, false]);
+    }
+
+    #[test]
+    fn what_is_finished_can_be_lent_while_the_rest_is_added_to() {
+        let mut gradients = Gradients::<f32>::zeros(&specs());
+        let lease = gradients.lease().expect("nobody has them");
+        gradients.view_mut(2).row_major()[0] = 2.0;
+        gradients.finish_from(2);
+        assert!(lease.slice(0..26).is_none());
+        lease.slice(0..25).expect("they are finished")[0] += 1.0;
+        gradients.view_mut(1).row_major()[0] = 4.0;
+        gradients.finish_from(0);
+        lease.wait(69);
+        assert_eq!(lease.slice(24..33).expect("finished")[8], 4.0);
+        assert!(gradients.lease().is_none());
+        drop(lease);
+        assert_eq!((gradients.view(2).row_major()[0], gradients.is_leased()), (3.0, false));
+        let mut others = Gradients::<f32>::zeros(&specs());
+        others.view_mut(0).row_major()[1] = 1.0;
+        others.add(&gradients);
+        assert_eq!(
+            [0, 1, 2].map(|i| others.view(i).row_major()[..2].to_vec()),
+            [[0.0, 1.0], [4.0, 0.0], [3.0, 0.0]]
+        );
+        assert_eq!(others.reached(), [true; 3]);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //!
 //! A layer finds its values by key in the [`Weights`] of the pass, and its gradients by the same key in [`Gradients`].
 
+mod exchange;
 mod gradients;
 mod initialize;
 mod list;
@@ -24,7 +25,8 @@ mod testing;
 mod values;
 mod weights;
 
-pub use gradients::{GradientView, GradientViewMut, Gradients};
+pub use exchange::{Wire, pack_bfloat16, tree_sum, unpack_bfloat16};
+pub use gradients::{GradientLease, GradientSlice, GradientView, GradientViewMut, Gradients};
 pub use initialize::{initial_values, sample};
 pub use list::{MatrixKey, TableKey, VectorKey, WeightKey, WeightList};
 pub use packed_form::PackedForm;

@@ -5,12 +5,13 @@ use pyo3::prelude::*;
 
 use super::convert::{floats, to_numpy};
 use super::enter::{SCRATCH, enter_core, guard, to_py_err};
+use super::exchange::GradientLease;
 use super::weights::spec_at;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::optim::{Gradient, global_norm};
 use crate::params::{self, Spec};
 use crate::runtime::parallel::with_threads;
-use crate::runtime::{Shared, catch, default_threads};
+use crate::runtime::{Shared, catch, default_threads, lock_all};
 
 /// One gradient per weight.
 #[pyclass(frozen, module = "sparse_mixer._native")]
@@ -43,6 +44,7 @@ impl Gradients {
     ) -> PyResult<T> {
         enter_core(py, |interrupt| {
             let mut values = self.values.lock(interrupt)?;
+            expect_not_leased(&values)?;
             // Without memory for a copy there is none; the gradients are as before.
             catch(|| Ok(work(&mut values)))
         })
@@ -59,6 +61,17 @@ impl Gradients {
     fn spec(&self, index: usize) -> PyResult<&Spec> {
         spec_at(&self.specs, index)
     }
+}
+
+/// Checks that nobody has the gradients on lease.
+///
+/// # Errors
+/// [`Error::Value`] if somebody has.
+pub(super) fn expect_not_leased(gradients: &params::Gradients<f32>) -> Result<()> {
+    if gradients.is_leased() {
+        return Err(Error::value("gradients", "they are on lease; drop the lease and what it gave first"));
+    }
+    Ok(())
 }
 
 #[pymethods]
@@ -96,6 +109,62 @@ impl Gradients {
         guard(|| {
             self.with(py, |gradients| {
                 global_norm(gradients.iter().map(|view| Gradient::Dense(view.row_major())))
+            })
+        })
+    }
+
+    /// Counts the weights with flags as reached.
+    fn reach(&self, py: Python<'_>, weights: Vec<bool>) -> PyResult<()> {
+        guard(|| self.with(py, |gradients| gradients.reach(&weights)))
+    }
+
+    /// Adds other gradients of the same weights.
+    fn add(&self, py: Python<'_>, other: &Bound<'_, Gradients>) -> PyResult<()> {
+        guard(|| {
+            let other = other.get();
+            other.expect(&self.specs)?;
+            if std::ptr::eq(self, other) {
+                return Err(to_py_err(Error::value("other", "they are these gradients themselves")));
+            }
+            let threads = default_threads().map_err(to_py_err)?;
+            enter_core(py, |interrupt| {
+                let mut locks = lock_all(interrupt, || {
+                    let Some(own) = self.values.try_lock()? else { return Ok(None) };
+                    Ok(other.values.try_lock()?.map(|other| (own, other)))
+                })?;
+                let (own, other) = &mut *locks;
+                expect_not_leased(own)?;
+                expect_not_leased(other)?;
+                catch(|| {
+                    with_threads(threads, || own.add(other));
+                    Ok(())
+                })
+            })
+        })
+    }
+
+    /// Lends the gradients out as backward finishes them.
+    fn lease(&self, py: Python<'_>) -> PyResult<GradientLease> {
+        guard(|| {
+            let lease = self.with(py, |gradients| gradients.lease())?;
+            // `with` has refused those that are lent already.
+            lease
+                .map(GradientLease::new)
+                .ok_or_else(|| to_py_err(Error::value("gradients", "they are on lease")))
+        })
+    }
+
+    /// Whether somebody has them on lease, or an array of what was lent.
+    fn is_leased(&self, py: Python<'_>) -> PyResult<bool> {
+        guard(|| enter_core(py, |interrupt| Ok(self.values.lock(interrupt)?.is_leased())))
+    }
+
+    /// Declares all of them finished, for whoever has them on lease.
+    fn finish(&self, py: Python<'_>) -> PyResult<()> {
+        guard(|| {
+            enter_core(py, |interrupt| {
+                self.values.lock(interrupt)?.finish_from(0);
+                Ok(())
             })
         })
     }

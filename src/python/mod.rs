@@ -14,6 +14,7 @@ mod core_array;
 mod embed;
 mod encoder;
 mod enter;
+mod exchange;
 mod gradients;
 mod head;
 mod inputs;
@@ -65,6 +66,8 @@ mod _native {
     use super::enter::CheckpointError;
     #[pymodule_export]
     use super::enter::InternalError;
+    #[pymodule_export]
+    use super::exchange::{GradientLease, GradientSlice, pack_bfloat16, tree_sum, unpack_bfloat16};
     #[pymodule_export]
     use super::gradients::Gradients;
     #[pymodule_export]

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 
 use super::convert::{floats, parse, to_numpy};
 use super::enter::{enter_core, guard, read_shared, to_py_err};
-use super::gradients::Gradients;
+use super::gradients::{Gradients, expect_not_leased};
 use super::part::{LockedWeights, PartObject, TrainablePart, expect_distinct};
 use crate::error::{Error, Result};
 use crate::optim::{self, Gradient, NamedArray, ParameterSpec, Rule, Schedule, Update};
@@ -57,6 +57,7 @@ impl<'a> UpdateLocks<'a> {
         let mut locked = Vec::with_capacity(parts.len());
         for UpdatedPart { part, gradients, takes_part } in parts {
             let Some(gradients) = gradients.shared().try_lock()? else { return Ok(None) };
+            expect_not_leased(&gradients)?;
             let Some(weights) = part.try_lock()? else { return Ok(None) };
             locked.push((weights, gradients, *takes_part));
         }
