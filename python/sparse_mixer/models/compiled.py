@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparse_mixer import training
 from sparse_mixer._core.paths import PathLike
@@ -13,6 +13,9 @@ from sparse_mixer.models.keras_callbacks import adapted
 from sparse_mixer.models.keras_objects import POSSIBLE_OPTIMIZERS, optimizer_of
 from sparse_mixer.optimizers import Optimizer
 from sparse_mixer.training.trainable import Trainable
+
+if TYPE_CHECKING:
+    from sparse_mixer.distributed.communicator import Communicator
 
 
 class CompiledModel(Trainable):
@@ -125,6 +128,7 @@ class CompiledModel(Trainable):
         save_every: int | None = None,
         resume: bool = True,
         progress: bool | None = None,
+        communicator: Communicator | None = None,
     ) -> training.History:
         """Train the model. Positional arguments are Keras's, in its order; the others are ours.
 
@@ -162,6 +166,7 @@ class CompiledModel(Trainable):
             save_every: Updates between saves, besides those after each epoch and on Ctrl-C.
             resume: Resume from `state_path` if the file is there.
             progress: Whether there is a progress bar, whatever `verbose` says.
+            communicator: The processes that train the model together; see `sparse_mixer.training.fit`.
 
         Returns:
             The history.
@@ -207,6 +212,7 @@ class CompiledModel(Trainable):
             validation_batch_size=batch_size if validation_batch_size is None else validation_batch_size,
             validation_steps=validation_steps,
             validation_freq=validation_freq,
+            communicator=communicator,
         )
 
     def evaluate(

@@ -57,7 +57,8 @@ def read(
     if are_arrays(data):
         return _weighted(read_arrays(data, "x", pairs), factors)
     if callable(data):
-        return lambda epoch: WeightedBatches(data(epoch), factors)
+        # The epoch, and on several processes which of them.
+        return lambda *place: WeightedBatches(data(*place), factors)
     return WeightedBatches(data, factors)
 
 

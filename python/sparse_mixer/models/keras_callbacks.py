@@ -22,6 +22,10 @@ POSSIBLE_CALLBACKS = (
 )
 
 
+# Callbacks of Keras that write files or print.
+_WRITERS = {"BackupAndRestore", "CSVLogger", "ModelCheckpoint", "ProgbarLogger", "RemoteMonitor", "TensorBoard"}
+
+
 def adapted(callbacks: Any) -> list[training.Callback]:
     """Callbacks as our training calls them.
 
@@ -182,6 +186,8 @@ class KerasCallback(training.Callback):
     def __init__(self, callback: Any) -> None:
         """Make one around `callback`."""
         self.callback = callback
+        kinds = {kind.__name__ for kind in type(callback).__mro__}
+        self.on_every_rank = getattr(callback, "on_every_rank", not kinds & _WRITERS)
         self._view: ModelView | None = None
         self._batch = 0
 

@@ -22,7 +22,13 @@ class Callback:
 
     `trainer` is the `sparse_mixer.training.Trainer`; setting ``trainer.stop`` interrupts training after the step or
     epoch, ``trainer.finish()`` ends it for good.
+
+    Attributes:
+        on_every_rank: Whether every process of a run on several calls it, with the same logs, or only rank 0: so it is
+            for what writes or prints.
     """
+
+    on_every_rank = True
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
@@ -176,6 +182,8 @@ class JSONLLogger(Callback):
     Numbers that are not finite, which JSON does not have, are null.
     """
 
+    on_every_rank = False
+
     def __init__(self, path: PathLike, every: int = 1) -> None:
         """Make one.
 
@@ -248,6 +256,8 @@ class JSONLLogger(Callback):
 class CSVLogger(Callback):
     """Writes the history, one line per epoch, after each epoch."""
 
+    on_every_rank = False
+
     def __init__(self, path: PathLike) -> None:
         """Make one for the file `path`."""
         self._path = Path(file_name(path))
@@ -268,6 +278,8 @@ class ProgressBar(Callback):
 
     For models with experts also the load of the busiest one over an even share.
     """
+
+    on_every_rank = False
 
     def __init__(self) -> None:
         self._tqdm = require("tqdm.auto", "progress").tqdm

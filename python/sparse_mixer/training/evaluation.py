@@ -29,12 +29,12 @@ def evaluate(
     if isinstance(data, Iterator) and count is not None:
         # Read once: it need not start again.
         data = list(itertools.islice(data, count))
-    return evaluate_batches(model, as_batches(data, batch_size, shuffle, pairs=pairs), count)
+    return evaluate_batches(model, as_batches(data, batch_size, shuffle, pairs=pairs), count).means()
 
 
-def evaluate_batches(model: Trainable, batches: Batches, steps: int | None = None) -> dict[str, float]:
-    """The same over `steps` of `batches`; None for all."""
+def evaluate_batches(model: Trainable, batches: Batches, steps: int | None = None) -> Metrics:
+    """The same over `steps` of `batches`, as sums; None for all."""
     metrics = Metrics()
     for batch in itertools.islice(batches.epoch(0, 0, seed=0), steps):
         metrics.add(model.test_step(batch))
-    return metrics.means()
+    return metrics

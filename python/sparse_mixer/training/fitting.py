@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparse_mixer._core.checks import as_bool, as_list
 from sparse_mixer._core.paths import PathLike, file_name
@@ -15,6 +15,9 @@ from sparse_mixer.training.history import History
 from sparse_mixer.training.state import REMEDY
 from sparse_mixer.training.trainable import Trainable
 from sparse_mixer.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from sparse_mixer.distributed.communicator import Communicator
 
 
 def fit(
@@ -41,6 +44,7 @@ def fit(
     validation_batch_size: int | None = None,
     validation_steps: int | None = None,
     validation_freq: int | Collection[int] = 1,
+    communicator: Communicator | None = None,
 ) -> History:
     """Train a model.
 
@@ -75,6 +79,12 @@ def fit(
         validation_batch_size: The `batch_size` of `evaluate`; None for that of training.
         validation_steps: Batches of `validation_data` to evaluate; None for all.
         validation_freq: Evaluate after every so many epochs, or after those with these numbers, from 1.
+        communicator: The processes (ranks) that train the model together, see `sparse_mixer.distributed`; all of them
+            call `fit` with the same arguments. `accumulation_steps` then counts the batches of all ranks, each of which
+            computes as many of them. All get the same `data` and take their own batches from these; or a function of
+            epoch, rank and number of ranks gives each its own, in order. Callbacks are called on every rank with the
+            same logs, those that write or print on rank 0 alone, which also writes the state; another number of ranks
+            may resume it.
 
     Batches in which no label has a weight make no update; ``skipped_steps`` in an epoch's logs counts them.
 
@@ -82,18 +92,27 @@ def fit(
         The history.
 
     Raises:
-        KeyboardInterrupt: Interrupted: the model is as after the last update, and the state saved.
+        KeyboardInterrupt: Interrupted: the model is as after the last update, and the state saved. With a communicator
+            `sparse_mixer.distributed.Interrupted`, on all ranks, after a signal to one of them.
         FloatingPointError: A loss is NaN or infinite.
-        ValueError: An argument that cannot work, or that has no meaning for such `data`; a state of another run.
+        ValueError: An argument that cannot work, or that has no meaning for such `data`; a state of another run; ranks
+            that would not compute the same.
+        sparse_mixer.distributed.RankError: Another rank has failed.
     """
     bar = []
-    if progress is not False:
+    if progress is not False and (communicator is None or not communicator.rank):
         try:
             bar = [ProgressBar()]
         except ImportError:
             if progress:
                 raise
-    trainer = Trainer(
+    kind: Callable[..., Trainer] = Trainer
+    if communicator is not None:
+        # Only then: few programs need it.
+        from sparse_mixer.training.data_parallel import DataParallelTrainer
+
+        kind = functools.partial(DataParallelTrainer, communicator=communicator)
+    trainer = kind(
         model,
         data,
         optimizer=optimizer,
@@ -116,7 +135,7 @@ def fit(
         validation_freq=validation_freq,
     )
     name = None if state_path is None else file_name(state_path, "state_path")
-    if as_bool("resume", resume) and name is not None and Path(name).exists():
+    if as_bool("resume", resume) and name is not None and trainer.has_state(name):
         trainer.restore(name)
         if trainer.finished:
             warnings.warn(

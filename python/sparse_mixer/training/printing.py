@@ -13,6 +13,8 @@ from sparse_mixer.training.callbacks import Callback, worth_a_line
 class EpochLines(Callback):
     """Prints a line per epoch: its number, seconds, losses and accuracies."""
 
+    on_every_rank = False
+
     def __init__(self) -> None:
         self._start = 0.0
 

@@ -85,7 +85,7 @@ class Resumable:
             ValueError: It is damaged or of another run; nothing has changed then.
         """
         name = file_name(path)
-        state = state_files.read(Path(name))
+        state = self._read_state(name)
         self._check_same_run(name, state)
         variables = self._own_variables()
         try:
@@ -104,6 +104,13 @@ class Resumable:
             self.skipped_steps = counters["skipped_steps"]
             self._updates_before_epoch = counters["updates_before_epoch"]
             self.epoch_metrics, self.history = state.epoch_metrics, state.history
+
+    def has_state(self, path: str) -> bool:
+        """Whether there is a file to resume from."""
+        return Path(path).exists()
+
+    def _read_state(self, path: str) -> state_files.State:
+        return state_files.read(Path(path))
 
     def _restore_callbacks(self, path: str, state: state_files.State) -> None:
         """Give all callbacks their states, or on an error back those that they had."""

@@ -110,7 +110,15 @@ def read(path: Path) -> State:
         OSError: The file cannot be read.
         ValueError: It is damaged, or no training state.
     """
-    meta, arrays = load(path)
+    return parse(path, *load(path))
+
+
+def parse(path: Path, meta: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> State:
+    """Check all of what `load` read from `path`.
+
+    Raises:
+        ValueError: It is damaged.
+    """
     try:
         return _parse(meta, arrays)
     except KeyError as error:

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sparse_mixer._core.variables import Variable
 from sparse_mixer.gradients import Gradients
 from sparse_mixer.optimizers import Optimizer
 from sparse_mixer.training import fingerprint
-from sparse_mixer.training.batches import are_arrays, as_batches, read_batch, token_count
+from sparse_mixer.training.batches import Batches, are_arrays, as_batches, read_batch, token_count
 from sparse_mixer.training.callbacks import Callback
 from sparse_mixer.training.evaluation import evaluate_batches
 from sparse_mixer.training.history import History
@@ -42,7 +42,10 @@ class Trainer(Resumable):
         skipped_steps: Steps of this epoch that made no update, because no label in them had a weight.
         tokens_per_second: Moving average, without padding.
         stop: Set it to leave `run` after the step or epoch; `run` or a resumption continues from there.
+        rank: Number of this process among those that train the model together; 0 for one process.
     """
+
+    rank = 0
 
     def __init__(
         self,
@@ -163,7 +166,7 @@ class Trainer(Resumable):
             for callback in self._callbacks:
                 callback.on_train_begin(self)
                 begun.append(callback)
-            while not (self.finished or self.stop):
+            while not (self._is_stopped() or self.finished):
                 self._run_epoch()
             # At the end of an epoch it has been done.
             if self.stop and self.batch and self._state_path is not None:
@@ -181,18 +184,17 @@ class Trainer(Resumable):
         if not self.batch:
             self._updates_before_epoch = self.step
         order = derived_seed(Purpose.ORDER, self._seed, self._updates_before_epoch)
-        batches = self.batches.epoch(self.epoch, self.batch, order)
+        batches = self.batches.epoch(self.epoch, self._start(), order)
         for callback in self._callbacks:
             callback.on_epoch_begin(self)
-        while not self.stop:
+        while not self._is_stopped():
             wanted = self._accumulation_steps
             if self.batches.steps is not None:
                 wanted = min(wanted, self.batches.steps - self.batch)
-            chunk = list(itertools.islice(batches, wanted))
-            if not chunk:
+            chunk = self._next(batches, wanted)
+            if not len(chunk):
                 break
-            for callback in self._callbacks:
-                callback.on_step_begin(self)
+            self._begin_step()
             self._update(chunk)
             if self._save_every and self.step % self._save_every == 0 and self._state_path is not None:
                 self.save(self._state_path)
@@ -204,7 +206,7 @@ class Trainer(Resumable):
         if self._validation is not None and self._validates_now():
             for callback in self._callbacks:
                 callback.on_validation_begin(self)
-            results = evaluate_batches(self.model, self._validation, self._validation_steps)
+            results = self._validate(self._validation)
             logs |= {f"val_{name}": value for name, value in results.items()}
             for callback in self._callbacks:
                 callback.on_validation_end(self, results)
@@ -224,7 +226,26 @@ class Trainer(Resumable):
             return number % self._validation_freq == 0
         return number in self._validation_freq
 
-    def _update(self, chunk: Sequence[Any]) -> None:
+    def _is_stopped(self) -> bool:
+        """Whether this run is to be left now."""
+        return self.stop
+
+    def _start(self) -> int:
+        """How many of the epoch's batches that `batches` gives this process have been used."""
+        return self.batch
+
+    def _next(self, batches: Iterator[Any], wanted: int) -> Any:
+        """The next batches, at most so many, in the form that `_update` takes; its length is their number."""
+        return list(itertools.islice(batches, wanted))
+
+    def _begin_step(self) -> None:
+        for callback in self._callbacks:
+            callback.on_step_begin(self)
+
+    def _validate(self, batches: Batches) -> dict[str, float]:
+        return evaluate_batches(self.model, batches, self._validation_steps).means()
+
+    def _update(self, chunk: Any) -> None:
         """One update with the gradient of the batches in `chunk` as if they were one batch."""
         start = time.perf_counter()
         chunk = [self._transformed(number, batch) for number, batch in enumerate(chunk)]
@@ -247,11 +268,15 @@ class Trainer(Resumable):
             except FloatingPointError as error:
                 raise FloatingPointError(f"update {self.step + 1} was not made: {error}") from None
             metrics.add(new)
+        self._apply(metrics, len(chunk), tokens, start)
+
+    def _apply(self, metrics: Metrics, batches: int, tokens: int, start: float) -> None:
+        """Make the update, for which so many batches of so many tokens have been differentiated since `start`."""
         logs = metrics.means()
         logs["learning_rate"] = self.optimizer.current_learning_rate()
         with interrupts.deferred():
             norm = self.optimizer.apply_gradients(self.model, self._gradients)
-            self._count(len(chunk))
+            self._count(batches)
             self.epoch_metrics.add(metrics)
             self.history.steps.append((logs["loss"], logs["learning_rate"]))
         if norm is not None:
