@@ -68,11 +68,10 @@ def test_the_ratio_is_that_to_the_closest_engine_of_the_same_precision() -> None
 
 def test_the_overlap_counts_passages_that_stay_among_the_nearest() -> None:
     passages = np.eye(30, dtype=np.float32)
-    # The first query is nearest to passages 0 to 9, the other one to 10 to 19.
-    queries = np.zeros((2, 30), np.float32)
-    queries[0, :10] = queries[1, 10:20] = 1
+    # The nearest of both queries are passages 0 to 9; by the other vectors of the first query 5 to 14.
+    queries = np.tile(np.arange(30, 0, -1, dtype=np.float32), (2, 1))
     others = queries.copy()
-    others[0, :5], others[0, 20:25] = 0, 1
+    others[0, :5], others[0, 10:15] = queries[0, 10:15], queries[0, :5]
     assert sentence_quality.top_overlap(queries, passages, queries, passages) == 1
     assert sentence_quality.top_overlap(others, passages, queries, passages) == 0.75
 
