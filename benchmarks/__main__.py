@@ -99,6 +99,13 @@ def _parser() -> argparse.ArgumentParser:
         "--compare", action="store_true", help="with --quality: float32 beside sentence-transformers, too"
     )
 
+    scaleout = commands.add_parser("scaleout", help="training on several local processes; simulated on many machines")
+    scaleout.add_argument("--size", choices=["base", "mini"], default="base", help="model")
+    scaleout.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    scaleout.add_argument("--batch", type=int, default=8, help="examples per rank and update")
+    scaleout.add_argument("--updates", type=int, default=5)
+    scaleout.add_argument("--gbit", type=float, nargs="*", default=[10.0, 5.0], help="limits of the loopback; Linux")
+
     startup = commands.add_parser("startup", help="import, build, first call, peak memory")
     startup.add_argument("--engines", type=_names_among(PEERS), default=_WITHOUT_TORCH)
     startup.add_argument("--batch", type=int, default=8)
@@ -214,6 +221,10 @@ def main() -> None:
             passage_rounds=arguments.passage_rounds,
             folder=folder,
         )
+    elif arguments.command == "scaleout":
+        from benchmarks.scaleout import run
+
+        text = run(arguments.size, arguments.ranks, arguments.batch, arguments.updates, arguments.gbit, folder)
     elif arguments.command == "startup":
         from benchmarks.startup import run
 
