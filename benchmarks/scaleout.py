@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -45,7 +46,7 @@ def measured(size: str, ranks: int, batch: int, updates: int, threads: int, gbit
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     if gbit is not None:
         # Also between processes of one machine, as if there were a network.
-        environment |= {"MPIR_CVAR_NOLOCAL": "1", "FI_PROVIDER": "tcp"}
+        environment |= {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
         limit = f"tc qdisc add dev lo root tbf rate {gbit}gbit burst 4mb latency 100ms"
         command = ["unshare", "-n", "-r", "sh", "-c", f"ip link set lo up && {limit} && exec {shlex.join(command)}"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -89,10 +90,12 @@ def run(size: str, ranks: list[int], batch: int, updates: int, gbits: list[float
             alone = {count: result["exchange"] for count, result in found.items()}
             network = fitted(single["bytes"], alone, LATENCY if gbit else 5e-6, SUM_RATE, share)
             for count, result in found.items():
+                # Ranks of one machine share its loopback, or its memory.
+                shared = dataclasses.replace(network, bandwidth=network.bandwidth * min(found) / count)
                 # More ranks than cores share these.
                 slower = max(1.0, count / cores)
                 update = Update(base.compute * slower, base.rest * slower, [(t * slower, b) for t, b in base.ready])
-                simulated = update_seconds(update, count, network, overlap=overlap, wire=share)
+                simulated = update_seconds(update, count, shared, overlap=overlap, wire=share)
                 error = simulated / result["update"] - 1
                 hidden = 1 - result["exposed"] / result["exchange"]
                 name = "local" if gbit is None else f"{gbit:g} Gbit/s"

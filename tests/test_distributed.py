@@ -205,6 +205,32 @@ def test_ranks_that_differ_are_refused_by_name(change: dict[str, Any], message: 
         assert message in str(error)
 
 
+def test_instruction_sets_are_compared() -> None:
+    """They may round differently, and then the weights of the ranks would come apart."""
+
+    def work(communicator: Any) -> None:
+        fit(communicator, pretrainer(isa="portable" if communicator.rank else None))
+
+    for error in on_ranks(2, work):
+        assert "rank 1 has instruction set 'portable', not '" in str(error)
+
+
+def test_weights_that_come_apart_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparse_mixer.training import data_parallel
+
+    monkeypatch.setattr(data_parallel, "CHECK_EVERY", 4)
+
+    class Changes(training.Callback):
+        def on_step_end(self, trainer: Any, logs: Any) -> None:
+            if trainer.rank == 1 and trainer.step == 2:
+                variable = trainer.model.weights[0]
+                variable.assign(np.nextafter(variable.numpy(), np.float32(9)))
+
+    for error in on_ranks(2, lambda c: fit(c, callbacks=[Changes()])):
+        assert isinstance(error, RuntimeError)
+        assert str(error) == "after 4 updates, weights of the ranks [1] are not those of rank 0"
+
+
 def test_versions_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     from sparse_mixer.training import data_parallel
 

@@ -19,7 +19,10 @@ _SAME_SECONDS = 2.0
 
 
 class Signals:
-    """Whether SIGINT or SIGTERM has come. A second one, at least two seconds later, ends all processes at once."""
+    """Whether SIGINT, SIGTERM or SIGUSR1 has come. A second one, two seconds later, ends all processes at once.
+
+    SIGUSR1 unless the program has a handler of its own: Open MPI's launcher passes it on, and kills all after others.
+    """
 
     def __init__(self, communicator: Communicator) -> None:
         self._communicator = communicator
@@ -44,7 +47,9 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+            numbers.append(signal.SIGUSR1)
         before = [signal.signal(number, self._notice) for number in numbers]
         try:
             yield

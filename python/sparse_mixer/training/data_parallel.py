@@ -148,8 +148,8 @@ class DataParallelTrainer(Trainer):
         """As `Trainer.run`, on all ranks.
 
         Raises:
-            Interrupted: SIGINT or SIGTERM to one of the ranks: all are as after the same update, and the state is
-                saved.
+            Interrupted: SIGINT, SIGTERM or SIGUSR1 to one of the ranks: all are as after the same update, and the state
+                is saved.
             RankError: Another rank has failed.
             FloatingPointError: A loss of one of the ranks is NaN or infinite; nothing has been updated with it.
         """
