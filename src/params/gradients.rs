@@ -126,13 +126,13 @@ impl<R: Real> Gradients<R> {
 
     /// All gradients, each in its [`Gradients::range`], with zeros between them.
     pub fn memory(&self) -> &[R] {
-        self.memory.slice(0..self.memory.len())
+        self.memory.slice(0..self.memory.value_count())
     }
 
     /// Adds other gradients of the same weights, value by value, and counts what they reach as reached.
     pub fn add(&mut self, other: &Self) {
         const VALUES: usize = 1 << 16;
-        let len = self.memory.len();
+        let len = self.memory.value_count();
         let pieces = self.memory.slice_mut(0..len).chunks_mut(VALUES).zip(other.memory().chunks(VALUES));
         parallel::for_each(pieces, |(sum, values), _| {
             sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += *value);
@@ -156,7 +156,7 @@ impl<R: Real> Gradients<R> {
         if self.is_leased() {
             // Behind the last of them there is only room.
             let end = if first == 0 {
-                self.memory.len()
+                self.memory.value_count()
             } else {
                 self.ranges.get(first).map_or(0, |range| range.end)
             };

@@ -27,7 +27,7 @@ impl GradientLease {
 impl GradientLease {
     /// Number of values, room between gradients included.
     fn __len__(&self) -> usize {
-        self.0.len()
+        self.0.value_count()
     }
 
     /// Waits, without the interpreter, until all values before `end` are finished.

@@ -71,7 +71,7 @@ impl<T, O: DerefMut<Target = [T]>> LeasableMemory<T, O> {
 
 impl<T, O> LeasableMemory<T, O> {
     /// Number of values.
-    pub fn len(&self) -> usize {
+    pub fn value_count(&self) -> usize {
         self.shared.len
     }
 
@@ -162,7 +162,7 @@ impl<T, O> Shared<T, O> {
 
 impl<T, O> Lease<T, O> {
     /// Number of values, finished or not.
-    pub fn len(&self) -> usize {
+    pub fn value_count(&self) -> usize {
         self.active.0.len
     }
 
@@ -226,7 +226,7 @@ impl<T, O> Drop for Active<T, O> {
 
 impl<T, O> fmt::Debug for LeasableMemory<T, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "LeasableMemory({} values, leased: {})", self.len(), self.is_leased())
+        write!(f, "LeasableMemory({} values, leased: {})", self.value_count(), self.is_leased())
     }
 }
 
