@@ -61,19 +61,19 @@ unsafe impl GlobalAlloc for Refusing {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as the caller promises.
         if Refusing::refuses(layout.size()) {
             std::ptr::null_mut()
         } else {
+            // SAFETY: as the caller promises.
             unsafe { System.alloc_zeroed(layout) }
         }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as the caller promises.
         if Refusing::refuses(size) {
             std::ptr::null_mut()
         } else {
+            // SAFETY: as the caller promises.
             unsafe { System.realloc(memory, layout, size) }
         }
     }
