@@ -129,17 +129,35 @@ def mix(graph: Graph, arguments: Arguments, key: str, grouping: Grouping, h: str
     first = graph.op("Mul", graph.arange(graph.dimension(probabilities, 0)), grouping.tokens)
     first = graph.op("Unsqueeze", first, graph.integers(1, 2))
     tokens = graph.op("Add", routed.tokens, first)
-    tokens, weights = (_of_experts(graph, arguments, value) for value in (tokens, weights))
+    weights = _of_experts(graph, arguments, weights)
     # 3. the experts on their tokens
-    x = graph.op("Gather", rows, tokens, axis=0)
+    x = graph.op("Gather", rows, _of_experts(graph, arguments, tokens), axis=0)
     inner = _expert(graph, f"{key}/experts/intermediate", x)
     out = _expert(graph, f"{key}/experts/output", activations.apply(graph, arguments.inner_activation, inner))
     out = graph.op("Mul", out, graph.op("Unsqueeze", weights, graph.integers(2)))
     # 4. back to their places
-    zeros = graph.op("ConstantOfShape", graph.op("Shape", rows))
-    places = graph.op("Unsqueeze", tokens, graph.integers(2))
-    summed = graph.op("ScatterND", zeros, places, out, reduction="add")
+    summed = _put_back(graph, arguments, rows, tokens, out)
     return graph.op("Reshape", summed, graph.op("Shape", h)), routed
+
+
+def _put_back(graph: Graph, arguments: Arguments, rows: str, tokens: str, out: str) -> str:
+    """The sum of the experts' rows `out` at `tokens` (``[G, E, k]``), of the shape of `rows`; expert after expert.
+
+    Tokens may have several experts. To add at places that repeat is in the standard, but ONNX Runtime then loses
+    summands when it has several threads (its issue 18048). Among an expert's own tokens none repeats.
+    """
+    experts = arguments.num_experts
+    if arguments.group_mixup:
+        # Of each row's own expert, not of the one that computed it.
+        shape = graph.op("Concat", graph.op("Shape", tokens), graph.integers(arguments.hidden_size), axis=0)
+        out = graph.op("Transpose", graph.op("Reshape", out, shape), perm=[1, 0, 2, 3])
+        out = graph.op("Reshape", out, graph.integers(experts, -1, arguments.hidden_size))
+    tokens = graph.op("Reshape", graph.op("Transpose", tokens, perm=[1, 0, 2]), graph.integers(experts, -1, 1))
+    places, parts = (graph.ops("Split", [value], experts, axis=0, num_outputs=experts) for value in (tokens, out))
+    summed = graph.op("ConstantOfShape", graph.op("Shape", rows))
+    for place, part in zip(places, parts, strict=True):
+        summed = graph.op("ScatterND", summed, place, part, reduction="add")
+    return summed
 
 
 def _expert(graph: Graph, key: str, x: str) -> str:
