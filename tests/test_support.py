@@ -58,7 +58,21 @@ def test_platforms() -> None:
     with open(ROOT / "Cargo.toml", "rb") as file:
         package = tomllib.load(file)["package"]
     assert row("Rust")[0] == package["rust-version"]
-    assert f"version: {package['version']}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_version() -> None:
+    """One version, and one date of it, in all files that name them."""
+    with open(ROOT / "Cargo.toml", "rb") as file:
+        version = tomllib.load(file)["package"]["version"]
+    for lock in ("Cargo.lock", "fuzz/Cargo.lock"):
+        with open(ROOT / lock, "rb") as file:
+            packages = tomllib.load(file)["package"]
+        assert [package["version"] for package in packages if package["name"] == "sparse_mixer"] == [version], lock
+    released = re.findall(r"^## \[(\d[^]]*)\] - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0][0] == version
+    assert released == sorted(released, key=lambda entry: entry[1], reverse=True)
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"version: {version}\ndate-released: {released[0][1]}\n" in citation
 
 
 def test_actions_are_pinned_by_hash() -> None:
