@@ -22,7 +22,7 @@ enum Residual<R: Real> {
 impl<R: Real> Residual<R> {
     /// An array of `len` zeros that the caller gets.
     fn kept(context: &Context<'_, R>, len: usize) -> Self {
-        context.stand_in(len).map_or_else(|| Residual::Kept(alloc_zeroed(len)), Residual::Scratch)
+        context.stand_in_for_zeros(len).map_or_else(|| Residual::Kept(alloc_zeroed(len)), Residual::Scratch)
     }
 
     fn into_kept(self) -> Option<Vec<R>> {
@@ -96,6 +96,7 @@ impl<R: Real> SparseMixer<R> {
                 false => Residual::Scratch(context.buffer(len)),
             };
             let record = block.forward(&pass, &self.activation, &x, rows, &mut out)?;
+            context.count_written::<R>(if keep { len } else { 0 });
             outputs.add(context, &record, requested);
             check_finite(requested, format_args!("block {layer} is"), &out)?;
             let previous = std::mem::replace(&mut x, out);
@@ -104,6 +105,7 @@ impl<R: Real> SparseMixer<R> {
         if let Some(pooler) = self.pooler.filter(|_| requested.pooled_output) {
             let mut pooled = Residual::kept(context, batch * hidden);
             pooler.forward(&pass, &x, last_rows, &mut pooled)?;
+            context.count_written::<R>(batch * hidden);
             check_finite(requested, "the pooler is", &pooled)?;
             outputs.pooled_output = pooled.into_kept();
         }

@@ -53,6 +53,19 @@ impl<R: Real> Context<'_, R> {
         Some(Buffer::take(&Arc::default(), Some(ledger), len))
     }
 
+    /// As [`Context::stand_in`], for memory that is there only once it has been written to, by when it is to be counted: see
+    /// [`Context::count_written`].
+    pub fn stand_in_for_zeros<T: Element>(&self, len: usize) -> Option<Buffer<T>> {
+        self.is_dry().then(|| Buffer::untouched(len))
+    }
+
+    /// In a dry run, counts `len` elements that [`Context::stand_in_for_zeros`] stands in for.
+    pub fn count_written<T>(&self, len: usize) {
+        if let Some(ledger) = self.scratch.pool().ledger() {
+            ledger.add_held(len.saturating_mul(size_of::<T>()));
+        }
+    }
+
     /// A copy of `values` for the caller; empty in a dry run, which counts it.
     pub fn copied<T: Element>(&self, values: &[T]) -> Vec<T> {
         if self.stand_in::<T>(values.len()).is_some() {

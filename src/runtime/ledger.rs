@@ -30,11 +30,16 @@ impl Ledger {
     pub fn ensure_len<T: Element>(&self, data: &mut AlignedVec<T>, len: usize) {
         let (before, after) = (size_of_val(&data[..]), len.saturating_mul(size_of::<T>()));
         if data.len() < len {
-            let mut account = lock(&self.0);
-            account.held = account.held.saturating_add(after - before + alignment_bytes(after));
-            account.peak = account.peak.max(account.held);
+            self.add_held(after - before);
             *data = AlignedVec::untouched(len);
         }
+    }
+
+    /// Counts bytes that are kept to the end.
+    pub fn add_held(&self, bytes: usize) {
+        let mut account = lock(&self.0);
+        account.held = account.held.saturating_add(bytes.saturating_add(alignment_bytes(bytes)));
+        account.peak = account.peak.max(account.held);
     }
 
     /// Counts the threads of a step.

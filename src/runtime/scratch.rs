@@ -166,6 +166,11 @@ pub struct Buffer<T: Element> {
 }
 
 impl<T: Element> Buffer<T> {
+    /// A buffer that no pool knows, of zeros without memory behind them.
+    pub(super) fn untouched(len: usize) -> Self {
+        Buffer { home: Arc::default(), data: AlignedVec::untouched(len), len }
+    }
+
     /// The smallest free buffer that is large enough, unless it is much too large: else the largest of those that are too
     /// small, grown.
     pub(super) fn take(home: &Arc<FreeList<T>>, ledger: Option<&Ledger>, len: usize) -> Self {
