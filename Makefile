@@ -113,6 +113,8 @@ $(STAMPS)/examples: examples/requirements.txt | $(STAMPS)/venv
 	$(PIP) --no-deps -r $<
 	touch $@
 
+# Two epochs of fine-tuning, so that all is done in five minutes.
+FINETUNE_ARGS ?= --epochs 2
 quickstart: build $(STAMPS)/examples  ## encode, search and learn on real text (no TensorFlow needed)
 	$(PY) examples/quickstart.py $(QUICKSTART_ARGS)
 	$(PY) examples/search.py $(SEARCH_ARGS)
