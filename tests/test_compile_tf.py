@@ -147,7 +147,20 @@ def garden_optimizer() -> Any:
     return optimization.create_optimizer(5e-3, 8, 2, optimizer_type="adamw")
 
 
+def steps_with_nesterov() -> Any:
+    rates = tf_keras.optimizers.schedules.PiecewiseConstantDecay([3, 6], [0.05, 0.02, 0.01])
+    return tf_keras.optimizers.serialize(tf_keras.optimizers.SGD(rates, momentum=0.9, nesterov=True))
+
+
+def decays_but_biases() -> Any:
+    optimizer = tf_keras.optimizers.Adam(2e-3, weight_decay=5.0)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "layer_norm"])
+    return optimizer
+
+
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    "config of nesterov and a schedule": steps_with_nesterov,
+    "decay without biases": decays_but_biases,
     "adam": lambda: "adam",
     "AdamW": lambda: tf_keras.optimizers.AdamW(2e-3, weight_decay=0.1, global_clipnorm=0.5),
     "legacy Adam": lambda: tf_keras.optimizers.legacy.Adam(2e-3, epsilon=1e-5),

@@ -14,7 +14,7 @@ import pytest
 import tensorflow_reference as reference
 from sparse_mixer.keras import layer_class
 
-from tests.usage_patterns import calls, models
+from tests.usage_patterns import calls, models, notebooks
 
 tf = reference.tf
 
@@ -26,7 +26,7 @@ Pattern = Callable[..., Any]
 
 def patterns() -> dict[str, Pattern]:
     found: dict[str, Pattern] = {}
-    for module in (calls, models):
+    for module in (calls, models, notebooks):
         functions = inspect.getmembers(module, inspect.isfunction)
         found |= {name: f for name, f in functions if name not in HELPERS and not name.startswith("_")}
     return found

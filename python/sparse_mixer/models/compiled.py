@@ -203,7 +203,7 @@ class CompiledModel(Trainable):
             accumulation_steps=accumulation_steps,
             recompute=recompute,
             validation_data=validation_data,
-            callbacks=[*adapted(callbacks), *lines],
+            callbacks=[*adapted(callbacks, 1 if verbose == "auto" else int(verbose)), *lines],
             state_path=state_path,
             save_every=save_every,
             resume=resume,

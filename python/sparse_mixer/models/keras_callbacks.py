@@ -7,6 +7,7 @@ model that they see is a `ModelView`: our model, with the attributes that Keras'
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from sparse_mixer import training
 from sparse_mixer._core.checks import as_float, as_list
+from sparse_mixer.models.keras_objects import is_foreign
 from sparse_mixer.optimizers import Optimizer
 
 POSSIBLE_CALLBACKS = (
@@ -24,15 +26,23 @@ POSSIBLE_CALLBACKS = (
 
 # Callbacks of Keras that write files or print.
 _WRITERS = {"BackupAndRestore", "CSVLogger", "ModelCheckpoint", "ProgbarLogger", "RemoteMonitor", "TensorBoard"}
+# Those that reach into Keras's models, and what there is instead.
+_INSTEAD = {
+    "BackupAndRestore": "fit(state_path=...) saves the state and resumes from it",
+    "ProgbarLogger": "verbose=1 shows the progress",
+    "SwapEMAWeights": "optimisers keep no averages of weights here",
+}
 
 
-def adapted(callbacks: Any) -> list[training.Callback]:
+def adapted(callbacks: Any, verbose: int = 0) -> list[training.Callback]:
     """Callbacks as our training calls them.
 
     Args:
         callbacks: A list of callbacks of ours and of Keras, one of them, a ``CallbackList``, or None.
+        verbose: What those of Keras are told of the output.
 
     Raises:
+        ValueError: One of Keras that cannot work.
         TypeError: An object that is neither.
     """
     if callbacks is None:
@@ -41,10 +51,10 @@ def adapted(callbacks: Any) -> list[training.Callback]:
         callbacks = [callbacks]
     elif hasattr(callbacks, "callbacks"):
         callbacks = callbacks.callbacks
-    return [_adapted(callback) for callback in as_list("callbacks", callbacks, "callbacks")]
+    return [_adapted(callback, verbose) for callback in as_list("callbacks", callbacks, "callbacks")]
 
 
-def _adapted(callback: Any) -> training.Callback:
+def _adapted(callback: Any, verbose: int) -> training.Callback:
     if isinstance(callback, training.Callback):
         return callback
     if isinstance(callback, type) or not _is_keras(callback):
@@ -52,7 +62,10 @@ def _adapted(callback: Any) -> training.Callback:
         raise TypeError(
             f"callbacks: expected sparse_mixer.training.Callback or one of Keras, got {kind}; {POSSIBLE_CALLBACKS}"
         )
-    return KerasCallback(callback)
+    for kind in type(callback).__mro__:
+        if kind.__name__ in _INSTEAD and is_foreign(callback):
+            raise ValueError(f"callbacks: {kind.__name__} needs a model of Keras; {_INSTEAD[kind.__name__]}")
+    return KerasCallback(callback, verbose)
 
 
 def _is_keras(callback: Any) -> bool:
@@ -68,7 +81,7 @@ class Number(float):
 
     def numpy(self) -> npt.NDArray[Any]:
         """The value, an array without axes."""
-        return np.asarray(int(self) if self.is_integer() and self._write is None else float(self))
+        return np.asarray(float(self))
 
     def value(self) -> npt.NDArray[Any]:
         """As `numpy`."""
@@ -87,6 +100,19 @@ class Number(float):
         self._write(as_float("learning_rate", np.asarray(value).item()))
 
 
+class Whole(int):
+    """A count of this moment, with what Keras's code asks of a variable that holds one."""
+
+    dtype = np.dtype(np.int64)
+    shape = ()
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """The value, an array without axes."""
+        return np.asarray(int(self))
+
+    value = read_value = numpy
+
+
 class Counter:
     """A number of batches that goes on: what TensorBoard's callback takes hold of once and reads again and again."""
 
@@ -97,10 +123,17 @@ class Counter:
         """The count, an array without axes."""
         return np.asarray(self.count)
 
+    def value(self) -> npt.NDArray[Any]:
+        """As `numpy`."""
+        return self.numpy()
+
     def __int__(self) -> int:
         return self.count
 
     __index__ = __int__
+
+    def __mod__(self, number: int) -> int:
+        return self.count % number
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return np.asarray(self.count, dtype)
@@ -129,7 +162,7 @@ class OptimizerView:
     def iterations(self) -> Any:
         """Number of updates done."""
         own: Optimizer = object.__getattribute__(self, "_own")
-        return Number(own.iterations)
+        return Whole(own.iterations)
 
     def _set_rate(self, value: float) -> None:
         own: Optimizer = object.__getattribute__(self, "_own")
@@ -169,23 +202,36 @@ class ModelView:
         self.train_tf_function = None
 
     def save_weights(self, filepath: Any, overwrite: bool = True, save_format: Any = None, options: Any = None) -> None:
-        """Write the model; files of ours hold weights and configuration alike."""
+        """Write the model; files of ours hold weights and configuration alike.
+
+        Raises:
+            ValueError: A format, which the ending of the name decides, or a name that ends as none of ours does.
+            FileExistsError: The file is there and is not to be overwritten.
+        """
+        if save_format is not None:
+            raise ValueError(f"save_format: got {save_format!r}; name the file *.safetensors, *.npz or *.weights.h5")
+        if not overwrite and Path(filepath).exists():
+            raise FileExistsError(f"{filepath} is there, and overwrite is False")
         self._own.save(filepath)
 
-    def save(self, filepath: Any, overwrite: bool = True, save_format: Any = None, options: Any = None) -> None:
-        """Write the model."""
-        self._own.save(filepath)
+    save = save_weights
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_own"], name)
+        own = self.__dict__["_own"]
+        if not hasattr(own, name):
+            raise AttributeError(
+                f"callbacks: the model that they see is of sparse_mixer.models; {type(own).__name__} has no {name!r}"
+            )
+        return getattr(own, name)
 
 
 class KerasCallback(training.Callback):
     """A callback of Keras among ours."""
 
-    def __init__(self, callback: Any) -> None:
-        """Make one around `callback`."""
+    def __init__(self, callback: Any, verbose: int = 0) -> None:
+        """Make one around `callback`, which is told of `verbose`."""
         self.callback = callback
+        self._verbose = verbose
         kinds = {kind.__name__ for kind in type(callback).__mro__}
         self.on_every_rank = getattr(callback, "on_every_rank", not kinds & _WRITERS)
         self._view: ModelView | None = None
@@ -194,7 +240,7 @@ class KerasCallback(training.Callback):
     def on_train_begin(self, trainer: Any) -> None:
         """See `Callback`."""
         self._view = ModelView(trainer)
-        self._call("set_params", {"verbose": 0, "epochs": trainer.epochs, "steps": trainer.batches.steps})
+        self._call("set_params", {"verbose": self._verbose, "epochs": trainer.epochs, "steps": trainer.batches.steps})
         self.callback.set_model(self._view)
         self._call("on_train_begin", {})
         self._heed(trainer)
@@ -221,6 +267,16 @@ class KerasCallback(training.Callback):
         """See `Callback`."""
         self._call("on_test_begin", {})
 
+    def on_validation_step_begin(self, trainer: Any, number: int) -> None:
+        """See `Callback`."""
+        self._call("on_test_batch_begin", number, {})
+
+    def on_validation_step_end(self, trainer: Any, number: int, logs: Mapping[str, float]) -> None:
+        """See `Callback`."""
+        if self._view is not None:
+            self._view._test_counter.count += 1
+        self._call("on_test_batch_end", number, dict(logs))
+
     def on_validation_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
         """See `Callback`."""
         self._call("on_test_end", dict(logs))
@@ -236,7 +292,8 @@ class KerasCallback(training.Callback):
 
     def on_train_end(self, trainer: Any) -> None:
         """See `Callback`."""
-        self._call("on_train_end", {})
+        epochs = trainer.history.epochs
+        self._call("on_train_end", dict(epochs[-1]) if epochs else {})
 
     def _call(self, hook: str, *arguments: Any) -> None:
         method = getattr(self.callback, hook, None)

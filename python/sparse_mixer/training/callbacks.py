@@ -45,6 +45,12 @@ class Callback:
     def on_validation_begin(self, trainer: Any) -> None:
         """Before the validation of an epoch."""
 
+    def on_validation_step_begin(self, trainer: Any, number: int) -> None:
+        """Before batch `number` of the validation, from 0; not in a run on several processes."""
+
+    def on_validation_step_end(self, trainer: Any, number: int, logs: Mapping[str, float]) -> None:
+        """After it; `logs` are means over the validation so far."""
+
     def on_validation_end(self, trainer: Any, logs: Mapping[str, float]) -> None:
         """After it; `logs` are its metrics, without ``val_`` in front."""
 

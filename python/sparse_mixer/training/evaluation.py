@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sparse_mixer._core.checks import as_positive
-from sparse_mixer.training.batches import Batches, are_arrays, as_batches
+from sparse_mixer.training.batches import are_arrays, as_batches
 from sparse_mixer.training.metrics import Metrics
 from sparse_mixer.training.trainable import Trainable
 
@@ -29,12 +29,7 @@ def evaluate(
     if isinstance(data, Iterator) and count is not None:
         # Read once: it need not start again.
         data = list(itertools.islice(data, count))
-    return evaluate_batches(model, as_batches(data, batch_size, shuffle, pairs=pairs), count).means()
-
-
-def evaluate_batches(model: Trainable, batches: Batches, steps: int | None = None) -> Metrics:
-    """The same over `steps` of `batches`, as sums; None for all."""
     metrics = Metrics()
-    for batch in itertools.islice(batches.epoch(0, 0, seed=0), steps):
+    for batch in itertools.islice(as_batches(data, batch_size, shuffle, pairs=pairs).epoch(0, 0, seed=0), count):
         metrics.add(model.test_step(batch))
-    return metrics
+    return metrics.means()

@@ -20,7 +20,6 @@ from sparse_mixer.optimizers import Optimizer
 from sparse_mixer.training import fingerprint
 from sparse_mixer.training.batches import Batches, are_arrays, as_batches, read_batch, token_count
 from sparse_mixer.training.callbacks import Callback
-from sparse_mixer.training.evaluation import evaluate_batches
 from sparse_mixer.training.history import History
 from sparse_mixer.training.metrics import Metrics
 from sparse_mixer.training.resume import Resumable
@@ -146,7 +145,10 @@ class Trainer(Resumable):
         return self._finished or self.epoch >= self.epochs
 
     def finish(self) -> None:
-        """End the run after the step or epoch, for good: a resumption trains no further."""
+        """End the run after the step or epoch, for good: a resumption trains no further.
+
+        An epoch that is ended after a step is evaluated and entered into the history as it is, as in Keras.
+        """
         self.stop = self._finished = True
 
     def run(self) -> History:
@@ -199,7 +201,9 @@ class Trainer(Resumable):
             if self._save_every and self.step % self._save_every == 0 and self._state_path is not None:
                 self.save(self._state_path)
         else:
-            return
+            # An epoch that a callback ended for good is over, too.
+            if not (self._finished and self.batch):
+                return
         if not self.batch:
             raise ValueError(f"data: an epoch has no batch (epoch {self.epoch + 1} of {self.epochs})")
         logs = {"loss": math.nan, **self.epoch_metrics.means(), "skipped_steps": float(self.skipped_steps)}
@@ -243,7 +247,14 @@ class Trainer(Resumable):
             callback.on_step_begin(self)
 
     def _validate(self, batches: Batches) -> dict[str, float]:
-        return evaluate_batches(self.model, batches, self._validation_steps).means()
+        metrics = Metrics()
+        for number, batch in enumerate(itertools.islice(batches.epoch(0, 0, seed=0), self._validation_steps)):
+            for callback in self._callbacks:
+                callback.on_validation_step_begin(self, number)
+            metrics.add(self.model.test_step(batch))
+            for callback in self._callbacks:
+                callback.on_validation_step_end(self, number, metrics.means())
+        return metrics.means()
 
     def _update(self, chunk: Any) -> None:
         """One update with the gradient of the batches in `chunk` as if they were one batch."""
