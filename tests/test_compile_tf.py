@@ -149,7 +149,7 @@ def garden_optimizer() -> Any:
 
 def steps_with_nesterov() -> Any:
     rates = tf_keras.optimizers.schedules.PiecewiseConstantDecay([3, 6], [0.05, 0.02, 0.01])
-    return tf_keras.optimizers.serialize(tf_keras.optimizers.SGD(rates, momentum=0.9, nesterov=True))
+    return tf_keras.optimizers.SGD(rates, momentum=0.9, nesterov=True)
 
 
 def decays_but_biases() -> Any:
@@ -159,7 +159,7 @@ def decays_but_biases() -> Any:
 
 
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
-    "config of nesterov and a schedule": steps_with_nesterov,
+    "nesterov and a schedule": steps_with_nesterov,
     "decay without biases": decays_but_biases,
     "adam": lambda: "adam",
     "AdamW": lambda: tf_keras.optimizers.AdamW(2e-3, weight_decay=0.1, global_clipnorm=0.5),
