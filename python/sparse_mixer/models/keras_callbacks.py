@@ -62,9 +62,9 @@ def _adapted(callback: Any, verbose: int) -> training.Callback:
         raise TypeError(
             f"callbacks: expected sparse_mixer.training.Callback or one of Keras, got {kind}; {POSSIBLE_CALLBACKS}"
         )
-    for kind in type(callback).__mro__:
-        if kind.__name__ in _INSTEAD and is_foreign(callback):
-            raise ValueError(f"callbacks: {kind.__name__} needs a model of Keras; {_INSTEAD[kind.__name__]}")
+    for name in [base.__name__ for base in type(callback).__mro__]:
+        if name in _INSTEAD and is_foreign(callback):
+            raise ValueError(f"callbacks: {name} needs a model of Keras; {_INSTEAD[name]}")
     return KerasCallback(callback, verbose)
 
 

@@ -156,7 +156,7 @@ def optimizer_of(value: Any) -> Optimizer:
     builder = _BUILDERS.get(kind.lower())
     if builder is None:
         raise ValueError(f"optimizer: {kind} has no counterpart here; {POSSIBLE_OPTIMIZERS}")
-    known: dict[str, tuple[Any, ...]] = dict.fromkeys(_SETTINGS[kind.lower()], ()) | _OFF
+    known: dict[str, tuple[Any, ...]] = {**_OFF, **dict.fromkeys(_SETTINGS[kind.lower()], ())}
     if config is None:
         # A schedule that cannot tell its settings keeps the optimiser from telling its own.
         config = {name: _setting(value, name) for name in known if hasattr(value, name) and name != "learning_rate"}
