@@ -123,6 +123,8 @@ def test_saved_model_is_refused(tmp_path: Path) -> None:
     model = tf_keras.Model(layer.inputs, layer(layer.inputs)["pooled_output"])
     with pytest.raises(NotImplementedError, match="to_tensorflow"):
         tf.saved_model.save(model, str(tmp_path / "saved"))
+    with pytest.raises(NotImplementedError, match="to_tensorflow"):
+        model.export(str(tmp_path / "exported"))
 
 
 def test_xla_is_refused() -> None:

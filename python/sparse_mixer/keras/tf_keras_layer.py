@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,16 @@ from sparse_mixer.keras._tensorflow_op import Call, encode
 from sparse_mixer.keras._tree import BLOCK, place
 
 _NORMS = ("_embedding_norm_layer", "_attention_layer_norm", "_output_layer_norm")
+
+
+def _is_exported() -> bool:
+    """Whether ``Model.export`` traces the call: it saves the graph alone, so that no layer is asked for its parts."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        if frame.f_globals.get("__name__", "").startswith("tf_keras.src.export."):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _Weights(tf_keras.layers.Layer):
@@ -120,7 +131,10 @@ class SparseMixer(EncoderLayer, tf_keras.layers.Layer):
 
         Raises:
             ValueError: Not a dict, missing entries, or a wrong length.
+            NotImplementedError: Called by ``Model.export``.
         """
+        if not tf.executing_eagerly() and _is_exported():
+            raise NotImplementedError(self._no_saved_model())
         variables = self._variables_by_key.value
         with _full_precision():
             given = {
@@ -185,12 +199,15 @@ class SparseMixer(EncoderLayer, tf_keras.layers.Layer):
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> Any:
         if save_type == "savedmodel":
-            raise NotImplementedError(
-                f"{self.name}: a SavedModel cannot hold a SparseMixer of this package, which runs outside TensorFlow. "
-                "Build the model around encoder.to_tensorflow(), TensorFlow's class with the same weights (with "
-                "layer.to_encoder() for the encoder), and export that"
-            )
+            raise NotImplementedError(self._no_saved_model())
         return super()._trackable_children(save_type, **kwargs)
+
+    def _no_saved_model(self) -> str:
+        return (
+            f"{self.name}: a SavedModel cannot hold a SparseMixer of this package, which runs outside TensorFlow. "
+            "Build the model around encoder.to_tensorflow(), TensorFlow's class with the same weights (with "
+            "layer.to_encoder() for the encoder), and export that"
+        )
 
     # Weights ------------------------------------------------------------------------------------------------------
 
