@@ -10,6 +10,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "src" / "python"
 # They hand out what is there, or wait for a fork, and have nothing that can fail.
 PLAIN = {
+    "__len__",
     "after_fork",
     "before_fork",
     "config",

@@ -168,6 +168,12 @@ def predict(inputs: Any, **arguments: Any) -> Any:
     return models.BertClassifier(small_encoder(num_layers=2), 3, seed=0).predict(inputs, **arguments)
 
 
+@pytest.mark.parametrize("value", [np.array(0), np.array(False), np.float32(1), 3, None, "texts"], ids=repr)
+def test_predict_says_what_it_takes(value: Any) -> None:
+    with pytest.raises(TypeError, match="x: expected inputs or an iterable of batches, got"):
+        models.BertClassifier(small_encoder(), 2, seed=0).predict(value)
+
+
 def test_predict_takes_batches() -> None:
     """As many examples as one likes, a few at a time."""
     inputs = small_inputs(50)

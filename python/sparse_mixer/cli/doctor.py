@@ -16,6 +16,7 @@ EXTRAS = {
     "h5": "h5py",
     "jax": "jax",
     "keras": "tf-keras",
+    "mpi": "mpi4py",
     "onnx": "onnx",
     "parquet": "pyarrow",
     "plot": "matplotlib",

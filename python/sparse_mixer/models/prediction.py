@@ -38,8 +38,12 @@ def _batches(model: Any, x: Any, batch_size: int | None) -> Iterator[Mapping[str
         first = next(batches, None)
         # Without examples, the call itself gives outputs of the right shapes, or says what is missing.
         return itertools.chain([given if first is None else first], batches)
-    if isinstance(x, str | bytes) or not (isinstance(x, Iterable) or callable(x)):
-        raise TypeError(f"x: expected inputs or an iterable of batches, got {type(x).__name__}")
+    # Arrays call themselves iterable, also those without an axis.
+    scalar = getattr(x, "ndim", None) == 0
+    if scalar or isinstance(x, str | bytes) or not (isinstance(x, Iterable) or callable(x)):
+        raise TypeError(
+            f"x: expected inputs or an iterable of batches, got {type(x).__name__}{' without axes' if scalar else ''}"
+        )
     return (unpack(batch)[0] for batch in (x(0) if callable(x) else x))
 
 
