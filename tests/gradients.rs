@@ -354,6 +354,18 @@ fn experts_exchanged_across_groups() {
 }
 
 #[test]
+fn attention_with_relative_position_biases() {
+    let biased = SparseMixerConfig {
+        relative_attention_num_buckets: Some(8),
+        attention_layers: vec![0, 2],
+        attention_dropout: 0.2,
+        ..small()
+    };
+    check(biased.clone(), false, Some(3));
+    check(SparseMixerConfig { norm_first: true, ..biased }, true, None);
+}
+
+#[test]
 fn circulant_and_toeplitz_both_ways() {
     for mixing_mechanism in [MixingMechanism::Circulant, MixingMechanism::Toeplitz] {
         for use_fft in [false, true] {

@@ -82,7 +82,7 @@ def test_variants_that_are_not_computed_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     config = json.loads((folder / "config.json").read_text())
     for changes, message in [
-        ({"model_type": "mpnet"}, "model_type .mpnet."),
+        ({"model_type": "deberta"}, "model_type .deberta."),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"hidden_act": "os.system"}, "hidden_act"),
         ({"layer_norm_eps": -1.0}, "layer_norm_epsilon"),

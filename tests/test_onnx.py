@@ -190,6 +190,7 @@ SHORTER = {"mixing_mechanism": "fourier", "shorter_sequences": True}
         {"eval_capacity_factor": 4.0, "expert_inner_dim": 7},
         {"output_range": 3},
         {"output_range": 3, "moe_layers": (2,)},
+        {"relative_attention_num_buckets": 32},
         {"embedding_width": 8, "examples_per_group": 0.5, "layer_norm_epsilon": 1e-5},
     ],
     ids=str,
@@ -210,6 +211,12 @@ def test_any_batch(arguments: dict[str, Any], tmp_path: Path) -> None:
         {**SHORTER, **CHOOSING},
         {**SHORTER, "output_range": 4},
         {"shorter_sequences": True, "attention_layers": (0, 1, 2), "moe_layers": ()},
+        {
+            "shorter_sequences": True,
+            "attention_layers": (0, 1, 2),
+            "moe_layers": (),
+            "relative_attention_num_buckets": 8,
+        },
     ],
     ids=str,
 )

@@ -92,6 +92,7 @@ class SparseMixer(StoredEncoder):
         auxiliary_loss_factor: float = 0.01,
         router_dtype: str = "float32",
         group_mixup: bool = False,
+        relative_attention_num_buckets: int | None = None,
         seed: int | None = None,
         num_threads: int | None = None,
         isa: str | None = None,
@@ -171,6 +172,8 @@ class SparseMixer(StoredEncoder):
             router_dtype: ``"float32"``, or ``"bfloat16"`` to round every intermediate result of the router as the JAX
                 code does.
             group_mixup: With several routing groups, use the expert parameters that the JAX code uses by mistake.
+            relative_attention_num_buckets: Buckets of distances for relative position biases of attention, as MPNet has
+                them: an even number of at least 4. All blocks share the biases. None for no biases.
             seed: Source of initial weights, and of dropout and jitter of calls without a seed. Without one, each of
                 these has a random one; see `sparse_mixer.set_random_seed`.
             num_threads: Most threads a call uses; None follows `sparse_mixer.set_num_threads`.

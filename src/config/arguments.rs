@@ -309,6 +309,9 @@ arguments! {
     /// With several groups, use the expert parameters that the JAX code uses by mistake: number
     /// `(group * num_experts + expert) / groups`.
     group_mixup: bool = false, Any, Extension;
+    /// Buckets of distances for relative position biases of attention, as MPNet has them: an even number, at least 4; `None`
+    /// for no biases.
+    relative_attention_num_buckets: Option<usize> = None, AtLeastOne, Extension;
     /// Whether sequences may be shorter than `max_sequence_length` where no weight belongs to a length; `None` as
     /// `semantics` has it.
     shorter_sequences: Option<bool> = None, Any, Extension;

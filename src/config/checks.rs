@@ -6,6 +6,8 @@ use crate::error::{Error, Result};
 
 /// Far above any encoder; files from strangers must not make us list the weights of more.
 const MAX_LAYERS: usize = 4096;
+/// Most buckets of relative position biases: more than there are distances with one of their own.
+const MAX_BUCKETS: usize = 256;
 const MAX_WEIGHTS: u128 = 1 << 42;
 /// Elements of one weight.
 const MAX_ELEMENTS: u128 = 1 << 40;
@@ -99,6 +101,14 @@ impl SparseMixerConfig {
                 "shorter_sequences",
                 format!("got True, but weights of {:?} mixing belong to one length", self.mixing_mechanism)
                     .to_lowercase(),
+            ));
+        }
+        if let Some(buckets) = self.relative_attention_num_buckets
+            && (buckets < 4 || !buckets.is_multiple_of(2) || buckets > MAX_BUCKETS)
+        {
+            return Err(Error::value(
+                "relative_attention_num_buckets",
+                format!("got {buckets}, expected an even number from 4 to {MAX_BUCKETS}"),
             ));
         }
         if self.norm_first && self.moe_residual == Some(false) {

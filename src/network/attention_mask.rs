@@ -1,4 +1,4 @@
-//! Which keys a query attends to.
+//! What becomes of attention scores before the softmax: which keys a query attends to, and biases by their distance.
 
 use crate::config::SparseMixerConfig;
 use crate::error::Result;
@@ -7,10 +7,19 @@ use crate::runtime::{Buffer, Context};
 use crate::sys::alloc_collect;
 
 use super::inputs::{Inputs, Words};
+use super::position_bias::of_query;
 
 /// What becomes of attention scores before the softmax.
 #[derive(Debug)]
-pub enum AttentionMask<R: Real> {
+pub struct AttentionMask<R: Real> {
+    keys: Keys<R>,
+    /// Added to the scores first, by head: see [`PositionBias::by_offset`].
+    biases: Option<Buffer<R>>,
+}
+
+/// Which keys queries attend to.
+#[derive(Debug)]
+enum Keys<R: Real> {
     /// There is no attention.
     Unused,
     /// Added to the scores of every query of an example, `[B, S]`: `(1 - mask) * -1e9`, rounded as 32-bit arithmetic
@@ -28,47 +37,74 @@ impl<R: Real> AttentionMask<R> {
     ///
     /// # Errors
     /// [`Error::Interrupted`](crate::error::Error::Interrupted)
-    pub fn new(context: &Context<'_, R>, config: &SparseMixerConfig, inputs: &Inputs<'_, R>) -> Result<Self> {
+    pub fn new(
+        context: &Context<'_, R>,
+        config: &SparseMixerConfig,
+        inputs: &Inputs<'_, R>,
+        biases: Option<Buffer<R>>,
+    ) -> Result<Self> {
+        Ok(AttentionMask { keys: Keys::new(context, config, inputs)?, biases })
+    }
+
+    /// That of a single block, whose caller may say for every query which keys it may see (1 or 0), `[B, S, S]`.
+    pub fn by_query(mask: Option<&[R]>, biases: Option<Buffer<R>>) -> Self {
+        let add = |mask: &[R]| alloc_collect(mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9)));
+        AttentionMask { keys: mask.map_or(Keys::Unused, |mask| Keys::AdditiveByQuery(add(mask))), biases }
+    }
+
+    /// Biases and masks `scores` of head number `head`, rows of `seq` keys, of the queries `first..` of `example`.
+    pub fn mask(&self, isa: Isa, example: usize, head: usize, first: usize, scores: &mut [R], seq: usize) {
+        if let Some(biases) = &self.biases {
+            let biases = &biases[head * (2 * seq - 1)..][..2 * seq - 1];
+            for (row, query) in scores.chunks_exact_mut(seq).zip(first..) {
+                add_in_place(isa, row, of_query(biases, query, seq));
+            }
+        }
+        self.keys.mask(isa, example, first, scores, seq);
+    }
+
+    /// Makes the gradients of the scores that [`AttentionMask::mask`] replaced zero.
+    pub fn mask_gradient(&self, example: usize, first: usize, dscores: &mut [R], seq: usize) {
+        self.keys.mask_gradient(example, first, dscores, seq);
+    }
+}
+
+impl<R: Real> Keys<R> {
+    fn new(context: &Context<'_, R>, config: &SparseMixerConfig, inputs: &Inputs<'_, R>) -> Result<Self> {
         if config.attention_layers.is_empty() {
-            return Ok(AttentionMask::Unused);
+            return Ok(Keys::Unused);
         }
         let is_real = |real| if real { R::ONE } else { R::ZERO };
         Ok(match (config.semantics().pad_id, inputs.mask, inputs.words) {
             (None, Some(mask), _) => {
                 let add = |&m: &R| (R::ONE - m) * R::from_f64(-1e9);
-                AttentionMask::Additive(each_value(context, mask, add)?)
+                Keys::Additive(each_value(context, mask, add)?)
             }
             (Some(_), Some(mask), _) => {
-                AttentionMask::Pairwise(each_value(context, mask, |&m| is_real(m != R::ZERO))?)
+                Keys::Pairwise(each_value(context, mask, |&m| is_real(m != R::ZERO))?)
             }
             (Some(pad_id), None, Words::Ids(ids)) => {
-                AttentionMask::Pairwise(each_value(context, ids, |&id| is_real(id != pad_id))?)
+                Keys::Pairwise(each_value(context, ids, |&id| is_real(id != pad_id))?)
             }
-            _ => AttentionMask::Unused,
+            _ => Keys::Unused,
         })
     }
 
-    /// That of a single block, whose caller says for every query which keys it may see (1 or 0), `[B, S, S]`.
-    pub fn by_query(mask: &[R]) -> Self {
-        AttentionMask::AdditiveByQuery(alloc_collect(mask.iter().map(|&m| (R::ONE - m) * R::from_f64(-1e9))))
-    }
-
-    /// Masks `scores`, rows of `seq` keys, of the queries `first..` of `example`.
-    pub fn mask(&self, isa: Isa, example: usize, first: usize, scores: &mut [R], seq: usize) {
+    fn mask(&self, isa: Isa, example: usize, first: usize, scores: &mut [R], seq: usize) {
         match self {
-            AttentionMask::Unused => {}
-            AttentionMask::Additive(adder) => {
+            Keys::Unused => {}
+            Keys::Additive(adder) => {
                 let adder = &adder[example * seq..][..seq];
                 scores.chunks_exact_mut(seq).for_each(|row| add_in_place(isa, row, adder));
             }
-            AttentionMask::AdditiveByQuery(adder) => {
+            Keys::AdditiveByQuery(adder) => {
                 let adder = adder[(example * seq + first) * seq..].chunks_exact(seq);
                 scores
                     .chunks_exact_mut(seq)
                     .zip(adder)
                     .for_each(|(row, adder)| add_in_place(isa, row, adder));
             }
-            AttentionMask::Pairwise(real) => {
+            Keys::Pairwise(real) => {
                 let keys = &real[example * seq..][..seq];
                 for (row, &query) in scores.chunks_exact_mut(seq).zip(&keys[first..]) {
                     for (score, &key) in row.iter_mut().zip(keys) {
@@ -81,9 +117,8 @@ impl<R: Real> AttentionMask<R> {
         }
     }
 
-    /// Makes the gradients of the scores that [`AttentionMask::mask`] replaced zero.
-    pub fn mask_gradient(&self, example: usize, first: usize, dscores: &mut [R], seq: usize) {
-        if let AttentionMask::Pairwise(real) = self {
+    fn mask_gradient(&self, example: usize, first: usize, dscores: &mut [R], seq: usize) {
+        if let Keys::Pairwise(real) = self {
             let queries = &real[example * seq + first..(example + 1) * seq];
             for (row, _) in dscores.chunks_exact_mut(seq).zip(queries).filter(|(_, real)| **real == R::ZERO) {
                 // Of a real query's row, the softmax has left nothing where keys were replaced.

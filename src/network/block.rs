@@ -26,6 +26,7 @@ use super::mixing::{Mix, MixingCache, MixingState};
 use super::moe::mixture::{LossScales, Mixture, Moe};
 use super::norm::norm_backward;
 use super::pass::{MAX_BLOCK, Pass, RowBlock, RowGroup};
+use super::position_bias::PositionBias;
 
 /// The second sublayer.
 #[derive(Clone, Copy, Debug)]
@@ -77,13 +78,18 @@ pub struct Block<R> {
 
 impl<R: Real> Block<R> {
     /// Declares block `layer`.
-    pub fn new(list: &mut WeightList, config: &SparseMixerConfig, layer: usize) -> Self {
+    pub fn new(
+        list: &mut WeightList,
+        config: &SparseMixerConfig,
+        layer: usize,
+        position_bias: Option<PositionBias>,
+    ) -> Self {
         let (prefix, hidden) = (format!("transformer/layer_{layer}"), config.hidden_size);
         let norm = |list: &mut WeightList, name: &str| {
             LayerNorm::new(list, &format!("{prefix}/{name}_layer_norm"), hidden, config.layer_norm_epsilon)
         };
         let first = list.specs().len();
-        let mix = Mix::new(list, &prefix, config, layer);
+        let mix = Mix::new(list, &prefix, config, layer, position_bias);
         let mix_weights = list.specs().len() - first;
         // Keras lists the first norm before a dense layer and after experts.
         let (feed, mix_norm) = if config.is_moe(layer) {

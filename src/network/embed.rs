@@ -15,6 +15,7 @@ use crate::random::Purpose;
 
 use super::inputs::{Inputs, Words};
 use super::pass::{Pass, split_rows};
+use super::position_bias::PositionBias;
 
 /// Tables, norm, and the projection if there is one.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,8 @@ pub struct Embed {
     norm: LayerNorm,
     /// `[W, H]`
     projection: Option<Dense>,
+    /// What the blocks' attention adds to its scores, if it does.
+    pub position_bias: Option<PositionBias>,
     /// Dropout after the projection instead of before.
     drop_projected: bool,
     /// Number of the embeddings' weights, which are the first of all.
@@ -49,8 +52,11 @@ impl Embed {
         if let Some(projection) = projection.filter(|_| semantics.lecun_projection) {
             list.initialize_as(projection.kernel, Role::LecunKernel);
         }
+        let buckets = config.relative_attention_num_buckets;
+        let position_bias =
+            buckets.map(|buckets| PositionBias::new(list, buckets, config.num_attention_heads));
         let (drop_projected, count) = (semantics.project_embeddings, list.specs().len());
-        Embed { word, position, types, norm, projection, drop_projected, count }
+        Embed { word, position, types, norm, projection, position_bias, drop_projected, count }
     }
 
     /// Numbers of the embeddings' weights.

@@ -26,7 +26,9 @@ impl<R: Real> Layers<R> {
     /// Declares all layers. Their order, and that in which each declares its weights, is the order of Keras.
     fn new(list: &mut WeightList, config: &SparseMixerConfig) -> Self {
         let embed = Embed::new(list, config);
-        let blocks = (0..config.num_layers).map(|layer| Block::new(list, config, layer)).collect();
+        let blocks = (0..config.num_layers)
+            .map(|layer| Block::new(list, config, layer, embed.position_bias))
+            .collect();
         let pooler = config.with_pooler.then(|| Pooler::new(list, config.hidden_size));
         Layers { embed, blocks, pooler }
     }

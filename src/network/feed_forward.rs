@@ -396,7 +396,7 @@ mod tests {
         let (x, dy) = (values::<f64>(9, ROWS * HIDDEN), values::<f64>(10, ROWS * HIDDEN));
         let mut gradients = Gradients::zeros(weights.specs());
         let dx = with_context(|context| {
-            let mask = AttentionMask::Unused;
+            let mask = AttentionMask::by_query(None, None);
             let pass = Pass { weights: &weights, ..network.pass(context, (1, ROWS), None, true, &mask) };
             let mut pre = vec![0.0; ROWS * 7];
             let products = layers.products(&weights, 1);

@@ -81,7 +81,7 @@ impl<R: Real> SparseMixer<R> {
         if batch == 0 {
             return Ok(self.empty(outputs, requested));
         }
-        let attention_mask = AttentionMask::new(context, &self.config, inputs)?;
+        let attention_mask = self.attention_mask(context, inputs)?;
         let pass = self.pass(context, (batch, seq), training, false, &attention_mask);
         let mut x = Residual::Scratch(context.buffer(batch * seq * hidden));
         self.embed.forward(&pass, inputs, &mut x, None)?;
@@ -128,6 +128,20 @@ impl<R: Real> SparseMixer<R> {
             ));
         }
         Ok(())
+    }
+
+    /// What becomes of the attention scores of a call with `inputs`, which have been checked.
+    pub(super) fn attention_mask(
+        &self,
+        context: &Context<'_, R>,
+        inputs: &Inputs<'_, R>,
+    ) -> Result<AttentionMask<R>> {
+        AttentionMask::new(context, &self.config, inputs, self.position_biases(context, inputs.seq))
+    }
+
+    /// What is added to attention scores by distance, if something is.
+    pub(super) fn position_biases(&self, context: &Context<'_, R>, seq: usize) -> Option<Buffer<R>> {
+        self.embed.position_bias.map(|bias| bias.by_offset(context, &self.weights, seq))
     }
 
     pub(super) fn pass<'a>(

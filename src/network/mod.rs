@@ -18,6 +18,7 @@ mod norm;
 mod outputs;
 mod pass;
 mod pooler;
+mod position_bias;
 mod single_block;
 mod tape;
 #[cfg(test)]

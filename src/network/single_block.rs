@@ -47,7 +47,7 @@ impl<R: Real> SparseMixer<R> {
         }
         let mut out = alloc_zeroed(batch * seq * hidden);
         if batch > 0 {
-            let attention_mask = mask.map_or(AttentionMask::Unused, AttentionMask::by_query);
+            let attention_mask = AttentionMask::by_query(mask, self.position_biases(context, seq));
             let pass = self.pass(context, (batch, seq), training, false, &attention_mask);
             block.forward(&pass, &self.activation, x, seq, &mut out)?;
         }

@@ -153,7 +153,7 @@ impl<R: Real> SparseMixer<R> {
         let wanted = recording.requested.unwrap_or_else(|| self.request_all());
         let (all, last) = (batch * seq, self.blocks.len());
         let (rows, lowest) = (self.output_rows(seq), self.lowest_block(&wanted));
-        let attention_mask = Arc::new(AttentionMask::new(context, &self.config, &inputs.view())?);
+        let attention_mask = Arc::new(self.attention_mask(context, &inputs.view())?);
         let pass = self.pass(context, (batch, seq), training, false, &attention_mask);
         let mut outputs = Outputs::new(seq, rows);
         let mut sums =

@@ -154,15 +154,19 @@ class EncoderGraph:
         return self.graph.op("Concat", *parts, axis=1)
 
     def _mask(self) -> mixing.AttentionMask:
-        graph, pad_id = self.graph, self.arguments.padding_id()
+        graph, pad_id, a = self.graph, self.arguments.padding_id(), self.arguments
+        biases = None
+        if a.relative_attention_num_buckets is not None:
+            dynamic = self.length if self.seq is None else None
+            biases = mixing.relative_biases(graph, a.max_sequence_length, dynamic)
         if "input_mask" not in self.inputs:
             ids = graph.op("Cast", "input_word_ids", to=onnx.TensorProto.INT64)
-            return mixing.AttentionMask(graph, None, ids, pad_id)
+            return mixing.AttentionMask(graph, None, ids, pad_id, biases)
         if "dense_inputs" in self.inputs:
             mask = self._both("input_mask", "dense_mask", np.dtype(np.float32))
         else:
             mask = self._float("input_mask")
-        return mixing.AttentionMask(graph, mask, None, pad_id)
+        return mixing.AttentionMask(graph, mask, None, pad_id, biases)
 
     # Blocks --------------------------------------------------------------------------------------------------------
 

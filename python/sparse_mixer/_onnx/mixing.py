@@ -19,9 +19,13 @@ class AttentionMask:
         ids: The word ids, if there is no mask.
         pad_id: The id of padding if real tokens attend to real tokens and padding evenly to everything; None if masks
             cover keys.
+        biases: Added to the scores first, float32 [1, N, S, S], if there are any.
     """
 
-    def __init__(self, graph: Graph, mask: str | None, ids: str | None, pad_id: int | None) -> None:
+    def __init__(
+        self, graph: Graph, mask: str | None, ids: str | None, pad_id: int | None, biases: str | None = None
+    ) -> None:
+        self._biases = biases
         self._adder = self._visible = ""
         if pad_id is None:
             assert mask is not None, "the inputs have been checked"
@@ -39,10 +43,35 @@ class AttentionMask:
         self._visible = graph.op("And", queries, keys)
 
     def apply(self, graph: Graph, scores: str) -> str:
-        """Mask scores ``[B, N, S, S]``."""
+        """Bias and mask scores ``[B, N, S, S]``."""
+        if self._biases is not None:
+            scores = graph.op("Add", scores, self._biases)
         if self._adder:
             return graph.op("Add", scores, self._adder)
         return graph.op("Where", self._visible, scores, graph.constant(np.finfo(np.float32).min))
+
+
+def relative_biases(graph: Graph, seq: int, length: str | None) -> str:
+    """Relative position biases ``[1, N, S, S]`` by distance; of the first `length` positions, if that is given."""
+    key = "relative_attention_bias/embeddings"
+    query, position = np.indices((seq, seq))
+    index = distance_buckets(position - query, graph.shape(key)[0])
+    rows = graph.op("Gather", graph.weight(key), graph.constant(index, np.int32), axis=0)
+    biases = graph.op("Unsqueeze", graph.op("Transpose", rows, perm=[2, 0, 1]), graph.integers(0))
+    if length is None:
+        return biases
+    ends = graph.op("Concat", length, length, axis=0)
+    return graph.op("Slice", biases, graph.integers(0, 0), ends, graph.integers(2, 3))
+
+
+def distance_buckets(offsets: Any, count: int) -> Any:
+    """The bucket of each distance from query to key; see ``src/network/position_bias.rs``."""
+    each = count // 2
+    exact = each // 2
+    distances = np.abs(offsets)
+    parts = np.log(np.maximum(distances, 1).astype(np.float32) / exact) / np.float32(math.log(128 / exact))
+    far = exact + (parts * np.float32(each - exact)).astype(np.int64)
+    return np.where(offsets > 0, each, 0) + np.where(distances < exact, distances, np.minimum(far, each - 1))
 
 
 def attend(graph: Graph, key: str, heads: int, query: str, stream: str, mask: AttentionMask) -> str:

@@ -1,7 +1,7 @@
 """Configurations of the models of the `transformers` package in terms of ours.
 
 BERT, the models that differ from it in names and sizes alone (RoBERTa, CamemBERT, XLM-RoBERTa, ELECTRA, DistilBERT),
-and FNet.
+MPNet and FNet.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "camembert": _ABSOLUTE,
     "xlm-roberta": _ABSOLUTE,
     "electra": _ABSOLUTE,
+    "mpnet": {},
     "distilbert": {},
     "fnet": {},
 }
 # Their positions are counted from behind the padding's row of the table.
-_COUNT_FROM_PADDING = ("roberta", "camembert", "xlm-roberta")
+_COUNT_FROM_PADDING = ("roberta", "camembert", "xlm-roberta", "mpnet")
+_WITHOUT_TYPES = ("distilbert", "mpnet")
 # Why models that one might take for a BERT are not read.
 _UNSUPPORTED = {
-    "mpnet": "its attention has relative position biases",
     "albert": "its layers share their weights",
     "deberta": "its attention is relative to positions",
     "deberta-v2": "its attention is relative to positions",
@@ -93,11 +94,11 @@ def read_layout(path: str) -> Layout:
         config = read_config(config_path(path))
         kind = config.get("model_type")
         if kind in _COUNT_FROM_PADDING:
-            return Layout(_first_position(config))
+            return Layout(_first_position(config), (_TYPE_TABLE,) if kind in _WITHOUT_TYPES else ())
     except (OSError, CheckpointError, TypeError, ValueError):
         # No folder of that package.
         return Layout()
-    return Layout(zeros=(_TYPE_TABLE,)) if kind == "distilbert" else Layout()
+    return Layout(zeros=(_TYPE_TABLE,)) if kind in _WITHOUT_TYPES else Layout()
 
 
 def read_hugging_face(path: str, tensors: Sequence[str]) -> dict[str, Any] | None:
@@ -138,7 +139,8 @@ def read_hugging_face(path: str, tensors: Sequence[str]) -> dict[str, Any] | Non
             raise CheckpointError(f"{file}: {key}={config[key]!r} is not supported, only {value!r}")
     if kind == "distilbert":
         config = {**config, **{ours: config[theirs] for ours, theirs in DISTILBERT.items() if theirs in config}}
-        config.setdefault("type_vocab_size", 1)
+    if kind in _WITHOUT_TYPES:
+        config = {"type_vocab_size": 1, **config}
     activation = config.get("hidden_act", "gelu")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise CheckpointError(f"{file}: hidden_act {activation!r} is not supported, only {sorted(ACTIVATIONS)}")
@@ -172,6 +174,9 @@ def bert_arguments(kind: str, config: Mapping[str, Any], activation: str) -> dic
     }
     if kind == "electra":
         arguments["embedding_width"] = _count(config, "embedding_size")
+    if kind == "mpnet":
+        buckets = "relative_attention_num_buckets"
+        arguments[buckets] = as_count(buckets, config.get(buckets, 32))
     return arguments
 
 

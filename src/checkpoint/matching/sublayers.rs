@@ -22,7 +22,7 @@ const fn sublayer(
     Sublayer { keras, tf, h5, flax, hf, hub }
 }
 
-const MODEL_SUBLAYERS: [Sublayer; 6] = [
+const MODEL_SUBLAYERS: [Sublayer; 7] = [
     sublayer(
         "word_embeddings",
         "_embedding_layer",
@@ -63,6 +63,7 @@ const MODEL_SUBLAYERS: [Sublayer; 6] = [
         "embeddings.projection|embeddings_project",
         "",
     ),
+    sublayer("relative_attention_bias", "", "", "", "encoder.relative_attention_bias", ""),
     sublayer("pooler_transform", "_pooler_layer", "pooler_layer", "pooler", "pooler.dense", "dense"),
 ];
 
@@ -83,7 +84,7 @@ const LAYER_SUBLAYERS: [Sublayer; 14] = [
         "_attention_cls/_query_dense|_attention_layer/_query_dense",
         "_attention_layer/_query_dense",
         "attention_{i}/self/query",
-        "attention.self.query|@attention.q_lin",
+        "attention.self.query|attention.attn.q|@attention.q_lin",
         "_self_attention_layer/query_dense|_self_attention_layer/_query_dense",
     ),
     sublayer(
@@ -91,7 +92,7 @@ const LAYER_SUBLAYERS: [Sublayer; 14] = [
         "_attention_cls/_key_dense|_attention_layer/_key_dense",
         "_attention_layer/_key_dense",
         "attention_{i}/self/key",
-        "attention.self.key|@attention.k_lin",
+        "attention.self.key|attention.attn.k|@attention.k_lin",
         "_self_attention_layer/key_dense|_self_attention_layer/_key_dense",
     ),
     sublayer(
@@ -99,7 +100,7 @@ const LAYER_SUBLAYERS: [Sublayer; 14] = [
         "_attention_cls/_value_dense|_attention_layer/_value_dense",
         "_attention_layer/_value_dense",
         "attention_{i}/self/value",
-        "attention.self.value|@attention.v_lin",
+        "attention.self.value|attention.attn.v|@attention.v_lin",
         "_self_attention_layer/value_dense|_self_attention_layer/_value_dense",
     ),
     sublayer(
@@ -107,7 +108,7 @@ const LAYER_SUBLAYERS: [Sublayer; 14] = [
         "_attention_cls/_output_dense|_attention_layer/_output_dense",
         "_attention_layer/_output_dense",
         "attention_{i}/self/out",
-        "attention.output.dense|@attention.out_lin",
+        "attention.output.dense|attention.attn.o|@attention.out_lin",
         "_self_attention_layer/output_dense|_self_attention_layer/_output_dense",
     ),
     sublayer(
@@ -139,7 +140,7 @@ const LAYER_SUBLAYERS: [Sublayer; 14] = [
         "_attention_layer_norm",
         "_attention_layer_norm|_attention_layer_norm_kv",
         "encoder_{i}/mixing_layer_norm",
-        "attention.output.LayerNorm|fourier.output.LayerNorm|@sa_layer_norm",
+        "attention.output.LayerNorm|attention.LayerNorm|fourier.output.LayerNorm|@sa_layer_norm",
         "_self_attention_layer_norm",
     ),
     sublayer(

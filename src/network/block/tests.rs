@@ -10,7 +10,8 @@ fn without_sublayers(config: SparseMixerConfig, layer: usize, x: &[f64], rows: u
     let network =
         encoder_of(config, |_, spec| vec![if spec.role == Role::Scale { 2.0 } else { 0.0 }; spec.len()]);
     with_context(|context| {
-        let pass = network.pass(context, (BATCH, SEQ), None, false, &AttentionMask::Unused);
+        let mask = AttentionMask::by_query(None, None);
+        let pass = network.pass(context, (BATCH, SEQ), None, false, &mask);
         let mut out = vec![f64::NAN; BATCH * rows * network.config.hidden_size];
         network.blocks[layer].forward(&pass, &network.activation, x, rows, &mut out)?;
         Ok(out)

@@ -8,14 +8,17 @@
 
 use crate::error::Result;
 use crate::kernels::{
-    Init, LhsBuffer, PANEL, Panels, Real, matmul, prepare_lhs, softmax_backward, softmax_in_place, transpose,
+    Init, LhsBuffer, PANEL, Panels, Real, add_in_place, matmul, prepare_lhs, softmax_backward,
+    softmax_in_place, transpose,
 };
 use crate::layers::{Dense, FEW_ROWS_TASKS, Product, join_columns};
 use crate::params::{Gradients, WeightList};
 use crate::random::Purpose;
 use crate::runtime::{ActivationPanels, TaskScratch};
+use crate::sys::alloc_zeroed;
 
 use crate::network::pass::{Pass, RowBlock, RowGroup};
+use crate::network::position_bias::{PositionBias, of_query_mut};
 
 /// The four projections.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +33,8 @@ pub struct Attention {
     output: Dense,
     hidden: usize,
     heads: usize,
+    /// What is added to scores, if something is.
+    position_bias: Option<PositionBias>,
 }
 
 /// Keys and values of all tokens, one right operand per example and head.
@@ -84,7 +89,8 @@ impl<R: Real> Head<'_, R> {
             // 2. scores = q k^T, masked
             let q = prepare_lhs(isa, &queries[at..], rows, head, stride, dtype, lhs);
             matmul(isa, rows, q, self.keys, 0..seq, scores, seq, Init::Zero);
-            pass.attention_mask.mask(isa, block.example, row, scores, seq);
+            let n = self.index % pass.config.num_attention_heads;
+            pass.attention_mask.mask(isa, block.example, n, row, scores, seq);
             // 3. softmax over keys, dropout
             softmax_in_place(isa, scores, seq);
             if let Some(dropout) = &dropout {
@@ -99,7 +105,13 @@ impl<R: Real> Head<'_, R> {
 
 impl Attention {
     /// Declares the projections.
-    pub fn new(list: &mut WeightList, prefix: &str, hidden: usize, heads: usize) -> Self {
+    pub fn new(
+        list: &mut WeightList,
+        prefix: &str,
+        hidden: usize,
+        heads: usize,
+        position_bias: Option<PositionBias>,
+    ) -> Self {
         let head = hidden / heads;
         let mut dense = |name: &str, kernel: &[usize], bias: &[usize]| {
             Dense::shaped(list, &format!("{prefix}/self_attention/{name}"), 1, (hidden, hidden), kernel, bias)
@@ -108,7 +120,7 @@ impl Attention {
         let key = dense("key", &[hidden, heads, head], &[heads, head]);
         let value = dense("value", &[hidden, heads, head], &[heads, head]);
         let output = dense("attention_output", &[heads, head, hidden], &[hidden]);
-        Attention { query, key, value, output, hidden, heads }
+        Attention { query, key, value, output, hidden, heads, position_bias }
     }
 
     /// Keys and values of all tokens of `x` (`[B*S, H]`).
@@ -291,12 +303,14 @@ impl Attention {
             output.rows(isa, of(dy), block.rows, own, lhs);
             place(own, out, 1, hidden);
         })?;
-        // Per example and head: [d query, d key, d value, mixed], each [S, D]
+        // Per example and head: [d query, d key, d value, mixed], each [S, D], and d biases
         let dropout = pass.dropout(pass.config.attention_dropout, Purpose::AttentionDropout, layer);
         let step = (MAX_SCORES / seq).clamp(1, seq);
         let size = seq * head;
-        let mut by_head = context.buffer(pass.batch * heads * 4 * size);
-        context.each(by_head.chunks_exact_mut(4 * size).enumerate(), |(matrix, out), scratch| {
+        let offsets = self.position_bias.map_or(0, |_| 2 * seq - 1);
+        let whole = 4 * size + offsets;
+        let mut by_head = context.buffer(pass.batch * heads * whole);
+        context.each(by_head.chunks_exact_mut(whole).enumerate(), |(matrix, out), scratch| {
             let (example, n) = (matrix / heads, matrix % heads);
             let scores = step * seq;
             let ([own, p, dp, dropped, transposed], [lhs, other_lhs]) =
@@ -318,7 +332,9 @@ impl Attention {
             }
             let (dqueries, rest) = out.split_at_mut(size);
             let (dkeys, rest) = rest.split_at_mut(size);
-            let (dvalues, mixed) = rest.split_at_mut(size);
+            let (dvalues, rest) = rest.split_at_mut(size);
+            let (mixed, dbiases) = rest.split_at_mut(size);
+            dbiases.fill(R::ZERO);
             dkeys.fill(R::ZERO);
             dvalues.fill(R::ZERO);
             for first in (0..seq).step_by(step) {
@@ -328,7 +344,7 @@ impl Attention {
                 // 2, 3. attention weights, again
                 let q = prepare_lhs(isa, &queries[at.clone()], count, head, head, dtype, lhs);
                 matmul(isa, count, q, key_columns, 0..seq, p, seq, Init::Zero);
-                pass.attention_mask.mask(isa, example, first, p, seq);
+                pass.attention_mask.mask(isa, example, n, first, p, seq);
                 softmax_in_place(isa, p, seq);
                 let at_element = (dropout_matrix(pass, matrix) * seq + first) * seq;
                 // 4. mixed = dropped(p) v: dp = dropped(d mixed v^T), dv += dropped(p)^T d mixed
@@ -352,6 +368,11 @@ impl Attention {
                 // 3. softmax
                 softmax_backward(isa, p, dp, seq);
                 pass.attention_mask.mask_gradient(example, first, dp, seq);
+                if !dbiases.is_empty() {
+                    for (ds, query) in dp.chunks_exact(seq).zip(first..) {
+                        add_in_place(isa, of_query_mut(dbiases, query, seq), ds);
+                    }
+                }
                 // 2. scores = q k^T: dq = ds k, dk += ds^T q
                 let ds = prepare_lhs(isa, dp, count, seq, seq, dtype, lhs);
                 let out = &mut dqueries[at.clone()];
@@ -369,11 +390,20 @@ impl Attention {
             pass.each_block(&pass.row_blocks(seq), out, hidden, |block, out, _| {
                 for (s, row) in (block.first..).zip(out.chunks_exact_mut(hidden)) {
                     for (n, own) in row.chunks_exact_mut(head).enumerate() {
-                        let at = ((block.example * heads + n) * 4 + part) * size + s * head;
+                        let at = (block.example * heads + n) * whole + part * size + s * head;
                         own.copy_from_slice(&by_head[at..at + head]);
                     }
                 }
             })?;
+        }
+        if let Some(position_bias) = self.position_bias {
+            let mut dbiases: Vec<R> = alloc_zeroed(heads * offsets);
+            for example in by_head.chunks_exact(heads * whole) {
+                for (sum, own) in dbiases.chunks_exact_mut(offsets).zip(example.chunks_exact(whole)) {
+                    add_in_place(isa, sum, &own[4 * size..]);
+                }
+            }
+            position_bias.add_gradients(context, &dbiases, seq, gradients);
         }
         let [dqueries, dkeys, dvalues, mixed] = &parts;
         // 1 and 5. the projections

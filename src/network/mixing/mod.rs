@@ -15,6 +15,7 @@ use crate::params::{Gradients, WeightList, Weights};
 use crate::runtime::{ActivationPanels, TaskScratch};
 
 use crate::network::pass::{Pass, RowGroup};
+use crate::network::position_bias::PositionBias;
 use attention::{Attention, KeysValues};
 pub use linear::OwnedMatrices;
 use linear::{LinearMixing, MixingMatrices};
@@ -59,10 +60,22 @@ pub enum MixingCache<R: Real> {
 
 impl<R: Real> Mix<R> {
     /// Declares the first sublayer of block `layer`.
-    pub fn new(list: &mut WeightList, prefix: &str, config: &SparseMixerConfig, layer: usize) -> Self {
+    pub fn new(
+        list: &mut WeightList,
+        prefix: &str,
+        config: &SparseMixerConfig,
+        layer: usize,
+        position_bias: Option<PositionBias>,
+    ) -> Self {
         let (hidden, seq) = (config.hidden_size, config.max_sequence_length);
         if config.is_attention(layer) {
-            return Mix::Attention(Attention::new(list, prefix, hidden, config.num_attention_heads));
+            return Mix::Attention(Attention::new(
+                list,
+                prefix,
+                hidden,
+                config.num_attention_heads,
+                position_bias,
+            ));
         }
         match config.mixing_mechanism {
             MixingMechanism::Linear => Mix::Linear(LinearMixing::new(list, prefix, hidden, seq)),
