@@ -118,7 +118,7 @@ def test_what_the_other_methods_refuse() -> None:
     calls: list[tuple[Callable[[], Any], Any, str]] = [
         (lambda: model.fit(INPUTS, CLASSES), ValueError, "optimizer: missing; give one to compile or fit"),
         (lambda: model.train_on_batch(INPUTS, CLASSES), ValueError, "optimizer: missing; give one to compile"),
-        (lambda: model.fit(optimizer="sgd"), ValueError, "x: missing"),
+        (lambda: model.fit(optimizer="sgd"), ValueError, "x: expected inputs or data, got None"),
         (lambda: model.fit([(INPUTS, CLASSES)], CLASSES, optimizer="sgd"), ValueError, "y: labels beside x"),
         (lambda: model.fit(INPUTS, CLASSES, optimizer="sgd", verbose=3), ValueError, "verbose: expected 0, 1, 2"),
         (

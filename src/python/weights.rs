@@ -15,7 +15,7 @@ use crate::kernels::{Dtype, Isa};
 use crate::network::{SparseMixer, specs};
 use crate::params::{Spec, Weight, initial_values};
 use crate::runtime::parallel::with_threads;
-use crate::runtime::{Context, Interrupt, Shared, catch, default_threads, run};
+use crate::runtime::{Context, Interrupt, Shared, catch, default_threads, inject_fault, run};
 use crate::sys::alloc_zeroed;
 
 /// Encoders of fewer parameters are filled without starting threads.
@@ -174,7 +174,11 @@ impl<'a> GivenArrays<'a> {
         only_changed: bool,
     ) -> PyResult<bool> {
         enter_core(py, |interrupt| {
-            let mut locked = network.lock(interrupt)?;
+            let mut locked = match network.lock(interrupt) {
+                // An error left them unusable, which new memory mends.
+                Err(Error::Internal(_)) => return Ok(false),
+                locked => locked?,
+            };
             let Some(network) = Arc::get_mut(&mut locked) else { return Ok(false) };
             if !self.arrays.keys().all(|&index| network.weights().can_be_overwritten(index)) {
                 return Ok(false);
@@ -188,13 +192,19 @@ impl<'a> GivenArrays<'a> {
                 let borrowed =
                     self.arrays.iter().map(borrow).collect::<PyResult<Vec<_>>>().map_err(callback_error)?;
                 with_threads(self.threads, || {
-                    let mut new = Vec::with_capacity(borrowed.len());
-                    for (index, values) in &borrowed {
-                        let values = contiguous(&self.specs[*index].name, values).map_err(callback_error)?;
-                        if !(only_changed && network.weights().get(*index).holds(values)) {
-                            new.push((*index, values));
+                    // Nothing has been changed yet: a bug in here must not leave the weights unusable.
+                    let new = catch(|| {
+                        let mut new = Vec::with_capacity(borrowed.len());
+                        for (index, values) in &borrowed {
+                            inject_fault();
+                            let values =
+                                contiguous(&self.specs[*index].name, values).map_err(callback_error)?;
+                            if !(only_changed && network.weights().get(*index).holds(values)) {
+                                new.push((*index, values));
+                            }
                         }
-                    }
+                        Ok(new)
+                    })?;
                     if new.is_empty() {
                         return Ok(true);
                     }

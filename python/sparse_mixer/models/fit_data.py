@@ -39,7 +39,7 @@ def read(
         TypeError: Class weights that are no dict.
     """
     if x is None:
-        raise ValueError("x: missing")
+        raise ValueError("x: expected inputs or data, got None")
     data = x
     if y is not None or sample_weight is not None:
         table = hasattr(x, "columns") and hasattr(x, "__getitem__")
