@@ -106,6 +106,30 @@ def test_saved_and_loaded_again(folder: tuple[Path, Any], tmp_path: Path) -> Non
     np.testing.assert_array_equal(again(inputs)["sequence_output"], encoder(inputs)["sequence_output"])
 
 
+def test_written_for_the_package(folder: tuple[Path, Any], tmp_path: Path) -> None:
+    from transformers import MPNetModel
+
+    encoder, inputs = SparseMixer.load(folder[0]), batch(LENGTHS)
+    types = next(variable for variable in encoder.weights if variable.key == "type_embeddings/embeddings")
+    types.assign(np.linspace(-1, 1, types.numpy().size, dtype=np.float32).reshape(types.shape))
+    encoder.save(tmp_path, file_format="huggingface")
+    model, about = MPNetModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not about["missing_keys"]
+    assert not about["unexpected_keys"]
+    real = inputs["input_mask"] == 1
+    expected = theirs(model.eval(), inputs).last_hidden_state.detach().numpy()[real]
+    np.testing.assert_allclose(encoder(inputs)["sequence_output"][real], expected, atol=2e-5)
+    again = SparseMixer.load(tmp_path)
+    np.testing.assert_allclose(again(inputs)["sequence_output"][real], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "distilbert", "fnet"])
+def test_models_without_biases_are_not_written(folder: tuple[Path, Any], tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"'huggingface:{kind}' has no model for this encoder"):
+        SparseMixer.load(folder[0]).save(tmp_path / "bert", file_format=f"huggingface:{kind}")
+    assert not (tmp_path / "bert").exists()
+
+
 @pytest.mark.parametrize("buckets", [0, 3, 5, 258])
 def test_numbers_of_buckets_that_cannot_be_are_refused(buckets: int) -> None:
     with pytest.raises(ValueError, match="relative_attention_num_buckets: got"):

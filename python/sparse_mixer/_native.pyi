@@ -29,6 +29,7 @@ __all__ = [
     "before_fork",
     "cpu_info",
     "cross_entropy",
+    "distance_buckets",
     "embed",
     "foreign_names",
     "get_num_threads",
@@ -210,6 +211,9 @@ class Encoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes that the weights take."""
+
+def distance_buckets(seq: int, buckets: int) -> list[int]:
+    """The bucket of each distance from ``1 - seq`` to ``seq - 1`` (key minus query) of relative position biases."""
 
 def run_block(
     encoder: Encoder,

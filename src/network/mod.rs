@@ -30,5 +30,6 @@ pub use inputs::{Inputs, OwnedInputs, OwnedWords, Words};
 pub use moe::grouping::Grouping;
 pub use moe::mixture::LayerMetrics;
 pub use outputs::{Outputs, RequestedOutputs, RoutingRecord};
+pub use position_bias::distance_buckets;
 pub use tape::{Cotangents, Recording, RequestedGradients, Tape, TapeUse};
 pub use work::is_small;

@@ -8,7 +8,7 @@ use crate::kernels::Real;
 use crate::layers::EmbeddingTable;
 use crate::params::{Gradients, WeightList, Weights};
 use crate::runtime::{Buffer, Context};
-use crate::sys::alloc_zeroed;
+use crate::sys::{alloc_collect, alloc_zeroed};
 
 /// Distances from here on are in the last bucket.
 const FARTHEST: f64 = 128.0;
@@ -63,6 +63,12 @@ impl PositionBias {
             .map(|(place, row)| (bucket(place, seq, self.table.rows()), row));
         self.table.add_gradients(context.isa, looked_up, gradients);
     }
+}
+
+/// The bucket, of `buckets`, of each distance between `seq` positions, `[2 S - 1]`: of keys `S - 1` positions before the query,
+/// then of later ones.
+pub fn distance_buckets(seq: usize, buckets: usize) -> Vec<usize> {
+    alloc_collect((0..2 * seq - 1).map(|place| bucket(place, seq, buckets)))
 }
 
 /// The biases of the keys of query `query`, `[S]`, of one head's `[2 S - 1]`.

@@ -1,7 +1,12 @@
 //! Arithmetic of adding up the gradients of several processes: sums in an order that is fixed, numbers in half their bits.
 
-use crate::runtime::parallel;
-use crate::sys::alloc_zeroed;
+use std::sync::Mutex;
+
+use half::bf16;
+
+use crate::kernels::{Isa, round_to_bfloat16};
+use crate::runtime::{lock, parallel};
+use crate::sys::{alloc_collect, alloc_zeroed};
 
 /// Values that a thread takes at a time: sources and sums stay in the L2 cache.
 const VALUES: usize = 1 << 13;
@@ -18,10 +23,10 @@ impl Wire for f32 {
     }
 }
 
-/// The bits of a bfloat16.
-impl Wire for u16 {
+impl Wire for bf16 {
+    /// Without a branch, for vectors of them.
     fn value(self) -> f32 {
-        f32::from_bits(u32::from(self) << 16)
+        f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 }
 
@@ -33,9 +38,11 @@ impl Wire for u16 {
 /// If a term is shorter than `sum`.
 pub fn tree_sum<W: Wire>(terms: &[Option<&[W]>], sum: &mut [f32]) {
     let depth = terms.len().next_power_of_two().ilog2() as usize;
-    parallel::for_each(sum.chunks_mut(VALUES).enumerate(), |(chunk, sum), _| {
-        let mut partial: Vec<f32> = alloc_zeroed(depth * VALUES);
-        if !add_up(terms, chunk * VALUES, sum, &mut partial) {
+    // A thread's own.
+    let partials: Vec<Mutex<Vec<f32>>> =
+        alloc_collect((0..parallel::thread_count()).map(|_| Mutex::new(alloc_zeroed(depth * VALUES))));
+    parallel::for_each(sum.chunks_mut(VALUES).enumerate(), |(chunk, sum), thread| {
+        if !add_up(terms, chunk * VALUES, sum, &mut lock(&partials[thread])) {
             sum.fill(0.0);
         }
     });
@@ -64,35 +71,25 @@ fn add_up<W: Wire>(terms: &[Option<&[W]>], start: usize, sum: &mut [f32], partia
     true
 }
 
-/// Writes the bits of the nearest bfloat16 of each value, of two that are as near the even one.
+/// Writes the nearest bfloat16 of each value, of two that are as near the even one.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn pack_bfloat16(values: &[f32], out: &mut [u16]) {
+pub fn pack_bfloat16(values: &[f32], out: &mut [bf16]) {
     assert_eq!(values.len(), out.len(), "as many numbers as places for them");
-    let pieces = values.chunks(VALUES).zip(out.chunks_mut(VALUES));
-    parallel::for_each(pieces, |(values, out), _| {
-        values.iter().zip(out).for_each(|(value, out)| *out = nearest_bfloat16(*value));
-    });
+    let (isa, pieces) = (Isa::fastest(), values.chunks(VALUES).zip(out.chunks_mut(VALUES)));
+    parallel::for_each(pieces, |(values, out), _| round_to_bfloat16(isa, values, out));
 }
 
-/// Without a branch, for vectors of them.
-fn nearest_bfloat16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    let quiet = bits | 1 << 22;
-    ((if value.is_nan() { quiet } else { rounded }) >> 16) as u16
-}
-
-/// Writes the numbers whose bits as bfloat16 are `bits`.
+/// Writes the numbers that `halves` are.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn unpack_bfloat16(bits: &[u16], out: &mut [f32]) {
-    assert_eq!(bits.len(), out.len(), "as many numbers as places for them");
-    let pieces = bits.chunks(VALUES).zip(out.chunks_mut(VALUES));
-    parallel::for_each(pieces, |(bits, out), _| {
-        bits.iter().zip(out).for_each(|(bits, out)| *out = bits.value());
+pub fn unpack_bfloat16(halves: &[bf16], out: &mut [f32]) {
+    assert_eq!(halves.len(), out.len(), "as many numbers as places for them");
+    let pieces = halves.chunks(VALUES).zip(out.chunks_mut(VALUES));
+    parallel::for_each(pieces, |(halves, out), _| {
+        halves.iter().zip(out).for_each(|(half, out)| *out = half.value());
     });
 }
 
@@ -145,17 +142,17 @@ mod tests {
     #[test]
     fn half_of_the_bits_are_those_of_the_nearest_even_number() {
         let values: Vec<f32> = (0..70_000u32).map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b1))).collect();
-        let mut bits = vec![0; values.len()];
-        pack_bfloat16(&values, &mut bits);
+        let mut halves = vec![bf16::ZERO; values.len()];
+        pack_bfloat16(&values, &mut halves);
         let mut back = vec![0.0; values.len()];
-        unpack_bfloat16(&bits, &mut back);
-        for ((value, bits), back) in values.iter().zip(&bits).zip(&back) {
-            let expected = half::bf16::from_f32(*value);
-            assert_eq!(*bits, expected.to_bits(), "{value}");
+        unpack_bfloat16(&halves, &mut back);
+        for ((value, half), back) in values.iter().zip(&halves).zip(&back) {
+            let expected = bf16::from_f32(*value);
+            assert_eq!(half.to_bits(), expected.to_bits(), "{value}");
             assert_eq!(back.to_bits(), expected.to_f32().to_bits(), "{value}");
         }
         let mut sum = [0.0];
-        tree_sum(&[Some(&[0x3f80u16][..]), Some(&[0x3b80][..])], &mut sum);
+        tree_sum(&[Some(&[bf16::ONE][..]), Some(&[bf16::from_bits(0x3b80)][..])], &mut sum);
         assert_eq!(sum, [1.003_906_3], "sums have all bits");
     }
 }

@@ -1,11 +1,13 @@
-//! One block of an encoder, called by itself.
+//! One block of an encoder, called by itself, and what its attention knows of distances.
 
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
 use super::convert::{floats, to_numpy};
 use super::encoder::Encoder;
-use super::enter::{SCRATCH, enter_core, guard};
+use super::enter::{SCRATCH, enter_core, guard, to_py_err};
+use crate::error::Error;
+use crate::network;
 use crate::runtime::run;
 
 /// What block `layer` makes of `x` `[B, S, H]`; `mask` `[B, S, S]` says which keys each query may see, `seed` switches
@@ -40,5 +42,18 @@ pub fn run_block<'py>(
             })
         })?;
         to_numpy(py, out, &[batch, seq, hidden])
+    })
+}
+
+/// The bucket of each distance between `seq` positions, `[2 S - 1]`, of `buckets` buckets of relative position biases: of
+/// keys `S - 1` positions before the query, then of later ones.
+#[pyfunction]
+pub fn distance_buckets(seq: usize, buckets: usize) -> PyResult<Vec<usize>> {
+    guard(|| {
+        if seq == 0 || buckets < 4 {
+            let message = format!("got {seq} positions and {buckets} buckets, expected at least 1 and 4");
+            return Err(to_py_err(Error::value("buckets", message)));
+        }
+        Ok(network::distance_buckets(seq, buckets))
     })
 }

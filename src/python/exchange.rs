@@ -2,11 +2,14 @@
 
 use std::sync::Mutex;
 
+use bytemuck::Pod;
+use half::bf16;
 use numpy::{Element, PyArray1, PyArray2, PyArrayMethods, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::enter::{enter_core, guard, to_py_err};
+use super::memory::array_interface;
 use crate::error::Error;
 use crate::params::{self, Wire};
 use crate::runtime::catch;
@@ -67,14 +70,7 @@ impl GradientSlice {
     /// What `numpy.asarray` makes an array of, float32 with one axis.
     #[getter(__array_interface__)]
     fn array_interface<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        guard(|| {
-            let interface = PyDict::new(py);
-            interface.set_item("version", 3)?;
-            interface.set_item("typestr", if cfg!(target_endian = "big") { ">f4" } else { "<f4" })?;
-            interface.set_item("shape", (self.len,))?;
-            interface.set_item("data", (self.address, false))?;
-            Ok(interface)
-        })
+        guard(|| array_interface(py, self.address, self.len))
     }
 }
 
@@ -97,14 +93,15 @@ pub fn tree_sum(
     num_threads: usize,
 ) -> PyResult<()> {
     guard(|| match terms {
-        Terms::Floats(terms) => sum_rows(py, &terms, &present, sum, num_threads),
-        Terms::Bits(terms) => sum_rows(py, &terms, &present, sum, num_threads),
+        Terms::Floats(terms) => sum_rows::<f32, f32>(py, &terms, &present, sum, num_threads),
+        Terms::Bits(terms) => sum_rows::<u16, bf16>(py, &terms, &present, sum, num_threads),
     })
 }
 
-fn sum_rows<W: Wire + Element>(
+/// Numbers `W` travel in arrays of `E`, which have as many bits.
+fn sum_rows<E: Element + Pod, W: Wire + Pod>(
     py: Python<'_>,
-    terms: &Bound<'_, PyArray2<W>>,
+    terms: &Bound<'_, PyArray2<E>>,
     present: &[bool],
     sum: &Bound<'_, PyArray1<f32>>,
     threads: usize,
@@ -115,7 +112,7 @@ fn sum_rows<W: Wire + Element>(
         return Err(to_py_err(Error::value("terms", message)));
     }
     let (terms, mut sum) = (terms.try_readonly()?, sum.try_readwrite()?);
-    let (terms, sum) = (terms.as_slice()?, sum.as_slice_mut()?);
+    let (terms, sum) = (bytemuck::cast_slice(terms.as_slice()?), sum.as_slice_mut()?);
     let row = |(row, &present): (usize, &bool)| present.then(|| &terms[row * len..][..len]);
     let terms: Vec<Option<&[W]>> = present.iter().enumerate().map(row).collect();
     in_core(py, threads, || params::tree_sum(&terms, sum))
@@ -133,7 +130,7 @@ pub fn pack_bfloat16(
         expect_as_many(values.len(), out.len())?;
         let (values, mut out) = (values.try_readonly()?, out.try_readwrite()?);
         let (values, out) = (values.as_slice()?, out.as_slice_mut()?);
-        in_core(py, num_threads, || params::pack_bfloat16(values, out))
+        in_core(py, num_threads, || params::pack_bfloat16(values, bytemuck::cast_slice_mut(out)))
     })
 }
 
@@ -149,7 +146,7 @@ pub fn unpack_bfloat16(
         expect_as_many(bits.len(), out.len())?;
         let (bits, mut out) = (bits.try_readonly()?, out.try_readwrite()?);
         let (bits, out) = (bits.as_slice()?, out.as_slice_mut()?);
-        in_core(py, num_threads, || params::unpack_bfloat16(bits, out))
+        in_core(py, num_threads, || params::unpack_bfloat16(bytemuck::cast_slice(bits), out))
     })
 }
 

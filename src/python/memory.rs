@@ -27,13 +27,19 @@ impl Memory {
     /// What `numpy.asarray` makes an array of, float32 with one axis.
     #[getter(__array_interface__)]
     fn array_interface<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        guard(|| {
-            let interface = PyDict::new(py);
-            interface.set_item("version", 3)?;
-            interface.set_item("typestr", if cfg!(target_endian = "big") { ">f4" } else { "<f4" })?;
-            interface.set_item("shape", (self.values.len(),))?;
-            interface.set_item("data", (self.address, false))?;
-            Ok(interface)
-        })
+        guard(|| array_interface(py, self.address, self.values.len()))
     }
+}
+
+/// What numpy reads and writes `len` float32 values at `address` by.
+///
+/// # Errors
+/// Those of Python.
+pub fn array_interface(py: Python<'_>, address: usize, len: usize) -> PyResult<Bound<'_, PyDict>> {
+    let interface = PyDict::new(py);
+    interface.set_item("version", 3)?;
+    interface.set_item("typestr", if cfg!(target_endian = "big") { ">f4" } else { "<f4" })?;
+    interface.set_item("shape", (len,))?;
+    interface.set_item("data", (address, false))?;
+    Ok(interface)
 }

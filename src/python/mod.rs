@@ -45,7 +45,7 @@ mod _native {
     #[pymodule_export]
     use super::atomic_file::AtomicFile;
     #[pymodule_export]
-    use super::block::run_block;
+    use super::block::{distance_buckets, run_block};
     #[pymodule_export]
     use super::checkpoint::Checkpoint;
     #[pymodule_export]

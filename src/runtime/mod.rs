@@ -22,6 +22,7 @@ pub(crate) use fault::inject_fault;
 #[cfg(feature = "fault-injection")]
 pub use fault::{ELSEWHERE, ENTRY};
 pub use interrupt::{Interrupt, never};
+pub(crate) use panics::lock;
 pub use panics::{catch, panic_error};
 pub use scratch::{ActivationPanels, Buffer, PanelsMut, ScratchPool, TaskScratch};
 pub use shared::{Locked, Shared, lock_all};

@@ -26,6 +26,6 @@ pub fn panic_error(panic: &(dyn Any + Send)) -> Error {
 }
 
 /// The lock of a value that no panic leaves half changed.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sparse_mixer import _native
 from sparse_mixer._onnx.graph import Graph
 
 
@@ -55,23 +56,13 @@ def relative_biases(graph: Graph, seq: int, length: str | None) -> str:
     """Relative position biases ``[1, N, S, S]`` by distance; of the first `length` positions, if that is given."""
     key = "relative_attention_bias/embeddings"
     query, position = np.indices((seq, seq))
-    index = distance_buckets(position - query, graph.shape(key)[0])
+    index = np.array(_native.distance_buckets(seq, graph.shape(key)[0]))[seq - 1 + position - query]
     rows = graph.op("Gather", graph.weight(key), graph.constant(index, np.int32), axis=0)
     biases = graph.op("Unsqueeze", graph.op("Transpose", rows, perm=[2, 0, 1]), graph.integers(0))
     if length is None:
         return biases
     ends = graph.op("Concat", length, length, axis=0)
     return graph.op("Slice", biases, graph.integers(0, 0), ends, graph.integers(2, 3))
-
-
-def distance_buckets(offsets: Any, count: int) -> Any:
-    """The bucket of each distance from query to key; see ``src/network/position_bias.rs``."""
-    each = count // 2
-    exact = each // 2
-    distances = np.abs(offsets)
-    parts = np.log(np.maximum(distances, 1).astype(np.float32) / exact) / np.float32(math.log(128 / exact))
-    far = exact + (parts * np.float32(each - exact)).astype(np.int64)
-    return np.where(offsets > 0, each, 0) + np.where(distances < exact, distances, np.minimum(far, each - 1))
 
 
 def attend(graph: Graph, key: str, heads: int, query: str, stream: str, mask: AttentionMask) -> str:

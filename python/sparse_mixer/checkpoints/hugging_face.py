@@ -34,7 +34,8 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 }
 # Their positions are counted from behind the padding's row of the table.
 _COUNT_FROM_PADDING = ("roberta", "camembert", "xlm-roberta", "mpnet")
-_WITHOUT_TYPES = ("distilbert", "mpnet")
+WITHOUT_TYPES = ("distilbert", "mpnet")
+"""Models that have no token types."""
 # Why models that one might take for a BERT are not read.
 _UNSUPPORTED = {
     "albert": "its layers share their weights",
@@ -94,11 +95,11 @@ def read_layout(path: str) -> Layout:
         config = read_config(config_path(path))
         kind = config.get("model_type")
         if kind in _COUNT_FROM_PADDING:
-            return Layout(_first_position(config), (_TYPE_TABLE,) if kind in _WITHOUT_TYPES else ())
+            return Layout(_first_position(config), (_TYPE_TABLE,) if kind in WITHOUT_TYPES else ())
     except (OSError, CheckpointError, TypeError, ValueError):
         # No folder of that package.
         return Layout()
-    return Layout(zeros=(_TYPE_TABLE,)) if kind in _WITHOUT_TYPES else Layout()
+    return Layout(zeros=(_TYPE_TABLE,)) if kind in WITHOUT_TYPES else Layout()
 
 
 def read_hugging_face(path: str, tensors: Sequence[str]) -> dict[str, Any] | None:
@@ -139,7 +140,7 @@ def read_hugging_face(path: str, tensors: Sequence[str]) -> dict[str, Any] | Non
             raise CheckpointError(f"{file}: {key}={config[key]!r} is not supported, only {value!r}")
     if kind == "distilbert":
         config = {**config, **{ours: config[theirs] for ours, theirs in DISTILBERT.items() if theirs in config}}
-    if kind in _WITHOUT_TYPES:
+    if kind in WITHOUT_TYPES:
         config = {"type_vocab_size": 1, **config}
     activation = config.get("hidden_act", "gelu")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sparse_mixer import _native
 from sparse_mixer._core.encoder import Encoder
-from sparse_mixer.checkpoints.hugging_face import ACTIVATIONS, DISTILBERT, EPSILON
+from sparse_mixer.checkpoints.hugging_face import ACTIVATIONS, DISTILBERT, EPSILON, WITHOUT_TYPES
 from sparse_mixer.layers import MixingMechanism
 
 Array = npt.NDArray[np.float32]
@@ -23,17 +23,26 @@ FILE_FORMAT = "huggingface"
 WITH_HEADS = ("bert", "roberta", "electra", "distilbert")
 """Kinds of models that may have heads; also what such models call their encoders."""
 
-_CLASSES = {"bert": "Bert", "roberta": "Roberta", "electra": "Electra", "distilbert": "DistilBert", "fnet": "FNet"}
+_CLASSES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "electra": "Electra",
+    "distilbert": "DistilBert",
+    "mpnet": "MPNet",
+    "fnet": "FNet",
+}
 # Parts of names that only this kind of model has.
 _SPELLING = {
     "bert": (),
     "roberta": (),
     "electra": ("embeddings_project",),
     "distilbert": ("q_lin", "k_lin", "v_lin", "out_lin", "sa_layer_norm", "ffn.", ".output_layer_norm"),
+    "mpnet": (".attn.", "attention.LayerNorm"),
     "fnet": ("fourier.", "embeddings.projection"),
 }
-# That package's tokenizers for RoBERTa pad with this token; positions are counted from behind its row.
-_ROBERTA_PADDING = 1
+# That package's tokenizers for these pad with this token; positions are counted from behind its row.
+_PADDING = 1
+_PADDED = ("roberta", "mpnet")
 _POSITIONS, _TYPES = "position_embedding/embeddings", "type_embeddings/embeddings"
 
 
@@ -48,7 +57,7 @@ def save_hugging_face(
     """Write ``config.json`` and ``model.safetensors`` into `folder`, which is made if it is not there.
 
     Args:
-        encoder: A BERT, an ELECTRA (embeddings of another width) or an FNet.
+        encoder: A BERT, an ELECTRA (embeddings of another width), an MPNet (relative position biases) or an FNet.
         folder: The folder.
         file_format: `FILE_FORMAT`, perhaps with a kind of model.
         ending: Of that package's class.
@@ -85,8 +94,9 @@ def kind_of(encoder: Encoder, file_format: str) -> str:
     attending = len(a.layers_within("attention_layers"))
     fourier = attending == 0 and a.mixing_mechanism is MixingMechanism.FOURIER
     own_width = a.width() == a.hidden_size
+    biased = a.relative_attention_num_buckets is not None
     if not colon:
-        kind = "fnet" if fourier else "bert" if own_width else "electra"
+        kind = "fnet" if fourier else "mpnet" if biased else "bert" if own_width else "electra"
     if kind not in _CLASSES or file_format.partition(":")[0] != FILE_FORMAT:
         known = ", ".join(f"{FILE_FORMAT}:{kind}" for kind in _CLASSES)
         raise ValueError(f"file_format: got {file_format!r}, expected {FILE_FORMAT!r} or one of {known}")
@@ -98,6 +108,8 @@ def kind_of(encoder: Encoder, file_format: str) -> str:
         "it has layers that neither all attend nor all mix by Fourier transforms": attending != a.num_layers
         and not fourier,
         "its layers mix by Fourier transforms": attends and fourier,
+        "its attention has relative position biases": biased and kind != "mpnet",
+        "its attention has no relative position biases": not biased and kind == "mpnet",
         "its layers attend": not attends and attending > 0,
         f"its activation is none of {sorted(set(ACTIVATIONS.values()))}": activation not in ACTIVATIONS.values(),
         "it normalises before sublayers (norm_first)": a.norm_first,
@@ -110,7 +122,7 @@ def kind_of(encoder: Encoder, file_format: str) -> str:
         "it has no pooler": not attends and not a.with_pooler,
         "it has a pooler, which an ELECTRA has not": kind == "electra" and a.with_pooler,
         "it has a pooler, which a DistilBERT has not": kind == "distilbert" and a.with_pooler,
-        "it has token types, which a DistilBERT has not": kind == "distilbert" and a.type_vocab_size > 1,
+        f"it has token types, which {_CLASSES[kind]} has not": kind in WITHOUT_TYPES and a.type_vocab_size > 1,
         f"its layer_norm_epsilon is not DistilBERT's, {EPSILON}": kind == "distilbert"
         and a.layer_norm_epsilon != EPSILON,
     }
@@ -142,9 +154,12 @@ def _config(encoder: Encoder, kind: str, architecture: str) -> dict[str, Any]:
         config["attention_probs_dropout_prob"] = a.attention_dropout
     if kind == "electra":
         config["embedding_size"] = a.width()
-    if kind == "roberta":
-        config["max_position_embeddings"] += _ROBERTA_PADDING + 1
-        config["pad_token_id"] = _ROBERTA_PADDING
+    if kind in _PADDED:
+        config["max_position_embeddings"] += _PADDING + 1
+        config["pad_token_id"] = _PADDING
+    if kind == "mpnet":
+        del config["type_vocab_size"]
+        return config | {"relative_attention_num_buckets": a.relative_attention_num_buckets}
     if kind == "distilbert":
         del config["type_vocab_size"], config["layer_norm_eps"]
         return {DISTILBERT.get(key, key): value for key, value in config.items()} | {"sinusoidal_pos_embds": False}
@@ -156,13 +171,13 @@ def _tensors(encoder: Encoder, kind: str, prefix: str) -> Iterator[tuple[str, Ar
     types = next(variable for variable in encoder.all_variables if variable.key == _TYPES).numpy()
     for variable in encoder.all_variables:
         values = to_pytorch(variable.key, variable.numpy())
-        if kind == "distilbert" and variable.key == _TYPES:
+        if kind in WITHOUT_TYPES and variable.key == _TYPES:
             continue
-        if kind == "distilbert" and variable.key == _POSITIONS:
+        if kind in WITHOUT_TYPES and variable.key == _POSITIONS:
             # The one type, which all positions have, goes where positions are.
             values = values + types
-        if kind == "roberta" and variable.key == _POSITIONS:
-            values = np.concatenate([np.zeros((_ROBERTA_PADDING + 1, values.shape[1]), np.float32), values])
+        if kind in _PADDED and variable.key == _POSITIONS:
+            values = np.concatenate([np.zeros((_PADDING + 1, values.shape[1]), np.float32), values])
         names = _native.foreign_names("huggingface", variable.key, list(variable.shape))
         own = [name for name in names if any(part in name for part in _SPELLING[kind])]
         yield prefix + (own or names)[0], values
