@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     assignment = commands.add_parser("assignment", help="replacing and converting weights beside copying them")
     assignment.add_argument("--rounds", type=int, default=5)
 
+    builds = commands.add_parser("builds", help="this build beside another one: inference and training, interleaved")
+    builds.add_argument("other", type=pathlib.Path, help="folder that the other build is installed in")
+    builds.add_argument("--rounds", type=int, default=15)
+
     loops = commands.add_parser("loops", help="training steps by `fit` and by the loops of the docs")
     loops.add_argument("--batch", type=int, default=8)
     loops.add_argument("--steps", type=int, default=5)
@@ -180,6 +184,10 @@ def main() -> None:
         from benchmarks.assignment import run
 
         text = run(arguments.threads, arguments.rounds)
+    elif arguments.command == "builds":
+        from benchmarks.builds import run
+
+        text = run(arguments.other, arguments.threads, arguments.rounds)
     elif arguments.command == "loops":
         from benchmarks.loops import run
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 import sysconfig
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+from examples.corpus import NOT_LIBRARY, docstrings
 
 TASKS = {
     "W1": "32 x 128 tokens, sequences/s",
@@ -35,8 +35,6 @@ CALIBRATION = 128
 """Texts that post-training quantisation sees; they are among neither passages nor queries."""
 COMPARED = (1000, 600)
 """Texts to compare float32 by, and the most tokens of one."""
-
-_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +89,10 @@ def make_load(model: pathlib.Path, passages: int) -> SentenceLoad:
     """
     tokenizer = read_tokenizer(model, None)
     first, last = tokenizer.encode("").ids
-    docstrings = library_docstrings()
-    counts = [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(docstrings))]
+    texts = library_docstrings()
+    counts = [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts))]
     low, high = PASSAGE_TOKENS
-    fitting = [text for text, count in zip(docstrings, counts, strict=True) if low <= count <= high]
+    fitting = [text for text, count in zip(texts, counts, strict=True) if low <= count <= high]
     # The same for any number of passages: quantised models are kept.
     calibration, fitting = fitting[:CALIBRATION], fitting[CALIBRATION:]
     rest = fitting[passages:]
@@ -103,7 +101,7 @@ def make_load(model: pathlib.Path, passages: int) -> SentenceLoad:
     # The first paragraph of a docstring is what one might search for.
     questions = [" ".join(text.split("\n\n")[0].split()) for text in rest]
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(questions)]
-    running = "\n".join(docstrings[:1000])
+    running = "\n".join(texts[:1000])
     encoding = tokenizer.encode(running, add_special_tokens=False)
     return SentenceLoad(
         model,
@@ -138,24 +136,9 @@ def library_docstrings() -> tuple[str, ...]:
     root = pathlib.Path(sysconfig.get_path("stdlib"))
     texts: set[str] = set()
     for path in root.rglob("*.py"):
-        if not _NOT_LIBRARY.intersection(path.relative_to(root).parts):
-            texts.update(_docstrings(path))
+        if not NOT_LIBRARY.intersection(path.relative_to(root).parts):
+            texts.update(docstrings(path))
     return tuple(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
-
-
-def _docstrings(path: pathlib.Path) -> Iterator[str]:
-    """Yield the docstrings of a source file; nothing if it cannot be parsed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
-            tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                yield text
 
 
 def _of_lengths(text: str, offsets: Sequence[tuple[int, int]], count: int, most: int) -> Iterator[str]:

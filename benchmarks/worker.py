@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import os
 import pathlib
+import sys
 import time
 import traceback
 from multiprocessing.connection import Connection
@@ -75,11 +76,13 @@ class _Session:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
-def _serve(connection: Connection, peer: str, threads: int) -> None:
+def _serve(connection: Connection, peer: str, threads: int, site: pathlib.Path | None) -> None:
     """Answer messages `(method, arguments)` until `None` comes or the parent is gone."""
     # RAYON: the threads of the package `tokenizers`.
     names = ("OMP_NUM_THREADS", "SPARSE_MIXER_NUM_THREADS", "RAYON_NUM_THREADS")
     os.environ.update(dict.fromkeys(names, str(threads)))
+    if site is not None:
+        sys.path.insert(0, str(site.resolve()))
     session = _Session(peer, threads)
     while True:
         try:
@@ -98,18 +101,19 @@ def _serve(connection: Connection, peer: str, threads: int) -> None:
 class Worker:
     """Handle of one engine's process. Use as a context manager; methods block until the engine has answered."""
 
-    def __init__(self, peer: str, threads: int, name: str = "") -> None:
+    def __init__(self, peer: str, threads: int, name: str = "", site: pathlib.Path | None = None) -> None:
         """Start the process; nothing is imported in it yet.
 
         Args:
             peer: a key of `benchmarks.peers.PEERS`, `TRAINERS` or `SENTENCE_ENCODERS`.
             threads: number of compute threads that the engine may use.
             name: what results call the worker, if not by its peer.
+            site: folder of packages that come before the installed ones.
         """
         self.name = name or peer
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, peer, threads))
+        self._process = context.Process(target=_serve, args=(theirs, peer, threads, site))
         self._process.start()
         theirs.close()
 

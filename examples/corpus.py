@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from sparse_mixer.text import load_tokenizer
 
-_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+"""Folders beside the standard library's own files."""
 
 
 class Passage(NamedTuple):
@@ -40,9 +41,9 @@ def stdlib_passages(characters: int = 2000, limit: int | None = None) -> Iterato
     count = 0
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        if _NOT_LIBRARY.intersection(parts):
+        if NOT_LIBRARY.intersection(parts):
             continue
-        for text in _joined(_docstrings(path), characters):
+        for text in _joined(docstrings(path), characters):
             yield Passage(text, parts[0].removesuffix(".py"))
             count += 1
             if count == limit:
@@ -81,7 +82,7 @@ def installed_texts(characters: int = 200) -> list[str]:
     texts: set[str] = set()
     for root in {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}:
         for path in Path(root).rglob("*.py"):
-            for docstring in _docstrings(path):
+            for docstring in docstrings(path):
                 texts.update(" ".join(piece.split()) for piece in _joined(docstring.splitlines(), characters))
     return sorted(text for text in texts if _is_prose(text))
 
@@ -91,7 +92,7 @@ def _is_prose(text: str) -> bool:
     return len(re.findall("[A-Za-z ]", text)) > 0.85 * len(text)
 
 
-def _docstrings(path: Path) -> Iterator[str]:
+def docstrings(path: Path) -> Iterator[str]:
     """Yield the docstrings of a source file, from top to bottom; nothing if the file cannot be parsed."""
     try:
         with warnings.catch_warnings():
