@@ -73,5 +73,8 @@ fn of_this_process() -> Pools {
 fn start(size: usize) -> Option<Arc<ThreadPool>> {
     Section::assert_outside("starting threads");
     let builder = ThreadPoolBuilder::new().num_threads(size).thread_name(|i| format!("sparse_mixer-{i}"));
-    builder.build().ok().map(Arc::new)
+    let pool = builder.build().ok()?;
+    // Threads make what they have for themselves now: later, when memory is refused, the C library would end the process.
+    pool.broadcast(|_| ());
+    Some(Arc::new(pool))
 }
