@@ -90,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--load", type=float, default=0.7, help="share of the most at which times are taken")
     serve.add_argument("--option", action="append", default=[], help="further option of sparse-mixer serve")
 
+    ray = commands.add_parser("ray", help="files of texts to vectors on a local Ray beside one process, in turn")
+    ray.add_argument("--model", type=pathlib.Path, help="folder of a model (default: MiniLM's size, random weights)")
+    ray.add_argument("--dtype", default="float32")
+    ray.add_argument("--minutes", type=float, default=5, help="how long each of the two encodes at least")
+    ray.add_argument("--rows", type=int, default=1000, help="texts per file")
+    ray.add_argument("--words", type=int, nargs=2, default=[20, 160], help="least and most words of a text")
+
     text = commands.add_parser("text", help="sentences to vectors with the same weights, all engines interleaved")
     text.add_argument("--model", type=pathlib.Path, required=True, help="folder of a sentence encoder (BERT)")
     names = list(SENTENCE_ENCODERS)
@@ -204,6 +211,18 @@ def main() -> None:
             seconds=arguments.seconds,
             load=arguments.load,
             options=arguments.option,
+        )
+    elif arguments.command == "ray":
+        from benchmarks.ray_files import run
+
+        text = run(
+            arguments.model,
+            arguments.threads,
+            dtype=arguments.dtype,
+            minutes=arguments.minutes,
+            rows=arguments.rows,
+            words=arguments.words,
+            folder=folder,
         )
     elif arguments.command == "text" and arguments.quality:
         from benchmarks.sentence_quality import run

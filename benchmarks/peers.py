@@ -100,3 +100,9 @@ SENTENCE_ENCODERS = {
     ),
 }
 """Engines that make vectors of texts, by precision."""
+
+FILE_ENCODERS = {"files": PeerSpec("sparse_mixer", "benchmarks.files_ours", {}, "float32")}
+"""Engines that make files of vectors of files of texts."""
+
+ENGINES = PEERS | TRAINERS | SENTENCE_ENCODERS | FILE_ENCODERS
+"""What a worker can be."""

@@ -12,7 +12,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any, Self
 
-from benchmarks.peers import PEERS, SENTENCE_ENCODERS, TRAINERS, Engine, Load
+from benchmarks.peers import ENGINES, Engine, Load
 
 
 class WorkerError(RuntimeError):
@@ -38,7 +38,7 @@ class _Session:
     """What runs inside the worker process; public methods are the messages it understands."""
 
     def __init__(self, peer: str, threads: int) -> None:
-        self._spec = (PEERS | TRAINERS | SENTENCE_ENCODERS)[peer]
+        self._spec = ENGINES[peer]
         self._threads = threads
         self._workload: Any = None
         self._engine: Engine | None = None
@@ -105,7 +105,7 @@ class Worker:
         """Start the process; nothing is imported in it yet.
 
         Args:
-            peer: a key of `benchmarks.peers.PEERS`, `TRAINERS` or `SENTENCE_ENCODERS`.
+            peer: a key of `benchmarks.peers.ENGINES`.
             threads: number of compute threads that the engine may use.
             name: what results call the worker, if not by its peer.
             site: folder of packages that come before the installed ones.
