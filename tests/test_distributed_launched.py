@@ -97,7 +97,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> object:
     return results(kind, 1, tmp_path_factory.mktemp("one"), "bits")[0]
 
 
-@pytest.mark.parametrize(("kind", "size"), [("mpich", 2), ("mpich", 8), ("openmpi", 4), ("torch", 2)])
+@pytest.mark.parametrize(("kind", "size"), [("mpich", 2), ("mpich", 8), ("openmpi", 4), ("openmpi", 8), ("torch", 2)])
 def test_any_number_of_processes_gives_the_same_bits(kind: str, size: int, expected: object, tmp_path: Path) -> None:
     assert results(kind, size, tmp_path, "bits") == [expected] * size
 
