@@ -23,7 +23,7 @@ SOURCES := $(shell find src python -type f -not -name '*.pyc' 2>/dev/null) Cargo
 # Clippy and rustdoc of the binding look at an interpreter; it shall be the one tested with.
 export PYO3_PYTHON := $(abspath $(PY))
 
-.PHONY: help build wheels try-wheel quickstart test test-rust test-python minimal crash lint format docs docs-site test-checked stress fuzz miri asan valgrind neon windows deny bench check clean
+.PHONY: help build wheels try-wheel quickstart test test-rust test-python minimal crash lint format docs docs-site profile test-checked stress fuzz miri asan valgrind neon windows deny bench check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -124,6 +124,15 @@ BENCH_ARGS ?= inference
 bench: build $(STAMPS)/parity $(STAMPS)/bench $(STAMPS)/onnx  ## measure against TensorFlow and OpenVINO; see benchmarks/README.md
 	$(PY) -m benchmarks $(BENCH_ARGS)
 
+# A release build that measures its sections. Nobody else uses it.
+PROFILE := target/profile-site
+PROFILE_ARGS ?=
+profile: build  ## where the time of inference or training goes, section by section; see benchmarks/README.md
+	cargo build --locked --release --lib --features python,section-timers
+	rm -rf $(PROFILE) && mkdir -p $(PROFILE) && cp -r python/sparse_mixer $(PROFILE)/
+	cp target/release/libsparse_mixer.so $(PROFILE)/sparse_mixer/_native.abi3.so
+	PYTHONPATH=$(abspath $(PROFILE)) $(PY) -m benchmarks profile $(PROFILE_ARGS)
+
 # --- tests --------------------------------------------------------------------------------------
 
 test: test-rust test-python  ## all tests, those beside TensorFlow, PyTorch and transformers included
@@ -157,11 +166,11 @@ fuzz:  ## FUZZ_INPUTS mutated inputs for every reader (default a million)
 	SPARSE_MIXER_FUZZ_INPUTS=$(FUZZ_INPUTS) cargo test --locked $(CARGO_FEATURES) --test fuzz_corpus -- \
 		--nocapture --test-threads=1
 
-# A build that checks every addition and can be made to panic. Not a release.
+# A build that checks every addition, can be made to panic and measures its sections. Not a release.
 CHECKED := target/checked-site
-CHECKED_TESTS ?= tests/stress tests/test_errors.py tests/test_enter_core.py tests/test_training.py tests/test_resumption.py tests/test_callbacks.py tests/test_keras_api.py tests/test_weights.py tests/test_calling.py
+CHECKED_TESTS ?= tests/stress tests/test_errors.py tests/test_enter_core.py tests/test_training.py tests/test_resumption.py tests/test_callbacks.py tests/test_keras_api.py tests/test_weights.py tests/test_calling.py tests/test_benchmark_profile.py
 test-checked: build $(STAMPS)/test  ## Python tests with overflow checks, debug assertions and injected panics
-	cargo build --locked --lib --profile test --features python,fault-injection
+	cargo build --locked --lib --profile test --features python,fault-injection,section-timers
 	rm -rf $(CHECKED) && mkdir -p $(CHECKED) && cp -r python/sparse_mixer $(CHECKED)/
 	cp target/debug/libsparse_mixer.so $(CHECKED)/sparse_mixer/_native.abi3.so
 	PYTHONPATH=$(abspath $(CHECKED)) $(PY) -m pytest $(CHECKED_TESTS) $(PYTEST_ARGS)
@@ -199,6 +208,7 @@ lint: build $(STAMPS)/lint  ## formatting, clippy, rustdoc, ruff, mypy, stubs
 	cargo fmt --check
 	cargo clippy --locked --all-targets $(CARGO_FEATURES) -- -D warnings
 	cargo clippy --locked --all-targets --features python -- -D warnings
+	cargo clippy --locked --features python,fault-injection,section-timers -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --features python
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -77,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     builds.add_argument("other", type=pathlib.Path, help="folder that the other build is installed in")
     builds.add_argument("--rounds", type=int, default=15)
 
+    profile = commands.add_parser("profile", help="where the time goes, section by section; run it by `make profile`")
+    profile.add_argument("--batch", type=int, default=8)
+    profile.add_argument(
+        "--dtype", nargs="+", choices=["float32", "bfloat16", "int8"], help="storage types (default: all that apply)"
+    )
+    profile.add_argument("--training", action="store_true", help="training steps instead of inference")
+    profile.add_argument("--rounds", type=int, default=7, help="calls of which the quickest counts")
+
     loops = commands.add_parser("loops", help="training steps by `fit` and by the loops of the docs")
     loops.add_argument("--batch", type=int, default=8)
     loops.add_argument("--steps", type=int, default=5)
@@ -195,6 +203,11 @@ def main() -> None:
         from benchmarks.builds import run
 
         text = run(arguments.other, arguments.threads, arguments.rounds)
+    elif arguments.command == "profile":
+        from benchmarks.profile import run
+
+        dtypes = arguments.dtype or ["float32", "bfloat16", *([] if arguments.training else ["int8"])]
+        text = run(dtypes, arguments.batch, arguments.threads, arguments.rounds, arguments.training, folder)
     elif arguments.command == "loops":
         from benchmarks.loops import run
 

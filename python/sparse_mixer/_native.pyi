@@ -41,6 +41,7 @@ __all__ = [
     "run_block",
     "save",
     "set_num_threads",
+    "take_section_times",
     "tree_sum",
     "unpack_bfloat16",
     "weight_specs",
@@ -698,6 +699,13 @@ def set_num_threads(num_threads: int | None) -> None:
 
 def get_num_threads() -> int:
     """Most threads of calls on encoders without a number of their own."""
+
+def take_section_times() -> list[tuple[str, str, float, int, int]] | None:
+    """Return what every section of the core has taken since the last call, and begin again at zero.
+
+    One tuple per section: part of the model, kind of work, seconds of all threads added, calls, operations of products.
+    None in builds without the feature ``section-timers``.
+    """
 
 def release_scratch() -> None:
     """Give back the scratch memory that is kept between calls."""

@@ -21,7 +21,7 @@ use crate::kernels::{Dtype, Init, Panels, Real, log_sum_exp, matmul, pack_full_p
 use crate::layers::{Activation, Dense, EPSILON, LayerNorm};
 use crate::params::{GradientViewMut, Gradients, Role, Table, VectorKey, WeightList, Weights};
 use crate::runtime::Context;
-use crate::sys::alloc_zeroed;
+use crate::sys::{Place, alloc_zeroed, at};
 
 /// Positions that are computed together.
 const CHUNK: usize = 512;
@@ -141,6 +141,7 @@ impl<R: Real> MaskedLm<R> {
         rows: &[usize],
     ) -> Result<Vec<R>> {
         self.check(table, sequence, rows)?;
+        let _place = at(Place::Head);
         let vocab = self.config.vocab_size;
         let mut logits = alloc_zeroed(rows.len() * vocab);
         for (rows, logits) in rows.chunks(CHUNK).zip(logits.chunks_mut(CHUNK * vocab)) {
@@ -167,6 +168,7 @@ impl<R: Real> MaskedLm<R> {
         predictions: Predictions<'_, R>,
         mut gradients: Option<MaskedLmGradients<'_, R>>,
     ) -> Result<LossSums> {
+        let _place = at(Place::Head);
         let Predictions { rows, labels, weights } = predictions;
         self.check(table, sequence, rows)?;
         check_labels(labels, weights, rows.len(), self.config.vocab_size)?;

@@ -17,7 +17,7 @@ use crate::layers::{Activation, Dense, Dropout};
 use crate::params::{Gradients, WeightList, Weights};
 use crate::random::{Purpose, RngStream, place_of};
 use crate::runtime::Context;
-use crate::sys::alloc_zeroed;
+use crate::sys::{Place, alloc_zeroed, at};
 
 /// Sizes and rates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -115,6 +115,7 @@ impl<R: Real> Projection<R> {
         features: &[R],
         training: Option<u64>,
     ) -> Result<Vec<R>> {
+        let _place = at(Place::Head);
         let steps = self.steps(context, weights, features, training)?;
         let mut logits = alloc_zeroed(features.len() / self.config.input_width * self.config.num_classes);
         self.output.forward(context, weights, &steps.y, &mut logits)?;
@@ -131,6 +132,7 @@ impl<R: Real> Projection<R> {
         training: Option<u64>,
         gradients: &mut Gradients<R>,
     ) -> Result<Vec<R>> {
+        let _place = at(Place::Head);
         let [inner_dropout, input_dropout] = self.dropouts(training);
         let Steps { x, pre, y } = self.steps(context, weights, features, training)?;
         // logits = y W2 + b2

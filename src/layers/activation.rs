@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{
     Elementwise, Isa, Real, elementwise, elementwise_backward, softmax_backward, softmax_in_place,
 };
+use crate::sys::{Work, timed};
 
 /// A function that the user supplies. Called on one thread, on whole arrays.
 pub trait CustomActivation<R>: Debug + Send + Sync {
@@ -73,6 +74,7 @@ impl<R: Real> Activation<R> {
 
     /// Replaces `x`, rows of `width`, by the function of it.
     pub fn forward(&self, isa: Isa, x: &mut [R], width: usize) -> Result<()> {
+        let _time = timed(Work::Activation);
         match self {
             Activation::Elementwise(function) => elementwise(isa, *function, x),
             Activation::Softmax => softmax_in_place(isa, x, width),
@@ -89,6 +91,7 @@ impl<R: Real> Activation<R> {
 
     /// Multiplies `dy` by the derivative at `x` (the function's input), rows of `width`.
     pub fn backward(&self, isa: Isa, x: &[R], dy: &mut [R], width: usize) -> Result<()> {
+        let _time = timed(Work::Activation);
         match self {
             Activation::Elementwise(function) => elementwise_backward(isa, *function, x, dy),
             Activation::Softmax => {

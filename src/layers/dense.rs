@@ -11,6 +11,7 @@ use crate::kernels::{
 };
 use crate::params::{Gradients, MatrixKey, Role, VectorKey, WeightList, Weights};
 use crate::runtime::{ActivationPanels, Context};
+use crate::sys::{Place, Work, at, timed};
 
 /// Rows that a task of [`Dense::forward`] takes.
 const ROWS: usize = 64;
@@ -262,6 +263,7 @@ impl<'a, R: Real> Product<'a, R> {
 /// Puts runs of `width` columns (the last may be shorter) side by side: `parts` holds `rows` rows of the first run, then
 /// those of the second and so on; rows of `out` are `stride` apart.
 pub fn join_columns<R: Copy>(parts: &[R], rows: usize, width: usize, out: &mut [R], stride: usize) {
+    let _time = timed(Work::Copy);
     for (part, first) in parts.chunks((rows * width).max(1)).zip((0..).step_by(width.max(1))) {
         let own = part.len() / rows;
         for (row, out) in part.chunks_exact(own).zip(out.chunks_mut(stride)) {
@@ -284,11 +286,13 @@ pub fn kernel_gradient<R: Real>(
     if rows == 0 {
         return Ok(());
     }
+    let _place = at(Place::KernelGradient);
     let (isa, k, n) = (context.isa, x.len() / rows, dy.len() / rows);
     // 1. x^T, [k, rows]
     let stride = full_precision_stride::<R>(rows);
     let mut transposed = context.buffer(k * stride);
     context.each(transposed.chunks_mut(COLUMNS * stride).enumerate(), |(task, out), _| {
+        let _time = timed(Work::Transpose);
         transpose(isa, &x[task * COLUMNS..], rows, out.len() / stride, k, out, stride);
     })?;
     // 2. dy in panels
@@ -311,6 +315,7 @@ pub fn kernel_gradient<R: Real>(
 
 /// `db += sum over rows of dy`, rows of `db.len()`.
 fn bias_gradient<R: Real>(context: &Context<'_, R>, dy: &[R], db: &mut [R]) -> Result<()> {
+    let _time = timed(Work::BiasSum);
     let n = db.len();
     context.each(db.chunks_mut(4 * COLUMNS).enumerate(), |(task, db), _| {
         for row in dy.chunks_exact(n) {

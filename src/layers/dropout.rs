@@ -3,6 +3,7 @@
 
 use crate::kernels::{Isa, Real, dropout};
 use crate::random::RngStream;
+use crate::sys::{Work, timed};
 
 /// Dropout at one place of one call.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +20,7 @@ impl Dropout {
 
     /// Drops among `x`, elements `first..` of the tensor. Also the backward step, on gradients.
     pub fn apply<R: Real>(&self, isa: Isa, x: &mut [R], first: usize) {
+        let _time = timed(Work::Dropout);
         let keep = R::from_f64(1.0 / (1.0 - f64::from(self.rate)));
         dropout(isa, self.stream.key(), first as u64, self.rate, keep, x);
     }

@@ -4,6 +4,7 @@
 
 use crate::kernels::{Isa, Real, layer_norm, layer_norm_backward};
 use crate::params::{Gradients, Role, VectorKey, WeightList, Weights};
+use crate::sys::{Work, timed};
 
 /// The reference network's epsilon, not the Keras default.
 pub const EPSILON: f64 = 1e-12;
@@ -47,6 +48,7 @@ impl LayerNorm {
         out: &mut [R],
         stats: Option<&mut [R]>,
     ) {
+        let _time = timed(Work::Norm);
         layer_norm(isa, x, weights.vector(self.gamma), weights.vector(self.beta), self.epsilon, out, stats);
     }
 
@@ -61,6 +63,7 @@ impl LayerNorm {
         dx: &mut [R],
         gradients: &mut Gradients<R>,
     ) {
+        let _time = timed(Work::Norm);
         let mut sums = vec![R::ZERO; 2 * self.size];
         let (dgamma, dbeta) = sums.split_at_mut(self.size);
         layer_norm_backward(isa, dy, x, stats, weights.vector(self.gamma), dx, dgamma, dbeta);
@@ -79,6 +82,7 @@ impl LayerNorm {
         partial: &mut [R],
         scratch: &mut [R],
     ) {
+        let _time = timed(Work::Norm);
         let (normal, stats) = scratch.split_at_mut(x.len());
         let stats = &mut stats[..2 * x.len() / self.size];
         self.forward(isa, weights, x, normal, Some(stats));
@@ -88,6 +92,7 @@ impl LayerNorm {
 
     /// Adds the partial sums of row blocks, in order, to the gradients.
     pub fn add_partials<R: Real>(self, partials: &[R], gradients: &mut Gradients<R>) {
+        let _time = timed(Work::Norm);
         for (key, first) in [(self.gamma, 0), (self.beta, self.size)] {
             let Some(gradient) = gradients.if_requested(key) else { continue };
             let sums = gradient.row_major();

@@ -4,7 +4,7 @@ use crate::config::SparseMixerConfig;
 use crate::error::Result;
 use crate::kernels::{Isa, Real, add_in_place};
 use crate::runtime::{Buffer, Context};
-use crate::sys::alloc_collect;
+use crate::sys::{Work, alloc_collect, timed};
 
 use super::inputs::{Inputs, Words};
 use super::position_bias::of_query;
@@ -54,6 +54,7 @@ impl<R: Real> AttentionMask<R> {
 
     /// Biases and masks `scores` of head number `head`, rows of `seq` keys, of the queries `first..` of `example`.
     pub fn mask(&self, isa: Isa, example: usize, head: usize, first: usize, scores: &mut [R], seq: usize) {
+        let _time = timed(Work::Softmax);
         if let Some(biases) = &self.biases {
             let biases = &biases[head * (2 * seq - 1)..][..2 * seq - 1];
             for (row, query) in scores.chunks_exact_mut(seq).zip(first..) {
@@ -65,6 +66,7 @@ impl<R: Real> AttentionMask<R> {
 
     /// Makes the gradients of the scores that [`AttentionMask::mask`] replaced zero.
     pub fn mask_gradient(&self, example: usize, first: usize, dscores: &mut [R], seq: usize) {
+        let _time = timed(Work::Softmax);
         self.keys.mask_gradient(example, first, dscores, seq);
     }
 }

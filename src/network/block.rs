@@ -19,7 +19,7 @@ use crate::layers::{Activation, LayerNorm};
 use crate::params::{Gradients, WeightList};
 use crate::random::Purpose;
 use crate::runtime::{Buffer, TaskScratch};
-use crate::sys::alloc_collect;
+use crate::sys::{Place, Work, alloc_collect, at, timed};
 
 use super::feed_forward::{FeedForward, Run};
 use super::mixing::{Mix, MixingCache, MixingState};
@@ -149,6 +149,7 @@ impl<R: Real> Block<R> {
                 pass.each_group_of(&groups, [(out, hidden)], |group, [out], scratch| {
                     // 2. out = x + mix
                     self.add_mix(pass, &mixed, group, q, x, out, scratch);
+                    let _place = at(Place::FeedForward);
                     let n = out.len();
                     let lengths = [n, n, dense.scratch_len(activation, group.rows)];
                     let ([h, fed, slice], lhs) = scratch.split(lengths);
@@ -165,6 +166,7 @@ impl<R: Real> Block<R> {
                 let mut sum = pass.context.buffer(all * hidden);
                 let mut h = pass.context.buffer(all * hidden);
                 self.mix_all(pass, &mixed, &blocks, q, x, &mut sum, &mut h)?;
+                let _place = at(Place::FeedForward);
                 let mut fed = pass.context.buffer(all * hidden);
                 let mut pre = pass.training_buffer(all * pass.config.inner_dim);
                 let listed = pass.context.enough_tasks().saturating_mul(MAX_BLOCK).min(all);
@@ -172,6 +174,7 @@ impl<R: Real> Block<R> {
                 let copy = |segment: RowBlock, to: &mut [R]| to.copy_from_slice(segment.of(&h, all, hidden));
                 let run = Run { activation, layers: *dense, segments: &segments };
                 run.forward(pass, copy, &mut fed, pre.as_deref_mut(), |_, _| {})?;
+                let _time = timed(Work::Residual);
                 pass.each_block_of(&blocks, [(out, hidden), (&mut fed, hidden)], |block, [out, fed], _| {
                     out.copy_from_slice(block.of(&sum, rows, hidden));
                     let group = RowGroup { blocks: &[block], rows: block.rows };
@@ -187,6 +190,7 @@ impl<R: Real> Block<R> {
                 self.mix_all(pass, &mixed, &pass.row_blocks(seq), q, x, &mut sum, &mut h)?;
                 let mixed = self.keep(pass, mixed);
                 let mixture = moe.forward(pass, activation, self.layer, &h, rows)?;
+                let _time = timed(Work::Residual);
                 let Some(norm) = self.post_norm() else {
                     pass.each_block(&blocks, out, hidden, |block, out, _| {
                         if self.norm_first {
@@ -244,6 +248,7 @@ impl<R: Real> Block<R> {
                 })?;
             }
         }
+        let _place = at(Place::FeedForward);
         let all = RowGroup { blocks: &examples, rows: pass.batch * rows };
         let (mut h, mut fed) = (context.buffer(out.len()), context.buffer(out.len()));
         self.add_input(pass, all, x, out);
@@ -275,6 +280,7 @@ impl<R: Real> Block<R> {
         let Some(sum) = &record.sum else {
             return Err(Error::Internal("a block without its training record".into()));
         };
+        let _time = timed(Work::Residual);
         // 3. what surrounds the feed-forward: its result's gradient
         let mut dfed = context.buffer(all * hidden);
         let post_norm = self.post_norm();
@@ -296,6 +302,7 @@ impl<R: Real> Block<R> {
                     out.copy_from_slice(block.of(&dfed, pass.seq, hidden));
                     self.drop_rows(pass, Purpose::FeedForwardDropout, block, out);
                 })?;
+                let _place = at(Place::FeedForwardBackward);
                 dense.backward(pass, activation, 0, &h, pre, &dropped, &mut dh, gradients)?;
             }
             (FeedForwardKind::Moe(moe), _, Some(mixture)) => {
@@ -387,6 +394,7 @@ impl<R: Real> Block<R> {
     /// `out = x + dropout(out)` for the rows of `group`, of which `out` holds the mixing.
     fn add_input(&self, pass: &Pass<'_, R>, group: RowGroup<'_>, x: &[R], out: &mut [R]) {
         let hidden = pass.config.hidden_size;
+        let _time = timed(Work::Residual);
         for (block, out) in group.split(out, hidden) {
             self.drop_rows(pass, Purpose::MixingDropout, block, out);
             add_in_place(pass.context.isa, out, block.of(x, pass.seq, hidden));
@@ -414,6 +422,7 @@ impl<R: Real> Block<R> {
 
     /// Puts residual and norm around the feed-forward output `fed`; `out` holds the sum after mixing.
     fn finish_dense(&self, pass: &Pass<'_, R>, group: RowGroup<'_>, h: &[R], fed: &mut [R], out: &mut [R]) {
+        let _time = timed(Work::Residual);
         let isa = pass.context.isa;
         for (block, fed) in group.split(fed, pass.config.hidden_size) {
             self.drop_rows(pass, Purpose::FeedForwardDropout, block, fed);

@@ -16,6 +16,7 @@ use crate::random::Purpose;
 use super::inputs::{Inputs, Words};
 use super::pass::{Pass, split_rows};
 use super::position_bias::PositionBias;
+use crate::sys::{Place, at};
 
 /// Tables, norm, and the projection if there is one.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +74,7 @@ impl Embed {
         out: &mut [R],
         sums: Option<&mut [R]>,
     ) -> Result<()> {
+        let _place = at(Place::Embeddings);
         let (isa, seq, weights) = (pass.context.isa, pass.seq, pass.weights);
         let (width, hidden) = (self.word.width(), pass.config.hidden_size);
         let [word, position, types] = [self.word, self.position, self.types].map(|t| t.table(weights));
@@ -132,6 +134,7 @@ impl Embed {
         drows: &mut [R],
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
+        let _place = at(Place::Embeddings);
         let (context, isa, seq, weights) = (pass.context, pass.context.isa, pass.seq, pass.weights);
         let (width, hidden, all) = (self.word.width(), pass.config.hidden_size, pass.batch * seq);
         let dropout = pass.dropout(pass.config.output_dropout, Purpose::EmbeddingDropout, 0);

@@ -10,6 +10,7 @@ use crate::kernels::{Elementwise, Isa, LhsBuffer, Real, activate_lhs, elementwis
 use crate::layers::{Activation, Dense, Product};
 use crate::params::{Gradients, WeightList, Weights};
 use crate::runtime::Context;
+use crate::sys::{Work, at_second_product, timed};
 
 use super::pass::{Pass, RowBlock};
 
@@ -178,6 +179,7 @@ impl<R: Real> FeedForwardProducts<'_, R> {
                 prepare_lhs(isa, inner, rows, len, len, dtype, inner_lhs)
             };
             // 3. out += activation(a) W2
+            let _second = at_second_product();
             self.output.inner(isa, inner, rows, cols, out);
         }
     }
@@ -197,7 +199,11 @@ impl<R: Real> FeedForwardProducts<'_, R> {
         // 1, 2. activation(x W1 + b1)
         let mut inner = context.buffer(rows * width);
         let x = self.intermediate.prepare(isa, x, rows, &mut lhs);
-        self.intermediate.few_rows(context, x, rows, &mut inner, |part| elementwise(isa, function, part))?;
+        self.intermediate.few_rows(context, x, rows, &mut inner, |part| {
+            let _time = timed(Work::Activation);
+            elementwise(isa, function, part);
+        })?;
+        let _second = at_second_product();
         // 3. out = activation(a) W2 + b2, from slices below each other
         let whole = width / slice * slice;
         let mut slices = context.buffer(rows * width);
@@ -220,6 +226,7 @@ impl<R: Real> FeedForwardProducts<'_, R> {
 
     /// `out = inner W2 + b2`: the second half. Sums in the same slices as [`FeedForwardProducts::forward`].
     pub fn forward_output(&self, isa: Isa, inner: &[R], rows: usize, out: &mut [R], lhs: &mut LhsBuffer) {
+        let _second = at_second_product();
         let width = self.inner_width();
         for first in (0..width).step_by(SLICE) {
             let cols = first..(first + SLICE).min(width);
@@ -238,6 +245,7 @@ fn copy_columns<R: Copy>(
     to_width: usize,
     to_cols: Range<usize>,
 ) {
+    let _time = timed(Work::Copy);
     for (from, to) in from.chunks_exact(from_width).zip(to.chunks_exact_mut(to_width)) {
         to[to_cols.clone()].copy_from_slice(&from[from_cols.clone()]);
     }

@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::kernels::Real;
 use crate::layers::LayerNorm;
 use crate::params::Gradients;
+use crate::sys::{Work, timed};
 
 use super::pass::{Pass, split_rows};
 
@@ -16,6 +17,7 @@ pub fn norm_backward<R: Real>(
     dx: &mut [R],
     gradients: &mut Gradients<R>,
 ) -> Result<()> {
+    let _time = timed(Work::Norm);
     let hidden = norm.size();
     let rows = x.len() / hidden;
     let blocks = Pass::<R>::fixed_blocks(rows);

@@ -6,6 +6,7 @@ use crate::layers::{Dense, Product};
 use crate::params::{Gradients, WeightList};
 
 use super::pass::{Pass, split_rows};
+use crate::sys::{Place, Work, at, timed};
 
 /// The dense layer, `[H, H]`.
 #[derive(Clone, Copy, Debug)]
@@ -38,12 +39,14 @@ impl Pooler {
         out: &mut [R],
     ) -> Result<()> {
         let (isa, hidden) = (pass.context.isa, pass.config.hidden_size);
+        let _place = at(Place::Pooler);
         let product = self.dense.product(pass.weights);
         if pass.are_few(pass.batch) {
             let (mut lhs, mut first) = (LhsBuffer::default(), pass.context.buffer(out.len()));
             gather_first(x, rows_per_example, hidden, &mut first);
             let left = product.prepare(isa, &first, pass.batch, &mut lhs);
             return product.few_rows(pass.context, left, pass.batch, out, |part| {
+                let _time = timed(Work::Activation);
                 elementwise(isa, Elementwise::Tanh, part);
             });
         }
@@ -55,6 +58,7 @@ impl Pooler {
             let x = &x[task * EXAMPLES * rows_per_example * hidden..];
             gather_first(x, rows_per_example, hidden, first);
             product.rows(isa, first, rows, out, lhs);
+            let _time = timed(Work::Activation);
             elementwise(isa, Elementwise::Tanh, out);
         })
     }
@@ -72,6 +76,7 @@ impl Pooler {
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
         let (isa, hidden, batch) = (pass.context.isa, pass.config.hidden_size, pass.batch);
+        let _place = at(Place::Pooler);
         let per_example = pass.seq * hidden;
         // tanh: its derivative from its value
         let mut dpre = pass.context.buffer(batch * hidden);

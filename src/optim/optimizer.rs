@@ -13,7 +13,7 @@ use super::sgd::Sgd;
 use crate::error::{Error, Result};
 use crate::kernels::{Isa, LowPrecision, Real};
 use crate::runtime::{catch, inject_fault, parallel};
-use crate::sys::{alloc_collect, alloc_room, alloc_zeroed_huge};
+use crate::sys::{Work, alloc_collect, alloc_room, alloc_zeroed_huge, timed};
 
 /// An update rule and its settings.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -174,6 +174,7 @@ impl<R: Real> Optimizer<R> {
     /// Lengths that do not fit, a learning rate that is negative or not finite, or, with clipping, gradients whose
     /// norm is not finite; [`Error::Memory`]. Nothing is changed then.
     pub fn apply(&mut self, updates: &mut [Update<'_, R>], how: Step) -> Result<Option<f64>> {
+        let updating = timed(Work::Update);
         let (norm, mut room) = catch(|| Ok((self.checked_norm(updates, how)?, self.allocate(updates))))?;
         let scale = how.gradient_scale
             * norm.zip(how.clip_norm).map_or(1.0, |(norm, limit)| clip_factor(norm, limit));
@@ -185,12 +186,16 @@ impl<R: Real> Optimizer<R> {
         }
         self.step += 1;
         let isa = Isa::fastest();
+        let adopting = timed(Work::Adopt);
         let pieces = updates.iter().map(|update| (&update.gradient, update.low_precision.iter()));
         parallel::for_each(with_masters(&self.specs, pieces, &mut self.slots), |(piece, master), _| {
             inject_fault();
             piece.sync_master(isa, master);
         });
+        drop(adopting);
         self.apply_rule(updates, &mut room, how.learning_rate, scale);
+        drop(updating);
+        let _time = timed(Work::Store);
         let pieces = updates.iter_mut().map(|update| (&update.gradient, update.low_precision.iter_mut()));
         parallel::for_each(with_masters(&self.specs, pieces, &mut self.slots), |(piece, master), _| {
             inject_fault();

@@ -39,6 +39,7 @@ mod _native {
     use super::threads::{ThreadCount, thread_count};
     use crate::kernels::Isa;
     use crate::runtime::{self, fork};
+    use crate::sys::{SectionTime, take_section_times as section_times};
 
     #[pymodule_export]
     use super::arguments::arguments;
@@ -143,6 +144,15 @@ mod _native {
         };
         fault.arm(task);
         Ok(())
+    }
+
+    /// One tuple per section: place, work, seconds, calls, operations.
+    #[pyfunction]
+    fn take_section_times() -> Option<Vec<(&'static str, &'static str, f64, u64, u64)>> {
+        let tuple = |time: SectionTime| {
+            (time.place.name(), time.work.name(), time.seconds, time.calls, time.operations)
+        };
+        section_times().map(|times| times.into_iter().map(tuple).collect())
     }
 
     #[pyfunction]

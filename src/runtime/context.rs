@@ -10,6 +10,7 @@ use super::parallel::{for_each, thread_count, with_threads};
 use super::scratch::{ActivationPanels, Buffer, CallScratch, ScratchPool, TaskScratch};
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Isa, PackedMatrix, Real};
+use crate::sys::{Work, timed};
 
 /// What a computation has at hand: instruction set, threads, scratch memory.
 pub struct Context<'a, R> {
@@ -42,6 +43,7 @@ pub fn run<R: Real, T>(
         let threads = thread_count();
         let call_scratch = scratch.check_out(threads);
         let context = Context::new(isa, threads, interrupt, &call_scratch);
+        let _time = timed(Work::Other);
         catch(|| work(&context))
     })
 }

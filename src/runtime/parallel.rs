@@ -10,7 +10,7 @@ use rayon::ThreadPool;
 
 use super::panics::lock;
 use super::pool;
-use crate::sys::{ParallelFor, alloc_collect, lend};
+use crate::sys::{ParallelFor, Region, alloc_collect, lend};
 
 thread_local! {
     /// The threads that help this one.
@@ -41,9 +41,14 @@ pub fn for_each<T: Send>(tasks: impl Iterator<Item = T> + Send, work: impl Fn(T,
     let most = tasks.size_hint().1.unwrap_or(usize::MAX);
     let helpers = (thread_count() - 1).min(most.saturating_sub(1));
     let pool = if helpers > 0 { POOL.with_borrow(Clone::clone) } else { None };
-    let Some(pool) = pool else { return tasks.for_each(|task| work(task, 0)) };
+    let region = Region::new(thread_count());
+    let Some(pool) = pool else {
+        let _share = region.share();
+        return tasks.for_each(|task| work(task, 0));
+    };
     let tasks = Mutex::new(tasks);
     let work_as = |thread: usize| {
+        let _share = region.share();
         loop {
             let Some(task) = lock(&tasks).next() else { return };
             work(task, thread);
@@ -79,6 +84,7 @@ pub fn as_parallel_for() -> ParallelFor<'static> {
 mod tests {
     use super::*;
     use std::sync::Barrier;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn every_task_is_done_once_and_results_are_in_order() {
@@ -106,6 +112,31 @@ mod tests {
         let mut numbers = numbers.into_inner().unwrap();
         numbers.sort_unstable();
         assert_eq!(numbers, [0, 1, 2]);
+    }
+
+    #[test]
+    fn times_of_tasks_and_of_waiting_are_those_of_all_threads() {
+        use crate::sys::{Place, Work, at, so_far, timed};
+        let tasks = || so_far(Place::MixtureOutput, Work::Adopt).0;
+        let waiting = || so_far(Place::MixtureOutput, Work::Waiting).0;
+        for (threads, count) in [(1, 3), (3, 1), (3, 4)] {
+            with_threads(threads, || {
+                let before = (tasks(), waiting());
+                let _place = at(Place::MixtureOutput);
+                let begin = Instant::now();
+                let time = timed(Work::Adopt);
+                for_each(0..count, |_, _| std::thread::sleep(Duration::from_millis(20)));
+                drop(time);
+                let all = threads as f64 * begin.elapsed().as_secs_f64();
+                let (tasks, waiting) = (tasks() - before.0, waiting() - before.1);
+                let what =
+                    format!("{threads} threads, {count} tasks: {tasks} s, waiting {waiting} s, all {all} s");
+                assert!(tasks >= 0.02 * f64::from(count), "{what}");
+                // The machine may be busy: what is between two readings of the clock has no bound.
+                assert!((0.7 * all..=all + 1e-6).contains(&(tasks + waiting)), "{what}");
+                assert!(threads == 1 || waiting >= 0.02, "{what}");
+            });
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::kernels::{
     Dtype, Isa, LhsBuffer, PANEL, Panels, Real, pack_bfloat16, pack_full_precision, packed_len,
     transpose_to_bfloat16, transpose_to_full_precision,
 };
-use crate::sys::{AlignedVec, alignment_bytes};
+use crate::sys::{AlignedVec, Work, alignment_bytes, timed};
 
 /// Scratch memory that outlives calls: what one gave back serves the next. Never larger than what the calls that ran at
 /// once used.
@@ -287,6 +287,7 @@ impl<R: Real> ActivationPanels<R> {
 impl<R: Real> PanelsMut<'_, R> {
     /// Fills the panels from rows (or columns, if `transposed`) of activations; see [`pack_full_precision`].
     pub fn pack(&mut self, isa: Isa, source: &[R], stride: usize, transposed: bool, k: usize, n: usize) {
+        let _time = timed(Work::Packing);
         match self {
             PanelsMut::FullPrecision(out) => {
                 pack_full_precision(isa, source, stride, transposed, k, 0..n, out)
@@ -297,6 +298,7 @@ impl<R: Real> PanelsMut<'_, R> {
 
     /// Fills panel number `panel`, which these must be, of the transpose of `matrix`.
     pub fn transpose(&mut self, isa: Isa, matrix: &Panels<'_, R>, panel: usize) {
+        let _time = timed(Work::Transpose);
         match self {
             PanelsMut::FullPrecision(out) => transpose_to_full_precision(isa, matrix, panel, out),
             PanelsMut::Bfloat16(out) => transpose_to_bfloat16(matrix, panel, out),

@@ -7,7 +7,7 @@ use super::quantize::{quantise_row, round_row};
 use crate::kernels::dtype::Dtype;
 use crate::kernels::isa::{Isa, Real};
 use crate::kernels::rows::{Elementwise, elementwise};
-use crate::sys::AlignedVec;
+use crate::sys::{AlignedVec, Work, timed};
 
 /// A left operand in the form that products with a right operand of some [`Dtype`] want; made by
 /// [`prepare_lhs`]. Row `r` begins at `r * stride`.
@@ -96,6 +96,7 @@ pub fn prepare_lhs<'a, R: Real>(
     dtype: Dtype,
     buffer: &'a mut LhsBuffer,
 ) -> Lhs<'a, R> {
+    let _time = timed(Work::Conversion);
     match Conversion::new(rows, k, dtype, buffer) {
         None => Lhs::FullPrecision { values: source, stride },
         Some(mut conversion) => {
@@ -117,6 +118,7 @@ pub fn activate_lhs<'a, R: Real>(
     dtype: Dtype,
     buffer: &'a mut LhsBuffer,
 ) -> Lhs<'a, R> {
+    let _time = timed(Work::Activation);
     match Conversion::new(source.len() / k.max(1), k, dtype, buffer) {
         None => {
             elementwise(isa, function, source);

@@ -11,6 +11,7 @@ use super::{bfloat16, float16, full_precision, int8};
 use crate::kernels::isa::{Isa, Real};
 #[cfg(test)]
 use crate::kernels::testing::MULTIPLY_ADDS;
+use crate::sys::timed_product;
 
 /// `out[r, j - cols.start] = init + sum_i lhs[r, i] * rhs[i, j]` for `r < rows` and `j` in `cols`.
 ///
@@ -35,6 +36,7 @@ pub fn matmul<R: Real>(
     }
     #[cfg(test)]
     MULTIPLY_ADDS.set(MULTIPLY_ADDS.get() + rows * rhs.k * cols.len());
+    let _time = timed_product(2 * rows * rhs.k * cols.len());
     let block = Block { rows, k: rhs.k, n: rhs.n, panel_stride: rhs.panel_stride, cols, out_stride, init };
     match (lhs, rhs.data) {
         (Lhs::FullPrecision { values, stride }, PanelData::FullPrecision(b)) => {

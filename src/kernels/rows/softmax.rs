@@ -1,6 +1,7 @@
 //! Softmax of rows and its logarithm. Sums have a fixed order that depends only on the row length.
 
 use crate::kernels::isa::{Isa, LANES, Real, Simd, VectorLoop, each_span, largest, sum};
+use crate::sys::{Work, timed};
 
 /// Softmax of each row of `n` values, in place.
 pub fn softmax_in_place<R: Real>(isa: Isa, x: &mut [R], n: usize) {
@@ -34,6 +35,7 @@ pub fn softmax_in_place<R: Real>(isa: Isa, x: &mut [R], n: usize) {
             }
         }
     }
+    let _time = timed(Work::Softmax);
     if n > 0 {
         R::dispatch(isa, Softmax(x, n));
     }
@@ -70,6 +72,7 @@ pub fn softmax_backward<R: Real>(isa: Isa, p: &[R], dp: &mut [R], n: usize) {
         }
     }
     assert_eq!(p.len(), dp.len(), "as many gradients as probabilities");
+    let _time = timed(Work::Softmax);
     if n > 0 {
         R::dispatch(isa, SoftmaxBackward(p, dp, n));
     }

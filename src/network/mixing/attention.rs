@@ -15,7 +15,7 @@ use crate::layers::{Dense, FEW_ROWS_TASKS, Product, join_columns};
 use crate::params::{Gradients, WeightList};
 use crate::random::Purpose;
 use crate::runtime::{ActivationPanels, TaskScratch};
-use crate::sys::alloc_zeroed;
+use crate::sys::{Work, alloc_zeroed, timed};
 
 use crate::network::pass::{Pass, RowBlock, RowGroup};
 use crate::network::position_bias::{PositionBias, of_query_mut};
@@ -146,6 +146,7 @@ impl Attention {
         let mut values = context.panels(dtype, pass.batch * heads, seq, head);
         let tasks = keys.chunks_mut(usize::MAX).zip(values.chunks_mut(usize::MAX)).enumerate();
         context.each(tasks, |(index, (mut keys, mut values)), scratch| {
+            let _time = timed(Work::Copy);
             let (example, n) = (index / heads, index % heads);
             let ([own_keys, own_values], _) = scratch.split([seq * head, seq * head]);
             for s in 0..seq {
@@ -220,6 +221,7 @@ impl Attention {
             kv_left
         } else {
             let examples = q.chunks_exact(seq * hidden);
+            let _time = timed(Work::Copy);
             for (own, example) in first_rows.chunks_exact_mut(rows * hidden).zip(examples) {
                 own.copy_from_slice(&example[..rows * hidden]);
             }
@@ -315,12 +317,14 @@ impl Attention {
             let scores = step * seq;
             let ([own, p, dp, dropped, transposed], [lhs, other_lhs]) =
                 scratch.split([2 * size, scores, scores, scores, scores]);
+            let copying = timed(Work::Copy);
             for s in 0..seq {
                 let row = &rows[(example * seq + s) * 2 * hidden + n * head..];
                 for part in 0..2 {
                     own[part * size + s * head..][..head].copy_from_slice(&row[part * hidden..][..head]);
                 }
             }
+            drop(copying);
             let (queries, dmixed) = own.split_at(size);
             let (key_columns, value_rows) = (state.keys.view(matrix), state.values.view(matrix));
             let mut key_rows = context.panels(weights, 1, seq, head);
@@ -357,7 +361,9 @@ impl Attention {
                     dropout.apply(isa, dp, at_element);
                     dropout.apply(isa, dropped, at_element);
                 }
+                let transposing = timed(Work::Transpose);
                 transpose(isa, dropped, count, seq, seq, transposed, count);
+                drop(transposing);
                 let w = prepare_lhs(isa, dropped, count, seq, seq, dtype, lhs);
                 let out = &mut mixed[at.clone()];
                 matmul(isa, count, w, value_rows, 0..head, out, head, Init::Zero);
@@ -378,13 +384,16 @@ impl Attention {
                 let out = &mut dqueries[at.clone()];
                 matmul(isa, count, ds, key_rows.view(0), 0..head, out, head, Init::Zero);
                 out.iter_mut().for_each(|q| *q *= scale);
+                let transposing = timed(Work::Transpose);
                 transpose(isa, dp, count, seq, seq, transposed, count);
+                drop(transposing);
                 let ds = prepare_lhs(isa, transposed, seq, count, count, dtype, other_lhs);
                 own_rows.whole_mut(0).pack(isa, &queries[at.clone()], head, false, count, head);
                 matmul(isa, seq, ds, own_rows.view(0), 0..head, dkeys, head, Init::Accumulate);
             }
         })?;
         // Heads side by side again: [d query, d key, d value, mixed], each [B*S, H]
+        let copying = timed(Work::Copy);
         let mut parts = [(); 4].map(|()| context.buffer(all * hidden));
         for (part, out) in parts.iter_mut().enumerate() {
             pass.each_block(&pass.row_blocks(seq), out, hidden, |block, out, _| {
@@ -396,6 +405,7 @@ impl Attention {
                 }
             })?;
         }
+        drop(copying);
         if let Some(position_bias) = self.position_bias {
             let mut dbiases: Vec<R> = alloc_zeroed(heads * offsets);
             for example in by_head.chunks_exact(heads * whole) {
@@ -431,6 +441,7 @@ fn dropout_matrix<R: Real>(pass: &Pass<'_, R>, matrix: usize) -> usize {
 
 /// Copies rows of `width` to part number `part` of rows of `2 * width`.
 fn place<R: Copy>(rows: &[R], out: &mut [R], part: usize, width: usize) {
+    let _time = timed(Work::Copy);
     for (row, out) in rows.chunks_exact(width).zip(out.chunks_exact_mut(2 * width)) {
         out[part * width..][..width].copy_from_slice(row);
     }

@@ -9,6 +9,7 @@ use crate::kernels::{Init, PANEL, PackedMatrix, Real, matmul, prepare_lhs, trans
 use crate::layers::kernel_gradient;
 use crate::params::{GradientViewMut, Gradients, MatrixKey, Table, TableKey, WeightKey, WeightList, Weights};
 use crate::runtime::{ActivationPanels, TaskScratch};
+use crate::sys::{Place, Work, at, timed};
 
 use crate::network::pass::{Pass, RowBlock};
 
@@ -153,7 +154,9 @@ impl<R: Real> MixingMatrices<'_, R> {
             self.seq.copy_row(i, row);
         }
         let mut seq_turned = context.buffer(terms * seq * seq);
+        let transposing = timed(Work::Transpose);
         transpose(isa, &seq_rows, seq, terms * seq, terms * seq, &mut seq_turned, seq);
+        drop(transposing);
         let mut dmixed = context.buffer(terms * all * hidden);
         for (term, dmixed) in dmixed.chunks_exact_mut(all * hidden).enumerate() {
             pass.each_block(&by_example, dmixed, hidden, |block, out, scratch| {
@@ -187,6 +190,7 @@ impl<R: Real> MixingMatrices<'_, R> {
                 &again
             }
         };
+        let _place = at(Place::KernelGradient);
         let panels = seq.div_ceil(PANEL);
         let mut right = context.panels(dtype, pass.batch, hidden, seq);
         context.each(right.chunks_mut(1).enumerate(), |(task, mut out), _| {

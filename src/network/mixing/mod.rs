@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Real;
 use crate::params::{Gradients, WeightList, Weights};
 use crate::runtime::{ActivationPanels, TaskScratch};
+use crate::sys::{Place, at};
 
 use crate::network::pass::{Pass, RowGroup};
 use crate::network::position_bias::PositionBias;
@@ -103,6 +104,11 @@ impl<R: Real> Mix<R> {
         }
     }
 
+    /// Which of two places the sublayer is in: attention, mixing.
+    fn place(&self, [attention, mixing]: [Place; 2]) -> Place {
+        if matches!(self, Mix::Attention(_)) { attention } else { mixing }
+    }
+
     /// Makes what calls need beside the weights, unless it is there. `shared` is what blocks have in common.
     pub fn refresh(
         &mut self,
@@ -121,6 +127,7 @@ impl<R: Real> Mix<R> {
 
     /// The part that needs all tokens: `q` is what queries and mixing read, `kv` what keys and values read.
     pub fn prepare<'m>(&'m self, pass: &Pass<'m, R>, q: &[R], kv: &[R]) -> Result<MixingState<'m, R>> {
+        let _place = at(self.place([Place::AttentionPrepare, Place::MixingPrepare]));
         Ok(match self {
             Mix::Linear(mix) => {
                 let matrices = mix.matrices(pass.weights);
@@ -147,6 +154,7 @@ impl<R: Real> Mix<R> {
         out: &mut [R],
         scratch: &mut TaskScratch<R>,
     ) {
+        let _place = at(self.place([Place::AttentionRows, Place::MixingRows]));
         if let (Mix::Attention(attend), MixingState::KeysValues(state)) = (self, mixed) {
             return attend.rows(pass, state, layer, group, q, out, scratch);
         }
@@ -171,6 +179,7 @@ impl<R: Real> Mix<R> {
         rows: usize,
         out: &mut [R],
     ) -> Option<Result<()>> {
+        let _place = at(Place::AttentionRows);
         match self {
             Mix::Attention(attend) if pass.are_few(pass.batch * pass.seq) => {
                 Some(attend.few_rows(pass, layer, q, kv, rows, out))
@@ -201,6 +210,7 @@ impl<R: Real> Mix<R> {
         dkv: &mut [R],
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
+        let _place = at(self.place([Place::AttentionBackward, Place::MixingBackward]));
         match self {
             Mix::Linear(mix) => {
                 let mixed = if let Some(MixingCache::Panels(panels)) = kept { Some(panels) } else { None };

@@ -6,6 +6,7 @@ use crate::kernels::Real;
 use crate::runtime::{Buffer, Context};
 
 use super::router::Routing;
+use crate::sys::{Work, timed};
 
 /// A token on its way to an expert.
 #[derive(Clone, Copy, Debug)]
@@ -144,6 +145,7 @@ impl<R: Real> Dispatch<R> {
 
     /// Copies the tokens of `rows` from `h` (`[B*S, H]`) to `x` (`[rows, H]`).
     pub fn gather(&self, rows: Range<usize>, h: &[R], x: &mut [R]) {
+        let _time = timed(Work::Residual);
         let hidden = x.len() / rows.len().max(1);
         for (&token, x) in self.token[rows].iter().zip(x.chunks_exact_mut(hidden.max(1))) {
             x.copy_from_slice(&h[token as usize * hidden..][..hidden]);

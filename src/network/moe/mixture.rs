@@ -19,7 +19,7 @@ use super::grouping::Grouping;
 use super::router::{Router, Routing};
 use crate::network::feed_forward::{FeedForward, Run};
 use crate::network::pass::{Pass, RowBlock};
-use crate::sys::alloc_collect_up_to;
+use crate::sys::{Place, Work, alloc_collect_up_to, at, timed};
 
 /// Experts and router.
 #[derive(Clone, Copy, Debug)]
@@ -96,13 +96,16 @@ impl Moe {
         h: &[R],
         requested: usize,
     ) -> Result<Mixture<R>> {
+        let _place = at(Place::Mixture);
         // 1. the routing assignment
+        let routing_place = at(Place::Router);
         let routing = self.router.route(pass, layer, h)?;
         let mut slots = Dispatch::new(pass.context, &routing, pass.config.group_mixup);
         let metrics = match pass.context.is_dry() {
             true => LayerMetrics::default(),
             false => LayerMetrics::new(pass.config, &routing, &slots),
         };
+        drop(routing_place);
         // 2. experts on their tokens, gathered; dropout counts the rows of all tokens
         let dropout = pass.dropout(pass.config.expert_dropout(), Purpose::ExpertDropout, layer);
         if requested < pass.seq && dropout.is_none() {
@@ -161,6 +164,7 @@ impl Moe {
         dh: &mut [R],
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
+        let _place = at(Place::MixtureBackward);
         let (isa, hidden, inner) = (pass.context.isa, pass.config.hidden_size, self.inner);
         let Some(pre) = &mixture.pre else {
             return Err(Error::Internal("a mixture without its training record".into()));
@@ -173,6 +177,7 @@ impl Moe {
         let mut dp = pass.context.buffer(rows);
         let segments = self.segments(pass, slots);
         pass.each_block_of(&segments, [(&mut dout, hidden), (&mut dp, 1)], |task, [dout, dp], _| {
+            let _time = timed(Work::Residual);
             let own = rows_of(slots, task);
             let first = own.start * hidden;
             let outputs = mixture.expert_out[first..own.end * hidden].chunks_exact(hidden);
@@ -214,7 +219,10 @@ impl Moe {
             let slot = slots.slot(row);
             dprobabilities[slot.token as usize * experts + slot.expert as usize] += dp;
         }
+        let routing_place = at(Place::Router);
         self.router.backward(pass, layer, h, routing, &mut dprobabilities, scales.z_loss, dh, gradients)?;
+        drop(routing_place);
+        let _time = timed(Work::Residual);
         pass.each_block(&pass.row_blocks(pass.seq), dh, hidden, |block, dh, _| {
             let first = block.example * pass.seq + block.first;
             for (token, dh) in (first..).zip(dh.chunks_exact_mut(hidden)) {
@@ -240,6 +248,7 @@ fn dot<R: Real>(a: &[R], b: &[R]) -> R {
 impl<R: Real> Mixture<R> {
     /// Adds the expert outputs for the tokens of `block` to `out` (`[rows, H]`).
     pub fn add_rows(&self, pass: &Pass<'_, R>, block: RowBlock, out: &mut [R]) {
+        let _time = timed(Work::Residual);
         let hidden = pass.config.hidden_size;
         let first = block.example * pass.seq + block.first;
         for (token, out) in (first..).zip(out.chunks_exact_mut(hidden)) {
