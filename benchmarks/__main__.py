@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable
 
-from benchmarks.peers import PEERS, SENTENCE_ENCODERS, TRAINERS
+from benchmarks.peers import BERTS, PEERS, SENTENCE_ENCODERS, TRAINERS
 from benchmarks.sentence_tasks import TASKS
 
 DEFAULT_FOLDER = pathlib.Path("docs/benchmarks")
@@ -42,6 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     inference.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     inference.add_argument("--rounds", type=int, default=7)
     inference.add_argument("--baseline", default="tf", choices=list(PEERS))
+
+    bert = commands.add_parser("bert", help="BERT Base in our engine, PyTorch, TensorFlow, ONNX Runtime and OpenVINO")
+    bert.add_argument("--engines", type=_names_among(BERTS), default=list(BERTS), help="comma-separated, or all")
+    bert.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    bert.add_argument("--rounds", type=int, default=7)
 
     exported = commands.add_parser(
         "onnx", help="the exported model in ONNX Runtime and OpenVINO beside ours, TensorFlow"
@@ -174,6 +179,10 @@ def main() -> None:
         text = run(
             arguments.engines, arguments.batches, arguments.threads, arguments.rounds, arguments.baseline, folder
         )
+    elif arguments.command == "bert":
+        from benchmarks.bert import run
+
+        text = run(arguments.engines, arguments.batches, arguments.threads, arguments.rounds, folder)
     elif arguments.command == "onnx":
         from benchmarks.inference import run
 

@@ -1,4 +1,4 @@
-"""The weights of a folder as ONNX and OpenVINO models, made at the first request and kept."""
+"""Models of the `transformers` package as ONNX and OpenVINO models, made at the first request and kept."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from benchmarks.peer_openvino import cache_directory, run_apart
-from benchmarks.sentence_tasks import SentenceLoad
+import numpy as np
+
+from benchmarks.cache import cache_directory, run_apart
 
 KINDS = ("onnx", "onnx-fused", "onnx-int8", "openvino-int8")
 """The exported model; that one fused by ONNX Runtime's optimiser, with dynamic int8, and with NNCF's int8."""
@@ -17,19 +19,38 @@ KINDS = ("onnx", "onnx-fused", "onnx-int8", "openvino-int8")
 _PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "openvino")
 
 
-def model_file(load: SentenceLoad, kind: str) -> pathlib.Path:
-    """Return a model with the inputs `input_ids` and `attention_mask` and the vectors as its output.
+class Exportable(Protocol):
+    """What knows how its model is exported."""
+
+    model: pathlib.Path
+    """The folder."""
+
+    def export(self, path: str) -> None:
+        """Write the ONNX model."""
+        ...
+
+    def calibration(self) -> Sequence[Mapping[str, np.ndarray]]:
+        """Return inputs of the ONNX model for post-training quantisation, none of which is measured."""
+        ...
+
+
+def model_file(load: Exportable, kind: str) -> pathlib.Path:
+    """Return a model with the inputs and outputs that `load.export` gives it.
 
     Args:
-        load: the folder, and texts for calibration.
+        load: the folder, and how its model is exported.
         kind: one of `KINDS`.
     """
     makers = {"onnx": _export, "onnx-fused": _fuse, "onnx-int8": _quantize_dynamically, "openvino-int8": _quantize}
     weights = (load.model / "model.safetensors").stat()
     versions = [importlib.metadata.version(package) for package in _PACKAGES]
-    found = (str(load.model.resolve()), weights.st_size, weights.st_mtime_ns, versions, load.texts["calibration"])
-    key = hashlib.sha256(repr(found).encode()).hexdigest()[:16]
-    path = cache_directory() / f"sentences-{key}-{kind}.{'xml' if kind.startswith('openvino') else 'onnx'}"
+    found = (type(load).__name__, str(load.model.resolve()), weights.st_size, weights.st_mtime_ns, versions)
+    digest = hashlib.sha256(repr(found).encode())
+    for inputs in load.calibration():
+        for array in inputs.values():
+            digest.update(repr(array.shape).encode() + array.tobytes())
+    path = cache_directory() / f"exported-{digest.hexdigest()[:16]}-{kind}"
+    path = path.with_suffix(".xml" if kind.startswith("openvino") else ".onnx")
     if not path.exists():
         sources = dict.fromkeys(("onnx-fused", "onnx-int8", "openvino-int8"), "onnx")
         source = str(model_file(load, sources[kind])) if kind in sources else ""
@@ -41,45 +62,36 @@ def model_file(load: SentenceLoad, kind: str) -> pathlib.Path:
     return path
 
 
-def _export(load: SentenceLoad, source: str, path: str) -> None:
-    """Trace transformers' model with mean pooling and division by the length behind it."""
+def trace(module: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Mapping[int, str]], path: str) -> None:
+    """Write a module of PyTorch as an ONNX model for any number of sequences of any length.
+
+    Args:
+        module: called with the tensors in their order.
+        inputs: tensors [batch, tokens] by the names of the inputs.
+        outputs: names of the outputs' free axes by the names of the outputs.
+        path: the file.
+    """
     import torch
-    from transformers import AutoModel
 
-    del source
-    encoder = AutoModel.from_pretrained(load.model, attn_implementation="eager", local_files_only=True).eval()
-
-    class Sentences(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = encoder
-
-        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            # Eager attention and the model's own mask are what ONNX Runtime's optimiser knows.
-            hidden = self.encoder(
-                input_ids=input_ids, attention_mask=attention_mask, token_type_ids=torch.zeros_like(input_ids)
-            ).last_hidden_state
-            mask = attention_mask.to(torch.float32)
-            pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
-            return torch.nn.functional.normalize(pooled, dim=1)
-
-    names = ["input_ids", "attention_mask"]
-    axes = {0: "batch", 1: "tokens"}
-    ids = torch.full((2, 9), 1000)
     with torch.inference_mode():
         torch.onnx.export(
-            Sentences(),
-            (ids, torch.ones_like(ids)),
+            module,
+            tuple(inputs.values()),
             path,
             dynamo=False,
-            input_names=names,
-            output_names=["sentence_embedding"],
-            dynamic_axes={**dict.fromkeys(names, axes), "sentence_embedding": {0: "batch"}},
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={**{name: {0: "batch", 1: "tokens"} for name in inputs}, **outputs},
             opset_version=17,
         )
 
 
-def _fuse(load: SentenceLoad, source: str, path: str) -> None:
+def _export(load: Exportable, source: str, path: str) -> None:
+    del source
+    load.export(path)
+
+
+def _fuse(load: Exportable, source: str, path: str) -> None:
     """Fuse attention, activations and normalisation, as ONNX Runtime's documentation advises for BERT."""
     from onnxruntime.transformers import optimizer
 
@@ -92,7 +104,7 @@ def _fuse(load: SentenceLoad, source: str, path: str) -> None:
     model.save_model_to_file(path)
 
 
-def _quantize_dynamically(load: SentenceLoad, source: str, path: str) -> None:
+def _quantize_dynamically(load: Exportable, source: str, path: str) -> None:
     """Weights in int8 per channel, activations as each call finds them.
 
     The fused model would be slower in int8, and weights per tensor less exact (least cosine 0.89) and no faster.
@@ -103,25 +115,25 @@ def _quantize_dynamically(load: SentenceLoad, source: str, path: str) -> None:
     quantize_dynamic(source, path, weight_type=QuantType.QInt8, per_channel=True)
 
 
-def _quantize(load: SentenceLoad, source: str, path: str) -> None:
-    """Post-training int8 (NNCF, transformer preset), calibrated on texts that are not measured."""
+def _quantize(load: Exportable, source: str, path: str) -> None:
+    quantize(load.calibration(), source, path)
+
+
+def quantize(calibration: Sequence[Mapping[str, np.ndarray]], source: str, path: str) -> None:
+    """Write post-training int8 (NNCF, transformer preset) of the model in `source` to `path`.
+
+    Args:
+        calibration: inputs that the ranges of activations are taken from.
+        source: an ONNX or OpenVINO model.
+        path: the OpenVINO model.
+    """
     import nncf
-    import numpy as np
     import openvino
-
-    from benchmarks.sentence_tasks import read_tokenizer
-
-    tokenizer = read_tokenizer(load.model, load.longest())
-    texts = load.texts["calibration"]
-
-    def feed(text: str) -> dict[str, np.ndarray]:
-        ids = np.asarray([tokenizer.encode(text).ids], np.int64)
-        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
     quantized = nncf.quantize(
         openvino.Core().read_model(source),
-        nncf.Dataset(list(texts), feed),
+        nncf.Dataset(list(calibration)),
         model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(texts),
+        subset_size=len(calibration),
     )
     openvino.save_model(quantized, path, compress_to_fp16=False)

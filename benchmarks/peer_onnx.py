@@ -1,4 +1,4 @@
-"""The model that `encoder.to_onnx` writes, in ONNX Runtime or OpenVINO."""
+"""The model that `encoder.to_onnx` writes, or a BERT exported by PyTorch, in ONNX Runtime or OpenVINO."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.exported_files import model_file
 from benchmarks.peer_ours import build_encoder
 from benchmarks.workload import Workload
 
@@ -26,8 +27,16 @@ class Peer:
         same_weights: bool = True,
         runtime: str = "onnxruntime",
         precision: str = "f32",
+        kind: str = "",
     ) -> None:
-        """Export the encoder and load the model; the encoder and the file are gone afterwards."""
+        """Export the encoder and load the model; the encoder and the file are gone afterwards.
+
+        With a `kind`, one of `exported_files.KINDS`, load the BERT that PyTorch exports.
+        """
+        load = self._onnxruntime if runtime == "onnxruntime" else self._openvino
+        if kind:
+            self._model = load(model_file(workload, kind), threads, precision)
+            return
         encoder = build_encoder(workload, threads, same_weights, "float32")
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "encoder.onnx"
@@ -36,7 +45,6 @@ class Peer:
             self.export_seconds = time.perf_counter() - start
             self.file_bytes = path.stat().st_size
             del encoder
-            load = self._onnxruntime if runtime == "onnxruntime" else self._openvino
             self._model = load(path, threads, precision)
 
     @staticmethod

@@ -1,39 +1,20 @@
-"""OpenVINO's CPU plugin on a model converted from TensorFlow's SavedModel."""
+"""OpenVINO's CPU plugin on a model converted from TensorFlow's SavedModel, or on a BERT exported by PyTorch."""
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import pathlib
 import tempfile
 from typing import Any
 
 import numpy as np
 
+from benchmarks.bert_load import Bert
+from benchmarks.cache import cache_directory, run_apart
+from benchmarks.exported_files import model_file, quantize
 from benchmarks.workload import Workload
 
 OUTPUTS = ("sequence_output", "pooled_output")
-
-CALIBRATION_BATCHES = 8
-"""Batches of one sequence that post-training quantisation sees."""
-
-
-def cache_directory() -> pathlib.Path:
-    """Return the folder that holds converted models: `$SPARSE_MIXER_BENCH_CACHE` or one under the temp folder."""
-    default = pathlib.Path(tempfile.gettempdir()) / "sparse-mixer-benchmarks"
-    folder = pathlib.Path(os.environ.get("SPARSE_MIXER_BENCH_CACHE", default))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def run_apart(target: Any, *arguments: Any) -> None:
-    """Run `target` in a process of its own, so that its memory and thread pools are gone afterwards."""
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        raise RuntimeError(f"{target.__module__}.{target.__name__} failed with exit code {process.exitcode}")
 
 
 def _convert(workload: Workload, batch: int, path: str, threads: int) -> None:
@@ -50,27 +31,16 @@ def _convert(workload: Workload, batch: int, path: str, threads: int) -> None:
 
 
 def _quantize(workload: Workload, batch: int, source: str, path: str) -> None:
-    """Write the post-training int8 quantisation (NNCF, transformer preset) of the model in `source` to `path`."""
-    import nncf
-    import openvino
-
-    def feed(seed: int) -> dict[str, np.ndarray]:
-        return workload.inputs(batch, seed=1000 + seed)
-
-    model = openvino.Core().read_model(source)
-    quantized = nncf.quantize(
-        model,
-        nncf.Dataset(range(CALIBRATION_BATCHES), feed),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=CALIBRATION_BATCHES,
-    )
-    openvino.save_model(quantized, path, compress_to_fp16=False)
+    """Write the post-training int8 quantisation of the model in `source` to `path`."""
+    quantize(workload.calibration(batch), source, path)
 
 
 def _model_file(workload: Workload, batch: int, precision: str, threads: int) -> pathlib.Path:
     """Return the converted (and quantised) model of this workload, made at the first request."""
     import openvino
 
+    if isinstance(workload, Bert):
+        return model_file(workload, "openvino-int8" if precision == "int8" else "onnx")
     key = hashlib.sha256(repr((workload, batch, openvino.__version__)).encode()).hexdigest()[:16]
     plain = cache_directory() / f"{key}.xml"
     if not plain.exists():
@@ -109,7 +79,11 @@ class Peer:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if self._precision == "bfloat16" else "f32",
         }
-        return openvino.Core().compile_model(path, "CPU", hints).create_infer_request()
+        core = openvino.Core()
+        model = core.read_model(path)
+        if model.is_dynamic():
+            model.reshape({name: list(array.shape) for name, array in self._workload.inputs(batch).items()})
+        return core.compile_model(model, "CPU", hints).create_infer_request()
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return `sequence_output` and `pooled_output` as float32 arrays."""

@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.bert_load import Bert
 from benchmarks.workload import Workload, make_weights
 
 
 def build_encoder(workload: Workload, threads: int, same_weights: bool, dtype: str) -> Any:
-    """Return the encoder, with the weights that all peers share or those it draws itself."""
+    """Return the encoder, with the weights that all peers share or those it draws itself; a BERT from its folder."""
     import sparse_mixer
 
+    if isinstance(workload, Bert):
+        return sparse_mixer.SparseMixer.load(workload.model, num_threads=threads, dtype=dtype)
     arguments = {**workload.constructor_arguments(), "num_threads": threads, "seed": 0}
     if not same_weights:
         return sparse_mixer.SparseMixer(**arguments, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The reference: `tfm.nlp.networks.SparseMixer` inside a `tf.function`."""
+"""The reference: `tfm.nlp.networks.SparseMixer`, or its `BertEncoder`, inside a `tf.function`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.bert_load import Bert, tensorflow_bert
 from benchmarks.workload import Workload, make_weights
 
 
@@ -36,6 +37,8 @@ def build_encoder(
     import tf_keras
 
     tf_keras.mixed_precision.set_global_policy(policy)
+    if isinstance(workload, Bert):
+        return tensorflow_bert(workload)
     arguments = workload.constructor_arguments()
     if layer == "sparse_mixer":
         from sparse_mixer.keras import layer_class

@@ -64,6 +64,25 @@ PEERS = {
 }
 """All engines, in the order of the printed table."""
 
+_TRANSFORMERS = "benchmarks.peer_transformers"
+
+BERTS = {
+    "ours-f32": PEERS["ours-f32"],
+    "torch-f32": PeerSpec("PyTorch float32", _TRANSFORMERS, {"dtype": "float32"}, "float32"),
+    "tf": PEERS["tf"],
+    "tf-xla": PEERS["tf-xla"],
+    "onnx-f32": PeerSpec("ONNX Runtime float32", _ONNX, {"kind": "onnx-fused"}, "float32"),
+    "openvino-f32": PEERS["openvino-f32"],
+    "ours-bf16": PEERS["ours-bf16"],
+    "torch-bf16": PeerSpec("PyTorch bfloat16", _TRANSFORMERS, {"dtype": "bfloat16"}, "bfloat16"),
+    "tf-bf16": PEERS["tf-bf16"],
+    "openvino-bf16": PEERS["openvino-bf16"],
+    "ours-int8": PEERS["ours-int8"],
+    "onnx-int8": PeerSpec("ONNX Runtime int8 (dynamic)", _ONNX, {"kind": "onnx-int8"}, "int8"),
+    "openvino-int8": PEERS["openvino-int8"],
+}
+"""Engines that take a BERT, by precision."""
+
 _TRAINERS = [f"benchmarks.trainer_{name}" for name in ("ours", "tensorflow")]
 
 TRAINERS = {
@@ -104,5 +123,5 @@ SENTENCE_ENCODERS = {
 FILE_ENCODERS = {"files": PeerSpec("sparse_mixer", "benchmarks.files_ours", {}, "float32")}
 """Engines that make files of vectors of files of texts."""
 
-ENGINES = PEERS | TRAINERS | SENTENCE_ENCODERS | FILE_ENCODERS
+ENGINES = PEERS | BERTS | TRAINERS | SENTENCE_ENCODERS | FILE_ENCODERS
 """What a worker can be."""

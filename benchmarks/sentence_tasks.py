@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.exported_files import trace
 from examples.corpus import NOT_LIBRARY, docstrings
 
 TASKS = {
@@ -75,6 +76,40 @@ class SentenceLoad:
     def vector_size(self) -> int:
         """Numbers per vector."""
         return int(json.loads((self.model / "config.json").read_text())["hidden_size"])
+
+    def export(self, path: str) -> None:
+        """Write transformers' model with mean pooling and division by the length behind it, as an ONNX model.
+
+        It has the inputs `input_ids` and `attention_mask`, int64 [N, S], and the vectors as its output.
+        """
+        import torch
+        from transformers import AutoModel
+
+        # Eager attention and the model's own mask are what ONNX Runtime's optimiser knows.
+        encoder = AutoModel.from_pretrained(self.model, attn_implementation="eager", local_files_only=True).eval()
+
+        class Sentences(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.encoder = encoder
+
+            def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+                hidden = self.encoder(
+                    input_ids=input_ids, attention_mask=attention_mask, token_type_ids=torch.zeros_like(input_ids)
+                ).last_hidden_state
+                mask = attention_mask.to(torch.float32)
+                pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+                return torch.nn.functional.normalize(pooled, dim=1)
+
+        ids = torch.full((2, 9), 1000)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        trace(Sentences(), inputs, {"sentence_embedding": {0: "batch"}}, path)
+
+    def calibration(self) -> list[dict[str, np.ndarray]]:
+        """Return the inputs that post-training quantisation sees."""
+        tokenizer = read_tokenizer(self.model, self.longest())
+        rows = [np.asarray([tokenizer.encode(text).ids], np.int64) for text in self.texts["calibration"]]
+        return [{"input_ids": ids, "attention_mask": np.ones_like(ids)} for ids in rows]
 
 
 def make_load(model: pathlib.Path, passages: int) -> SentenceLoad:

@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 
-from benchmarks.sentence_files import model_file
+from benchmarks.exported_files import model_file
 from benchmarks.sentence_tasks import BATCH, SentenceLoad, Task
 
 _NAME = "benchmarks/sentences"

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.exported_files import model_file
 from benchmarks.sentence_batches import Batch, Batches
-from benchmarks.sentence_files import model_file
 from benchmarks.sentence_tasks import SentenceLoad, Task
 
 

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from benchmarks import report
 from benchmarks.peers import SENTENCE_ENCODERS
+from benchmarks.rivals import Turns, by_precision, closest_rivals
 from benchmarks.sentence_tasks import SHAPES, TASKS, SentenceLoad, make_load
-from benchmarks.timing import interleaved, median_ratio
+from benchmarks.timing import interleaved
 from benchmarks.worker import Worker
 
 TEXTS_ONLY = ("text-fastembed",)
 """Engines that do not take token ids."""
-
-Turns = Mapping[str, Mapping[str, Sequence[float]]]
-"""For each task and engine the seconds per call of its turns."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rival:
-    """Of our engine at a task: the closest engine of the same precision, and how much faster we are."""
-
-    peer: str
-    ratio: float
 
 
 def run(
@@ -93,35 +81,6 @@ def cosine(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the cosines [N] of rows [N, D] in the same places, computed in float64."""
     a, b = np.asarray(vectors, np.float64), np.asarray(others, np.float64)
     return np.asarray((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)))
-
-
-def closest_rivals(turns: Turns) -> dict[tuple[str, str], Rival]:
-    """Return by precision and task how our engine stands to the fastest other one, round by round."""
-    found = {}
-    for task, of_peers in turns.items():
-        for precision, peers in by_precision(of_peers).items():
-            own = [peer for peer in peers if _is_ours(peer)]
-            ratios = [
-                Rival(peer, median_ratio(of_peers[peer], of_peers[own[0]]))
-                for peer in peers
-                if own and not _is_ours(peer)
-            ]
-            if ratios:
-                found[precision, task] = min(ratios, key=lambda rival: rival.ratio)
-    return found
-
-
-def by_precision(engines: Any) -> dict[str, list[str]]:
-    """Return engines by the precision of their arithmetic, in the order of the table."""
-    groups: dict[str, list[str]] = {}
-    for name, spec in SENTENCE_ENCODERS.items():
-        if name in engines:
-            groups.setdefault(spec.compute, []).append(name)
-    return groups
-
-
-def _is_ours(peer: str) -> bool:
-    return SENTENCE_ENCODERS[peer].module.endswith("_ours")
 
 
 def _measure(workers: Sequence[Worker], task: str, rounds: int) -> dict[str, list[float]]:

@@ -15,22 +15,12 @@ from benchmarks import report
 from benchmarks.peers import TRAINERS
 from benchmarks.timing import interleaved, median_ratio
 from benchmarks.worker import Worker
-from benchmarks.workload import Workload
+from benchmarks.workload import BERT_BASE, Workload
 
 GIGABYTE = 1e9
 
 ARCHITECTURES = {
-    "BERT Base": (
-        Workload(
-            hidden_size=768,
-            num_layers=12,
-            moe_layers=(),
-            attention_layers=tuple(range(12)),
-            num_attention_heads=12,
-            inner_dim=3072,
-        ),
-        (1.0, 1.0),
-    ),
+    "BERT Base": (BERT_BASE, (1.0, 1.0)),
     "Sparse Mixer": (Workload(), (1.65, 1.61)),
     "Fast Sparse Mixer": (Workload(train_capacity_factor=0.5, eval_capacity_factor=0.5), (1.89, 1.98)),
 }

@@ -13,6 +13,8 @@ WeightSpecs = Sequence[tuple[str, tuple[int, ...]]]
 MASKED_SHARE = 8
 """One position in this many, at the end of every sequence, is padding."""
 
+CALIBRATION_BATCHES = 8
+"""Batches that post-training quantisation sees."""
 
 LEARNING_RATE = 1e-4
 """Of all training steps."""
@@ -75,10 +77,26 @@ class Workload:
         ids = rng.integers(0, self.vocab_size, (batch, seq), dtype=np.int32)
         return {"input_word_ids": ids, "input_mask": mask, "input_type_ids": types}
 
+    def calibration(self, batch: int = 1) -> list[dict[str, np.ndarray]]:
+        """Return the inputs that post-training quantisation sees, none of which is measured."""
+        return [self.inputs(batch, seed=1000 + seed) for seed in range(CALIBRATION_BATCHES)]
+
     def target(self) -> np.ndarray:
         """Return what training draws every sequence's output to, float32 [sequence, hidden]."""
         rng = np.random.default_rng(1)
         return rng.standard_normal((self.max_sequence_length, self.hidden_size), dtype=np.float32)
+
+
+BERT_BASE = Workload(
+    hidden_size=768,
+    num_layers=12,
+    moe_layers=(),
+    attention_layers=tuple(range(12)),
+    num_attention_heads=12,
+    type_vocab_size=2,
+    inner_dim=3072,
+)
+"""BERT Base: attention everywhere, no experts."""
 
 
 def make_weights(specs: WeightSpecs, seed: int = 0, scale: float = 0.02) -> list[np.ndarray]:
