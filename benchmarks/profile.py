@@ -28,6 +28,8 @@ ALONE = "one thread alone, and outside the core"
 """What threads have left beside their sections: others do nothing while one works by itself or is in Python."""
 WHOLE_PLACES = ("router", "head")
 """Parts of the model that are one line, whatever the work."""
+LEAST_SECONDS = 5e-5
+"""Lines of less would be zeros in the table."""
 LEAST_SHARE = 0.003
 """Parts of the model with a smaller share of "everything else" have no line of their own."""
 
@@ -142,7 +144,7 @@ def table(profile: Profile, threads: int, rate: float) -> str:
     operations = sum(section.operations for section in profile.sections)
     total = _Line("total", all_seconds, sum(s.calls for s in profile.sections), operations, has_rate=True)
     cells = []
-    for line in (*found, total):
+    for line in (*(line for line in found if line.seconds >= LEAST_SECONDS), total):
         speed = line.operations * threads / line.seconds if line.has_rate and line.seconds > 0 else None
         cells.append(
             [

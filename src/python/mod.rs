@@ -146,9 +146,11 @@ mod _native {
         Ok(())
     }
 
-    /// One tuple per section: place, work, seconds, calls, operations.
+    /// Place, work, seconds, calls, operations.
+    type SectionTuple = (&'static str, &'static str, f64, u64, u64);
+
     #[pyfunction]
-    fn take_section_times() -> Option<Vec<(&'static str, &'static str, f64, u64, u64)>> {
+    fn take_section_times() -> Option<Vec<SectionTuple>> {
         let tuple = |time: SectionTime| {
             (time.place.name(), time.work.name(), time.seconds, time.calls, time.operations)
         };

@@ -144,6 +144,7 @@ impl<'a, R: Real> Context<'a, R> {
     /// # Errors
     /// [`Error::Interrupted`].
     pub fn transposed(&self, matrix: &PackedMatrix<R>) -> Result<ActivationPanels<R>> {
+        let _time = timed(Work::WeightTranspose);
         let mut transposed = self.panels(matrix.dtype(), 1, matrix.n(), matrix.k());
         self.each(transposed.chunks_mut(1).enumerate(), |(panel, mut out), _| {
             out.transpose(self.isa, &matrix.view(), panel);

@@ -298,7 +298,6 @@ impl<R: Real> PanelsMut<'_, R> {
 
     /// Fills panel number `panel`, which these must be, of the transpose of `matrix`.
     pub fn transpose(&mut self, isa: Isa, matrix: &Panels<'_, R>, panel: usize) {
-        let _time = timed(Work::Transpose);
         match self {
             PanelsMut::FullPrecision(out) => transpose_to_full_precision(isa, matrix, panel, out),
             PanelsMut::Bfloat16(out) => transpose_to_bfloat16(matrix, panel, out),

@@ -80,8 +80,10 @@ named! {
         Conversion = "conversion of left operands",
         /// Right operands of products, from activations.
         Packing = "packing",
-        /// Matrices transposed: activations and weights.
-        Transpose = "transposes",
+        /// Activations and their gradients, transposed.
+        Transpose = "transposed activations",
+        /// Weights transposed, for `dX = dY W^T`.
+        WeightTranspose = "transposed weights",
         /// Heads and columns copied.
         Copy = "copies of heads and columns",
         /// Random numbers and what they drop.

@@ -329,11 +329,13 @@ impl Attention {
             let (key_columns, value_rows) = (state.keys.view(matrix), state.values.view(matrix));
             let mut key_rows = context.panels(weights, 1, seq, head);
             let mut value_columns = context.panels(weights, 1, head, seq);
+            let transposing = timed(Work::Transpose);
             for (matrix, transposed) in [(key_columns, &mut key_rows), (value_rows, &mut value_columns)] {
                 for (panel, mut out) in transposed.chunks_mut(1).enumerate() {
                     out.transpose(isa, &matrix, panel);
                 }
             }
+            drop(transposing);
             let (dqueries, rest) = out.split_at_mut(size);
             let (dkeys, rest) = rest.split_at_mut(size);
             let (dvalues, rest) = rest.split_at_mut(size);

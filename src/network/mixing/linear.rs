@@ -194,6 +194,7 @@ impl<R: Real> MixingMatrices<'_, R> {
         let panels = seq.div_ceil(PANEL);
         let mut right = context.panels(dtype, pass.batch, hidden, seq);
         context.each(right.chunks_mut(1).enumerate(), |(task, mut out), _| {
+            let _time = timed(Work::Transpose);
             out.transpose(isa, &mixed.view(task / panels), task % panels);
         })?;
         let blocks = Pass::<R>::fixed_blocks(seq);
