@@ -101,7 +101,7 @@ class SentenceLoad:
                 pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
                 return torch.nn.functional.normalize(pooled, dim=1)
 
-        ids = torch.full((2, 9), 1000)
+        ids = torch.ones((2, 5), dtype=torch.int64)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         trace(Sentences(), inputs, {"sentence_embedding": {0: "batch"}}, path)
 
