@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     loops = commands.add_parser("loops", help="training steps by `fit` and by the loops of the docs")
     loops.add_argument("--batch", type=int, default=8)
     loops.add_argument("--steps", type=int, default=5)
+    loops.add_argument("--rounds", type=int, default=1)
 
     serve = commands.add_parser("serve", help="load on the server over loopback: requests per second, p50, p99")
     serve.add_argument("--model", type=pathlib.Path, help="folder of a model (default: MiniLM's size, random weights)")
@@ -220,7 +221,7 @@ def main() -> None:
     elif arguments.command == "loops":
         from benchmarks.loops import run
 
-        text = run(arguments.batch, arguments.steps, arguments.threads)
+        text = run(arguments.batch, arguments.steps, arguments.threads, arguments.rounds)
     elif arguments.command == "serve":
         from benchmarks.serve import run
 

@@ -145,8 +145,8 @@ class Encoder:
     def weight_specs(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name, without the encoder's, and shape of each weight in Keras order."""
 
-    def gradients(self) -> Gradients:
-        """Gradients of the weights, all zero."""
+    def gradients(self, pass_on: bool = False) -> Gradients:
+        """Gradients of the weights, all zero. Those that `pass_on` hand their memory on once they have been applied."""
 
     def infinite(self, indices: Sequence[int]) -> list[int]:
         """Those of the weights at `indices` that are stored as float16 and hold an infinity."""
@@ -290,8 +290,8 @@ class Head:
     def weight_specs(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape of each weight in Keras order."""
 
-    def gradients(self) -> Gradients:
-        """Gradients of the weights, all zero."""
+    def gradients(self, pass_on: bool = False) -> Gradients:
+        """Gradients of the weights, all zero. Those that `pass_on` hand their memory on once they have been applied."""
 
     def get_weights(self, indices: Sequence[int] | None = None) -> list[npt.NDArray[np.float32]]:
         """Copies of the weights at `indices` in Keras order; None for all."""
@@ -347,7 +347,10 @@ class Head:
 
 @final
 class Gradients:
-    """Gradients of the weights of one encoder or head."""
+    """Gradients of the weights of one encoder or head.
+
+    All but `clear`, `is_leased` and `finish` raise RuntimeError if later gradients have taken over their memory.
+    """
 
     def get(self, index: int) -> npt.NDArray[np.float32]:
         """A copy of the gradient of the weight at `index`."""
@@ -472,6 +475,14 @@ class Memory:
 @final
 class Tape:
     """What a forward pass kept to be differentiated, and the weights it used; gone after the first use or kept."""
+
+    def block_output(self, layer: int) -> npt.NDArray[np.float32]:
+        """A copy of what block `layer` gave, [B, S, H]; of the last block the rows of ``sequence_output``.
+
+        Raises:
+            RuntimeError: The record has been used.
+            ValueError: The record does not have it.
+        """
 
     def backward(
         self,

@@ -136,7 +136,8 @@ class Optimizer:
             target: The encoder or model; the same one in every call.
             gradients: What ``vjp`` returned, or any mapping from weight keys to arrays. Weights that nothing which was
                 differentiated depends on, that the mapping lacks, or that are not trainable, keep values and moments.
-                Gradients of inputs are passed over.
+                Gradients of inputs are passed over. What ``vjp`` or ``loss_and_gradients`` has made can be read until
+                the next of them is called, which takes over their memory; ``gradients.copy()`` keeps them.
             scale: Factor of the gradients before clipping: ``1 / n`` for sums over n micro-batches.
 
         Returns:

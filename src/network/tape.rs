@@ -60,6 +60,20 @@ impl<R: Real> Tape<R> {
         self.output.clone()
     }
 
+    /// What block `layer` gave: the first `rows` of the `seq` rows of every example. `None` if it was not kept.
+    pub fn block_output(&self, layer: usize, rows: usize) -> Option<Vec<R>> {
+        let values: &[R] = match self.streams.get(layer + 1) {
+            Some(stream) => stream.as_deref()?,
+            None if layer + 1 == self.streams.len() => self.output.as_deref()?,
+            None => return None,
+        };
+        let OwnedInputs { batch, seq, .. } = self.inputs;
+        let width = values.len() / (batch * seq);
+        let mut out = alloc_zeroed(batch * rows * width);
+        copy_rows(&mut out, values, batch);
+        Some(out)
+    }
+
     /// `[B, S, W]`, the shape of the word rows.
     pub fn row_shape(&self, config: &SparseMixerConfig) -> [usize; 3] {
         [self.inputs.batch, self.inputs.seq, config.embedding_width()]
@@ -183,9 +197,7 @@ impl<R: Real> SparseMixer<R> {
         }
         if requested.sequence_output || requested.encoder_outputs {
             let mut sequence = alloc_zeroed(batch * rows * hidden);
-            for (out, x) in sequence.chunks_exact_mut(rows * hidden).zip(x.chunks_exact(seq * hidden)) {
-                out.copy_from_slice(&x[..rows * hidden]);
-            }
+            copy_rows(&mut sequence, &x, batch);
             outputs.sequence_output = Some(sequence);
         }
         outputs.pooled_output = requested.pooled_output.then(|| alloc_collect(pooled.iter().copied()));
@@ -330,6 +342,14 @@ impl<R: Real> SparseMixer<R> {
     }
 }
 
+/// Copies the first rows of every example.
+fn copy_rows<R: Real>(to: &mut [R], rows: &[R], batch: usize) {
+    let (to_len, len) = (to.len() / batch, rows.len() / batch);
+    for (to, rows) in to.chunks_exact_mut(to_len).zip(rows.chunks_exact(len)) {
+        to.copy_from_slice(&rows[..to_len]);
+    }
+}
+
 /// Adds the first rows of every example.
 fn add_rows<R: Real>(to: &mut [R], rows: &[R], batch: usize) {
     let (to_len, len) = (to.len() / batch, rows.len() / batch);
@@ -412,8 +432,14 @@ mod tests {
             let plain = network.forward(context, &inputs().view(), None, ALL)?;
             for recompute in [false, true] {
                 let recording = Recording { recompute, requested: None };
-                let (outputs, _) = network.forward_with_tape(context, inputs(), None, ALL, recording)?;
+                let (outputs, tape) = network.forward_with_tape(context, inputs(), None, ALL, recording)?;
                 assert_eq!(outputs.sequence_output, plain.sequence_output);
+                assert_eq!(tape.block_output(2, SEQ), plain.sequence_output);
+                assert_eq!(tape.block_output(0, SEQ).as_ref(), plain.encoder_outputs.first());
+                let first_rows = tape.block_output(1, 2).expect("it is kept");
+                let of_example = |outputs: &[f32], rows| outputs[rows * 8..][..2 * 8].to_vec();
+                assert_eq!(of_example(&first_rows, 2), of_example(&plain.encoder_outputs[1], SEQ));
+                assert!(tape.block_output(3, SEQ).is_none());
                 assert_eq!(outputs.pooled_output, plain.pooled_output);
                 assert_eq!(outputs.encoder_outputs, plain.encoder_outputs);
             }

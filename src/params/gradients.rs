@@ -49,12 +49,7 @@ impl<R: Real> Gradients<R> {
 
     /// Zeros for the weights `specs` in memory of `pool`, to which it goes back.
     pub fn zeros_in(specs: &[Spec], pool: &ScratchPool<R>) -> Self {
-        let mut ranges = vec![0..0; specs.len()];
-        let mut end = 0;
-        for (range, spec) in ranges.iter_mut().zip(specs).rev() {
-            *range = end..end + spec.len();
-            end = range.end.next_multiple_of(ALIGNMENT / size_of::<R>());
-        }
+        let (ranges, end) = Self::layout(specs);
         let flags = |value| vec![value; specs.len()];
         let mut memory = pool.gradient_buffer(end);
         set_to_zero(&mut memory);
@@ -64,6 +59,22 @@ impl<R: Real> Gradients<R> {
             reached: flags(false),
             requested: flags(true),
         }
+    }
+
+    /// Number of values in the memory for the weights `specs`.
+    pub fn memory_len(specs: &[Spec]) -> usize {
+        Self::layout(specs).1
+    }
+
+    /// Where in the memory the gradient of each weight is, and where the memory ends.
+    fn layout(specs: &[Spec]) -> (Vec<Range<usize>>, usize) {
+        let mut ranges = vec![0..0; specs.len()];
+        let mut end = 0;
+        for (range, spec) in ranges.iter_mut().zip(specs).rev() {
+            *range = end..end + spec.len();
+            end = range.end.next_multiple_of(ALIGNMENT / size_of::<R>());
+        }
+        (ranges, end)
     }
 
     /// From now on, layers compute the gradients of the weights whose flags are set, and no others. At first, of all.
@@ -189,6 +200,12 @@ impl<R: Real> Gradients<R> {
             }
         }
     }
+
+    /// As [`Gradients::zeros`] made them: zeros, no weight is reached, all are requested.
+    pub fn renew(&mut self) {
+        self.clear();
+        self.requested.fill(true);
+    }
 }
 
 /// Zeros, with the threads of [`parallel::with_threads`].
@@ -289,5 +306,10 @@ mod tests {
         assert!(matches!(gradients.both_if_requested([2, 1]), [None, Some(_)]));
         assert_eq!(gradients.reached(), [false, true, false]);
         assert!(gradients.requests_any(0..2) && !gradients.requests_any(2..3) && !gradients.requests(0));
+        gradients.view_mut(1).row_major().fill(3.0);
+        gradients.renew();
+        assert!(gradients.requests(0) && gradients.requests(2) && gradients.reached() == [false; 3]);
+        assert!(gradients.memory().iter().all(|&value| value == 0.0));
+        assert_eq!(gradients.memory().len(), Gradients::<f64>::memory_len(&specs()));
     }
 }

@@ -11,6 +11,7 @@ use super::activation::{Custom, PyActivation};
 use super::checkpoint::LoadPlan;
 use super::convert::{integers, to_numpy};
 use super::enter::{InternalError, SCRATCH, enter_core, guard, read_shared, to_py_err};
+use super::gradient_memory::GradientHome;
 use super::gradients::Gradients;
 use super::inputs::RawInputs;
 use super::outputs;
@@ -37,7 +38,7 @@ pub struct Encoder {
     /// weights, change them in place, under the lock.
     network: Shared<Arc<SparseMixer<f32>>>,
     config: SparseMixerConfig,
-    specs: Vec<Spec>,
+    gradients: Arc<GradientHome>,
     custom: Custom,
     isa: Isa,
     /// 0 stands for the process's default.
@@ -51,9 +52,9 @@ impl Encoder {
 
     fn sharing(network: Arc<SparseMixer<f32>>, custom: Custom, isa: Isa, threads: usize) -> Self {
         let config = network.config().clone();
-        let specs = specs(&config);
+        let gradients = Arc::new(GradientHome::new(specs(&config)));
         let network = Shared::new("weights", network);
-        Encoder { network, config, specs, custom, isa, threads: AtomicUsize::new(threads) }
+        Encoder { network, config, gradients, custom, isa, threads: AtomicUsize::new(threads) }
     }
 
     /// The weights of this moment; waits for an update of an optimiser that is being made.
@@ -68,7 +69,12 @@ impl Encoder {
 
     /// Names and shapes of the weights.
     pub(super) fn specs(&self) -> &[Spec] {
-        &self.specs
+        self.gradients.specs()
+    }
+
+    /// What all gradients of the weights share.
+    pub(super) fn gradient_home(&self) -> &Arc<GradientHome> {
+        &self.gradients
     }
 
     /// Instruction set and threads of this moment's calls.
@@ -79,7 +85,7 @@ impl Encoder {
     /// Puts `new` weights in the place of those there, all at once; if they are all of them, also in that of weights that an
     /// error left broken.
     fn put(&self, py: Python<'_>, new: NewWeights) -> PyResult<()> {
-        let whole = new.len() == self.specs.len();
+        let whole = new.len() == self.specs().len();
         loop {
             let before = match self.network(py) {
                 Err(error) if whole && error.is_instance_of::<InternalError>(py) => None,
@@ -119,7 +125,7 @@ impl Encoder {
         weights: Vec<Py<PyAny>>,
     ) -> PyResult<GivenArrays<'_>> {
         let threads = self.threads.load(Ordering::Relaxed);
-        GivenArrays::new(py, &self.specs, threads, indices.into_iter().zip(weights))
+        GivenArrays::new(py, self.specs(), threads, indices.into_iter().zip(weights))
     }
 
     /// Threads for a call on so many inputs: as many as the encoder was given; by default the caller's alone for little
@@ -139,7 +145,7 @@ impl Encoder {
     }
 
     fn spec(&self, index: usize) -> PyResult<&Spec> {
-        spec_at(&self.specs, index)
+        spec_at(self.specs(), index)
     }
 }
 
@@ -219,13 +225,13 @@ impl Encoder {
     }
 
     fn weight_specs(&self) -> Vec<(String, Vec<usize>)> {
-        self.specs.iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect()
+        self.specs().iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect()
     }
 
     #[pyo3(signature = (indices=None))]
     fn get_weights<'py>(&self, py: Python<'py>, indices: Option<Vec<usize>>) -> PyResult<Vec<Floats<'py>>> {
         guard(|| {
-            let indices = indices.unwrap_or_else(|| (0..self.specs.len()).collect());
+            let indices = indices.unwrap_or_else(|| (0..self.specs().len()).collect());
             let specs = indices.iter().map(|&index| self.spec(index)).collect::<PyResult<Vec<_>>>()?;
             let network = self.network(py)?;
             let threads = loading_threads(specs.iter().copied(), self.threads.load(Ordering::Relaxed))?;
@@ -237,9 +243,10 @@ impl Encoder {
         })
     }
 
-    /// Gradients of the weights, all zero.
-    fn gradients(&self, py: Python<'_>) -> PyResult<Gradients> {
-        guard(|| Gradients::zeros(py, &self.specs))
+    /// Gradients of the weights, all zero. Those that `pass_on` hand their memory on once they have been applied.
+    #[pyo3(signature = (pass_on=false))]
+    fn gradients(&self, py: Python<'_>, pass_on: bool) -> PyResult<Gradients> {
+        guard(|| Gradients::new(py, &self.gradients, pass_on))
     }
 
     /// Those of the weights at `indices` that are stored as float16 and hold an infinity.
@@ -306,12 +313,12 @@ impl Encoder {
         guard(|| {
             let plan = plan.get();
             plan.require_source()?;
-            let threads = loading_threads(&self.specs, self.threads.load(Ordering::Relaxed))?;
+            let threads = loading_threads(self.specs(), self.threads.load(Ordering::Relaxed))?;
             let new = enter_core(py, |interrupt| {
                 run(self.isa, threads, &SCRATCH, interrupt, |context| {
                     let mut reader = PlanReader::new(plan, context);
                     let mut new = NewWeights::new();
-                    for (index, spec) in self.specs.iter().enumerate() {
+                    for (index, spec) in self.specs().iter().enumerate() {
                         if let Some(weight) = reader.weight(index, spec, self.config.dtype)? {
                             new.push((index, weight));
                         }
@@ -332,7 +339,7 @@ impl Encoder {
                 // Whoever changes weights in place copies shared ones first: two encoders can share them.
                 return Ok(Encoder::sharing(network, self.custom.clone(), self.isa, threads));
             }
-            let threads = loading_threads(&self.specs, threads)?;
+            let threads = loading_threads(self.specs(), threads)?;
             let converted = enter_core(py, |interrupt| {
                 run(self.isa, threads, &SCRATCH, interrupt, |context| {
                     network.to_dtype(dtype, &|| context.poll())

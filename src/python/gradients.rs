@@ -1,11 +1,14 @@
 //! Gradients of the weights of one encoder or head, in memory that is used again.
 
+use std::sync::Arc;
+
 use numpy::PyArrayDyn;
 use pyo3::prelude::*;
 
 use super::convert::{floats, to_numpy};
-use super::enter::{SCRATCH, enter_core, guard, to_py_err};
+use super::enter::{enter_core, guard, to_py_err};
 use super::exchange::GradientLease;
+use super::gradient_memory::{GradientHome, GradientMemory, expect_not_leased};
 use super::weights::spec_at;
 use crate::error::{Error, Result};
 use crate::optim::{Gradient, global_norm};
@@ -16,62 +19,75 @@ use crate::runtime::{Shared, catch, default_threads, lock_all};
 /// One gradient per weight.
 #[pyclass(frozen, module = "sparse_mixer._native")]
 pub struct Gradients {
-    specs: Vec<Spec>,
-    values: Shared<params::Gradients<f32>>,
+    memory: Arc<Shared<GradientMemory>>,
+    home: Arc<GradientHome>,
 }
 
 impl Gradients {
-    /// Zeros, one gradient for each of the weights `specs`.
-    pub(super) fn zeros(py: Python<'_>, specs: &[Spec]) -> PyResult<Self> {
-        let specs = specs.to_vec();
+    /// Zeros, one gradient for each of the weights of `home`.
+    pub(super) fn new(py: Python<'_>, home: &Arc<GradientHome>, pass_on: bool) -> PyResult<Self> {
         let threads = default_threads().map_err(to_py_err)?;
-        let zeros = enter_core(py, |_| {
-            catch(|| Ok(with_threads(threads, || params::Gradients::zeros_in(&specs, &SCRATCH))))
+        let memory = enter_core(py, |_| {
+            catch(|| Ok(with_threads(threads, || GradientMemory::new(home.clone(), pass_on))))
         })?;
-        Ok(Gradients { specs, values: Shared::new("gradients", zeros) })
+        Ok(Gradients { memory: Arc::new(Shared::new("gradients", memory)), home: home.clone() })
     }
 
     /// The gradients. Computations that add to them hold the lock as long as they run.
-    pub(super) fn shared(&self) -> &Shared<params::Gradients<f32>> {
-        &self.values
+    pub(super) fn shared(&self) -> &Arc<Shared<GradientMemory>> {
+        &self.memory
     }
 
-    /// Does `work` with the gradients, to which it takes long but needs no interpreter.
-    fn with<T: Send>(
+    /// Does `work` with the memory of the gradients, which takes long but needs no interpreter.
+    fn with_memory<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut GradientMemory) -> Result<T> + Send,
+    ) -> PyResult<T> {
+        enter_core(py, |interrupt| {
+            let mut memory = self.memory.lock(interrupt)?;
+            // Without memory for a copy there is none; the gradients are as before.
+            catch(|| work(&mut memory))
+        })
+    }
+
+    /// Does `work` with the gradients, which it only reads.
+    fn read<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&params::Gradients<f32>) -> T + Send,
+    ) -> PyResult<T> {
+        self.with_memory(py, |memory| {
+            let gradients = memory.read()?;
+            expect_not_leased(gradients)?;
+            Ok(work(gradients))
+        })
+    }
+
+    /// Does `work` with the gradients, which it may change.
+    fn change<T: Send>(
         &self,
         py: Python<'_>,
         work: impl FnOnce(&mut params::Gradients<f32>) -> T + Send,
     ) -> PyResult<T> {
-        enter_core(py, |interrupt| {
-            let mut values = self.values.lock(interrupt)?;
-            expect_not_leased(&values)?;
-            // Without memory for a copy there is none; the gradients are as before.
-            catch(|| Ok(work(&mut values)))
+        self.with_memory(py, |memory| {
+            let gradients = memory.write()?;
+            expect_not_leased(gradients)?;
+            Ok(work(gradients))
         })
     }
 
     /// Checks that these are gradients of weights `specs`.
     pub(super) fn expect(&self, specs: &[Spec]) -> PyResult<()> {
-        if self.specs == specs {
+        if self.home.specs() == specs {
             return Ok(());
         }
         Err(to_py_err(Error::value("gradients", "they belong to weights of other names or shapes")))
     }
 
     fn spec(&self, index: usize) -> PyResult<&Spec> {
-        spec_at(&self.specs, index)
+        spec_at(self.home.specs(), index)
     }
-}
-
-/// Checks that nobody has the gradients on lease.
-///
-/// # Errors
-/// [`Error::Value`] if somebody has.
-pub(super) fn expect_not_leased(gradients: &params::Gradients<f32>) -> Result<()> {
-    if gradients.is_leased() {
-        return Err(Error::value("gradients", "they are on lease; drop the lease and what it gave first"));
-    }
-    Ok(())
 }
 
 #[pymethods]
@@ -79,7 +95,7 @@ impl Gradients {
     fn get<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
         guard(|| {
             let spec = self.spec(index)?;
-            let values = self.with(py, |gradients| gradients.view(index).row_major().to_vec())?;
+            let values = self.read(py, |gradients| gradients.view(index).row_major().to_vec())?;
             to_numpy(py, values, &spec.shape)
         })
     }
@@ -89,25 +105,25 @@ impl Gradients {
             let spec = self.spec(index)?;
             let value = floats(&spec.name, value, spec.shape.len())?;
             value.expect_shape(&spec.name, &spec.shape)?;
-            self.with(py, |gradients| gradients.view_mut(index).row_major().copy_from_slice(&value.data))
+            self.change(py, |gradients| gradients.view_mut(index).row_major().copy_from_slice(&value.data))
         })
     }
 
     /// Which gradients something has been added to, one flag per weight.
     fn reached(&self, py: Python<'_>) -> PyResult<Vec<bool>> {
-        guard(|| self.with(py, |gradients| gradients.reached().to_vec()))
+        guard(|| self.read(py, |gradients| gradients.reached().to_vec()))
     }
 
     fn clear(&self, py: Python<'_>) -> PyResult<()> {
         guard(|| {
             let threads = default_threads().map_err(to_py_err)?;
-            self.with(py, |gradients| with_threads(threads, || gradients.clear()))
+            self.with_memory(py, |memory| with_threads(threads, || memory.clear()))
         })
     }
 
     fn global_norm(&self, py: Python<'_>) -> PyResult<f64> {
         guard(|| {
-            self.with(py, |gradients| {
+            self.read(py, |gradients| {
                 global_norm(gradients.iter().map(|view| Gradient::Dense(view.row_major())))
             })
         })
@@ -115,24 +131,25 @@ impl Gradients {
 
     /// Counts the weights with flags as reached.
     fn reach(&self, py: Python<'_>, weights: Vec<bool>) -> PyResult<()> {
-        guard(|| self.with(py, |gradients| gradients.reach(&weights)))
+        guard(|| self.change(py, |gradients| gradients.reach(&weights)))
     }
 
     /// Adds other gradients of the same weights.
     fn add(&self, py: Python<'_>, other: &Bound<'_, Gradients>) -> PyResult<()> {
         guard(|| {
             let other = other.get();
-            other.expect(&self.specs)?;
+            other.expect(self.home.specs())?;
             if std::ptr::eq(self, other) {
                 return Err(to_py_err(Error::value("other", "they are these gradients themselves")));
             }
             let threads = default_threads().map_err(to_py_err)?;
             enter_core(py, |interrupt| {
                 let mut locks = lock_all(interrupt, || {
-                    let Some(own) = self.values.try_lock()? else { return Ok(None) };
-                    Ok(other.values.try_lock()?.map(|other| (own, other)))
+                    let Some(own) = self.memory.try_lock()? else { return Ok(None) };
+                    Ok(other.memory.try_lock()?.map(|other| (own, other)))
                 })?;
                 let (own, other) = &mut *locks;
+                let (own, other) = (own.write()?, other.read()?);
                 expect_not_leased(own)?;
                 expect_not_leased(other)?;
                 catch(|| {
@@ -146,8 +163,8 @@ impl Gradients {
     /// Lends the gradients out as backward finishes them.
     fn lease(&self, py: Python<'_>) -> PyResult<GradientLease> {
         guard(|| {
-            let lease = self.with(py, |gradients| gradients.lease())?;
-            // `with` has refused those that are lent already.
+            let lease = self.change(py, |gradients| gradients.lease())?;
+            // `change` has refused those that are lent already.
             lease
                 .map(GradientLease::new)
                 .ok_or_else(|| to_py_err(Error::value("gradients", "they are on lease")))
@@ -156,14 +173,18 @@ impl Gradients {
 
     /// Whether somebody has them on lease, or an array of what was lent.
     fn is_leased(&self, py: Python<'_>) -> PyResult<bool> {
-        guard(|| enter_core(py, |interrupt| Ok(self.values.lock(interrupt)?.is_leased())))
+        guard(|| {
+            self.with_memory(py, |memory| Ok(memory.present().is_some_and(|gradients| gradients.is_leased())))
+        })
     }
 
     /// Declares all of them finished, for whoever has them on lease.
     fn finish(&self, py: Python<'_>) -> PyResult<()> {
         guard(|| {
-            enter_core(py, |interrupt| {
-                self.values.lock(interrupt)?.finish_from(0);
+            self.with_memory(py, |memory| {
+                if let Some(gradients) = memory.present() {
+                    gradients.finish_from(0);
+                }
                 Ok(())
             })
         })

@@ -9,6 +9,7 @@ use super::convert::{floats, integers, parse, to_numpy};
 use super::core_array::{CoreArray, FloatArray};
 use super::encoder::Encoder;
 use super::enter::{SCRATCH, enter_core, guard, read_shared, to_py_err};
+use super::gradient_memory::GradientHome;
 use super::gradients::Gradients;
 use super::weights::{GivenArrays, spec_at};
 use crate::config::InitializerConfig;
@@ -17,6 +18,7 @@ use crate::heads::{self, HeadConfig, HeadKind, LossSums, MaskedLmGradients, Pred
 use crate::kernels::Dtype;
 use crate::params::{Spec, sample};
 use crate::random::Purpose;
+use crate::runtime::parallel::with_threads;
 use crate::runtime::{Shared, lock_all, run};
 use crate::sys::alloc_zeroed;
 
@@ -28,7 +30,7 @@ type Sums = (f64, f64, f64);
 #[pyclass(frozen, module = "sparse_mixer._native")]
 pub struct Head {
     config: HeadConfig,
-    specs: Vec<Spec>,
+    gradients: Arc<GradientHome>,
     /// As [`Encoder`]'s.
     weights: Shared<Arc<heads::Head<f32>>>,
 }
@@ -46,11 +48,16 @@ impl Head {
 
     /// Names and shapes of the weights.
     pub(super) fn specs(&self) -> &[Spec] {
-        &self.specs
+        self.gradients.specs()
+    }
+
+    /// What all gradients of the weights share.
+    pub(super) fn gradient_home(&self) -> &Arc<GradientHome> {
+        &self.gradients
     }
 
     fn expect_flags(&self, requested: &[bool]) -> PyResult<()> {
-        let (got, expected) = (requested.len(), self.specs.len());
+        let (got, expected) = (requested.len(), self.specs().len());
         if got == expected {
             return Ok(());
         }
@@ -58,7 +65,7 @@ impl Head {
     }
 
     fn spec(&self, index: usize) -> PyResult<&Spec> {
-        spec_at(&self.specs, index)
+        spec_at(self.specs(), index)
     }
 }
 
@@ -75,13 +82,13 @@ impl Head {
                     sample(&initializer, seed, Purpose::HeadWeight, spec, &interrupt).map(Into::into)
                 })
             })?;
-            let specs = weights.weights.specs().to_vec();
-            Ok(Head { specs, config, weights: Shared::new("weights", Arc::new(weights)) })
+            let gradients = Arc::new(GradientHome::new(weights.weights.specs().to_vec()));
+            Ok(Head { gradients, config, weights: Shared::new("weights", Arc::new(weights)) })
         })
     }
 
     fn weight_specs(&self) -> Vec<(String, Vec<usize>)> {
-        self.specs.iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect()
+        self.specs().iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect()
     }
 
     #[pyo3(signature = (indices=None))]
@@ -89,7 +96,7 @@ impl Head {
         guard(|| {
             let weights = self.weights(py)?;
             indices
-                .unwrap_or_else(|| (0..self.specs.len()).collect())
+                .unwrap_or_else(|| (0..self.specs().len()).collect())
                 .into_iter()
                 .map(|index| {
                     let spec = self.spec(index)?;
@@ -99,9 +106,10 @@ impl Head {
         })
     }
 
-    /// Gradients of the weights, all zero.
-    fn gradients(&self, py: Python<'_>) -> PyResult<Gradients> {
-        guard(|| Gradients::zeros(py, &self.specs))
+    /// As [`Encoder`]'s.
+    #[pyo3(signature = (pass_on=false))]
+    fn gradients(&self, py: Python<'_>, pass_on: bool) -> PyResult<Gradients> {
+        guard(|| Gradients::new(py, &self.gradients, pass_on))
     }
 
     fn get_weight<'py>(&self, py: Python<'py>, index: usize) -> PyResult<Floats<'py>> {
@@ -113,10 +121,10 @@ impl Head {
 
     fn assign(&self, py: Python<'_>, indices: Vec<usize>, weights: Vec<Py<PyAny>>) -> PyResult<()> {
         guard(|| {
-            let given = GivenArrays::new(py, &self.specs, 0, indices.into_iter().zip(weights))?;
+            let given = GivenArrays::new(py, self.specs(), 0, indices.into_iter().zip(weights))?;
             let new = given.store(py, Dtype::Float32, |_, _| false)?;
             enter_core(py, |interrupt| {
-                if new.len() == self.specs.len() {
+                if new.len() == self.specs().len() {
                     // All of them: whatever was there before, also if an error left that broken.
                     let values = new.into_iter().map(|(_, value)| value).collect();
                     let head = heads::Head::of(&self.config, values)?;
@@ -176,15 +184,16 @@ impl Head {
             let (isa, threads) = encoder.get().resources()?;
             let features = at_position(features.read("features")?, position)?;
             let d_logits = floats("d_logits", d_logits, 2)?;
-            into.get().expect(&self.specs)?;
+            into.get().expect(self.specs())?;
             let (into, weights) = (into.get(), self.weights(py)?);
             let d_features = enter_core(py, |interrupt| {
                 let head = projection(&weights)?;
                 let mut into = into.shared().lock(interrupt)?;
+                let into = into.write()?;
                 into.request(&requested);
                 run(isa, threads, &SCRATCH, interrupt, |context| {
                     let (features, d_logits) = (features.values(), &d_logits.data);
-                    head.backward(context, &weights.weights, features, d_logits, seed, &mut into)
+                    head.backward(context, &weights.weights, features, d_logits, seed, into)
                 })
             })?;
             Ok(CoreArray::new(d_features, features.shape()))
@@ -235,7 +244,7 @@ impl Head {
         requests_table: bool,
     ) -> PyResult<(Sums, Option<CoreArray>)> {
         guard(|| {
-            let requested = requested.unwrap_or_else(|| vec![true; self.specs.len()]);
+            let requested = requested.unwrap_or_else(|| vec![true; self.specs().len()]);
             self.expect_flags(&requested)?;
             let (isa, threads) = encoder.get().resources()?;
             let sequence = sequence_output.read("sequence_output")?.expect_axes("sequence_output", 3)?;
@@ -243,7 +252,7 @@ impl Head {
             let labels = integers("masked_lm_ids", labels, 1)?.data;
             let label_weights = floats("masked_lm_weights", weights, 1)?.data;
             if let Some((own, encoders)) = &into {
-                own.get().expect(&self.specs)?;
+                own.get().expect(self.specs())?;
                 encoders.get().expect(encoder.get().specs())?;
             }
             let into = into.as_ref().map(|(own, encoders)| (own.get(), encoders.get()));
@@ -258,9 +267,15 @@ impl Head {
                     })?),
                     None => None,
                 };
+                let mut into = match into.as_deref_mut() {
+                    Some((own, encoders)) => {
+                        Some((own.write()?, with_threads(threads, || encoders.write())?))
+                    }
+                    None => None,
+                };
                 run(isa, threads, &SCRATCH, interrupt, |context| {
                     let predictions = Predictions { rows: &rows, labels: &labels, weights: &label_weights };
-                    let Some((own, encoders)) = into.as_deref_mut() else {
+                    let Some((own, encoders)) = &mut into else {
                         let sums =
                             head.loss(context, weights, table, sequence.values(), predictions, None)?;
                         return Ok((sums, None));

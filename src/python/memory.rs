@@ -1,9 +1,12 @@
 //! Memory that the core hands over to numpy.
 
+use std::sync::Arc;
+
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::enter::guard;
+use super::gradient_memory::GradientHome;
 use crate::runtime::Buffer;
 
 /// Numbers in memory of the core, which nobody but numpy reads or writes from now on. The memory serves the core again
@@ -12,13 +15,15 @@ use crate::runtime::Buffer;
 pub struct Memory {
     values: Buffer<f32>,
     address: usize,
+    /// Dropped after the memory.
+    _home: Arc<GradientHome>,
 }
 
 impl Memory {
-    /// Takes over `values`.
-    pub fn new(mut values: Buffer<f32>) -> Self {
+    /// Takes over `values`, gradients of the weights of `home`.
+    pub fn new(mut values: Buffer<f32>, home: Arc<GradientHome>) -> Self {
         let address = values.as_mut_ptr().expose_provenance();
-        Memory { values, address }
+        Memory { values, address, _home: home }
     }
 }
 

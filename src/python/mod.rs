@@ -15,6 +15,7 @@ mod embed;
 mod encoder;
 mod enter;
 mod exchange;
+mod gradient_memory;
 mod gradients;
 mod head;
 mod inputs;

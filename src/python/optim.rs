@@ -7,7 +7,8 @@ use pyo3::prelude::*;
 
 use super::convert::{floats, parse, to_numpy};
 use super::enter::{enter_core, guard, read_shared, to_py_err};
-use super::gradients::{Gradients, expect_not_leased};
+use super::gradient_memory::{GradientMemory, expect_not_leased};
+use super::gradients::Gradients;
 use super::part::{LockedWeights, PartObject, TrainablePart, expect_distinct};
 use crate::error::{Error, Result};
 use crate::optim::{self, Gradient, NamedArray, ParameterSpec, Rule, Schedule, Update};
@@ -40,7 +41,11 @@ struct UpdatedPart<'a> {
 }
 
 /// A part's weights and gradients, locked, and which of its weights take part.
-type LockedPart<'a> = (LockedWeights<'a>, MutexGuard<'a, params::Gradients<f32>>, &'a [bool]);
+struct LockedPart<'a> {
+    weights: LockedWeights<'a>,
+    memory: MutexGuard<'a, GradientMemory>,
+    updated: &'a UpdatedPart<'a>,
+}
 
 /// All that an update changes or reads, locked.
 struct UpdateLocks<'a> {
@@ -51,15 +56,15 @@ struct UpdateLocks<'a> {
 impl<'a> UpdateLocks<'a> {
     fn try_lock(
         optimizer: &'a Shared<Arc<optim::Optimizer<f32>>>,
-        parts: &[UpdatedPart<'a>],
+        parts: &'a [UpdatedPart<'a>],
     ) -> Result<Option<Self>> {
         let Some(optimizer) = optimizer.try_lock()? else { return Ok(None) };
         let mut locked = Vec::with_capacity(parts.len());
-        for UpdatedPart { part, gradients, takes_part } in parts {
-            let Some(gradients) = gradients.shared().try_lock()? else { return Ok(None) };
-            expect_not_leased(&gradients)?;
-            let Some(weights) = part.try_lock()? else { return Ok(None) };
-            locked.push((weights, gradients, *takes_part));
+        for updated in parts {
+            let Some(mut memory) = updated.gradients.shared().try_lock()? else { return Ok(None) };
+            expect_not_leased(memory.read()?)?;
+            let Some(weights) = updated.part.try_lock()? else { return Ok(None) };
+            locked.push(LockedPart { weights, memory, updated });
         }
         Ok(Some(UpdateLocks { optimizer, parts: locked }))
     }
@@ -68,10 +73,11 @@ impl<'a> UpdateLocks<'a> {
     fn apply(&mut self, how: optim::Step) -> Result<Option<f64>> {
         let count = self.optimizer.specs().len();
         let mut updates = catch(|| Ok(alloc_room(count)))?;
-        for (weights, gradients, takes_part) in &mut self.parts {
+        for LockedPart { weights, memory, updated } in &mut self.parts {
+            let gradients: &params::Gradients<f32> = memory.read()?;
             // This may copy weights.
             catch(|| {
-                let chosen = takes_part.iter().zip(gradients.reached());
+                let chosen = updated.takes_part.iter().zip(gradients.reached());
                 let chosen: Vec<bool> = chosen.map(|(&takes_part, &reached)| takes_part && reached).collect();
                 for (index, weight) in weights.choose_mut(&chosen).into_iter().enumerate() {
                     updates.push(match weight {
@@ -88,12 +94,15 @@ impl<'a> UpdateLocks<'a> {
         let optimizer = catch(|| Ok(Arc::make_mut(&mut self.optimizer)));
         let result = optimizer.and_then(|optimizer| optimizer.apply(&mut updates, how));
         drop(updates);
-        for (weights, ..) in &mut self.parts {
+        for LockedPart { weights, memory, updated } in &mut self.parts {
             // Without memory for it every call does the same for itself.
             let _ = catch(|| {
                 weights.refresh();
                 Ok(())
             });
+            if result.is_ok() {
+                memory.set_applied(updated.gradients.shared(), updated.part.gradient_home());
+            }
         }
         result
     }

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 
 use super::encoder::Encoder;
 use super::enter::to_py_err;
+use super::gradient_memory::GradientHome;
 use super::head::Head;
 use crate::error::{Error, Result};
 use crate::heads;
@@ -62,6 +63,14 @@ impl<'a> TrainablePart<'a> {
         match self {
             TrainablePart::Encoder(encoder) => encoder.specs(),
             TrainablePart::Head(head) => head.specs(),
+        }
+    }
+
+    /// What all gradients of the weights share.
+    pub fn gradient_home(self) -> &'a Arc<GradientHome> {
+        match self {
+            TrainablePart::Encoder(encoder) => encoder.gradient_home(),
+            TrainablePart::Head(head) => head.gradient_home(),
         }
     }
 

@@ -12,6 +12,7 @@ use super::convert::{finite, floats, to_numpy};
 use super::core_array::{CoreArray, GradientTerm, ReadTerm, sum_of_terms};
 use super::encoder::Encoder;
 use super::enter::{SCRATCH, callback_error, enter_core, guard, read_shared, to_py_err};
+use super::gradient_memory::GradientHome;
 use super::gradients::Gradients;
 use super::inputs::RawInputs;
 use super::memory::Memory;
@@ -19,9 +20,8 @@ use super::outputs;
 use crate::error::{Error, Result};
 use crate::kernels::Isa;
 use crate::network::{self, Cotangents, Recording, RequestedGradients, SparseMixer, TapeUse};
-use crate::params;
 use crate::runtime::parallel::with_threads;
-use crate::runtime::{Interrupt, Shared, run};
+use crate::runtime::{Interrupt, Shared, catch, run};
 
 /// What one forward pass kept, and the weights it used, until it has been differentiated.
 #[pyclass(frozen, module = "sparse_mixer._native")]
@@ -29,6 +29,7 @@ pub struct Tape {
     /// `None` once it is used, unless it is persistent.
     record: Shared<Option<Arc<Record>>>,
     persistent: bool,
+    home: Arc<GradientHome>,
     isa: Isa,
     threads: usize,
 }
@@ -62,6 +63,13 @@ impl Tape {
 fn total<'a>(name: &str, terms: Option<&'a [ReadTerm]>, shape: [usize; 3]) -> Result<Option<Cow<'a, [f32]>>> {
     let Some(terms) = terms else { return Ok(None) };
     finite(name, sum_of_terms(name, terms, shape)?).map(Some).map_err(callback_error)
+}
+
+fn released() -> PyErr {
+    PyRuntimeError::new_err(
+        "encoder_outputs: what the forward pass kept was released when vjp was called; read them before, or have them \
+         computed for keeps: encoder.vjp(..., outputs=[\"encoder_outputs\", ...])",
+    )
 }
 
 fn used() -> PyErr {
@@ -137,12 +145,29 @@ pub fn record<'py>(
             outputs::to_python(py, results, requested, batch, network.config())?
         };
         let record = Shared::new("vjp", Some(Arc::new(Record { network, tape })));
-        Ok((outputs, aux, Tape { record, persistent, isa, threads }))
+        let home = encoder.get().gradient_home().clone();
+        Ok((outputs, aux, Tape { record, persistent, home, isa, threads }))
     })
 }
 
 #[pymethods]
 impl Tape {
+    /// A copy of what block `layer` gave, `[B, S, H]`; of the last block the rows of `sequence_output`.
+    fn block_output<'py>(&self, py: Python<'py>, layer: usize) -> PyResult<Rows<'py>> {
+        guard(|| {
+            let record = read_shared(py, &self.record)?.ok_or_else(released)?;
+            let config = record.network.config();
+            let [batch, seq, _] = record.tape.row_shape(config);
+            let is_last = layer + 1 == config.num_layers;
+            let rows = if is_last { record.network.output_rows(seq) } else { seq };
+            let values = enter_core(py, |_| catch(|| Ok(record.tape.block_output(layer, rows))))?;
+            let values = values.ok_or_else(|| {
+                to_py_err(Error::value("encoder_outputs", format!("output {layer} is not kept")))
+            })?;
+            to_numpy(py, values, &[batch, rows, config.hidden_size])
+        })
+    }
+
     /// Adds the requested gradients of the weights to `into`. Without `into` returns them: memory, and where in it the
     /// gradient of each weight begins. Returns those of the word rows, `[B, S, W]`, too, if they are requested. Gradients
     /// of outputs are sums of terms, each with the position that it belongs to or None for all. After its `last` use a
@@ -204,16 +229,16 @@ impl Tape {
                 // Wrong arguments, and a wait that is interrupted, do not use up the record.
                 record.network.check_cotangents(&record.tape, &cotangents)?;
                 let mut locked = into.map(|into| into.shared().lock(interrupt)).transpose()?;
-                let mut own = locked.is_none().then(|| {
-                    let zeros = || params::Gradients::zeros_in(record.network.weights().specs(), &SCRATCH);
-                    with_threads(self.threads, zeros)
-                });
+                if let Some(locked) = &mut locked {
+                    with_threads(self.threads, || locked.write().map(drop))?;
+                }
+                let mut own = locked.is_none().then(|| with_threads(self.threads, || self.home.zeros()));
                 drop(record);
                 let record = self.take(last, interrupt)?;
                 let shape = record.tape.row_shape(record.network.config());
                 let mut backward = |network: &SparseMixer<f32>, tape: TapeUse<'_, f32>| {
                     let into = match (&mut locked, &mut own) {
-                        (Some(locked), _) => locked,
+                        (Some(locked), _) => locked.write()?,
                         (None, Some(own)) => own,
                         (None, None) => unreachable!("one of the two is there"),
                     };
@@ -229,7 +254,7 @@ impl Tape {
             })?;
             let own = own.map(|own| {
                 let starts = (0..own.iter().len()).map(|index| own.range(index).start).collect();
-                (Memory::new(own.into_memory()), starts)
+                (Memory::new(own.into_memory(), self.home.clone()), starts)
             });
             Ok((rows.map(|rows| to_numpy(py, rows, &shape)).transpose()?, own))
         })

@@ -75,6 +75,11 @@ impl<R: Real> TaskScratch<R> {
     }
 }
 
+/// Whether a buffer of `size` elements serves for `len` of them.
+fn fits(size: usize, len: usize) -> bool {
+    len <= size && size / MOST_WASTE <= len
+}
+
 /// Takes from a list or gives to it; no fork happens meanwhile, which would leave the child a lock for ever closed.
 fn exchange<T, U>(list: &Mutex<Vec<T>>, work: impl FnOnce(&mut Vec<T>) -> U) -> U {
     let _section = Section::enter();
@@ -127,6 +132,13 @@ impl<R: Real> ScratchPool<R> {
         Buffer::take(&self.gradients, self.ledger(), len)
     }
 
+    /// Gives back the free memory that [`ScratchPool::gradient_buffer`] would use for `len` elements.
+    pub fn release_gradients(&self, len: usize) {
+        drop(exchange(&self.gradients, |free| -> Vec<_> {
+            free.extract_if(.., |data| fits(data.len(), len)).collect()
+        }));
+    }
+
     pub(super) fn check_out(&self, threads: usize) -> CallScratch<'_, R> {
         let mut tasks = exchange(&self.tasks, Vec::pop).unwrap_or_default();
         tasks.resize_with(tasks.len().max(threads), Mutex::default);
@@ -176,7 +188,7 @@ impl<T: Element> Buffer<T> {
     pub(super) fn take(home: &Arc<FreeList<T>>, ledger: Option<&Ledger>, len: usize) -> Self {
         let chosen = exchange(home, |free| {
             let sizes = || free.iter().map(|data| data.len()).enumerate();
-            let fitting = sizes().filter(|&(_, size)| len <= size && size / MOST_WASTE <= len);
+            let fitting = sizes().filter(|&(_, size)| fits(size, len));
             let small = sizes().filter(|&(_, size)| size < len);
             let chosen = fitting.min_by_key(|&(_, size)| size).or(small.max_by_key(|&(_, size)| size));
             chosen.map(|(i, _)| free.swap_remove(i))

@@ -67,6 +67,66 @@ print(plain, dropping, peak(keep_unused), encoder.weight_bytes)
     assert unused - dropping > 0.9 * weights, "the weights of a record that is in use are copied"
 
 
+_STEPS = """
+from sparse_mixer import models, optimizers
+encoder = sparse_mixer.SparseMixer(
+    20_000, hidden_size=256, num_layers=10, moe_layers=(4,), attention_layers=(8, 9), num_experts=4,
+    num_attention_heads=4, inner_dim=256, max_sequence_length=64, seed=0, num_threads=2,
+)
+ids = np.random.default_rng(0).integers(0, 20_000, (16, 64), np.int32)
+inputs = dict(input_word_ids=ids, input_mask=np.ones_like(ids), input_type_ids=ids % 2)
+labels, optimizer = np.arange(16) % 2, optimizers.AdamW(1e-3)
+model = models.BertClassifier(encoder, 2, seed=0)
+"""
+_LOOPS = {
+    "fit": """
+data = {name: np.tile(array, (3, 1)) for name, array in inputs.items()}, np.tile(labels, 3)
+model.fit(data, optimizer=optimizer, batch_size=16, progress=False)
+""",
+    "encoder": """
+for step in range(3):
+    outputs, vjp = encoder.vjp(inputs, training=True, seed=step)
+    grads = vjp({"pooled_output": outputs["pooled_output"]})
+    optimizer.apply_gradients(encoder, grads)
+""",
+    "model": """
+for step in range(3):
+    metrics, grads = model.loss_and_gradients((inputs, labels), seed=step)
+    optimizer.apply_gradients(model, grads)
+""",
+}
+
+
+def test_the_plain_loops_take_no_more_than_fit(report: Any) -> None:
+    """New gradients in every step, all outputs, and nothing that is dropped by hand."""
+    peaks = {}
+    for loop, program in _LOOPS.items():
+        (peaks[loop],) = python(f"{_STEPS}{program}print(memory('VmHWM'))")
+    report(**{loop: f"{peak / MEGABYTE:.1f} MB" for loop, peak in peaks.items()})
+    for loop in ("encoder", "model"):
+        assert peaks[loop] <= 1.02 * peaks["fit"] + 3 * MEGABYTE
+
+
+@pytest.mark.parametrize("first", ["grads", "encoder"])
+@pytest.mark.parametrize("loop", ["fit", "encoder", "model"])
+def test_memory_of_gradients_ends_with_their_encoder(loop: str, first: str) -> None:
+    """Whatever is dropped first, and although nobody has called `release_scratch`."""
+    held, after, gradients = python(f"""{_STEPS}
+import gc
+inputs, labels = {{name: array[:1] for name, array in inputs.items()}}, labels[:1]
+size, grads = 4 * encoder.count_params(), None
+{_LOOPS[loop].replace("batch_size=16", "batch_size=1")}
+outputs = vjp = data = None
+{"grads = None" if first == "grads" else "model = encoder = None"}
+grads = model = encoder = optimizer = None
+gc.collect(); trim()
+held = memory("VmRSS")
+sparse_mixer.release_scratch(); trim()
+print(held, memory("VmRSS"), size)
+""")
+    assert held - after < 0.5 * gradients
+
+
 def test_encoders_and_files_come_and_go(scaled: Any, tmp_path: Path) -> None:
     level, after = python(f"""
 path = {str(tmp_path / "weights.safetensors")!r}

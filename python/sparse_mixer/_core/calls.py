@@ -10,6 +10,7 @@ import numpy as np
 
 from sparse_mixer import _native
 from sparse_mixer._core import inputs as model_inputs
+from sparse_mixer._core.block_outputs import BlockOutputs
 from sparse_mixer._core.checks import as_bool, as_seed, as_strings
 from sparse_mixer._core.encoder import Encoder, OutputsWithoutPooler
 from sparse_mixer._core.variables import Variable
@@ -153,7 +154,9 @@ class CalledEncoder(Encoder):
             inputs: As in a call; at least one example.
             training: As in a call, but True by default.
             seed: As in a call.
-            outputs: As in a call. Gradients may be given for all outputs whatever is named here.
+            outputs: As in a call. Gradients may be given for all outputs whatever is named here. Where nothing is
+                named, ``encoder_outputs`` is a sequence that copies the output of a block when it is read, which has to
+                be before the VJP is called; named here, it is a list of arrays.
             check_finite: As in a call.
             recompute: Keep only what each block reads and compute the blocks again when differentiating: less memory,
                 more time, the same bits.
@@ -180,6 +183,10 @@ class CalledEncoder(Encoder):
         options["recompute"] = as_bool("recompute", recompute)
         options["persistent"] = as_bool("persistent", persistent)
         chosen = requested(wrt, self, arrays)
+        # The record keeps what all blocks have given, if backward goes through all of them.
+        reads_blocks = outputs is _OUTPUTS and wrt is None and not in_core
+        if reads_blocks:
+            options["outputs"] = [name for name in options["outputs"] if name != "encoder_outputs"]
         results, aux, tape = _native.record(
             self.core,
             **arrays._asdict(),
@@ -188,6 +195,8 @@ class CalledEncoder(Encoder):
             in_core=as_bool("in_core", in_core),
         )
         self._remember(aux, stacklevel=4)
+        if reads_blocks:
+            results["encoder_outputs"] = BlockOutputs(tape, self.arguments.num_layers)
         if not self.arguments.with_pooler:
             results = OutputsWithoutPooler(results)
         return results, VJP(self, tape, arrays, chosen, {name: array.copy() for name, array in aux.items()})

@@ -125,7 +125,8 @@ class VJP:
             d_outputs: Gradients with respect to ``sequence_output``, ``pooled_output`` and ``encoder_outputs`` (a list
                 with one entry per block, None for zero), shaped as the outputs; what is missing counts as zero.
             aux_loss_weight: Factor of the encoder's auxiliary losses in the scalar that is differentiated.
-            into: Gradients to add to; None makes new ones.
+            into: Gradients to add to; None makes new ones, which take over the memory of those that this thread has
+                applied last: see `sparse_mixer.gradients.Gradients.of_a_step`.
             last: Whether what the forward pass kept is released although the VJP is persistent. It is released while
                 the gradients are computed, which takes less memory than dropping the VJP later.
 
@@ -143,7 +144,7 @@ class VJP:
         if into is not None and not isinstance(into, Gradients):
             raise TypeError(f"into: expected Gradients, got {type(into).__name__}")
         cotangents = _read(d_outputs, aux_loss_weight)
-        gradients = Gradients(self._encoder, self._wrt.keys) if into is None else into
+        gradients = Gradients.of_a_step(self._encoder, self._wrt.keys) if into is None else into
         rows, _ = self._tape.backward(gradients.buffer_of(self._encoder), last=as_bool("last", last), **cotangents)
         gradients.inputs.update(self._of_inputs(rows))
         return gradients

@@ -157,7 +157,8 @@ class Model(CompiledModel):
         Args:
             batch: See `sparse_mixer.models`.
             seed: Source of dropout and jitter; None as in a call of the encoder.
-            into: Gradients of this model to add to; None makes new ones.
+            into: Gradients of this model to add to; None makes new ones, which take over the memory of those that this
+                thread has applied last: see `sparse_mixer.gradients.Gradients.of_a_step`.
             recompute: Less memory for more time; see `SparseMixer.vjp`.
             divisors: For a part of a larger batch: `loss_divisors` of all parts, added up. None for this batch's own.
 
@@ -172,7 +173,7 @@ class Model(CompiledModel):
         targets = self._targets(inputs, labels, weights)
         whole = targets.divisors if divisors is None else divisors
         trainable = {variable.key for variable in self.trainable_weights if isinstance(variable, Variable)}
-        gradients = Gradients(self, trainable) if into is None else into
+        gradients = Gradients.of_a_step(self, trainable) if into is None else into
         drops = self._call_seed(True, seed)
         options: dict[str, Any] = {"seed": drops, "outputs": self._outputs, "recompute": recompute}
         if any(not variable.trainable for variable in self.encoder.all_variables if isinstance(variable, Variable)):
