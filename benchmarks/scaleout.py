@@ -68,14 +68,15 @@ def run(size: str, ranks: list[int], batch: int, updates: int, gbits: list[float
         folder: Where tables, data and plot go.
     """
     cores = len(os.sched_getaffinity(0))
-    whole = measured(size, 1, batch, updates, cores, None, wire="float32", overlap=False)
+    whole = measured(size, 1, batch * cores, updates, cores, None, wire="float32", overlap=False)
     single = measured(size, 1, batch, updates, 1, None, wire="float32", overlap=False)
     lines = [
         f"{size}, {batch} examples per rank, {single['bytes'] / 1e6:.0f} MB of gradients; one process: "
-        f"{single['update']:.3f} s per update with 1 thread, {whole['update']:.3f} s with {cores}",
+        f"{single['update']:.3f} s per update with 1 thread; {whole['update']:.3f} s with {cores} threads and "
+        f"{batch * cores} examples",
         "",
-        "| network | wire | overlap | ranks | exchange alone | update | after backward | hidden | simulated | error |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| network | wire | overlap | ranks | exchange alone | update | after backward | hidden | simulated | error | of one process | more memory |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     rows = []
     base = Update(single["compute"], single["update"] - single["compute"], [tuple(x) for x in single["ready"]])
@@ -98,12 +99,15 @@ def run(size: str, ranks: list[int], batch: int, updates: int, gbits: list[float
                 simulated = update_seconds(update, count, shared, overlap=overlap, wire=share)
                 error = simulated / result["update"] - 1
                 hidden = 1 - result["exposed"] / result["exchange"]
+                # The same examples on the same cores, in one process.
+                ratio = f"{result['update'] / whole['update']:.2f}" if count == cores else ""
+                more = (result["peak"] - single["peak"]) / 1e6
                 name = "local" if gbit is None else f"{gbit:g} Gbit/s"
                 rows.append({"network": name, "wire": wire, "overlap": overlap, "simulated": simulated, **result})
                 lines.append(
                     f"| {name} | {wire} | {'yes' if overlap else 'no'} | {count} | {result['exchange']:.3f} s "
                     f"| {result['update']:.3f} s | {result['exposed']:.3f} s | {max(0.0, hidden):.0%} "
-                    f"| {simulated:.3f} s | {error:+.0%} |"
+                    f"| {simulated:.3f} s | {error:+.0%} | {ratio} | {more:.0f} MB |"
                 )
     table = extrapolated(base, batch)
     lines += ["", *table["lines"]]

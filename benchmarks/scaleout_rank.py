@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import threading
 import time
@@ -163,6 +164,11 @@ def updates(model: Watched, communicator: Timed, data: Any, arguments: argparse.
     }
 
 
+def peak_bytes() -> int:
+    """The most memory that this process has had (Linux)."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def main() -> None:
     """Measure, and print a line of JSON on rank 0."""
     parser = argparse.ArgumentParser()
@@ -179,6 +185,7 @@ def main() -> None:
     alone, size = exchange(model, communicator, arguments.threads, 3)
     result = {"ranks": communicator.size, "exchange": alone, "bytes": size}
     result |= updates(model, communicator, data, arguments)
+    result["peak"] = max(json.loads(peak) for peak in communicator.exchange(json.dumps(peak_bytes()).encode()))
     if communicator.size == 1:
         result["ready"] = ready_times(model, data, arguments.batch, communicator.bucket_bytes)
     if not communicator.rank:

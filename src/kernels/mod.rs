@@ -21,12 +21,14 @@ pub use fourier::{ComplexFft, RealFft};
 pub use isa::{Isa, Number, Real};
 pub use matmul::{
     INT8_K_BLOCK, Init, Lhs, LhsBuffer, LowPrecision, PANEL, PANEL_LAYOUT_VERSION, PackedMatrix, Panels,
-    activate_lhs, full_precision_stride, lhs_stride, matmul, pack_bfloat16, pack_full_precision, packed_len,
-    prepare_lhs, round_to_bfloat16, round_to_float16, transpose_to_bfloat16, transpose_to_full_precision,
+    activate_lhs, exponentials_lhs, full_precision_stride, lhs_stride, matmul, pack_bfloat16,
+    pack_full_precision, packed_len, prepare_lhs, prepare_transposed_lhs, round_to_bfloat16,
+    round_to_float16, transpose_to_bfloat16, transpose_to_full_precision,
 };
 #[doc(hidden)]
 pub use peak::multiply_adds;
 pub use rows::{
-    Elementwise, add_in_place, axpy, dropout, elementwise, elementwise_backward, layer_norm,
-    layer_norm_backward, log_sum_exp, philox, softmax_backward, softmax_in_place, transpose, unit,
+    Elementwise, add_in_place, axpy, dropout, elementwise, elementwise_backward,
+    elementwise_backward_then_forward, exponentials, layer_norm, layer_norm_backward, log_sum_exp, philox,
+    softmax_backward, softmax_in_place, transpose, unit,
 };

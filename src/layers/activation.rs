@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::config::{ActivationConfig, ActivationFunction};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Elementwise, Isa, Real, elementwise, elementwise_backward, softmax_backward, softmax_in_place,
+    Elementwise, Isa, Real, elementwise, elementwise_backward, elementwise_backward_then_forward,
+    softmax_backward, softmax_in_place,
 };
 use crate::sys::{Work, timed};
 
@@ -87,6 +88,16 @@ impl<R: Real> Activation<R> {
             Activation::Custom(function) => function.forward(x, width)?,
         }
         Ok(())
+    }
+
+    /// [`Activation::backward`], then [`Activation::forward`] of `x`.
+    pub fn backward_then_forward(&self, isa: Isa, x: &mut [R], dy: &mut [R], width: usize) -> Result<()> {
+        if let Activation::Elementwise(function) = self {
+            elementwise_backward_then_forward(isa, *function, x, dy);
+            return Ok(());
+        }
+        self.backward(isa, x, dy, width)?;
+        self.forward(isa, x, width)
     }
 
     /// Multiplies `dy` by the derivative at `x` (the function's input), rows of `width`.

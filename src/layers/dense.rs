@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::kernels::{
     Dtype, Init, Isa, Lhs, LhsBuffer, PANEL, PackedMatrix, Panels, Real, axpy, full_precision_stride, matmul,
-    prepare_lhs, transpose,
+    prepare_lhs, prepare_transposed_lhs,
 };
 use crate::params::{Gradients, MatrixKey, Role, VectorKey, WeightList, Weights};
 use crate::runtime::{ActivationPanels, Context};
@@ -118,12 +118,35 @@ impl Dense {
     ) -> Result<()> {
         let kernel = self.kernel(weights, index);
         let rows = x.len() / kernel.k();
+        self.add_gradients_of_rows(
+            context,
+            weights,
+            index,
+            rows,
+            (x, kernel.k()),
+            (dy, kernel.n()),
+            gradients,
+        )
+    }
+
+    /// The same from `rows` rows of `x` and of `dy` that are so many values apart.
+    pub fn add_gradients_of_rows<R: Real>(
+        self,
+        context: &Context<'_, R>,
+        weights: &Weights<R>,
+        index: usize,
+        rows: usize,
+        x: (&[R], usize),
+        dy: (&[R], usize),
+        gradients: &mut Gradients<R>,
+    ) -> Result<()> {
+        let kernel = self.kernel(weights, index);
         if let Some(all) = gradients.if_requested(self.kernel) {
             let dw = all.matrix(index, self.count).row_major();
-            kernel_gradient(context, kernel.dtype(), rows, x, dy, dw)?;
+            kernel_gradient(context, kernel.dtype(), rows, x, dy, (dw, kernel.n()))?;
         }
         match gradients.if_requested(self.bias) {
-            Some(all) => bias_gradient(context, dy, all.matrix(index, self.count).row_major()),
+            Some(all) => bias_gradient(context, rows, dy, all.matrix(index, self.count).row_major()),
             None => Ok(()),
         }
     }
@@ -175,7 +198,20 @@ impl<'a, R: Real> Product<'a, R> {
     /// Columns `columns` of `x W + b`, `[rows, columns.len()]`.
     pub fn columns(&self, isa: Isa, x: Lhs<'_, R>, rows: usize, columns: Range<usize>, out: &mut [R]) {
         let width = columns.len();
-        matmul(isa, rows, x, self.right, columns, out, width, self.init());
+        self.columns_apart(isa, x, rows, columns, out, width);
+    }
+
+    /// [`Product::columns`] in rows of `out` that are `stride` values apart.
+    pub fn columns_apart(
+        &self,
+        isa: Isa,
+        x: Lhs<'_, R>,
+        rows: usize,
+        columns: Range<usize>,
+        out: &mut [R],
+        stride: usize,
+    ) {
+        matmul(isa, rows, x, self.right, columns, out, stride, self.init());
     }
 
     /// The part of `out = x W + b` that columns `inner` of `x` give, which is all that `x` holds: the first part sets
@@ -274,51 +310,51 @@ pub fn join_columns<R: Copy>(parts: &[R], rows: usize, width: usize, out: &mut [
 
 /// `dw += x^T dy`, `[k, n]`: the sum runs over rows `0..rows` in order.
 ///
-/// `x` has `rows` rows of `k`, `dy` rows of `n`; both are rounded to `dtype` first (full precision: not at all).
+/// `x` has rows of `k` values, `dy` rows of `n`, each with the values from one row to the next; both are rounded to `dtype`
+/// first (full precision: not at all).
 pub fn kernel_gradient<R: Real>(
     context: &Context<'_, R>,
     dtype: Dtype,
     rows: usize,
-    x: &[R],
-    dy: &[R],
-    dw: &mut [R],
+    (x, x_stride): (&[R], usize),
+    (dy, dy_stride): (&[R], usize),
+    (dw, n): (&mut [R], usize),
 ) -> Result<()> {
     if rows == 0 {
         return Ok(());
     }
     let _place = at(Place::KernelGradient);
-    let (isa, k, n) = (context.isa, x.len() / rows, dy.len() / rows);
-    // 1. x^T, [k, rows]
-    let stride = full_precision_stride::<R>(rows);
-    let mut transposed = context.buffer(k * stride);
-    context.each(transposed.chunks_mut(COLUMNS * stride).enumerate(), |(task, out), _| {
-        let _time = timed(Work::Transpose);
-        transpose(isa, &x[task * COLUMNS..], rows, out.len() / stride, k, out, stride);
-    })?;
-    // 2. dy in panels
+    let isa = context.isa;
+    // 1. dy in panels
     let mut panels = context.panels(dtype, 1, rows, n);
     const PER_TASK: usize = COLUMNS / PANEL;
     context.each(panels.chunks_mut(PER_TASK).enumerate(), |(task, mut out), _| {
         let first = task * COLUMNS;
-        out.pack(isa, &dy[first..], n, false, rows, COLUMNS.min(n - first));
+        out.pack(isa, &dy[first..], dy_stride, false, rows, COLUMNS.min(n - first));
     })?;
-    // 3. products, some rows of dw per task
+    // 2. products, some rows of dw per task, which turns the columns of x that they need
     let panels = panels.view(0);
+    let stride = full_precision_stride::<R>(rows);
+    let turned = if panels.dtype() == Dtype::Bfloat16 { 0 } else { COLUMNS * stride };
     context.each(dw.chunks_mut(COLUMNS * n).enumerate(), |(task, dw), scratch| {
-        let (_, [lhs, _]) = scratch.split([]);
+        let ([turned], [lhs, _]) = scratch.split([turned]);
         let own = dw.len() / n;
-        let x = &transposed[task * COLUMNS * stride..];
-        let x = prepare_lhs(isa, x, own, rows, stride, panels.dtype(), lhs);
+        let x = &x[task * COLUMNS..];
+        let x = prepare_transposed_lhs(isa, x, (own, rows), x_stride, panels.dtype(), turned, lhs);
         matmul(isa, own, x, panels, 0..n, dw, n, Init::Accumulate);
     })
 }
 
-/// `db += sum over rows of dy`, rows of `db.len()`.
-fn bias_gradient<R: Real>(context: &Context<'_, R>, dy: &[R], db: &mut [R]) -> Result<()> {
+/// `db += sum over rows of dy`, rows of `db.len()` values, `stride` apart.
+fn bias_gradient<R: Real>(
+    context: &Context<'_, R>,
+    rows: usize,
+    (dy, stride): (&[R], usize),
+    db: &mut [R],
+) -> Result<()> {
     let _time = timed(Work::BiasSum);
-    let n = db.len();
     context.each(db.chunks_mut(4 * COLUMNS).enumerate(), |(task, db), _| {
-        for row in dy.chunks_exact(n) {
+        for row in dy.chunks(stride).take(rows) {
             axpy(context.isa, db, R::ONE, &row[task * 4 * COLUMNS..][..db.len()]);
         }
     })

@@ -148,7 +148,7 @@ impl<R: Real> Block<R> {
                 let groups = pass.groups(&blocks);
                 pass.each_group_of(&groups, [(out, hidden)], |group, [out], scratch| {
                     // 2. out = x + mix
-                    self.add_mix(pass, &mixed, group, q, x, out, scratch);
+                    self.add_mix(pass, &mixed, group, q, x, out, [&mut [], &mut []], scratch);
                     let _place = at(Place::FeedForward);
                     let n = out.len();
                     let lengths = [n, n, dense.scratch_len(activation, group.rows)];
@@ -165,7 +165,7 @@ impl<R: Real> Block<R> {
                 let all = pass.batch * rows;
                 let mut sum = pass.context.buffer(all * hidden);
                 let mut h = pass.context.buffer(all * hidden);
-                self.mix_all(pass, &mixed, &blocks, q, x, &mut sum, &mut h)?;
+                let kept = self.mix_all(pass, &mixed, &blocks, q, x, &mut sum, &mut h)?;
                 let _place = at(Place::FeedForward);
                 let mut fed = pass.context.buffer(all * hidden);
                 let mut pre = pass.training_buffer(all * pass.config.inner_dim);
@@ -181,14 +181,20 @@ impl<R: Real> Block<R> {
                     self.finish_dense(pass, group, block.of(&h, rows, hidden), fed, out);
                 })?;
                 let fed = (!self.norm_first).then_some(fed);
-                Ok(BlockCache { mixed: self.keep(pass, mixed), sum: Some(sum), pre, fed, mixture: None })
+                Ok(BlockCache {
+                    mixed: self.keep(pass, mixed, kept),
+                    sum: Some(sum),
+                    pre,
+                    fed,
+                    mixture: None,
+                })
             }
             FeedForwardKind::Moe(moe) => {
                 // Routing looks at every token of a group, also where few rows are asked for.
                 let mut h = pass.context.buffer(x.len());
                 let mut sum = pass.context.buffer(x.len());
-                self.mix_all(pass, &mixed, &pass.row_blocks(seq), q, x, &mut sum, &mut h)?;
-                let mixed = self.keep(pass, mixed);
+                let kept = self.mix_all(pass, &mixed, &pass.row_blocks(seq), q, x, &mut sum, &mut h)?;
+                let mixed = self.keep(pass, mixed, kept);
                 let mixture = moe.forward(pass, activation, self.layer, &h, rows)?;
                 let _time = timed(Work::Residual);
                 let Some(norm) = self.post_norm() else {
@@ -244,7 +250,7 @@ impl<R: Real> Block<R> {
                 let mixed = self.mix.prepare(pass, q, x)?;
                 let blocks = pass.row_blocks(rows);
                 pass.each_group_of(&pass.groups(&blocks), [(&mut *out, hidden)], |group, [out], scratch| {
-                    self.mix.rows(pass, &mixed, self.layer, group, q, out, scratch);
+                    self.mix.rows(pass, &mixed, self.layer, group, q, out, [&mut [], &mut []], scratch);
                 })?;
             }
         }
@@ -362,8 +368,13 @@ impl<R: Real> Block<R> {
     }
 
     /// What backward needs of `mixed`, if this pass keeps anything.
-    fn keep(&self, pass: &Pass<'_, R>, mixed: MixingState<'_, R>) -> Option<MixingCache<R>> {
-        if pass.keep { self.mix.keep(mixed) } else { None }
+    fn keep(
+        &self,
+        pass: &Pass<'_, R>,
+        mixed: MixingState<'_, R>,
+        rows: [Buffer<R>; 2],
+    ) -> Option<MixingCache<R>> {
+        if pass.keep { self.mix.keep(mixed, rows) } else { None }
     }
 
     /// `LN2` of post-norm blocks that have it.
@@ -385,9 +396,10 @@ impl<R: Real> Block<R> {
         q: &[R],
         x: &[R],
         out: &mut [R],
+        kept: [&mut [R]; 2],
         scratch: &mut TaskScratch<R>,
     ) {
-        self.mix.rows(pass, mixed, self.layer, group, q, out, scratch);
+        self.mix.rows(pass, mixed, self.layer, group, q, out, kept, scratch);
         self.add_input(pass, group, x, out);
     }
 
@@ -401,7 +413,7 @@ impl<R: Real> Block<R> {
         }
     }
 
-    /// For all `blocks`: `sum = x + dropout(mix)`, and `h`, what the second sublayer reads.
+    /// For all `blocks`: `sum = x + dropout(mix)`, and `h`, what the second sublayer reads. Returns what mixing keeps.
     fn mix_all(
         &self,
         pass: &Pass<'_, R>,
@@ -411,13 +423,16 @@ impl<R: Real> Block<R> {
         x: &[R],
         sum: &mut [R],
         h: &mut [R],
-    ) -> Result<()> {
-        let hidden = pass.config.hidden_size;
-        let outs = [(sum, hidden), (h, hidden)];
-        pass.each_group_of(&pass.groups(blocks), outs, |group, [sum, h], scratch| {
-            self.add_mix(pass, mixed, group, q, x, sum, scratch);
+    ) -> Result<[Buffer<R>; 2]> {
+        let (hidden, width) = (pass.config.hidden_size, self.mix.kept_width(pass));
+        let mut kept = [(); 2].map(|()| pass.context.buffer(sum.len() / hidden * width));
+        let [first, second] = &mut kept;
+        let outs = [(sum, hidden), (h, hidden), (first, width), (second, width)];
+        pass.each_group_of(&pass.groups(blocks), outs, |group, [sum, h, first, second], scratch| {
+            self.add_mix(pass, mixed, group, q, x, sum, [first, second], scratch);
             self.feed_input_norm().forward(pass.context.isa, pass.weights, sum, h, None);
-        })
+        })?;
+        Ok(kept)
     }
 
     /// Puts residual and norm around the feed-forward output `fed`; `out` holds the sum after mixing.

@@ -6,7 +6,9 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::kernels::{Elementwise, Isa, LhsBuffer, Real, activate_lhs, elementwise, prepare_lhs};
+use crate::kernels::{
+    Elementwise, Isa, LhsBuffer, Real, activate_lhs, elementwise, full_precision_stride, prepare_lhs,
+};
 use crate::layers::{Activation, Dense, Product};
 use crate::params::{Gradients, WeightList, Weights};
 use crate::runtime::Context;
@@ -77,8 +79,10 @@ impl FeedForward {
         let (hidden, width) = (products.intermediate.k(), products.intermediate.n());
         let rows = x.len() / hidden;
         let blocks = Pass::<R>::fixed_blocks(rows);
-        let mut inner = context.buffer(rows * width);
-        let mut dpre = context.buffer(rows * width);
+        // A custom activation gets whole arrays.
+        let apart = if activation.is_custom() { width } else { full_precision_stride::<R>(width) };
+        let mut inner = context.buffer(rows * apart);
+        let mut dpre = context.buffer(rows * apart);
         let output = context.transposed(self.output.kernel(weights, index))?;
         let output = Product::transposed(&output);
         let intermediate = context.transposed(self.intermediate.kernel(weights, index))?;
@@ -90,39 +94,57 @@ impl FeedForward {
         let slice = products.slice_len(activation);
         pass.each_block_of(
             &blocks,
-            [(&mut inner, width), (&mut dpre, width), (&mut *dx, hidden)],
+            [(&mut inner, apart), (&mut dpre, apart), (&mut *dx, hidden)],
             |block, [inner, dpre, dx], scratch| {
-                let ([a, da], [lhs, inner_lhs]) = scratch.split([block.rows * slice; 2]);
+                let (_, [lhs, inner_lhs]) = scratch.split([]);
+                let pre = block.of(pre, rows, width);
                 let dy = output.prepare(isa, block.of(dy, rows, hidden), block.rows, lhs);
                 for first in (0..width).step_by(slice) {
                     let cols = first..(first + slice).min(width);
-                    let len = cols.len();
-                    let (a, da) = (&mut a[..block.rows * len], &mut da[..block.rows * len]);
                     // 3. out = inner W2 + b2: d inner = dy W2^T
-                    output.columns(isa, dy, block.rows, cols.clone(), da);
-                    copy_columns(block.of(pre, rows, width), width, cols.clone(), a, len, 0..len);
-                    if !activation.is_custom() {
-                        // 2. inner = activation(a), which cannot fail unless custom
-                        let _ = activation.backward(isa, a, da, len);
-                        let _ = activation.forward(isa, a, len);
-                        // 1. a = x W1 + b1: dx = d a W1^T
-                        dx_of(da, len, block.rows, cols.clone(), dx, inner_lhs);
+                    output.columns_apart(isa, dy, block.rows, cols.clone(), &mut dpre[first..], apart);
+                    let rows = inner.chunks_exact_mut(apart).zip(dpre.chunks_exact_mut(apart));
+                    for ((a, da), pre) in rows.zip(pre.chunks_exact(width)) {
+                        let (a, da) = (&mut a[cols.clone()], &mut da[cols.clone()]);
+                        a.copy_from_slice(&pre[cols.clone()]);
+                        if !activation.is_custom() {
+                            // 2. inner = activation(a), which cannot fail unless custom
+                            let _ = activation.backward_then_forward(isa, a, da, cols.len());
+                        }
                     }
-                    copy_columns(a, len, 0..len, inner, width, cols.clone());
-                    copy_columns(da, len, 0..len, dpre, width, cols);
+                    if !activation.is_custom() {
+                        // 1. a = x W1 + b1: dx = d a W1^T
+                        dx_of(&dpre[first..], apart, block.rows, cols, dx, inner_lhs);
+                    }
                 }
             },
         )?;
         if activation.is_custom() {
-            activation.backward(isa, &inner, &mut dpre, width)?;
-            activation.forward(isa, &mut inner, width)?;
+            activation.backward_then_forward(isa, &mut inner, &mut dpre, width)?;
             pass.each_block(&blocks, dx, hidden, |block, dx, scratch| {
                 let (_, [lhs, _]) = scratch.split([]);
                 dx_of(block.of(&dpre, rows, width), width, block.rows, 0..width, dx, lhs);
             })?;
         }
-        self.output.add_gradients(context, weights, index, &inner, dy, gradients)?;
-        self.intermediate.add_gradients(context, weights, index, x, &dpre, gradients)
+        let (of_inner, of_dpre) = ((&inner[..], apart), (&dpre[..], apart));
+        self.output.add_gradients_of_rows(
+            context,
+            weights,
+            index,
+            rows,
+            of_inner,
+            (dy, hidden),
+            gradients,
+        )?;
+        self.intermediate.add_gradients_of_rows(
+            context,
+            weights,
+            index,
+            rows,
+            (x, hidden),
+            of_dpre,
+            gradients,
+        )
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use crate::error::{Error, Result};
 use crate::kernels::Real;
 use crate::runtime::{Buffer, Context};
-use crate::sys::alloc_zeroed;
+use crate::sys::alloc_zeroed_huge;
 
 use super::attention_mask::AttentionMask;
 use super::encoder::SparseMixer;
@@ -22,7 +22,9 @@ enum Residual<R: Real> {
 impl<R: Real> Residual<R> {
     /// An array of `len` zeros that the caller gets.
     fn kept(context: &Context<'_, R>, len: usize) -> Self {
-        context.stand_in_for_zeros(len).map_or_else(|| Residual::Kept(alloc_zeroed(len)), Residual::Scratch)
+        context
+            .stand_in_for_zeros(len)
+            .map_or_else(|| Residual::Kept(alloc_zeroed_huge(len)), Residual::Scratch)
     }
 
     fn into_kept(self) -> Option<Vec<R>> {

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, LowPrecision, PANEL, Real};
-use crate::params::{Form, Spec, Weight};
+use crate::params::{ChosenWeight, Form, Spec, Version, Weight};
 use crate::sys::{alloc_collect, alloc_extend, alloc_zeroed};
 
 /// Values that are unpacked at a time: they stay in the L2 cache until somebody has read them.
@@ -60,6 +60,9 @@ pub struct Update<'a, R> {
     pub low_precision: Vec<LowPrecision<'a>>,
     /// The gradient.
     pub gradient: Gradient<'a, R>,
+    /// Versions of the weight before and after the step, if it has any: a master that the last step left fits the version
+    /// that this step left.
+    pub versions: Option<[Version; 2]>,
 }
 
 impl Layout {
@@ -130,16 +133,17 @@ impl Layout {
 impl<'a, R: Real> Update<'a, R> {
     /// No update: the weight stays as it is.
     pub fn none() -> Self {
-        Update { values: Vec::new(), low_precision: Vec::new(), gradient: Gradient::None }
+        Update { values: Vec::new(), low_precision: Vec::new(), gradient: Gradient::None, versions: None }
     }
 
     /// The update of a weight of a layer.
     ///
     /// # Errors
     /// If the weight is stored in 8 bits: those cannot be trained.
-    pub fn of(weight: &'a mut Weight<R>, gradient: Gradient<'a, R>) -> Result<Self> {
-        let mut update = Update { values: Vec::new(), low_precision: Vec::new(), gradient };
-        match weight {
+    pub fn of(chosen: ChosenWeight<'a, R>, gradient: Gradient<'a, R>) -> Result<Self> {
+        let versions = Some(chosen.versions);
+        let mut update = Update { values: Vec::new(), low_precision: Vec::new(), gradient, versions };
+        match chosen.weight {
             Weight::Vector(values) => update.values.push(values),
             Weight::Table(table) => {
                 if table.full_precision().is_some() {

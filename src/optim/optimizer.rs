@@ -12,6 +12,7 @@ use super::layout::{Gradient, Layout, ParameterSpec, Update};
 use super::sgd::Sgd;
 use crate::error::{Error, Result};
 use crate::kernels::{Isa, LowPrecision, Real};
+use crate::params::Version;
 use crate::runtime::{catch, inject_fault, parallel};
 use crate::sys::{Work, alloc_collect, alloc_room, alloc_zeroed_huge, timed};
 
@@ -71,6 +72,8 @@ pub struct Optimizer<R> {
     /// gradient.
     /// Slots of the parameter's shape are laid out as its storage, statistics of other shapes row-major.
     slots: Vec<Vec<Vec<R>>>,
+    /// Per parameter the version of the weight that its master fits.
+    fitting: Vec<Option<Version>>,
     step: u64,
 }
 
@@ -122,7 +125,8 @@ impl<R: Clone> Clone for Optimizer<R> {
             .iter()
             .map(|slots| alloc_collect(slots.iter().map(|slot| alloc_collect(slot.iter().cloned()))));
         let slots = alloc_collect(slots);
-        Optimizer { rule: self.rule.clone(), specs: self.specs.clone(), slots, step: self.step }
+        let fitting = alloc_collect(self.fitting.iter().copied());
+        Optimizer { rule: self.rule.clone(), specs: self.specs.clone(), slots, fitting, step: self.step }
     }
 }
 
@@ -142,7 +146,8 @@ impl<R: Real> Optimizer<R> {
         rule.validate()?;
         specs.iter().try_for_each(ParameterSpec::validate)?;
         let slots = specs.iter().map(|_| Vec::new()).collect();
-        Ok(Optimizer { rule, specs, slots, step: 0 })
+        let fitting = vec![None; specs.len()];
+        Ok(Optimizer { rule, specs, slots, fitting, step: 0 })
     }
 
     /// The rule.
@@ -187,7 +192,14 @@ impl<R: Real> Optimizer<R> {
         self.step += 1;
         let isa = Isa::fastest();
         let adopting = timed(Work::Adopt);
-        let pieces = updates.iter().map(|update| (&update.gradient, update.low_precision.iter()));
+        // Weights that nobody else has changed since the last step have masters that fit.
+        let fits = |update: &Update<'_, R>, fitting: &Option<Version>| {
+            fitting.is_some() && *fitting == update.versions.map(|[before, _]| before)
+        };
+        let pieces = updates.iter().zip(&self.fitting).map(|(update, fitting)| {
+            let gradient = if fits(update, fitting) { &Gradient::None } else { &update.gradient };
+            (gradient, update.low_precision.iter())
+        });
         parallel::for_each(with_masters(&self.specs, pieces, &mut self.slots), |(piece, master), _| {
             inject_fault();
             piece.sync_master(isa, master);
@@ -201,6 +213,11 @@ impl<R: Real> Optimizer<R> {
             inject_fault();
             piece.store(isa, master);
         });
+        for (fitting, update) in self.fitting.iter_mut().zip(updates) {
+            if !matches!(update.gradient, Gradient::None) {
+                *fitting = update.versions.map(|[_, after]| after);
+            }
+        }
         Ok(norm)
     }
 
@@ -357,6 +374,7 @@ impl<R: Real> Optimizer<R> {
             return Err(Error::value("state", message));
         }
         (self.slots, self.step) = (restored, step);
+        self.fitting.fill(None);
         Ok(())
     }
 }

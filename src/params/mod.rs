@@ -32,4 +32,4 @@ pub use list::{MatrixKey, TableKey, VectorKey, WeightKey, WeightList};
 pub use packed_form::PackedForm;
 pub use spec::{Form, Role, Spec};
 pub use table::Table;
-pub use weights::{Source, Weight, Weights};
+pub use weights::{ChosenWeight, Source, Version, Weight, Weights};

@@ -205,7 +205,7 @@ mod tests {
             let (mut weights, list) = (weights(Dtype::Float32), list());
             let chosen = vec![true; list.specs().len()];
             for (weight, spec) in weights.choose_mut(&chosen).into_iter().zip(list.specs()) {
-                let weight = weight.expect("chosen");
+                let weight = weight.expect("chosen").weight;
                 let values: Vec<f32> = (0..spec.len()).map(|i| 1.0 - i as f32).collect();
                 assert!(weight.can_be_overwritten());
                 with_threads(threads, || weight.overwrite(&values));

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::list::{MatrixKey, TableKey, VectorKey, WeightKey, WeightList};
 use super::spec::{Form, Spec};
@@ -32,6 +33,38 @@ pub struct Weights<R> {
     specs: Arc<[Spec]>,
     dtype: Dtype,
     values: Vec<Arc<Weight<R>>>,
+    versions: Vec<Version>,
+}
+
+/// Stands for the values that a weight has: other values never get the same.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Version(u64);
+
+impl Version {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Version(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn list(len: usize) -> Vec<Self> {
+        alloc_collect((0..len).map(|_| Version::next()))
+    }
+}
+
+impl std::fmt::Debug for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Equal weights look the same.
+        f.write_str("Version")
+    }
+}
+
+/// A weight that is about to be changed.
+#[derive(Debug)]
+pub struct ChosenWeight<'a, R> {
+    /// The weight.
+    pub weight: &'a mut Weight<R>,
+    /// Its version now, and when it has been changed.
+    pub versions: [Version; 2],
 }
 
 impl<R: Real> Weights<R> {
@@ -46,14 +79,14 @@ impl<R: Real> Weights<R> {
         for (index, spec) in specs.iter().enumerate() {
             values.push(Weight::store(spec, source(index, spec)?, dtype)?);
         }
-        Ok(Weights { specs, dtype, values })
+        Ok(Weights { dtype, values, versions: Version::list(specs.len()), specs })
     }
 
     /// The weights of `list` that have been made already, in its order.
     pub fn of(list: WeightList, values: Vec<Arc<Weight<R>>>, dtype: Dtype) -> Self {
         let specs: Arc<[Spec]> = list.into_specs().into();
         assert_eq!(specs.len(), values.len(), "as many weights as the list has");
-        Weights { specs, dtype, values }
+        Weights { dtype, values, versions: Version::list(specs.len()), specs }
     }
 
     /// The same weights as `list` and `dtype` say, which may differ in how they are stored; those that are stored so
@@ -70,7 +103,7 @@ impl<R: Real> Weights<R> {
             }
             values.push(value.to_dtype(spec, dtype).map_or_else(|| value.clone(), Arc::new));
         }
-        Ok(Weights { specs, dtype, values })
+        Ok(Weights { dtype, values, versions: Version::list(specs.len()), specs })
     }
 
     /// What there is to know of each weight.
@@ -90,15 +123,19 @@ impl<R: Real> Weights<R> {
 
     /// Those of `chosen`, one flag per weight, to be changed; nothing in the place of the others. What others share of them,
     /// and what a file holds, is copied first, with the threads of [`parallel::with_threads`].
-    pub fn choose_mut(&mut self, chosen: &[bool]) -> Vec<Option<&mut Weight<R>>> {
+    pub fn choose_mut(&mut self, chosen: &[bool]) -> Vec<Option<ChosenWeight<'_, R>>> {
         let each = self.values.iter_mut().zip(chosen);
         let shared = each.filter_map(|(value, &chosen)| {
             (chosen && (Arc::strong_count(value) > 1 || value.is_mapped())).then_some(value)
         });
         parallel::for_each(shared, |value, _| Arc::make_mut(value).make_owned());
-        alloc_collect(
-            self.values.iter_mut().zip(chosen).map(|(value, chosen)| chosen.then(|| Arc::make_mut(value))),
-        )
+        let each = self.values.iter_mut().zip(&mut self.versions).zip(chosen);
+        alloc_collect(each.map(|((value, version), chosen)| {
+            chosen.then(|| {
+                let before = std::mem::replace(version, Version::next());
+                ChosenWeight { weight: Arc::make_mut(value), versions: [before, *version] }
+            })
+        }))
     }
 
     /// A weight by number or key.
@@ -109,6 +146,7 @@ impl<R: Real> Weights<R> {
     /// Replaces a weight by one that [`Weight::store`] has made for the same list and type.
     pub fn set(&mut self, key: impl WeightKey, value: Arc<Weight<R>>) {
         self.values[key.index()] = value;
+        self.versions[key.index()] = Version::next();
     }
 
     /// Whether [`Weights::overwrite`] can write over a weight: nobody shares its values, see
@@ -125,6 +163,7 @@ impl<R: Real> Weights<R> {
     pub fn overwrite(&mut self, new: &[(usize, &[R])]) {
         for &(index, values) in new {
             Arc::get_mut(&mut self.values[index]).expect("values that nobody shares").overwrite(values);
+            self.versions[index] = Version::next();
         }
     }
 
@@ -282,7 +321,7 @@ mod tests {
         weights.set(1, seven(&weights, 10).expect("ten values"));
         for (index, weight) in weights.choose_mut(&[true, false, false]).into_iter().enumerate() {
             assert_eq!(weight.is_some(), index == 0);
-            if let Some(Weight::Vector(values)) = weight {
+            if let Some(ChosenWeight { weight: Weight::Vector(values), .. }) = weight {
                 values[0] = -1.0;
             }
         }
@@ -291,6 +330,23 @@ mod tests {
         assert!(Arc::ptr_eq(&weights.values[2], &before.values[2]), "what nobody changed is shared");
         let error = seven(&weights, 9).expect_err("too few");
         assert_eq!(error.to_string(), "table: got 9 values, expected 10 for shape [2, 5]");
+    }
+
+    #[test]
+    fn other_values_have_another_version() {
+        let mut weights = weights(Dtype::Float32);
+        let mut clone = weights.clone();
+        let versions = |weights: &mut Weights<f32>| -> Vec<[Version; 2]> {
+            weights.choose_mut(&[true; 3]).into_iter().flatten().map(|weight| weight.versions).collect()
+        };
+        let first = versions(&mut weights);
+        assert_eq!(versions(&mut clone)[0][0], first[0][0], "a clone has the same values");
+        assert!(first.iter().all(|[before, after]| before != after));
+        weights.overwrite(&[(0, &weights.get(0).to_vec())]);
+        weights.set(1, seven(&weights, 10).expect("ten values"));
+        for (index, ([_, after], [now, _])) in first.iter().zip(versions(&mut weights)).enumerate() {
+            assert_eq!(*after == now, index == 2, "{index}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::head::Head;
 use crate::error::{Error, Result};
 use crate::heads;
 use crate::network::SparseMixer;
-use crate::params::{Spec, Weight, Weights};
+use crate::params::{ChosenWeight, Spec, Weights};
 
 /// An owner of weights as Python hands it over.
 #[derive(FromPyObject)]
@@ -138,7 +138,7 @@ impl LockedWeights<'_> {
 
     /// Those weights that are `chosen`, one flag each, to be changed. Where another call still uses them, this copies them
     /// first.
-    pub fn choose_mut(&mut self, chosen: &[bool]) -> Vec<Option<&mut Weight<f32>>> {
+    pub fn choose_mut(&mut self, chosen: &[bool]) -> Vec<Option<ChosenWeight<'_, f32>>> {
         let weights = match self {
             LockedWeights::Encoder(network) => Arc::make_mut(network).weights_mut(&|index| chosen[index]),
             LockedWeights::Head(head) => &mut Arc::make_mut(head).weights,

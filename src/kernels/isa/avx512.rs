@@ -2,18 +2,18 @@
 
 use std::arch::x86_64::*;
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::level::{Isa, Level};
 use super::simd::{LANES, Simd};
 use super::vector_loop::VectorLoop;
 use super::x86_64::{SQRT_HALF_BITS, intrinsics, largest_256, opaque, sum_256};
 
-/// Token of AVX-512 F, BW, DQ, VL: one register per vector.
+/// Token of AVX-512 F, BW, DQ, VL, and with `BFLOAT16` of AVX512_BF16: one register per vector.
 #[derive(Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512<const BFLOAT16: bool>(());
 
-impl Avx512 {
+impl Avx512<false> {
     /// The token, if `isa` proves the instructions.
     pub fn new(isa: Isa) -> Option<Self> {
         (isa.level() >= Level::Avx512).then_some(Avx512(()))
@@ -22,7 +22,24 @@ impl Avx512 {
     /// Runs `it` compiled for this instruction set.
     pub fn run<L: VectorLoop<f32>>(self, it: L) -> L::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn run<L: VectorLoop<f32>>(simd: Avx512, it: L) -> L::Output {
+        fn run<L: VectorLoop<f32>>(simd: Avx512<false>, it: L) -> L::Output {
+            it.run(simd)
+        }
+        // SAFETY: the token proves that the machine has these instructions.
+        unsafe { run(self, it) }
+    }
+}
+
+impl Avx512<true> {
+    /// The token, if `isa` proves the instructions.
+    pub fn new(isa: Isa) -> Option<Self> {
+        (isa.level() >= Level::Avx512Bf16).then_some(Avx512(()))
+    }
+
+    /// Runs `it` compiled for this instruction set.
+    pub fn run<L: VectorLoop<f32>>(self, it: L) -> L::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+        fn run<L: VectorLoop<f32>>(simd: Avx512<true>, it: L) -> L::Output {
             it.run(simd)
         }
         // SAFETY: the token proves that the machine has these instructions.
@@ -37,7 +54,7 @@ fn lowest(len: usize) -> __mmask16 {
     ((1u32 << len) - 1) as __mmask16
 }
 
-impl Simd for Avx512 {
+impl<const BFLOAT16: bool> Simd for Avx512<BFLOAT16> {
     type Elem = f32;
     type Vec = __m512;
     type Mask = __mmask16;
@@ -72,6 +89,24 @@ impl Simd for Avx512 {
     fn store_partial(self, v: __m512, out: &mut [f32]) {
         let mask = lowest(out.len());
         intrinsics!(_mm512_mask_storeu_ps(out.as_mut_ptr(), mask, v))
+    }
+    #[inline(always)]
+    fn store_bfloat16(self, v: __m512, out: &mut [bf16; LANES]) {
+        let rounded = if BFLOAT16 {
+            intrinsics!(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)))
+        } else {
+            // As `round_upper_half`.
+            intrinsics!({
+                let bits = _mm512_castps_si512(v);
+                let up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+                let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1 << 16));
+                let up = _mm512_mask_add_epi32(up, odd, up, _mm512_set1_epi32(1));
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+                let rounded = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x0040_0000));
+                _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
+            })
+        };
+        intrinsics!(_mm256_storeu_si256(out.as_mut_ptr().cast(), rounded))
     }
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! exp, log and erf on vectors of `f32`, by polynomials.
+//! exp, log and the normal distribution function on vectors of `f32`, by polynomials.
 //!
 //! The largest errors over all `f32` are in the tests. tanh, the logistic function and the like follow from these in
 //! [`formulas`](crate::kernels::rows).
@@ -98,33 +98,55 @@ pub fn ln_1p<S: Simd<Elem = f32>>(simd: S, v: S::Vec) -> S::Vec {
     ln_parts(simd, simd.select(small, v, half), n)
 }
 
-/// The error function.
-///
-/// Source: N. Juffa, <https://stackoverflow.com/a/35148199> (BSD licence): a minimax polynomial near 0, else
-/// `1 - exp(polynomial)`.
+/// `2^t` for `|t| <= 252`.
 #[inline(always)]
-pub fn erf<S: Simd<Elem = f32>>(simd: S, v: S::Vec) -> S::Vec {
-    let t = simd.abs(v);
-    let s = simd.mul(v, v);
+fn exp2_inside<S: Simd<Elem = f32>>(simd: S, t: S::Vec) -> S::Vec {
+    let n = simd.round(t);
     let p = polynomial(
         simd,
-        s,
-        [-5.967_617e-4, 4.991_194_2e-3, -2.676_813_5e-2, 0.112_819_925, -0.376_125_34, 0.128_379_17],
+        simd.sub(t, n),
+        [1.326_472_7e-3, 9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147, 1.0],
     );
-    let near = simd.mul_add(p, v, v);
-    let r = simd.mul_add(simd.splat(-1.728_534_7e-5), t, simd.splat(3.831_971_3e-4));
-    let u = simd.mul_add(simd.splat(-3.883_964_4e-3), t, simd.splat(2.425_462_2e-2));
-    let r = simd.mul_add(r, s, u);
-    let r = simd.mul_add(r, t, simd.splat(-0.106_777_88));
-    let r = simd.mul_add(r, t, simd.splat(-0.634_846_7));
-    let r = simd.mul_add(r, t, simd.splat(-0.128_717_51));
-    let r = simd.mul_add(r, t, simd.sub(simd.zero(), t));
-    // exp(r) - 1 keeps the digits that 1 - exp(r) has.
-    let far = simd.sub(simd.zero(), exp_m1(simd, r));
-    // erf rounds to 1 from 4 on; the polynomial rises again far out.
-    let far = simd.select(simd.less(simd.splat(4.0), t), simd.splat(1.0), far);
-    let far = simd.with_sign_of(far, v);
-    simd.select(simd.less(t, simd.splat(0.927_734_4)), near, far)
+    simd.scale_by_power_of_two(p, n)
+}
+
+/// `2^t`; 0 below the smallest subnormal number.
+///
+/// The polynomial is minimax in the relative error.
+#[inline(always)]
+pub fn exp2<S: Simd<Elem = f32>>(simd: S, t: S::Vec) -> S::Vec {
+    // Beyond these the result is 0 or infinite by itself.
+    exp2_inside(simd, simd.max(simd.splat(-152.0), simd.min(simd.splat(130.0), t)))
+}
+
+/// The normal distribution function, `(1 + erf(x / sqrt 2)) / 2`; 0 and 1 from 5.7 on.
+///
+/// `2^polynomial` below 0, and one minus that above: no cancellation. The polynomial is that of degree 10 nearest to
+/// the logarithm, as far as it shows in the result.
+#[inline(always)]
+pub fn normal_cdf<S: Simd<Elem = f32>>(simd: S, x: S::Vec) -> S::Vec {
+    let (one, last) = (simd.splat(1.0), simd.splat(5.7));
+    let distance = simd.abs(x);
+    let t = simd.min(last, distance);
+    let p = polynomial(
+        simd,
+        t,
+        [
+            -2.443_142_6e-8,
+            7.458_818e-7,
+            -9.762_271e-6,
+            6.952_362e-5,
+            -2.563_122_5e-4,
+            -4.680_145e-5,
+            7.001_282_6e-3,
+            -5.247_543_4e-2,
+            -0.459_210_78,
+            -1.151_105_2,
+            -1.0,
+        ],
+    );
+    let tail = simd.select(simd.less(last, distance), simd.zero(), exp2_inside(simd, p));
+    simd.select(simd.less(x, simd.zero()), tail, simd.sub(one, tail))
 }
 
 #[cfg(test)]
@@ -140,7 +162,9 @@ mod tests {
     const MAX_EXP_M1_ERROR: f64 = 1.7;
     const MAX_LN_ERROR: f64 = 1.1;
     const MAX_LN_1P_ERROR: f64 = 2.0;
-    const MAX_ERF_ERROR: f64 = 1.7;
+    const MAX_EXP2_ERROR: f64 = 2.3;
+    /// Largest error of the normal distribution function: absolute, and relative.
+    const MAX_CDF_ERRORS: (f64, f64) = (1.2e-7, 6e-6);
 
     type Function = for<'a> fn(Isa, &'a mut [f32]);
 
@@ -226,16 +250,52 @@ mod tests {
     }
 
     #[test]
-    fn erf_is_accurate() {
-        assert_accurate(apply!(erf_lanes), libm::erf, &[(1e-30, 1e30), (-1e30, -1e-30)], MAX_ERF_ERROR);
+    fn exp2_is_accurate() {
+        assert_accurate(apply!(exp2_lanes), f64::exp2, &[(1e-30, 127.9), (-125.9, -1e-30)], MAX_EXP2_ERROR);
     }
 
     #[test]
-    fn erf_in_double_precision_has_known_values() {
-        for (x, y) in
-            [(0.5, 0.520_499_877_813_046_5), (1.0, 0.842_700_792_949_714_9), (3.0, 0.999_977_909_503_001_4)]
-        {
-            assert!((libm::erf(x) - y).abs() < 2e-16 && (libm::erf(-x) + y).abs() < 2e-16);
+    fn exp2_has_its_limits() {
+        for isa in Isa::available() {
+            let function: Function = apply!(exp2_lanes);
+            let mut x = [0.0; LANES];
+            x[..7].copy_from_slice(&[f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 129.0, -1e9, -0.0, -151.0]);
+            function(isa, &mut x);
+            assert_eq!((x[0], x[1], x[3], x[4], x[5]), (f32::INFINITY, 0.0, f32::INFINITY, 0.0, 1.0));
+            assert!(x[2].is_nan());
+            assert_eq!(x[6], 0.0);
+        }
+    }
+
+    #[test]
+    fn normal_cdf_is_accurate() {
+        let function: Function = apply!(normal_cdf_lanes);
+        for isa in Isa::available() {
+            let steps = if cfg!(miri) { 200 } else { 1_000_000 };
+            let x: Vec<f32> = (0..=steps).map(|i| (i as f32 / steps as f32 - 0.5) * 14.0).collect();
+            let x = &x[..x.len() / LANES * LANES];
+            let mut y = x.to_vec();
+            function(isa, &mut y);
+            for (&x, &y) in x.iter().zip(&y) {
+                let expected = 0.5 * libm::erfc(-f64::from(x) * std::f64::consts::FRAC_1_SQRT_2);
+                let error = (f64::from(y) - expected).abs();
+                assert!(error <= MAX_CDF_ERRORS.0, "{}: {error} at {x}", isa.name());
+                let near = x.abs() <= 5.7;
+                assert!(!near || error <= MAX_CDF_ERRORS.1 * expected, "{}: {y} at {x}", isa.name());
+            }
+            let mut x = [0.0; LANES];
+            x[..4].copy_from_slice(&[f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -0.0]);
+            function(isa, &mut x);
+            assert_eq!((x[0], x[1], x[3]), (1.0, 0.0, 0.5));
+            assert!(x[2].is_nan());
+        }
+    }
+
+    #[test]
+    fn the_normal_distribution_function_in_double_precision_has_known_values() {
+        for (x, y) in [(-1.0, 0.158_655_253_931_457_05), (0.0, 0.5), (2.0, 0.977_249_868_051_820_8)] {
+            let simd = super::super::portable::Portable::<f64>::new();
+            assert!((f64::normal_cdf_lanes(simd, simd.splat(x))[0] - y).abs() < 2e-16);
         }
     }
 }

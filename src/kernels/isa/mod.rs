@@ -11,6 +11,7 @@ mod neon;
 mod number;
 mod portable;
 mod real;
+mod round;
 mod simd;
 mod spans;
 mod vector_loop;
@@ -22,8 +23,9 @@ pub use level::Isa;
 pub(super) use level::Level;
 pub use number::Number;
 pub use real::Real;
+pub use round::{nearest_bfloat16, round_upper_half};
 pub use simd::{LANES, Simd};
-pub use spans::{each_span, largest, sum};
+pub use spans::{Span, each_span, largest, sum};
 pub use vector_loop::VectorLoop;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86_64::opaque;

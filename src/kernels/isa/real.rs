@@ -24,8 +24,10 @@ pub trait Real: Number {
     fn ln_lanes<S: Simd<Elem = Self>>(simd: S, v: S::Vec) -> S::Vec;
     /// log(1 + v) for `0 <= v <= 1`.
     fn ln_1p_lanes<S: Simd<Elem = Self>>(simd: S, v: S::Vec) -> S::Vec;
-    /// The error function.
-    fn erf_lanes<S: Simd<Elem = Self>>(simd: S, v: S::Vec) -> S::Vec;
+    /// 2^v; 0 below the smallest subnormal number. Cheaper than [`Real::exp_lanes`], and as exact if `v` is.
+    fn exp2_lanes<S: Simd<Elem = Self>>(simd: S, v: S::Vec) -> S::Vec;
+    /// The normal distribution function.
+    fn normal_cdf_lanes<S: Simd<Elem = Self>>(simd: S, v: S::Vec) -> S::Vec;
 
     /// The Fourier transform of vectors of `len` (at least 1) numbers, planned at the first call with this length.
     fn real_fft(len: usize) -> Arc<dyn RealFft<Self>>;
@@ -40,7 +42,12 @@ impl Real for f32 {
     fn dispatch<L: VectorLoop<f32>>(isa: Isa, it: L) -> L::Output {
         #[cfg(target_arch = "x86_64")]
         {
-            if let Some(simd) = super::avx512::Avx512::new(isa) {
+            if L::TO_BFLOAT16
+                && let Some(simd) = super::avx512::Avx512::<true>::new(isa)
+            {
+                return simd.run(it);
+            }
+            if let Some(simd) = super::avx512::Avx512::<false>::new(isa) {
                 return simd.run(it);
             }
             if let Some(simd) = super::avx2::Avx2::new(isa) {
@@ -72,8 +79,12 @@ impl Real for f32 {
         functions::ln_1p(simd, v)
     }
     #[inline(always)]
-    fn erf_lanes<S: Simd<Elem = f32>>(simd: S, v: S::Vec) -> S::Vec {
-        functions::erf(simd, v)
+    fn exp2_lanes<S: Simd<Elem = f32>>(simd: S, v: S::Vec) -> S::Vec {
+        functions::exp2(simd, v)
+    }
+    #[inline(always)]
+    fn normal_cdf_lanes<S: Simd<Elem = f32>>(simd: S, v: S::Vec) -> S::Vec {
+        functions::normal_cdf(simd, v)
     }
 
     fn real_fft(len: usize) -> Arc<dyn RealFft<f32>> {
@@ -106,8 +117,12 @@ impl Real for f64 {
         simd.map(v, f64::ln_1p)
     }
     #[inline(always)]
-    fn erf_lanes<S: Simd<Elem = f64>>(simd: S, v: S::Vec) -> S::Vec {
-        simd.map(v, libm::erf)
+    fn exp2_lanes<S: Simd<Elem = f64>>(simd: S, v: S::Vec) -> S::Vec {
+        simd.map(v, f64::exp2)
+    }
+    #[inline(always)]
+    fn normal_cdf_lanes<S: Simd<Elem = f64>>(simd: S, v: S::Vec) -> S::Vec {
+        simd.map(v, |x| 0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2))
     }
 
     fn real_fft(len: usize) -> Arc<dyn RealFft<f64>> {

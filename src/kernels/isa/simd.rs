@@ -8,9 +8,10 @@
 //! Every method is `#[inline(always)]`: only code inlined into the function that carries `#[target_feature]` is compiled
 //! with those instructions.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::number::Number;
+use super::round::nearest_bfloat16;
 
 /// Lanes of every vector.
 pub const LANES: usize = 16;
@@ -41,6 +42,16 @@ pub trait Simd: Copy {
     fn store(self, v: Self::Vec, out: &mut [Self::Elem; LANES]);
     /// Writes all of `out`, up to [`LANES`] elements.
     fn store_partial(self, v: Self::Vec, out: &mut [Self::Elem]);
+    /// Writes the bfloat16 numbers nearest to all lanes, ties to even. Subnormal numbers may become 0, as they count as 0 in
+    /// the products of a machine that has `vdpbf16ps`.
+    #[inline(always)]
+    fn store_bfloat16(self, v: Self::Vec, out: &mut [bf16; LANES]) {
+        let mut lanes = [Self::Elem::ZERO; LANES];
+        self.store(v, &mut lanes);
+        for (out, x) in out.iter_mut().zip(lanes) {
+            *out = nearest_bfloat16(x.to_f32());
+        }
+    }
 
     /// `a + b`
     fn add(self, a: Self::Vec, b: Self::Vec) -> Self::Vec;

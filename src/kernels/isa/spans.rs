@@ -2,6 +2,8 @@
 //!
 //! Closures given to these functions are marked `#[inline(always)]`, see [`simd`](super::simd).
 
+use half::bf16;
+
 use super::number::Number;
 use super::simd::{LANES, Simd};
 
@@ -32,6 +34,20 @@ impl Span {
             None => simd.store_partial(v, out),
         }
     }
+
+    /// Writes these elements of `out`, as [`Simd::store_bfloat16`] does.
+    #[inline(always)]
+    pub fn store_bfloat16<S: Simd>(self, simd: S, v: S::Vec, out: &mut [bf16]) {
+        let out = &mut out[self.first..self.first + self.len];
+        match out.first_chunk_mut() {
+            Some(whole) => simd.store_bfloat16(v, whole),
+            None => {
+                let mut lanes = [bf16::ZERO; LANES];
+                simd.store_bfloat16(v, &mut lanes);
+                out.copy_from_slice(&lanes[..out.len()]);
+            }
+        }
+    }
 }
 
 /// Visits the spans of slices of `len` elements, in order.
@@ -58,7 +74,7 @@ fn fold<S: Simd>(
     len: usize,
     init: S::Elem,
     join: impl Fn(S::Vec, S::Vec) -> S::Vec,
-    term: impl Fn(Span) -> S::Vec,
+    mut term: impl FnMut(Span) -> S::Vec,
 ) -> S::Vec {
     let start = simd.splat(init);
     let mut chains = [start; CHAINS];
@@ -84,7 +100,7 @@ fn fold<S: Simd>(
 
 /// Sum of `term` over all elements.
 #[inline(always)]
-pub fn sum<S: Simd>(simd: S, len: usize, term: impl Fn(Span) -> S::Vec) -> S::Elem {
+pub fn sum<S: Simd>(simd: S, len: usize, term: impl FnMut(Span) -> S::Vec) -> S::Elem {
     let lanes = fold(
         simd,
         len,

@@ -11,6 +11,8 @@ use super::simd::Simd;
 pub trait VectorLoop<R> {
     /// Its result.
     type Output;
+    /// Whether it writes bfloat16, for which some machines have an instruction of their own.
+    const TO_BFLOAT16: bool = false;
     /// Runs it. Implementations are `#[inline(always)]`, to be compiled with the instructions of their caller; so are
     /// the closures in them.
     fn run<S: Simd<Elem = R>>(self, simd: S) -> Self::Output;

@@ -33,6 +33,8 @@ pub trait Dot: Copy {
     unsafe fn repeat(self, from: *const u8) -> Self::Vector;
     /// Asks for the cache line at `from` to be fetched into the L2 cache; any address will do.
     fn prefetch(self, from: *const u8);
+    /// Asks for the cache line at `at` to be fetched into the L1 cache; any address will do.
+    fn prefetch_near(self, at: *const u8);
     /// The same pointer, of which the compiler cannot tell that it was computed from another.
     fn opaque(self, from: *const u8) -> *const u8;
     /// `sums + left * panel`, group by group.
@@ -66,6 +68,14 @@ pub unsafe fn multiply<D: Dot>(dot: D, product: &PanelProduct, scaling: Option<&
             let left = rows.start * product.left_stride + first_step * STEP_BYTES;
             for first_byte in (0..PANEL * GROUP).step_by(2 * D::LANES * GROUP) {
                 let panel = first_step * PANEL_STEP_BYTES + first_byte;
+                let scaling = scaling.map(|scaling| PanelScaling {
+                    row_scales: scaling.row_scales.wrapping_add(rows.start),
+                    column_scales: scaling.column_scales.wrapping_add(first_byte),
+                    initial: scaling.initial.skip(rows.start).skip_bytes(first_byte),
+                    result: scaling.result.skip(rows.start).skip_bytes(first_byte),
+                });
+                let result = product.result.skip(rows.start).skip_bytes(first_byte);
+                let visited = scaling.as_ref().map_or(result, |scaling| scaling.result);
                 let tile = Tile {
                     rows: rows.len(),
                     groups: steps * STEP_GROUPS,
@@ -75,13 +85,14 @@ pub unsafe fn multiply<D: Dot>(dot: D, product: &PanelProduct, scaling: Option<&
                     fetch,
                     fetch_step: (PANEL * GROUP).div_ceil(tiles),
                     initial: initial.skip(rows.start).skip_bytes(first_byte),
-                    result: product.result.skip(rows.start).skip_bytes(first_byte),
-                    scaling: scaling.map(|scaling| PanelScaling {
-                        row_scales: scaling.row_scales.wrapping_add(rows.start),
-                        column_scales: scaling.column_scales.wrapping_add(first_byte),
-                        initial: scaling.initial.skip(rows.start).skip_bytes(first_byte),
-                        result: scaling.result.skip(rows.start).skip_bytes(first_byte),
-                    }),
+                    result,
+                    scaling,
+                    // The next tile's rows, or the next panel's first ones.
+                    visited_next: if tile + 1 < tiles {
+                        visited.skip(rows.len())
+                    } else {
+                        visited.skip_bytes(PANEL * GROUP).skip_back(rows.start)
+                    },
                 };
                 // SAFETY: the tile lies within the operands.
                 unsafe { tile.run(dot) };
@@ -103,6 +114,8 @@ struct Tile {
     initial: Initial,
     result: ResultRows,
     scaling: Option<PanelScaling>,
+    /// Rows of results to fetch meanwhile: they wait for nothing then. Any address.
+    visited_next: ResultRows,
 }
 
 impl Tile {
@@ -139,6 +152,11 @@ impl Tile {
             let mut left: [*const u8; 4] =
                 std::array::from_fn(|i| self.left.wrapping_add(3 * i * self.left_stride));
             let mut fetch = self.fetch;
+            for r in 0..ROWS {
+                let row = self.visited_next.skip(r).start;
+                dot.prefetch_near(row);
+                dot.prefetch_near(row.wrapping_add(second));
+            }
             for g in 0..self.groups {
                 let row = self.panel.add(g * PANEL * GROUP);
                 let panel = [dot.load(row), dot.load(row.add(second))];

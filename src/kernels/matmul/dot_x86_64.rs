@@ -79,6 +79,11 @@ macro_rules! dot_kernel {
                 unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) };
             }
             #[inline(always)]
+            fn prefetch_near(self, at: *const u8) {
+                // SAFETY: a hint, for any address.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+            }
+            #[inline(always)]
             fn opaque(self, from: *const u8) -> *const u8 {
                 opaque(from)
             }

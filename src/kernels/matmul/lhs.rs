@@ -3,10 +3,13 @@
 use half::bf16;
 
 use super::layout::k_multiple;
-use super::quantize::{quantise_row, round_row};
+use super::quantize::{quantise_row, round_operand};
 use crate::kernels::dtype::Dtype;
 use crate::kernels::isa::{Isa, Real};
-use crate::kernels::rows::{Elementwise, elementwise};
+use crate::kernels::rows::{
+    Elementwise, elementwise, elementwise_to_bfloat16, exponentials, exponentials_to_bfloat16, transpose,
+    transpose_rounded,
+};
 use crate::sys::{AlignedVec, Work, timed};
 
 /// A left operand in the form that products with a right operand of some [`Dtype`] want; made by
@@ -108,8 +111,32 @@ pub fn prepare_lhs<'a, R: Real>(
     }
 }
 
+/// Prepares the transpose of `k` rows of `rows` values, `stride` apart, as [`prepare_lhs`] prepares rows of `k` values.
+/// Without rounding it goes to `values`, which holds `rows` times [`full_precision_stride`] of `k` values.
+pub fn prepare_transposed_lhs<'a, R: Real>(
+    isa: Isa,
+    source: &[R],
+    (rows, k): (usize, usize),
+    stride: usize,
+    dtype: Dtype,
+    values: &'a mut [R],
+    buffer: &'a mut LhsBuffer,
+) -> Lhs<'a, R> {
+    let _time = timed(Work::Transpose);
+    if dtype == Dtype::Bfloat16 {
+        let (padded, own_stride) = (k.next_multiple_of(k_multiple(dtype)), lhs_stride(k, dtype));
+        buffer.bfloat16.ensure_len(rows * own_stride);
+        let values = &mut buffer.bfloat16[..rows * own_stride];
+        transpose_rounded(isa, source, (k, padded), rows, stride, values, own_stride);
+        return Lhs::Bfloat16 { values, stride: own_stride };
+    }
+    let own_stride = full_precision_stride::<R>(k);
+    transpose(isa, source, k, rows, stride, values, own_stride);
+    prepare_lhs(isa, values, rows, k, own_stride, dtype, buffer)
+}
+
 /// Applies `function` to the rows of `k` values in `source` and prepares them as [`prepare_lhs`] does, each row while
-/// it is in the L1 cache. `source` holds the function's values afterwards.
+/// it is in the L1 cache. What `source` holds afterwards is not specified.
 pub fn activate_lhs<'a, R: Real>(
     isa: Isa,
     function: Elementwise,
@@ -126,8 +153,43 @@ pub fn activate_lhs<'a, R: Real>(
         }
         Some(mut conversion) => {
             for (r, row) in source.chunks_exact_mut(k.max(1)).enumerate() {
-                elementwise(isa, function, row);
-                conversion.row(isa, r, row);
+                if let Some(out) = conversion.bfloat16_row(r) {
+                    elementwise_to_bfloat16(isa, function, row, out);
+                } else {
+                    elementwise(isa, function, row);
+                    conversion.row(isa, r, row);
+                }
+            }
+            conversion.finish()
+        }
+    }
+}
+
+/// Replaces the rows of `k` values in `source` by what [`exponentials`] makes of them, with their `sums`, and prepares them as
+/// [`prepare_lhs`] does. What `source` holds afterwards is not specified.
+pub fn exponentials_lhs<'a, R: Real>(
+    isa: Isa,
+    source: &'a mut [R],
+    k: usize,
+    sums: &mut [R],
+    dtype: Dtype,
+    buffer: &'a mut LhsBuffer,
+) -> Lhs<'a, R> {
+    let _time = timed(Work::Softmax);
+    let rows = source.len() / k.max(1);
+    match Conversion::new(rows, k, dtype, buffer) {
+        None => {
+            exponentials(isa, source, k, sums);
+            Lhs::FullPrecision { values: source, stride: k }
+        }
+        Some(mut conversion) => {
+            for (r, (row, sum)) in source.chunks_exact_mut(k.max(1)).zip(sums).enumerate() {
+                if let Some(out) = conversion.bfloat16_row(r) {
+                    *sum = exponentials_to_bfloat16(isa, row, out);
+                } else {
+                    exponentials(isa, row, k, std::slice::from_mut(sum));
+                    conversion.row(isa, r, row);
+                }
             }
             conversion.finish()
         }
@@ -159,8 +221,19 @@ impl<'a> Conversion<'a> {
         }
     }
 
+    /// Where row `r` goes, padding included, if it only has to be rounded.
+    fn bfloat16_row(&mut self, r: usize) -> Option<&mut [bf16]> {
+        match self {
+            Conversion::Bfloat16 { values, padded, stride } => Some(&mut values[r * *stride..][..*padded]),
+            Conversion::Int8 { .. } => None,
+        }
+    }
+
     /// Converts row `r`, the one after the last converted, narrowed to `f32` if it is wider.
     fn row<R: Real>(&mut self, isa: Isa, r: usize, row: &[R]) {
+        if let Some(out) = self.bfloat16_row(r) {
+            return round_operand(isa, row, out);
+        }
         let narrowed: Vec<f32>;
         let row = match R::f32_slice(row) {
             Some(row) => row,
@@ -169,13 +242,8 @@ impl<'a> Conversion<'a> {
                 &narrowed
             }
         };
-        match self {
-            Conversion::Bfloat16 { values, padded, stride } => {
-                round_row(isa, row, &mut values[r * *stride..][..*padded]);
-            }
-            Conversion::Int8 { values, scales, padded, stride } => {
-                scales.push(quantise_row(isa, row, &mut values[r * *stride..][..*padded]));
-            }
+        if let Conversion::Int8 { values, scales, padded, stride } = self {
+            scales.push(quantise_row(isa, row, &mut values[r * *stride..][..*padded]));
         }
     }
 
@@ -190,6 +258,7 @@ impl<'a> Conversion<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::rows::softmax_in_place;
     use crate::kernels::testing::noise;
 
     #[test]
@@ -204,6 +273,65 @@ mod tests {
                 let expected = prepare_lhs(isa, &apart, rows, k, k, dtype, &mut buffer);
                 let got = activate_lhs(isa, Elementwise::GeluTanh, &mut at_once, k, dtype, &mut other);
                 assert_eq!(format!("{got:?}"), format!("{expected:?}"), "{}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_over_their_sums_are_the_softmax() {
+        let (rows, k) = (5, 70);
+        for isa in Isa::available() {
+            for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Int8] {
+                let mut expected = noise(rows * k, 1);
+                let (mut scores, mut sums) = (expected.clone(), vec![0.0; rows]);
+                softmax_in_place(isa, &mut expected, k);
+                let mut buffer = LhsBuffer::default();
+                let got = exponentials_lhs(isa, &mut scores, k, &mut sums, dtype, &mut buffer);
+                for (i, &expected) in expected.iter().enumerate() {
+                    let (r, c) = (i / k, i % k);
+                    let (value, tolerance) = match got {
+                        Lhs::FullPrecision { values, stride } => (values[r * stride + c], 1e-6),
+                        Lhs::Bfloat16 { values, stride } => (values[r * stride + c].to_f32(), 1.0 / 256.0),
+                        Lhs::Int8 { values, stride, scales } => {
+                            (scales[r] * (f32::from(values[r * stride + c]) - 128.0), 1.0)
+                        }
+                    };
+                    let error = (value / sums[r] - expected).abs();
+                    assert!(error <= tolerance * expected.max(0.005), "{} {dtype:?} {error}", isa.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_transposed_operand_is_that_of_the_transpose() {
+        for (rows, k) in [(1, 1), (16, 32), (5, 70), (33, 17)] {
+            let stride = rows + 3;
+            let source = noise(k * stride, 1);
+            let own_stride = full_precision_stride::<f32>(k);
+            for isa in Isa::available() {
+                for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+                    let (mut turned, mut values) =
+                        (vec![0.0; rows * own_stride], vec![0.0; rows * own_stride]);
+                    transpose(isa, &source, k, rows, stride, &mut turned, own_stride);
+                    let (mut buffer, mut other) = (LhsBuffer::default(), LhsBuffer::default());
+                    let expected = prepare_lhs(isa, &turned, rows, k, own_stride, dtype, &mut buffer);
+                    let shape = (rows, k);
+                    let got =
+                        prepare_transposed_lhs(isa, &source, shape, stride, dtype, &mut values, &mut other);
+                    for r in 0..rows {
+                        let row = |operand: Lhs<'_, f32>| match operand {
+                            Lhs::FullPrecision { values, stride } => {
+                                format!("{:?}", &values[r * stride..][..k])
+                            }
+                            Lhs::Bfloat16 { values, stride } => {
+                                format!("{:?}", &values[r * stride..][..k.next_multiple_of(32)])
+                            }
+                            Lhs::Int8 { .. } => unreachable!("not asked for"),
+                        };
+                        assert_eq!(row(got), row(expected), "{} {dtype:?} {rows} x {k}", isa.name());
+                    }
+                }
             }
         }
     }

@@ -30,7 +30,10 @@ mod widened;
 
 pub use init::Init;
 pub use layout::{INT8_K_BLOCK, PANEL, packed_len};
-pub use lhs::{Lhs, LhsBuffer, activate_lhs, full_precision_stride, lhs_stride, prepare_lhs};
+pub use lhs::{
+    Lhs, LhsBuffer, activate_lhs, exponentials_lhs, full_precision_stride, lhs_stride, prepare_lhs,
+    prepare_transposed_lhs,
+};
 pub use low_precision::LowPrecision;
 pub use pack::{pack_bfloat16, pack_full_precision};
 pub use packed::PackedMatrix;

@@ -3,8 +3,7 @@
 use half::bf16;
 
 use super::layout::PANEL;
-use super::quantize::round_upper_half;
-use crate::kernels::isa::{Isa, Real, Simd, VectorLoop};
+use crate::kernels::isa::{Isa, Real, Simd, VectorLoop, round_upper_half};
 
 /// Fills a bfloat16 panel of `rows` (even) rows from `columns` columns of row-major `source`, which has `k` rows,
 /// `stride` apart.

@@ -67,6 +67,11 @@ impl ResultRows {
         ResultRows { start: self.start.wrapping_add(rows * self.stride), ..self }
     }
 
+    /// With `rows` rows more before the first.
+    pub fn skip_back(self, rows: usize) -> ResultRows {
+        ResultRows { start: self.start.wrapping_sub(rows * self.stride), ..self }
+    }
+
     /// Without the first `bytes` bytes of every row.
     pub fn skip_bytes(self, bytes: usize) -> ResultRows {
         ResultRows { start: self.start.wrapping_add(bytes), ..self }

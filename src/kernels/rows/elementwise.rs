@@ -1,5 +1,7 @@
 //! Element-wise activation functions and their derivatives.
 
+use half::bf16;
+
 use super::formulas::{self, Formula};
 use crate::kernels::isa::{Isa, Real, Simd, VectorLoop, each_span};
 
@@ -60,6 +62,27 @@ pub fn elementwise<R: Real>(isa: Isa, function: Elementwise, x: &mut [R]) {
 pub fn elementwise_backward<R: Real>(isa: Isa, function: Elementwise, x: &[R], dy: &mut [R]) {
     assert_eq!(x.len(), dy.len(), "as many inputs as gradients");
     R::dispatch(isa, Backward { function, x, dy });
+}
+
+/// [`elementwise_backward`], then [`elementwise`] of `x` in place.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn elementwise_backward_then_forward<R: Real>(
+    isa: Isa,
+    function: Elementwise,
+    x: &mut [R],
+    dy: &mut [R],
+) {
+    assert_eq!(x.len(), dy.len(), "as many inputs as gradients");
+    R::dispatch(isa, Both { function, x, dy });
+}
+
+/// Rounds `function` of `x` to bfloat16, into `out`; what is missing becomes zeros.
+pub fn elementwise_to_bfloat16<R: Real>(isa: Isa, function: Elementwise, x: &[R], out: &mut [bf16]) {
+    let (whole, padding) = out.split_at_mut(x.len());
+    padding.fill(bf16::ZERO);
+    R::dispatch(isa, ToBfloat16 { function, x, out: whole });
 }
 
 impl Elementwise {
@@ -144,6 +167,63 @@ impl<R: Real> VectorLoop<R> for Backward<'_, R> {
             }
         }
         self.function.with_formula(Task(simd, self.x, self.dy));
+    }
+}
+
+struct Both<'a, R> {
+    function: Elementwise,
+    x: &'a mut [R],
+    dy: &'a mut [R],
+}
+
+impl<R: Real> VectorLoop<R> for Both<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<Elem = R>>(self, simd: S) {
+        struct Task<'a, S: Simd>(S, &'a mut [S::Elem], &'a mut [S::Elem]);
+        impl<S: Simd<Elem: Real>> FormulaTask for Task<'_, S> {
+            #[inline(always)]
+            fn run<F: Formula>(self, formula: F) {
+                let Task(simd, x, dy) = self;
+                each_span(
+                    x.len(),
+                    #[inline(always)]
+                    |at| {
+                        let (value, slope) = formula.value_and_derivative(simd, at.load(simd, x));
+                        at.store(simd, value, x);
+                        at.store(simd, simd.mul(at.load(simd, dy), slope), dy);
+                    },
+                );
+            }
+        }
+        self.function.with_formula(Task(simd, self.x, self.dy));
+    }
+}
+
+struct ToBfloat16<'a, R> {
+    function: Elementwise,
+    x: &'a [R],
+    out: &'a mut [bf16],
+}
+
+impl<R: Real> VectorLoop<R> for ToBfloat16<'_, R> {
+    type Output = ();
+    const TO_BFLOAT16: bool = true;
+    #[inline(always)]
+    fn run<S: Simd<Elem = R>>(self, simd: S) {
+        struct Task<'a, S: Simd>(S, &'a [S::Elem], &'a mut [bf16]);
+        impl<S: Simd<Elem: Real>> FormulaTask for Task<'_, S> {
+            #[inline(always)]
+            fn run<F: Formula>(self, formula: F) {
+                let Task(simd, x, out) = self;
+                each_span(
+                    x.len(),
+                    #[inline(always)]
+                    |at| at.store_bfloat16(simd, formula.value(simd, at.load(simd, x)), out),
+                );
+            }
+        }
+        self.function.with_formula(Task(simd, self.x, self.out));
     }
 }
 
@@ -267,6 +347,16 @@ mod tests {
             let mut slopes = vec![R::ONE; x.len()];
             elementwise(isa, function, &mut values);
             elementwise_backward(isa, function, &inputs, &mut slopes);
+            let (mut both, mut slopes_of_both) = (inputs.clone(), vec![R::ONE; x.len()]);
+            elementwise_backward_then_forward(isa, function, &mut both, &mut slopes_of_both);
+            assert_eq!((both, slopes_of_both), (values.clone(), slopes.clone()), "{function:?}");
+            let mut rounded = vec![bf16::ONE; x.len() + 3];
+            elementwise_to_bfloat16(isa, function, &inputs, &mut rounded);
+            for (&value, rounded) in values.iter().zip(&rounded) {
+                let subnormal = value.to_f32().abs() < f32::MIN_POSITIVE;
+                assert!(subnormal || bf16::from_f32(value.to_f32()) == *rounded, "{function:?} of {value:?}");
+            }
+            assert!(rounded[x.len()..].iter().all(|&x| x == bf16::ZERO));
             for ((&x, value), slope) in x.iter().zip(values).zip(slopes) {
                 let expected = reference(function, x);
                 for (got, expected) in [(value.to_f64(), expected.0), (slope.to_f64(), expected.1)] {

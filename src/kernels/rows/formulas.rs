@@ -1,5 +1,7 @@
 //! The formulas of [`Elementwise`](super::Elementwise) on vectors: a function's value and, next to it, its derivative.
 
+use std::f64::consts::LOG2_E;
+
 use crate::kernels::isa::{Real, Simd};
 
 /// A function of one variable with its derivative.
@@ -8,13 +10,24 @@ pub trait Formula: Copy {
     fn value<S: Simd<Elem: Real>>(self, simd: S, x: S::Vec) -> S::Vec;
     /// f'(x)
     fn derivative<S: Simd<Elem: Real>>(self, simd: S, x: S::Vec) -> S::Vec;
+    /// Both, for less than each by itself where they have something in common.
+    #[inline(always)]
+    fn value_and_derivative<S: Simd<Elem: Real>>(self, simd: S, x: S::Vec) -> (S::Vec, S::Vec) {
+        (self.value(simd, x), self.derivative(simd, x))
+    }
+}
+
+/// `1 / (1 + 2^t)`
+#[inline(always)]
+fn logistic_exp2<S: Simd<Elem: Real>>(simd: S, t: S::Vec) -> S::Vec {
+    let one = simd.constant(1.0);
+    simd.div(one, simd.add(one, S::Elem::exp2_lanes(simd, t)))
 }
 
 /// `1 / (1 + e^-x)`
 #[inline(always)]
 fn logistic<S: Simd<Elem: Real>>(simd: S, x: S::Vec) -> S::Vec {
-    let one = simd.constant(1.0);
-    simd.div(one, simd.add(one, S::Elem::exp_lanes(simd, simd.neg(x))))
+    logistic_exp2(simd, simd.mul(x, simd.constant(-LOG2_E)))
 }
 
 /// `s (1 - s)`, the derivative of the logistic function where its value is `s`.
@@ -62,28 +75,37 @@ impl GeluTanh {
     const COEFFICIENT: f64 = 0.797_884_560_8;
     const CUBIC: f64 = 0.044_715;
 
-    /// `2 u`
+    /// `log2 e^(-2 u)`
     #[inline(always)]
-    fn twice_inner<S: Simd<Elem: Real>>(simd: S, x: S::Vec) -> S::Vec {
-        let linear = simd.constant(2.0 * Self::COEFFICIENT);
-        let cubic = simd.constant(2.0 * Self::COEFFICIENT * Self::CUBIC);
+    fn exponent<S: Simd<Elem: Real>>(simd: S, x: S::Vec) -> S::Vec {
+        let linear = simd.constant(-2.0 * Self::COEFFICIENT * LOG2_E);
+        let cubic = simd.constant(-2.0 * Self::COEFFICIENT * Self::CUBIC * LOG2_E);
         simd.mul(x, simd.mul_add(simd.mul(x, x), cubic, linear))
+    }
+
+    /// The derivative, given the logistic function's value `s`.
+    #[inline(always)]
+    fn slope<S: Simd<Elem: Real>>(simd: S, x: S::Vec, s: S::Vec) -> S::Vec {
+        let linear = simd.constant(2.0 * Self::COEFFICIENT);
+        let cubic = simd.constant(6.0 * Self::COEFFICIENT * Self::CUBIC);
+        let inner_slope = simd.mul_add(simd.mul(x, x), cubic, linear);
+        simd.mul_add(simd.mul(x, logistic_slope(simd, s)), inner_slope, s)
     }
 }
 
 impl Formula for GeluTanh {
     #[inline(always)]
     fn value<S: Simd<Elem: Real>>(self, simd: S, x: S::Vec) -> S::Vec {
-        let e = S::Elem::exp_lanes(simd, simd.neg(Self::twice_inner(simd, x)));
-        simd.div(x, simd.add(simd.constant(1.0), e))
+        simd.mul(x, logistic_exp2(simd, Self::exponent(simd, x)))
     }
     #[inline(always)]
     fn derivative<S: Simd<Elem: Real>>(self, simd: S, x: S::Vec) -> S::Vec {
-        let s = logistic(simd, Self::twice_inner(simd, x));
-        let linear = simd.constant(2.0 * Self::COEFFICIENT);
-        let cubic = simd.constant(6.0 * Self::COEFFICIENT * Self::CUBIC);
-        let inner_slope = simd.mul_add(simd.mul(x, x), cubic, linear);
-        simd.mul_add(simd.mul(x, logistic_slope(simd, s)), inner_slope, s)
+        self.value_and_derivative(simd, x).1
+    }
+    #[inline(always)]
+    fn value_and_derivative<S: Simd<Elem: Real>>(self, simd: S, x: S::Vec) -> (S::Vec, S::Vec) {
+        let s = logistic_exp2(simd, Self::exponent(simd, x));
+        (simd.mul(x, s), Self::slope(simd, x, s))
     }
 }
 
@@ -92,25 +114,28 @@ impl Formula for GeluTanh {
 pub struct GeluErf;
 
 impl GeluErf {
-    /// `(1 + erf(x / sqrt 2)) / 2`
+    /// The normal distribution's density.
     #[inline(always)]
-    fn normal_cdf<S: Simd<Elem: Real>>(simd: S, x: S::Vec) -> S::Vec {
-        let e = S::Elem::erf_lanes(simd, simd.mul(x, simd.constant(std::f64::consts::FRAC_1_SQRT_2)));
-        simd.mul_add(e, simd.constant(0.5), simd.constant(0.5))
+    fn density<S: Simd<Elem: Real>>(simd: S, x: S::Vec) -> S::Vec {
+        const INVERSE_SQRT_2_PI: f64 = 0.398_942_280_401_432_7;
+        let e = S::Elem::exp2_lanes(simd, simd.mul(simd.mul(x, x), simd.constant(-0.5 * LOG2_E)));
+        simd.mul(e, simd.constant(INVERSE_SQRT_2_PI))
     }
 }
 
 impl Formula for GeluErf {
     #[inline(always)]
     fn value<S: Simd<Elem: Real>>(self, simd: S, x: S::Vec) -> S::Vec {
-        simd.mul(x, Self::normal_cdf(simd, x))
+        simd.mul(x, S::Elem::normal_cdf_lanes(simd, x))
     }
     #[inline(always)]
     fn derivative<S: Simd<Elem: Real>>(self, simd: S, x: S::Vec) -> S::Vec {
-        const INVERSE_SQRT_2_PI: f64 = 0.398_942_280_401_432_7;
-        let e = S::Elem::exp_lanes(simd, simd.mul(simd.mul(x, x), simd.constant(-0.5)));
-        let density = simd.mul(e, simd.constant(INVERSE_SQRT_2_PI));
-        simd.mul_add(x, density, Self::normal_cdf(simd, x))
+        self.value_and_derivative(simd, x).1
+    }
+    #[inline(always)]
+    fn value_and_derivative<S: Simd<Elem: Real>>(self, simd: S, x: S::Vec) -> (S::Vec, S::Vec) {
+        let cdf = S::Elem::normal_cdf_lanes(simd, x);
+        (simd.mul(x, cdf), simd.mul_add(x, Self::density(simd, x), cdf))
     }
 }
 

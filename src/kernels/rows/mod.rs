@@ -10,7 +10,10 @@ mod transpose;
 
 pub use add::{add_in_place, axpy};
 pub use dropout::{dropout, philox, unit};
-pub use elementwise::{Elementwise, elementwise, elementwise_backward};
+pub use elementwise::{
+    Elementwise, elementwise, elementwise_backward, elementwise_backward_then_forward,
+    elementwise_to_bfloat16,
+};
 pub use layer_norm::{layer_norm, layer_norm_backward};
-pub use softmax::{log_sum_exp, softmax_backward, softmax_in_place};
-pub use transpose::transpose;
+pub use softmax::{exponentials, exponentials_to_bfloat16, log_sum_exp, softmax_backward, softmax_in_place};
+pub use transpose::{transpose, transpose_rounded};

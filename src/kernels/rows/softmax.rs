@@ -1,7 +1,31 @@
 //! Softmax of rows and its logarithm. Sums have a fixed order that depends only on the row length.
 
-use crate::kernels::isa::{Isa, LANES, Real, Simd, VectorLoop, each_span, largest, sum};
+use half::bf16;
+
+use crate::kernels::isa::{Isa, LANES, Real, Simd, Span, VectorLoop, each_span, largest, sum};
 use crate::sys::{Work, timed};
+
+/// Exponentials of a row, relative to that of its largest value, each given to `put`; their sum.
+#[inline(always)]
+fn exponentials_of_row<S: Simd<Elem: Real>>(
+    simd: S,
+    row: &mut [S::Elem],
+    mut put: impl FnMut(Span, S::Vec, &mut [S::Elem]),
+) -> S::Elem {
+    let top = simd.splat(largest(simd, row));
+    let log2_e = simd.constant(std::f64::consts::LOG2_E);
+    sum(
+        simd,
+        row.len(),
+        #[inline(always)]
+        |at| {
+            let distance = simd.sub(at.load(simd, row), top);
+            let e = S::Elem::exp2_lanes(simd, simd.mul(distance, log2_e));
+            put(at, e, row);
+            e
+        },
+    )
+}
 
 /// Softmax of each row of `n` values, in place.
 pub fn softmax_in_place<R: Real>(isa: Isa, x: &mut [R], n: usize) {
@@ -11,20 +35,11 @@ pub fn softmax_in_place<R: Real>(isa: Isa, x: &mut [R], n: usize) {
         #[inline(always)]
         fn run<S: Simd<Elem = R>>(self, simd: S) {
             for row in self.0.chunks_exact_mut(self.1) {
-                let top = simd.splat(largest(simd, row));
-                each_span(
-                    row.len(),
-                    #[inline(always)]
-                    |at| {
-                        let e = R::exp_lanes(simd, simd.sub(at.load(simd, row), top));
-                        at.store(simd, e, row);
-                    },
-                );
-                let total = sum(
+                let total = exponentials_of_row(
                     simd,
-                    row.len(),
+                    row,
                     #[inline(always)]
-                    |at| at.load(simd, row),
+                    |at, e, row| at.store(simd, e, row),
                 );
                 let scale = simd.splat(R::ONE / total);
                 each_span(
@@ -39,6 +54,57 @@ pub fn softmax_in_place<R: Real>(isa: Isa, x: &mut [R], n: usize) {
     if n > 0 {
         R::dispatch(isa, Softmax(x, n));
     }
+}
+
+/// Softmax of each row of `n` values, in place, without the division by the sums, which go to `sums`.
+pub fn exponentials<R: Real>(isa: Isa, x: &mut [R], n: usize, sums: &mut [R]) {
+    let _time = timed(Work::Softmax);
+    struct Exponentials<'a, R>(&'a mut [R], usize, &'a mut [R]);
+    impl<R: Real> VectorLoop<R> for Exponentials<'_, R> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd<Elem = R>>(self, simd: S) {
+            let Exponentials(x, n, sums) = self;
+            for (row, total) in x.chunks_exact_mut(n).zip(sums) {
+                *total = exponentials_of_row(
+                    simd,
+                    row,
+                    #[inline(always)]
+                    |at, e, row| at.store(simd, e, row),
+                );
+            }
+        }
+    }
+    if n > 0 {
+        R::dispatch(isa, Exponentials(x, n, sums));
+    }
+}
+
+/// [`exponentials`] of one row, rounded to bfloat16 as they are made, into `out`; what is missing becomes zeros. Returns the
+/// sum of the unrounded ones.
+pub fn exponentials_to_bfloat16<R: Real>(isa: Isa, row: &mut [R], out: &mut [bf16]) -> R {
+    struct Exponentials<'a, R>(&'a mut [R], &'a mut [bf16]);
+    impl<R: Real> VectorLoop<R> for Exponentials<'_, R> {
+        type Output = R;
+        const TO_BFLOAT16: bool = true;
+        #[inline(always)]
+        fn run<S: Simd<Elem = R>>(self, simd: S) -> R {
+            let Exponentials(row, out) = self;
+            let (whole, padding) = out.split_at_mut(row.len());
+            padding.fill(bf16::ZERO);
+            exponentials_of_row(
+                simd,
+                row,
+                #[inline(always)]
+                |at, e, _| at.store_bfloat16(simd, e, whole),
+            )
+        }
+    }
+    if row.is_empty() {
+        out.fill(bf16::ZERO);
+        return R::ZERO;
+    }
+    R::dispatch(isa, Exponentials(row, out))
 }
 
 /// Computes the backward of [`softmax_in_place`] given its result `p`: `dx = p * (dp - sum(p * dp))`, in place on `dp`.

@@ -8,13 +8,13 @@
 
 use crate::error::Result;
 use crate::kernels::{
-    Init, LhsBuffer, PANEL, Panels, Real, add_in_place, matmul, prepare_lhs, softmax_backward,
-    softmax_in_place, transpose,
+    Dtype, Init, LhsBuffer, PANEL, Panels, Real, add_in_place, exponentials, exponentials_lhs,
+    full_precision_stride, matmul, prepare_lhs, prepare_transposed_lhs, softmax_backward, softmax_in_place,
 };
 use crate::layers::{Dense, FEW_ROWS_TASKS, Product, join_columns};
 use crate::params::{Gradients, WeightList};
 use crate::random::Purpose;
-use crate::runtime::{ActivationPanels, TaskScratch};
+use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
 use crate::sys::{Work, alloc_zeroed, timed};
 
 use crate::network::pass::{Pass, RowBlock, RowGroup};
@@ -67,7 +67,7 @@ struct Head<'a, R> {
 
 impl<R: Real> Head<'_, R> {
     /// `out` = weighted sums of values for the queries of `block`, both rows of `D` values `stride` apart. `scores` holds
-    /// those of [`scores_at_once`] queries.
+    /// those of [`scores_at_once`] queries, `sums` one value for each of these.
     fn attend(
         &self,
         pass: &Pass<'_, R>,
@@ -75,7 +75,7 @@ impl<R: Real> Head<'_, R> {
         queries: &[R],
         out: &mut [R],
         stride: usize,
-        scores: &mut [R],
+        (scores, sums): (&mut [R], &mut [R]),
         [lhs, score_lhs]: &mut [LhsBuffer; 2],
     ) {
         let (isa, seq, head) = (pass.context.isa, pass.seq, self.keys.k);
@@ -91,14 +91,21 @@ impl<R: Real> Head<'_, R> {
             matmul(isa, rows, q, self.keys, 0..seq, scores, seq, Init::Zero);
             let n = self.index % pass.config.num_attention_heads;
             pass.attention_mask.mask(isa, block.example, n, row, scores, seq);
-            // 3. softmax over keys, dropout
-            softmax_in_place(isa, scores, seq);
-            if let Some(dropout) = &dropout {
+            // 3. softmax over keys but for the division, dropout
+            let p = if let Some(dropout) = &dropout {
+                exponentials(isa, scores, seq, sums);
                 dropout.apply(isa, scores, (dropout_matrix(pass, self.index) * seq + row) * seq);
+                prepare_lhs(isa, scores, rows, seq, seq, dtype, score_lhs)
+            } else {
+                exponentials_lhs(isa, scores, seq, sums, dtype, score_lhs)
+            };
+            // 4. weighted sum of values, over the sum of the weights
+            let out = &mut out[at..];
+            matmul(isa, rows, p, self.values, 0..head, out, stride, Init::Zero);
+            for (out, &sum) in out.chunks_mut(stride).zip(&sums[..rows]) {
+                let scale = R::ONE / sum;
+                out[..head].iter_mut().for_each(|out| *out *= scale);
             }
-            // 4. weighted sum of values
-            let p = prepare_lhs(isa, scores, rows, seq, seq, dtype, score_lhs);
-            matmul(isa, rows, p, self.values, 0..head, &mut out[at..], stride, Init::Zero);
         }
     }
 }
@@ -160,7 +167,8 @@ impl Attention {
         Ok(KeysValues { keys, values })
     }
 
-    /// `out` = attention output for the rows of `group`, whose queries come from `x` (`[B*S, H]`).
+    /// `out` = attention output for the rows of `group`, whose queries come from `x` (`[B*S, H]`). `kept`, unless empty,
+    /// receives the queries over `sqrt D` and what heads mix.
     pub fn rows<R: Real>(
         self,
         pass: &Pass<'_, R>,
@@ -169,6 +177,7 @@ impl Attention {
         group: RowGroup<'_>,
         x: &[R],
         out: &mut [R],
+        kept: [&mut [R]; 2],
         scratch: &mut TaskScratch<R>,
     ) {
         let (isa, seq, hidden) = (pass.context.isa, pass.seq, self.hidden);
@@ -176,7 +185,9 @@ impl Attention {
         let [query, output] = [self.query, self.output].map(|dense| dense.product(pass.weights));
         let most = group.blocks.iter().map(|block| scores_at_once(block.rows, seq)).max().unwrap_or(0);
         let len = group.rows * hidden;
-        let ([queries, mixed, scores], lhs) = scratch.split([len, len, most * seq]);
+        let own = if kept[0].is_empty() { len } else { 0 };
+        let ([own_queries, own_mixed, scores, sums], lhs) = scratch.split([own, own, most * seq, most]);
+        let [queries, mixed] = if own > 0 { [own_queries, own_mixed] } else { kept };
         // 1. q = (x Wq + bq) / sqrt D; rows that do not follow each other meet where their results go
         let x = group.of(x, seq, hidden, mixed);
         query.rows(isa, x, group.rows, queries, &mut lhs[0]);
@@ -190,7 +201,7 @@ impl Attention {
                 let matrix =
                     Head { keys: state.keys.view(index), values: state.values.view(index), index, layer };
                 let at = n * head;
-                matrix.attend(pass, block, &queries[at..], &mut mixed[at..], hidden, scores, lhs);
+                matrix.attend(pass, block, &queries[at..], &mut mixed[at..], hidden, (scores, sums), lhs);
             }
         }
         // 5. out = mixed Wo + bo
@@ -234,8 +245,9 @@ impl Attention {
         context.each(mixed.chunks_mut(all * per_task * head).enumerate(), |(task, mixed), scratch| {
             let width = mixed.len() / all;
             let columns = task * per_task * head..task * per_task * head + width;
-            let lengths = [all * width, keys * width, keys * width, scores_at_once(rows, seq) * seq];
-            let ([queries, key_rows, value_rows, scores], lhs) = scratch.split(lengths);
+            let most = scores_at_once(rows, seq);
+            let lengths = [all * width, keys * width, keys * width, most * seq, most];
+            let ([queries, key_rows, value_rows, scores, sums], lhs) = scratch.split(lengths);
             query.columns(isa, left, all, columns.clone(), queries);
             self.scale(queries);
             key.columns(isa, kv_left, keys, columns.clone(), key_rows);
@@ -251,7 +263,7 @@ impl Attention {
                 let index = example * heads + task * per_task + n;
                 let matrix = Head { keys: own_keys.view(0), values: own_values.view(0), index, layer };
                 let (block, at) = (RowBlock { example, first: 0, rows }, example * rows * width + n * head);
-                matrix.attend(pass, block, &queries[at..], &mut mixed[at..], width, scores, lhs);
+                matrix.attend(pass, block, &queries[at..], &mut mixed[at..], width, (scores, sums), lhs);
             }
         })?;
         // 5. out = mixed Wo + bo
@@ -270,11 +282,13 @@ impl Attention {
     /// Backward of the layer: writes `dx` (gradient of what the queries come from), adds to `dkv` (of what keys and values come
     /// from) and to the gradients. All arrays are `[B*S, H]`.
     ///
-    /// `state` is what [`Attention::prepare`] made; queries and attention weights are computed again rather than kept.
+    /// `state` is what [`Attention::prepare`] made, `queries` (over `sqrt D`) and `mixed` what [`Attention::rows`] kept;
+    /// attention weights, far larger, are computed again.
     pub fn backward<R: Real>(
         self,
         pass: &Pass<'_, R>,
         state: &KeysValues<R>,
+        [queries, mixed]: &[Buffer<R>; 2],
         layer: usize,
         x: &[R],
         kv: &[R],
@@ -287,45 +301,33 @@ impl Attention {
         let Attention { hidden, heads, .. } = self;
         let (head, all) = (hidden / heads, pass.batch * seq);
         let scale = R::from_f64(1.0 / (head as f64).sqrt());
-        let query = self.query.product(pass.weights);
-        let weights = query.dtype();
+        let weights = self.query.product(pass.weights).dtype();
         let dtype = weights.of_activations();
         let transposed = |dense: Dense| context.transposed(dense.kernel(pass.weights, 0));
         let blocks = Pass::<R>::fixed_blocks(all);
-        // Forward again, and 5. undone: rows of [query / sqrt D | d mixed = dy Wo^T]
-        let mut rows = context.buffer(all * 2 * hidden);
+        // 5. undone: d mixed = dy Wo^T
+        let mut dmixed = context.buffer(all * hidden);
         let output = transposed(self.output)?;
         let output = Product::transposed(&output);
-        pass.each_block(&blocks, &mut rows, 2 * hidden, |block, out, scratch| {
-            let ([own], [lhs, _]) = scratch.split([block.rows * hidden]);
-            let of = |values| block.of(values, all, hidden);
-            query.rows(isa, of(x), block.rows, own, lhs);
-            own.iter_mut().for_each(|q| *q *= scale);
-            place(own, out, 0, hidden);
-            output.rows(isa, of(dy), block.rows, own, lhs);
-            place(own, out, 1, hidden);
+        pass.each_block(&blocks, &mut dmixed, hidden, |block, out, scratch| {
+            let (_, [lhs, _]) = scratch.split([]);
+            output.rows(isa, block.of(dy, all, hidden), block.rows, out, lhs);
         })?;
-        // Per example and head: [d query, d key, d value, mixed], each [S, D], and d biases
+        // Per example and head: [d query, d key, d value], each [S, D], and d biases
         let dropout = pass.dropout(pass.config.attention_dropout, Purpose::AttentionDropout, layer);
         let step = (MAX_SCORES / seq).clamp(1, seq);
         let size = seq * head;
         let offsets = self.position_bias.map_or(0, |_| 2 * seq - 1);
-        let whole = 4 * size + offsets;
+        let whole = 3 * size + offsets;
+        let turned = if dtype == Dtype::Bfloat16 { 0 } else { seq * full_precision_stride::<R>(step) };
         let mut by_head = context.buffer(pass.batch * heads * whole);
         context.each(by_head.chunks_exact_mut(whole).enumerate(), |(matrix, out), scratch| {
             let (example, n) = (matrix / heads, matrix % heads);
             let scores = step * seq;
-            let ([own, p, dp, dropped, transposed], [lhs, other_lhs]) =
-                scratch.split([2 * size, scores, scores, scores, scores]);
-            let copying = timed(Work::Copy);
-            for s in 0..seq {
-                let row = &rows[(example * seq + s) * 2 * hidden + n * head..];
-                for part in 0..2 {
-                    own[part * size + s * head..][..head].copy_from_slice(&row[part * hidden..][..head]);
-                }
-            }
-            drop(copying);
-            let (queries, dmixed) = own.split_at(size);
+            let lengths = [scores, scores, if dropout.is_some() { scores } else { 0 }, turned];
+            let ([p, dp, dropped, turned], [lhs, other_lhs]) = scratch.split(lengths);
+            // Rows of the head, `hidden` values apart.
+            let rows_of = |first: usize| (example * seq + first) * hidden + n * head;
             let (key_columns, value_rows) = (state.keys.view(matrix), state.values.view(matrix));
             let mut key_rows = context.panels(weights, 1, seq, head);
             let mut value_columns = context.panels(weights, 1, head, seq);
@@ -338,8 +340,7 @@ impl Attention {
             drop(transposing);
             let (dqueries, rest) = out.split_at_mut(size);
             let (dkeys, rest) = rest.split_at_mut(size);
-            let (dvalues, rest) = rest.split_at_mut(size);
-            let (mixed, dbiases) = rest.split_at_mut(size);
+            let (dvalues, dbiases) = rest.split_at_mut(size);
             dbiases.fill(R::ZERO);
             dkeys.fill(R::ZERO);
             dvalues.fill(R::ZERO);
@@ -348,30 +349,28 @@ impl Attention {
                 let at = first * head..(first + count) * head;
                 let (p, dp) = (&mut p[..count * seq], &mut dp[..count * seq]);
                 // 2, 3. attention weights, again
-                let q = prepare_lhs(isa, &queries[at.clone()], count, head, head, dtype, lhs);
+                let (queries, dmixed) = (&queries[rows_of(first)..], &dmixed[rows_of(first)..]);
+                let q = prepare_lhs(isa, queries, count, head, hidden, dtype, lhs);
                 matmul(isa, count, q, key_columns, 0..seq, p, seq, Init::Zero);
                 pass.attention_mask.mask(isa, example, n, first, p, seq);
                 softmax_in_place(isa, p, seq);
                 let at_element = (dropout_matrix(pass, matrix) * seq + first) * seq;
                 // 4. mixed = dropped(p) v: dp = dropped(d mixed v^T), dv += dropped(p)^T d mixed
-                let dm = prepare_lhs(isa, &dmixed[at.clone()], count, head, head, dtype, lhs);
+                let dm = prepare_lhs(isa, dmixed, count, head, hidden, dtype, lhs);
                 matmul(isa, count, dm, value_columns.view(0), 0..seq, dp, seq, Init::Zero);
-                let transposed = &mut transposed[..seq * count];
-                let dropped = &mut dropped[..count * seq];
-                dropped.copy_from_slice(p);
-                if let Some(dropout) = &dropout {
+                let weights_of_values = if let Some(dropout) = &dropout {
+                    let dropped = &mut dropped[..count * seq];
+                    dropped.copy_from_slice(p);
                     dropout.apply(isa, dp, at_element);
                     dropout.apply(isa, dropped, at_element);
-                }
-                let transposing = timed(Work::Transpose);
-                transpose(isa, dropped, count, seq, seq, transposed, count);
-                drop(transposing);
-                let w = prepare_lhs(isa, dropped, count, seq, seq, dtype, lhs);
-                let out = &mut mixed[at.clone()];
-                matmul(isa, count, w, value_rows, 0..head, out, head, Init::Zero);
-                let w = prepare_lhs(isa, transposed, seq, count, count, dtype, other_lhs);
+                    &*dropped
+                } else {
+                    &*p
+                };
+                let shape = (seq, count);
+                let w = prepare_transposed_lhs(isa, weights_of_values, shape, seq, dtype, turned, other_lhs);
                 let mut own_rows = context.panels(weights, 1, count, head);
-                own_rows.whole_mut(0).pack(isa, &dmixed[at.clone()], head, false, count, head);
+                own_rows.whole_mut(0).pack(isa, dmixed, hidden, false, count, head);
                 matmul(isa, seq, w, own_rows.view(0), 0..head, dvalues, head, Init::Accumulate);
                 // 3. softmax
                 softmax_backward(isa, p, dp, seq);
@@ -386,17 +385,14 @@ impl Attention {
                 let out = &mut dqueries[at.clone()];
                 matmul(isa, count, ds, key_rows.view(0), 0..head, out, head, Init::Zero);
                 out.iter_mut().for_each(|q| *q *= scale);
-                let transposing = timed(Work::Transpose);
-                transpose(isa, dp, count, seq, seq, transposed, count);
-                drop(transposing);
-                let ds = prepare_lhs(isa, transposed, seq, count, count, dtype, other_lhs);
-                own_rows.whole_mut(0).pack(isa, &queries[at.clone()], head, false, count, head);
+                let ds = prepare_transposed_lhs(isa, dp, shape, seq, dtype, turned, other_lhs);
+                own_rows.whole_mut(0).pack(isa, queries, hidden, false, count, head);
                 matmul(isa, seq, ds, own_rows.view(0), 0..head, dkeys, head, Init::Accumulate);
             }
         })?;
-        // Heads side by side again: [d query, d key, d value, mixed], each [B*S, H]
+        // Heads side by side again: [d query, d key, d value], each [B*S, H]
         let copying = timed(Work::Copy);
-        let mut parts = [(); 4].map(|()| context.buffer(all * hidden));
+        let mut parts = [(); 3].map(|()| context.buffer(all * hidden));
         for (part, out) in parts.iter_mut().enumerate() {
             pass.each_block(&pass.row_blocks(seq), out, hidden, |block, out, _| {
                 for (s, row) in (block.first..).zip(out.chunks_exact_mut(hidden)) {
@@ -412,12 +408,12 @@ impl Attention {
             let mut dbiases: Vec<R> = alloc_zeroed(heads * offsets);
             for example in by_head.chunks_exact(heads * whole) {
                 for (sum, own) in dbiases.chunks_exact_mut(offsets).zip(example.chunks_exact(whole)) {
-                    add_in_place(isa, sum, &own[4 * size..]);
+                    add_in_place(isa, sum, &own[3 * size..]);
                 }
             }
             position_bias.add_gradients(context, &dbiases, seq, gradients);
         }
-        let [dqueries, dkeys, dvalues, mixed] = &parts;
+        let [dqueries, dkeys, dvalues] = &parts;
         // 1 and 5. the projections
         let projections = [(self.query, x, dqueries), (self.key, kv, dkeys), (self.value, kv, dvalues)];
         for (dense, x, dy) in projections {
@@ -439,12 +435,4 @@ impl Attention {
 /// The matrix of dropout numbers that attention weights number `matrix` use.
 fn dropout_matrix<R: Real>(pass: &Pass<'_, R>, matrix: usize) -> usize {
     if pass.config.semantics().shared_attention_dropout { 0 } else { matrix }
-}
-
-/// Copies rows of `width` to part number `part` of rows of `2 * width`.
-fn place<R: Copy>(rows: &[R], out: &mut [R], part: usize, width: usize) {
-    let _time = timed(Work::Copy);
-    for (row, out) in rows.chunks_exact(width).zip(out.chunks_exact_mut(2 * width)) {
-        out[part * width..][..width].copy_from_slice(row);
-    }
 }

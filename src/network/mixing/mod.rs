@@ -12,7 +12,7 @@ use crate::config::{MixingMechanism, SparseMixerConfig};
 use crate::error::{Error, Result};
 use crate::kernels::Real;
 use crate::params::{Gradients, WeightList, Weights};
-use crate::runtime::{ActivationPanels, TaskScratch};
+use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
 use crate::sys::{Place, at};
 
 use crate::network::pass::{Pass, RowGroup};
@@ -55,8 +55,8 @@ pub enum MixingState<'m, R: Real> {
 pub enum MixingCache<R: Real> {
     /// Of learned matrices.
     Panels(ActivationPanels<R>),
-    /// Of attention.
-    KeysValues(KeysValues<R>),
+    /// Of attention, with its [`Mix::kept_width`] rows.
+    Attention(KeysValues<R>, [Buffer<R>; 2]),
 }
 
 impl<R: Real> Mix<R> {
@@ -143,7 +143,13 @@ impl<R: Real> Mix<R> {
         })
     }
 
-    /// The sublayer's output for the rows of `group`; `q` as in `prepare`, all rows.
+    /// Values per token of each of the two arrays that backward needs again of what [`Mix::rows`] makes on the way.
+    pub fn kept_width(&self, pass: &Pass<'_, R>) -> usize {
+        if pass.keep && matches!(self, Mix::Attention(_)) { pass.config.hidden_size } else { 0 }
+    }
+
+    /// The sublayer's output for the rows of `group`; `q` as in `prepare`, all rows. `kept` has these rows of what is kept,
+    /// both empty where nothing is.
     pub fn rows(
         &self,
         pass: &Pass<'_, R>,
@@ -152,11 +158,12 @@ impl<R: Real> Mix<R> {
         group: RowGroup<'_>,
         q: &[R],
         out: &mut [R],
+        kept: [&mut [R]; 2],
         scratch: &mut TaskScratch<R>,
     ) {
         let _place = at(self.place([Place::AttentionRows, Place::MixingRows]));
         if let (Mix::Attention(attend), MixingState::KeysValues(state)) = (self, mixed) {
-            return attend.rows(pass, state, layer, group, q, out, scratch);
+            return attend.rows(pass, state, layer, group, q, out, kept, scratch);
         }
         for (block, out) in group.split(out, pass.config.hidden_size) {
             match mixed {
@@ -188,11 +195,11 @@ impl<R: Real> Mix<R> {
         }
     }
 
-    /// What is to be kept of `mixed` for backward.
-    pub fn keep(&self, mixed: MixingState<'_, R>) -> Option<MixingCache<R>> {
+    /// What is to be kept of `mixed`, and of the `rows` of [`Mix::kept_width`], for backward.
+    pub fn keep(&self, mixed: MixingState<'_, R>, rows: [Buffer<R>; 2]) -> Option<MixingCache<R>> {
         match (self, mixed) {
             (Mix::Linear(_), MixingState::Panels(_, panels)) => Some(MixingCache::Panels(panels)),
-            (_, MixingState::KeysValues(state)) => Some(MixingCache::KeysValues(state)),
+            (_, MixingState::KeysValues(state)) => Some(MixingCache::Attention(state, rows)),
             _ => None,
         }
     }
@@ -223,10 +230,10 @@ impl<R: Real> Mix<R> {
             },
             Mix::Fft(mix) => mix.backward(pass, dy, dq),
             Mix::Attention(attend) => {
-                let Some(MixingCache::KeysValues(state)) = kept else {
+                let Some(MixingCache::Attention(state, rows)) = kept else {
                     return Err(Error::Internal("attention without its training record".into()));
                 };
-                attend.backward(pass, state, layer, q, kv, dy, dq, dkv, gradients)
+                attend.backward(pass, state, rows, layer, q, kv, dy, dq, dkv, gradients)
             }
         }
     }

@@ -76,7 +76,12 @@ impl<R: Real> Model<R> {
             .storage
             .iter_mut()
             .zip(gradients)
-            .map(|(values, &gradient)| Update { values: vec![values], low_precision: Vec::new(), gradient })
+            .map(|(values, &gradient)| Update {
+                values: vec![values],
+                low_precision: Vec::new(),
+                gradient,
+                versions: None,
+            })
             .collect();
         self.optimizer.apply(&mut updates, how)
     }

@@ -75,7 +75,8 @@ fn matrices_may_be_stored_apart() {
     whole.apply(&[Gradient::Dense(&gradient)], step(0.01)).expect("a step");
     let mut apart = Model::<f32>::new(Rule::Adamw(adamw()), specs);
     let values = apart.storage[0].chunks_mut(5 * 64).collect();
-    let mut updates = [Update { values, low_precision: Vec::new(), gradient: Gradient::Dense(&gradient) }];
+    let gradient = Gradient::Dense(&gradient);
+    let mut updates = [Update { values, low_precision: Vec::new(), gradient, versions: None }];
     apart.optimizer.apply(&mut updates, step(0.01)).expect("a step");
     assert_eq!(whole.storage, apart.storage);
 }
