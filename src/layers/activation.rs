@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::config::{ActivationConfig, ActivationFunction};
 use crate::error::{Error, Result};
 use crate::kernels::{
-    Elementwise, Isa, Real, elementwise, elementwise_backward, elementwise_backward_then_forward,
-    softmax_backward, softmax_in_place,
+    Elementwise, Isa, Real, elementwise, elementwise_backward, elementwise_with_backward, softmax_backward,
+    softmax_in_place,
 };
 use crate::sys::{Work, timed};
 
@@ -90,14 +90,23 @@ impl<R: Real> Activation<R> {
         Ok(())
     }
 
-    /// [`Activation::backward`], then [`Activation::forward`] of `x`.
-    pub fn backward_then_forward(&self, isa: Isa, x: &mut [R], dy: &mut [R], width: usize) -> Result<()> {
+    /// [`Activation::backward`], and the function of `x` into `values`.
+    pub fn with_backward(
+        &self,
+        isa: Isa,
+        x: &[R],
+        values: &mut [R],
+        dy: &mut [R],
+        width: usize,
+    ) -> Result<()> {
         if let Activation::Elementwise(function) = self {
-            elementwise_backward_then_forward(isa, *function, x, dy);
+            let _time = timed(Work::Activation);
+            elementwise_with_backward(isa, *function, x, values, dy);
             return Ok(());
         }
         self.backward(isa, x, dy, width)?;
-        self.forward(isa, x, width)
+        values.copy_from_slice(x);
+        self.forward(isa, values, width)
     }
 
     /// Multiplies `dy` by the derivative at `x` (the function's input), rows of `width`.

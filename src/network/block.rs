@@ -288,13 +288,14 @@ impl<R: Real> Block<R> {
         };
         let _time = timed(Work::Residual);
         // 3. what surrounds the feed-forward: its result's gradient
-        let mut dfed = context.buffer(all * hidden);
+        let mut normal = context.buffer(all * hidden);
         let post_norm = self.post_norm();
-        if let (Some(norm), Some(fed)) = (post_norm, &record.fed) {
-            norm_backward(pass, norm, fed, dy, &mut dfed, gradients)?;
+        let dfed = if let (Some(norm), Some(fed)) = (post_norm, &record.fed) {
+            norm_backward(pass, norm, fed, dy, &mut normal, gradients)?;
+            &normal[..]
         } else {
-            dfed.copy_from_slice(dy);
-        }
+            dy
+        };
         // 3. the second sublayer, on what it read
         let mut h = context.buffer(all * hidden);
         pass.each_block(&blocks, &mut h, hidden, |block, h, _| {
@@ -305,7 +306,7 @@ impl<R: Real> Block<R> {
             (FeedForwardKind::Dense(dense), Some(pre), _) => {
                 let mut dropped = context.buffer(all * hidden);
                 pass.each_block(&blocks, &mut dropped, hidden, |block, out, _| {
-                    out.copy_from_slice(block.of(&dfed, pass.seq, hidden));
+                    out.copy_from_slice(block.of(dfed, pass.seq, hidden));
                     self.drop_rows(pass, Purpose::FeedForwardDropout, block, out);
                 })?;
                 let _place = at(Place::FeedForwardBackward);
@@ -313,17 +314,17 @@ impl<R: Real> Block<R> {
             }
             (FeedForwardKind::Moe(moe), _, Some(mixture)) => {
                 let layer = self.layer;
-                moe.backward(pass, activation, layer, &h, mixture, &dfed, scales, &mut dh, gradients)?;
+                moe.backward(pass, activation, layer, &h, mixture, dfed, scales, &mut dh, gradients)?;
             }
             _ => return Err(Error::Internal("a block without its training record".into())),
         }
         if post_norm.is_some() {
             pass.each_block(&blocks, &mut dh, hidden, |block, dh, _| {
-                add_in_place(isa, dh, block.of(&dfed, pass.seq, hidden));
+                add_in_place(isa, dh, block.of(dfed, pass.seq, hidden));
             })?;
         }
         // 2. sum = x + dropped(mix): its gradient
-        let mut dsum = dfed;
+        let mut dsum = normal;
         norm_backward(pass, self.feed_input_norm(), sum, &dh, &mut dsum, gradients)?;
         if !needs_dx && !self.requests_mixing(gradients) {
             return Ok(());

@@ -106,10 +106,12 @@ impl FeedForward {
                     let rows = inner.chunks_exact_mut(apart).zip(dpre.chunks_exact_mut(apart));
                     for ((a, da), pre) in rows.zip(pre.chunks_exact(width)) {
                         let (a, da) = (&mut a[cols.clone()], &mut da[cols.clone()]);
-                        a.copy_from_slice(&pre[cols.clone()]);
-                        if !activation.is_custom() {
-                            // 2. inner = activation(a), which cannot fail unless custom
-                            let _ = activation.backward_then_forward(isa, a, da, cols.len());
+                        let pre = &pre[cols.clone()];
+                        if activation.is_custom() {
+                            a.copy_from_slice(pre);
+                        } else {
+                            // 2. inner = activation(pre), which cannot fail unless custom
+                            let _ = activation.with_backward(isa, pre, a, da, cols.len());
                         }
                     }
                     if !activation.is_custom() {
@@ -120,7 +122,8 @@ impl FeedForward {
             },
         )?;
         if activation.is_custom() {
-            activation.backward_then_forward(isa, &mut inner, &mut dpre, width)?;
+            activation.backward(isa, &inner, &mut dpre, width)?;
+            activation.forward(isa, &mut inner, width)?;
             pass.each_block(&blocks, dx, hidden, |block, dx, scratch| {
                 let (_, [lhs, _]) = scratch.split([]);
                 dx_of(block.of(&dpre, rows, width), width, block.rows, 0..width, dx, lhs);

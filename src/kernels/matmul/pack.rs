@@ -38,7 +38,12 @@ pub fn pack_full_precision<R: Real>(
             transpose(isa, &source[first * stride..], columns, k, stride, panel, PANEL);
         } else {
             for (i, row) in panel.chunks_exact_mut(PANEL).enumerate() {
-                row[..columns].copy_from_slice(&source[i * stride + first..][..columns]);
+                let source = &source[i * stride + first..][..columns];
+                match (row.first_chunk_mut::<PANEL>(), source.first_chunk()) {
+                    // The usual case, of a length that the compiler knows.
+                    (Some(row), Some(source)) => *row = *source,
+                    _ => row[..columns].copy_from_slice(source),
+                }
             }
         }
     }

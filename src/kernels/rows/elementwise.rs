@@ -64,18 +64,19 @@ pub fn elementwise_backward<R: Real>(isa: Isa, function: Elementwise, x: &[R], d
     R::dispatch(isa, Backward { function, x, dy });
 }
 
-/// [`elementwise_backward`], then [`elementwise`] of `x` in place.
+/// [`elementwise_backward`], and the function's values into `values`.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn elementwise_backward_then_forward<R: Real>(
+pub fn elementwise_with_backward<R: Real>(
     isa: Isa,
     function: Elementwise,
-    x: &mut [R],
+    x: &[R],
+    values: &mut [R],
     dy: &mut [R],
 ) {
-    assert_eq!(x.len(), dy.len(), "as many inputs as gradients");
-    R::dispatch(isa, Both { function, x, dy });
+    assert!(x.len() == dy.len() && x.len() == values.len(), "as many inputs as values and gradients");
+    R::dispatch(isa, Both { function, x, values, dy });
 }
 
 /// Rounds `function` of `x` to bfloat16, into `out`; what is missing becomes zeros.
@@ -172,7 +173,8 @@ impl<R: Real> VectorLoop<R> for Backward<'_, R> {
 
 struct Both<'a, R> {
     function: Elementwise,
-    x: &'a mut [R],
+    x: &'a [R],
+    values: &'a mut [R],
     dy: &'a mut [R],
 }
 
@@ -180,23 +182,23 @@ impl<R: Real> VectorLoop<R> for Both<'_, R> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<Elem = R>>(self, simd: S) {
-        struct Task<'a, S: Simd>(S, &'a mut [S::Elem], &'a mut [S::Elem]);
+        struct Task<'a, S: Simd>(S, &'a [S::Elem], &'a mut [S::Elem], &'a mut [S::Elem]);
         impl<S: Simd<Elem: Real>> FormulaTask for Task<'_, S> {
             #[inline(always)]
             fn run<F: Formula>(self, formula: F) {
-                let Task(simd, x, dy) = self;
+                let Task(simd, x, values, dy) = self;
                 each_span(
                     x.len(),
                     #[inline(always)]
                     |at| {
                         let (value, slope) = formula.value_and_derivative(simd, at.load(simd, x));
-                        at.store(simd, value, x);
+                        at.store(simd, value, values);
                         at.store(simd, simd.mul(at.load(simd, dy), slope), dy);
                     },
                 );
             }
         }
-        self.function.with_formula(Task(simd, self.x, self.dy));
+        self.function.with_formula(Task(simd, self.x, self.values, self.dy));
     }
 }
 
@@ -347,8 +349,8 @@ mod tests {
             let mut slopes = vec![R::ONE; x.len()];
             elementwise(isa, function, &mut values);
             elementwise_backward(isa, function, &inputs, &mut slopes);
-            let (mut both, mut slopes_of_both) = (inputs.clone(), vec![R::ONE; x.len()]);
-            elementwise_backward_then_forward(isa, function, &mut both, &mut slopes_of_both);
+            let (mut both, mut slopes_of_both) = (vec![R::ZERO; x.len()], vec![R::ONE; x.len()]);
+            elementwise_with_backward(isa, function, &inputs, &mut both, &mut slopes_of_both);
             assert_eq!((both, slopes_of_both), (values.clone(), slopes.clone()), "{function:?}");
             let mut rounded = vec![bf16::ONE; x.len() + 3];
             elementwise_to_bfloat16(isa, function, &inputs, &mut rounded);

@@ -152,17 +152,10 @@ impl Attention {
         let mut keys = context.panels(dtype, pass.batch * heads, head, seq);
         let mut values = context.panels(dtype, pass.batch * heads, seq, head);
         let tasks = keys.chunks_mut(usize::MAX).zip(values.chunks_mut(usize::MAX)).enumerate();
-        context.each(tasks, |(index, (mut keys, mut values)), scratch| {
-            let _time = timed(Work::Copy);
-            let (example, n) = (index / heads, index % heads);
-            let ([own_keys, own_values], _) = scratch.split([seq * head, seq * head]);
-            for s in 0..seq {
-                let (at, from) = (s * head, (example * seq + s) * hidden + n * head);
-                own_keys[at..at + head].copy_from_slice(&key_rows[from..from + head]);
-                own_values[at..at + head].copy_from_slice(&value_rows[from..from + head]);
-            }
-            keys.pack(context.isa, own_keys, head, true, head, seq);
-            values.pack(context.isa, own_values, head, false, seq, head);
+        context.each(tasks, |(index, (mut keys, mut values)), _| {
+            let at = index / heads * seq * hidden + index % heads * head;
+            keys.pack(context.isa, &key_rows[at..], hidden, true, head, seq);
+            values.pack(context.isa, &value_rows[at..], hidden, false, seq, head);
         })?;
         Ok(KeysValues { keys, values })
     }
