@@ -130,6 +130,12 @@ def _parser() -> argparse.ArgumentParser:
     scaleout.add_argument("--batch", type=int, default=8, help="examples per rank and update")
     scaleout.add_argument("--updates", type=int, default=5)
     scaleout.add_argument("--gbit", type=float, nargs="*", default=[10.0, 5.0], help="limits of the loopback; Linux")
+    scaleout.add_argument(
+        "--exchanges",
+        nargs="+",
+        default=["plain", "overlapped", "bfloat16"],
+        choices=["plain", "overlapped", "bfloat16"],
+    )
 
     startup = commands.add_parser("startup", help="import, build, first call, peak memory")
     startup.add_argument("--engines", type=_names_among(PEERS), default=_WITHOUT_TORCH)
@@ -274,7 +280,15 @@ def main() -> None:
     elif arguments.command == "scaleout":
         from benchmarks.scaleout import run
 
-        text = run(arguments.size, arguments.ranks, arguments.batch, arguments.updates, arguments.gbit, folder)
+        text = run(
+            arguments.size,
+            arguments.ranks,
+            arguments.batch,
+            arguments.updates,
+            arguments.gbit,
+            arguments.exchanges,
+            folder,
+        )
     elif arguments.command == "startup":
         from benchmarks.startup import run
 

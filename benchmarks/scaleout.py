@@ -20,6 +20,8 @@ SUM_RATE = 8e9
 """Bytes per second that a rank adds up (assumed: memory of one socket, several threads)."""
 BANDWIDTHS = {"10 Gbit/s": 1.1e9, "25 Gbit/s": 2.6e9, "40 Gbit/s": 4.5e9}
 """Links between machines and what they carry (assumed)."""
+EXCHANGES = {"plain": ("float32", False), "overlapped": ("float32", True), "bfloat16": ("bfloat16", True)}
+"""What is sent, and whether backward goes on meanwhile."""
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CORES, CORE_EFFICIENCY, JITTER = 32, 0.8, 0.03
 """Of a machine: cores, share of linear speed-up on them, and the differences between machines (all assumed)."""
@@ -56,7 +58,15 @@ def measured(size: str, ranks: int, batch: int, updates: int, threads: int, gbit
     return json.loads(lines[0].removeprefix("RESULT "))
 
 
-def run(size: str, ranks: list[int], batch: int, updates: int, gbits: list[float], folder: pathlib.Path | None) -> str:
+def run(
+    size: str,
+    ranks: list[int],
+    batch: int,
+    updates: int,
+    gbits: list[float],
+    exchanges: list[str],
+    folder: pathlib.Path | None,
+) -> str:
     """Measure, compare with the model, and extrapolate; return tables.
 
     Args:
@@ -65,6 +75,7 @@ def run(size: str, ranks: list[int], batch: int, updates: int, gbits: list[float
         batch: Examples per rank and update.
         updates: That are counted.
         gbits: Speeds of a limited loopback, besides what the MPI uses on one machine.
+        exchanges: Which, keys of `EXCHANGES`.
         folder: Where tables, data and plot go.
     """
     cores = len(os.sched_getaffinity(0))
@@ -75,13 +86,14 @@ def run(size: str, ranks: list[int], batch: int, updates: int, gbits: list[float
         f"{single['update']:.3f} s per update with 1 thread; {whole['update']:.3f} s with {cores} threads and "
         f"{batch * cores} examples",
         "",
-        "| network | wire | overlap | ranks | exchange alone | update | after backward | hidden | simulated | error | of one process | more memory |",
+        "| network | wire | overlap | ranks | exchange alone | update | after backward | hidden | simulated | error "
+        "| of one process | more memory |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     rows = []
     base = Update(single["compute"], single["update"] - single["compute"], [tuple(x) for x in single["ready"]])
     for gbit in [None, *gbits]:
-        for wire, overlap in (("float32", False), ("float32", True), ("bfloat16", True)):
+        for wire, overlap in (EXCHANGES[name] for name in exchanges):
             found = {
                 count: measured(size, count, batch, updates, 1, gbit, wire=wire, overlap=overlap)
                 for count in ranks
