@@ -109,6 +109,9 @@ def run(
                 slower = max(1.0, count / cores)
                 update = Update(base.compute * slower, base.rest * slower, [(t * slower, b) for t, b in base.ready])
                 simulated = update_seconds(update, count, shared, overlap=overlap, wire=share)
+                if overlap and count >= cores:
+                    # Without a processor to spare, what exchanges costs backward that time.
+                    simulated = max(simulated, update.compute + update.rest + result["busy"] * slower)
                 error = simulated / result["update"] - 1
                 hidden = 1 - result["exposed"] / result["exchange"]
                 # The same examples on the same cores, in one process.

@@ -89,21 +89,23 @@ def batches(model: Any, batch: int, count: int) -> Any:
     return inputs, random.integers(0, 2, batch * count)
 
 
-def exchange(model: Watched, communicator: Timed, threads: int, rounds: int) -> tuple[float, int]:
-    """Median seconds of exchanging all gradients by itself, and their bytes."""
+def exchange(model: Watched, communicator: Timed, threads: int, rounds: int) -> tuple[float, float, int]:
+    """Median seconds of exchanging all gradients by itself, also of this process's processor time, and their bytes."""
     exchanger = GradientExchange(Records(communicator), threads)
     gradients = Gradients(model)
     for buffer in gradients.buffers:
         buffer.reach([True] * len(buffer.reached()))
-    seconds = []
+    seconds, busy = [], []
     for _ in range(rounds + 1):
         communicator.exchange(b"")
-        start = time.perf_counter()
+        start, start_busy = time.perf_counter(), time.process_time()
         exchanger.begin(gradients, [], [True] * communicator.size)
         exchanger.end(gradients)
         seconds.append(time.perf_counter() - start)
+        busy.append(time.process_time() - start_busy)
     leases = [buffer.lease() for buffer in gradients.buffers]
-    return statistics.median(seconds[1:]), 4 * sum(len(lease) for lease in leases)
+    size = 4 * sum(len(lease) for lease in leases)
+    return statistics.median(seconds[1:]), statistics.median(busy[1:]), size
 
 
 def ready_times(model: Watched, data: Any, batch: int, bucket: int) -> list[tuple[float, int]]:
@@ -182,8 +184,8 @@ def main() -> None:
     communicator = Timed(wire_dtype=arguments.wire, overlap=not arguments.no_overlap)
     model = build(arguments.size, arguments.threads)
     data = batches(model, arguments.batch, communicator.size * (arguments.updates + 2))
-    alone, size = exchange(model, communicator, arguments.threads, 3)
-    result = {"ranks": communicator.size, "exchange": alone, "bytes": size}
+    alone, busy, size = exchange(model, communicator, arguments.threads, 3)
+    result = {"ranks": communicator.size, "exchange": alone, "busy": busy, "bytes": size}
     result |= updates(model, communicator, data, arguments)
     result["peak"] = max(json.loads(peak) for peak in communicator.exchange(json.dumps(peak_bytes()).encode()))
     if communicator.size == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from sparse_mixer._core.extras import require
 from sparse_mixer.distributed.communicator import Array
 from sparse_mixer.distributed.options import Options
+
+LOOK, PAUSE = 1e-3, 1e-4
+"""Seconds in which an exchange that goes on beside a computation is looked at, and then left alone, in turn."""
 
 
 class MPI(Options):
@@ -53,11 +57,11 @@ class MPI(Options):
     def alltoall(self, send: Array, lengths: Sequence[int], receive: Array) -> None:
         """See `Communicator`."""
         own = [lengths[self.rank]] * self.size
-        self._comm.Alltoallv(self._bytes(send, lengths), self._bytes(receive, own))
+        self._finish(self._comm.Ialltoallv(self._bytes(send, lengths), self._bytes(receive, own)))
 
     def allgather(self, whole: Array, lengths: Sequence[int]) -> None:
         """See `Communicator`."""
-        self._comm.Allgatherv(self._mpi.IN_PLACE, self._bytes(whole, lengths))
+        self._finish(self._comm.Iallgatherv(self._mpi.IN_PLACE, self._bytes(whole, lengths)))
 
     def broadcast(self, array: Array) -> None:
         """See `Communicator`."""
@@ -72,6 +76,21 @@ class MPI(Options):
         """See `Communicator`."""
         sys.stderr.flush()
         self._comm.Abort(status)
+
+    def _finish(self, request: Any) -> None:
+        """Wait for an exchange.
+
+        Where it goes on beside a computation, this looks at it now and then. An MPI that waits by itself gives its turn
+        away each time that it has found nothing new; where threads share processors it then gets hardly any.
+        """
+        if not self.overlap:
+            request.Wait()
+            return
+        pause = time.perf_counter() + LOOK
+        while not request.Test():
+            if time.perf_counter() > pause:
+                time.sleep(PAUSE)
+                pause = time.perf_counter() + LOOK
 
     def _bytes(self, array: Array, lengths: Sequence[int]) -> list[Any]:
         counts = [length * array.itemsize for length in lengths]
