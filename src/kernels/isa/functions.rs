@@ -100,6 +100,7 @@ pub fn ln_1p<S: Simd<Elem = f32>>(simd: S, v: S::Vec) -> S::Vec {
 
 /// `2^t` for `|t| <= 252`.
 #[inline(always)]
+#[allow(clippy::approx_constant, reason = "the best coefficient is near ln 2")]
 fn exp2_inside<S: Simd<Elem = f32>>(simd: S, t: S::Vec) -> S::Vec {
     let n = simd.round(t);
     let p = polynomial(
