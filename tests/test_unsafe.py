@@ -12,7 +12,7 @@ UNSAFE = re.compile(r"\bunsafe\s*(\{|impl\b|fn\b|extern\b)")
 # A block more or less is a change to look at, together with this table.
 COUNTS: dict[str, int] = {
     "src/kernels/isa/avx2.rs": 3,
-    "src/kernels/isa/avx512.rs": 3,
+    "src/kernels/isa/avx512.rs": 4,
     "src/kernels/isa/level.rs": 1,
     "src/kernels/isa/neon.rs": 6,
     "src/kernels/isa/portable.rs": 4,
@@ -21,7 +21,7 @@ COUNTS: dict[str, int] = {
     "src/kernels/matmul/amx.rs": 10,
     "src/kernels/matmul/bfloat16.rs": 2,
     "src/kernels/matmul/dot_tile.rs": 9,
-    "src/kernels/matmul/dot_x86_64.rs": 25,
+    "src/kernels/matmul/dot_x86_64.rs": 26,
     "src/kernels/matmul/full_precision.rs": 2,
     "src/kernels/matmul/int8.rs": 2,
     "src/kernels/matmul/packed.rs": 1,

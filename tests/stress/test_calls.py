@@ -38,6 +38,8 @@ def canonical(inputs: dict[str, Any]) -> dict[str, Any] | None:
     for name, limit in (("input_word_ids", VOCAB_SIZE), ("input_type_ids", TYPES), ("input_mask", None)):
         try:
             array = np.asarray(inputs[name])
+            # Objects count as what they are.
+            array = np.array(array.tolist()) if array.dtype.kind == "O" else array
         except Exception:
             return None
         if array.ndim != 2 or array.dtype.kind not in ("iuf" if limit else "iufb") or array.dtype.itemsize > 8:
@@ -75,10 +77,8 @@ def test_calls(data: st.DataObject) -> None:
             outcome, result = error, None
     if plain is None:
         assert isinstance(outcome, Exception), "accepted"
-    elif result is None:
-        # Objects are refused whatever is in them.
-        assert any(np.asarray(value).dtype.kind == "O" for value in inputs.values()), outcome
     else:
+        assert result is not None, outcome
         assert result.tobytes() == ENCODER(plain)["sequence_output"].tobytes()
     assert ENCODER(small_inputs())["sequence_output"].tobytes() == EXPECTED
 

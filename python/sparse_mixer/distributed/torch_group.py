@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Sequence
@@ -45,11 +46,18 @@ class Torch(Options):
         self._distributed = distributed = require("torch.distributed", "torch")
         if not distributed.is_initialized():
             distributed.init_process_group("gloo")
+            atexit.register(self._end)
         self._group = distributed.group.WORLD if group is None else group
         if (backend := distributed.get_backend(self._group)) != "gloo":
             raise ValueError(f"group: expected the backend gloo, which works on the memory of CPUs, got {backend}")
         self.rank, self.size = distributed.get_rank(self._group), distributed.get_world_size(self._group)
         self._ranks = [distributed.get_global_rank(self._group, rank) for rank in range(self.size)]
+
+    def _end(self) -> None:
+        """Wait for gloo's threads: one that drops an array while the interpreter goes down aborts the process."""
+        self._group = None
+        if self._distributed.is_initialized():
+            self._distributed.destroy_process_group()
 
     def alltoall(self, send: Array, lengths: Sequence[int], receive: Array) -> None:
         """See `Communicator`."""

@@ -27,7 +27,8 @@ fn logistic_exp2<S: Simd<Elem: Real>>(simd: S, t: S::Vec) -> S::Vec {
 /// `1 / (1 + e^-x)`
 #[inline(always)]
 fn logistic<S: Simd<Elem: Real>>(simd: S, x: S::Vec) -> S::Vec {
-    logistic_exp2(simd, simd.mul(x, simd.constant(-LOG2_E)))
+    let one = simd.constant(1.0);
+    simd.div(one, simd.add(one, S::Elem::exp_lanes(simd, simd.neg(x))))
 }
 
 /// `s (1 - s)`, the derivative of the logistic function where its value is `s`.
