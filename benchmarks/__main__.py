@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 
 from benchmarks.peers import BERTS, PEERS, SENTENCE_ENCODERS, TRAINERS
+from benchmarks.scaleout import EXCHANGES
 from benchmarks.sentence_tasks import TASKS
 
 DEFAULT_FOLDER = pathlib.Path("docs/benchmarks")
@@ -130,12 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     scaleout.add_argument("--batch", type=int, default=8, help="examples per rank and update")
     scaleout.add_argument("--updates", type=int, default=5)
     scaleout.add_argument("--gbit", type=float, nargs="*", default=[10.0, 5.0], help="limits of the loopback; Linux")
-    scaleout.add_argument(
-        "--exchanges",
-        nargs="+",
-        default=["plain", "overlapped", "bfloat16"],
-        choices=["plain", "overlapped", "bfloat16"],
-    )
+    exchanges = list(EXCHANGES)
+    scaleout.add_argument("--exchanges", nargs="+", default=exchanges, choices=exchanges, help="default: all")
 
     startup = commands.add_parser("startup", help="import, build, first call, peak memory")
     startup.add_argument("--engines", type=_names_among(PEERS), default=_WITHOUT_TORCH)
