@@ -25,7 +25,7 @@ pub use number::Number;
 pub use real::Real;
 pub use round::{nearest_bfloat16, round_upper_half};
 pub use simd::{LANES, Simd};
-pub use spans::{Span, each_span, largest, sum};
+pub use spans::{Span, Stored, each_span, largest, sum};
 pub use vector_loop::VectorLoop;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86_64::opaque;

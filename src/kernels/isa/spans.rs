@@ -2,6 +2,8 @@
 //!
 //! Closures given to these functions are marked `#[inline(always)]`, see [`simd`](super::simd).
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::number::Number;
@@ -14,7 +16,37 @@ pub struct Span {
     len: usize,
 }
 
+/// What vectors of `R` can be written as: `R` itself, or bfloat16.
+pub trait Stored<R>: Sized {
+    /// Whether that is bfloat16: see [`VectorLoop::TO_BFLOAT16`](super::vector_loop::VectorLoop::TO_BFLOAT16).
+    const IS_BFLOAT16: bool;
+    /// Writes the lanes that `at` stands for.
+    fn store<S: Simd<Elem = R>>(at: Span, simd: S, v: S::Vec, out: &mut [Self]);
+}
+
+impl<R: Number> Stored<R> for R {
+    const IS_BFLOAT16: bool = false;
+    #[inline(always)]
+    fn store<S: Simd<Elem = R>>(at: Span, simd: S, v: S::Vec, out: &mut [R]) {
+        at.store(simd, v, out);
+    }
+}
+
+impl<R: Number> Stored<R> for bf16 {
+    const IS_BFLOAT16: bool = true;
+    #[inline(always)]
+    fn store<S: Simd<Elem = R>>(at: Span, simd: S, v: S::Vec, out: &mut [bf16]) {
+        at.store_bfloat16(simd, v, out);
+    }
+}
+
 impl Span {
+    /// The numbers of these elements.
+    #[inline(always)]
+    pub fn range(self) -> Range<usize> {
+        self.first..self.first + self.len
+    }
+
     /// These elements of `x`; missing lanes are 0.
     #[inline(always)]
     pub fn load<S: Simd>(self, simd: S, x: &[S::Elem]) -> S::Vec {

@@ -3,12 +3,11 @@
 use half::bf16;
 
 use super::layout::k_multiple;
-use super::quantize::{quantise_row, round_operand};
+use super::quantize::quantise_row;
 use crate::kernels::dtype::Dtype;
 use crate::kernels::isa::{Isa, Real};
 use crate::kernels::rows::{
     Elementwise, elementwise, elementwise_to_bfloat16, exponentials, exponentials_to_bfloat16, transpose,
-    transpose_rounded,
 };
 use crate::sys::{AlignedVec, Work, timed};
 
@@ -127,7 +126,8 @@ pub fn prepare_transposed_lhs<'a, R: Real>(
         let (padded, own_stride) = (k.next_multiple_of(k_multiple(dtype)), lhs_stride(k, dtype));
         buffer.bfloat16.ensure_len(rows * own_stride);
         let values = &mut buffer.bfloat16[..rows * own_stride];
-        transpose_rounded(isa, source, (k, padded), rows, stride, values, own_stride);
+        transpose(isa, source, k, rows, stride, values, own_stride);
+        values.chunks_exact_mut(own_stride).for_each(|row| row[k..padded].fill(bf16::ZERO));
         return Lhs::Bfloat16 { values, stride: own_stride };
     }
     let own_stride = full_precision_stride::<R>(k);
@@ -232,7 +232,7 @@ impl<'a> Conversion<'a> {
     /// Converts row `r`, the one after the last converted, narrowed to `f32` if it is wider.
     fn row<R: Real>(&mut self, isa: Isa, r: usize, row: &[R]) {
         if let Some(out) = self.bfloat16_row(r) {
-            return round_operand(isa, row, out);
+            return elementwise_to_bfloat16(isa, Elementwise::Linear, row, out);
         }
         let narrowed: Vec<f32>;
         let row = match R::f32_slice(row) {

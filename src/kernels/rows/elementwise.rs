@@ -382,6 +382,22 @@ mod tests {
     }
 
     #[test]
+    fn rounding_is_that_of_half_but_for_subnormal_numbers() {
+        // Ties, one to the even number below and one to that above.
+        let mut values = vec![1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0];
+        values.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN, f32::MAX, 1e-40]);
+        values.extend((0..100).map(|i| 1.7f32.powi(i - 50)));
+        for isa in Isa::available() {
+            let mut rounded = vec![bf16::ONE; values.len()];
+            elementwise_to_bfloat16(isa, Elementwise::Linear, &values, &mut rounded);
+            for (&x, rounded) in values.iter().zip(&rounded) {
+                let expected = bf16::from_f32(x);
+                assert!(rounded.to_bits() == expected.to_bits() || x.is_subnormal(), "{} of {x}", isa.name());
+            }
+        }
+    }
+
+    #[test]
     fn a_value_does_not_depend_on_its_place() {
         for isa in Isa::available() {
             for function in ALL {

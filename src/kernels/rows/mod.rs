@@ -15,4 +15,4 @@ pub use elementwise::{
 };
 pub use layer_norm::{layer_norm, layer_norm_backward};
 pub use softmax::{exponentials, exponentials_to_bfloat16, log_sum_exp, softmax_backward, softmax_in_place};
-pub use transpose::{transpose, transpose_rounded};
+pub use transpose::transpose;

@@ -27,6 +27,17 @@ fn exponentials_of_row<S: Simd<Elem: Real>>(
     )
 }
 
+/// [`exponentials_of_row`] in the place of the row.
+#[inline(always)]
+fn exponentials_in_place<S: Simd<Elem: Real>>(simd: S, row: &mut [S::Elem]) -> S::Elem {
+    exponentials_of_row(
+        simd,
+        row,
+        #[inline(always)]
+        |at, e, row| at.store(simd, e, row),
+    )
+}
+
 /// Softmax of each row of `n` values, in place.
 pub fn softmax_in_place<R: Real>(isa: Isa, x: &mut [R], n: usize) {
     struct Softmax<'a, R>(&'a mut [R], usize);
@@ -35,12 +46,7 @@ pub fn softmax_in_place<R: Real>(isa: Isa, x: &mut [R], n: usize) {
         #[inline(always)]
         fn run<S: Simd<Elem = R>>(self, simd: S) {
             for row in self.0.chunks_exact_mut(self.1) {
-                let total = exponentials_of_row(
-                    simd,
-                    row,
-                    #[inline(always)]
-                    |at, e, row| at.store(simd, e, row),
-                );
+                let total = exponentials_in_place(simd, row);
                 let scale = simd.splat(R::ONE / total);
                 each_span(
                     row.len(),
@@ -66,12 +72,7 @@ pub fn exponentials<R: Real>(isa: Isa, x: &mut [R], n: usize, sums: &mut [R]) {
         fn run<S: Simd<Elem = R>>(self, simd: S) {
             let Exponentials(x, n, sums) = self;
             for (row, total) in x.chunks_exact_mut(n).zip(sums) {
-                *total = exponentials_of_row(
-                    simd,
-                    row,
-                    #[inline(always)]
-                    |at, e, row| at.store(simd, e, row),
-                );
+                *total = exponentials_in_place(simd, row);
             }
         }
     }
