@@ -108,10 +108,9 @@ def run(
                 # More ranks than cores share these.
                 slower = max(1.0, count / cores)
                 update = Update(base.compute * slower, base.rest * slower, [(t * slower, b) for t, b in base.ready])
-                simulated = update_seconds(update, count, shared, overlap=overlap, wire=share)
-                if overlap and count >= cores:
-                    # Without a processor to spare, what exchanges costs backward that time.
-                    simulated = max(simulated, update.compute + update.rest + result["busy"] * slower)
+                # Without a processor to spare, the thread that exchanges and one that computes share theirs.
+                cost = min(0.5, result["busy"] / result["exchange"]) if overlap and count >= cores else 0.0
+                simulated = update_seconds(update, count, shared, overlap=overlap, wire=share, cost=cost)
                 error = simulated / result["update"] - 1
                 hidden = 1 - result["exposed"] / result["exchange"]
                 # The same examples on the same cores, in one process.

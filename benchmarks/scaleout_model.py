@@ -65,17 +65,20 @@ def update_seconds(
         network: What lies between them.
         overlap: Whether buckets are exchanged as soon as they are finished.
         wire: Share of the bytes that travels.
-        cost: Seconds of computing that a second of exchange takes from it while they overlap.
+        cost: Seconds of computing, less than 1, that a second of exchange takes from it while they overlap.
     """
     # About the expected largest of so many normal numbers.
     slowest = update.compute * (1 + update.jitter * math.sqrt(2 * math.log(ranks)))
-    done = 0.0 if overlap else slowest
-    hidden = 0.0
+    done = 0.0
+    delay = 0.0
     for before_end, size in update.ready:
-        start = max(done, slowest - before_end if overlap else slowest)
-        done = start + exchange_seconds(size, ranks, network, wire)
-        hidden += max(0.0, min(done, slowest) - start)
-    return max(done, slowest) + cost * hidden + update.rest
+        computed = slowest + delay
+        start = max(done, computed - before_end if overlap else computed)
+        seconds = exchange_seconds(size, ranks, network, wire)
+        # What is left to compute goes on more slowly beside the exchange, and later buckets are finished later.
+        delay += cost * min(seconds, (computed - start) / (1 - cost)) if start < computed else 0.0
+        done = start + seconds
+    return max(done, slowest + delay) + update.rest
 
 
 def efficiency(update: Update, ranks: int, network: Network, **options: float) -> float:

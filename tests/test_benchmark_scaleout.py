@@ -24,7 +24,10 @@ def test_what_is_ready_early_is_hidden() -> None:
     # Buckets take 0.2, 0.1 and 0.1 s between two ranks.
     assert update_seconds(UPDATE, 2, FAST, overlap=False) == pytest.approx(1.0 + 0.4 + 0.1)
     assert update_seconds(UPDATE, 2, FAST) == pytest.approx(1.0 + 0.1 + 0.1)
-    assert update_seconds(UPDATE, 2, FAST, cost=0.5) == pytest.approx(1.0 + 0.1 + 0.1 + 0.5 * 0.3)
+    # At half its speed beside 0.3 s of exchange, backward ends 0.15 s later, and its last bucket with it.
+    assert update_seconds(UPDATE, 2, FAST, cost=0.5) == pytest.approx(1.0 + 0.15 + 0.1 + 0.1)
+    # Beside an exchange that never ends, its last 0.6 s take 1.2 s.
+    assert update_seconds(UPDATE, 2, Network(1e8, 0.0, 1e18), cost=0.5) == pytest.approx(0.4 + 4.0 + 0.1)
     # A network so slow that it never waits: from the first bucket on it is busy.
     assert update_seconds(UPDATE, 2, Network(1e8, 0.0, 1e18)) == pytest.approx(0.4 + 4.0 + 0.1)
     assert efficiency(UPDATE, 1, FAST) == pytest.approx(1.0)
