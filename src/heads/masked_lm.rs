@@ -266,7 +266,7 @@ impl<R: Real> MaskedLm<R> {
         self.norm.backward(context.isa, weights, active, stats, dh, &mut d_pre, gradients);
         self.activation.backward(context.isa, pre, &mut d_pre, self.config.embedding_width)?;
         let mut dx = alloc_zeroed(x.len());
-        self.transform.backward(context, weights, x, &d_pre, &mut dx, gradients)?;
+        self.transform.backward(context, weights, 0, x, &d_pre, &mut dx, gradients)?;
         Ok(dx)
     }
 

@@ -137,7 +137,7 @@ impl<R: Real> Projection<R> {
         let Steps { x, pre, y } = self.steps(context, weights, features, training)?;
         // logits = y W2 + b2
         let mut dy = alloc_zeroed(y.len());
-        self.output.backward(context, weights, &y, d_logits, &mut dy, gradients)?;
+        self.output.backward(context, weights, 0, &y, d_logits, &mut dy, gradients)?;
         // y = dropout(f(pre)), pre = x W1 + b1
         inner_dropout.iter().for_each(|dropout| dropout.apply(context.isa, &mut dy, 0));
         let mut dx = match &self.inner {
@@ -145,7 +145,7 @@ impl<R: Real> Projection<R> {
             Some(inner) => {
                 self.activation.backward(context.isa, &pre, &mut dy, self.config.inner_width)?;
                 let mut dx = alloc_zeroed(x.len());
-                inner.backward(context, weights, &x, &dy, &mut dx, gradients)?;
+                inner.backward(context, weights, 0, &x, &dy, &mut dx, gradients)?;
                 dx
             }
         };

@@ -18,7 +18,7 @@ pub(crate) mod testing;
 
 pub use dtype::Dtype;
 pub use fourier::{ComplexFft, RealFft};
-pub use isa::{Isa, Number, Real};
+pub use isa::{Isa, Number, Real, Stored};
 pub use matmul::{
     INT8_K_BLOCK, Init, Lhs, LhsBuffer, LowPrecision, PANEL, PANEL_LAYOUT_VERSION, PackedMatrix, Panels,
     activate_lhs, exponentials_lhs, full_precision_stride, lhs_stride, matmul, pack_bfloat16,

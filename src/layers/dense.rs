@@ -10,7 +10,7 @@ use crate::kernels::{
     prepare_lhs, prepare_transposed_lhs,
 };
 use crate::params::{Gradients, MatrixKey, Role, VectorKey, WeightList, Weights};
-use crate::runtime::{ActivationPanels, Context};
+use crate::runtime::{ActivationPanels, Context, TransposedActivations};
 use crate::sys::{Place, Work, at, timed};
 
 /// Rows that a task of [`Dense::forward`] takes.
@@ -35,6 +35,15 @@ pub struct Dense {
 pub struct Product<'a, R> {
     right: Panels<'a, R>,
     bias: Option<&'a [R]>,
+}
+
+/// What a layer was applied to: its transpose is the left operand of the kernel's gradient.
+#[derive(Clone, Copy, Debug)]
+pub enum Inputs<'a, R: Real> {
+    /// Rows below each other; each task turns the columns that it needs.
+    Rows(&'a [R]),
+    /// Turned already.
+    Transposed(&'a TransposedActivations<R>),
 }
 
 impl Dense {
@@ -92,18 +101,19 @@ impl Dense {
         self.product(weights).forward(context, x, out)
     }
 
-    /// From `dy` (`[rows, n]`) adds to the gradients and writes `dx` (`[rows, k]`).
+    /// From `dy` (`[rows, n]`) adds to the gradients of kernel and bias number `index` and writes `dx` (`[rows, k]`).
     pub fn backward<R: Real>(
         self,
         context: &Context<'_, R>,
         weights: &Weights<R>,
+        index: usize,
         x: &[R],
         dy: &[R],
         dx: &mut [R],
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
-        self.add_gradients(context, weights, 0, x, dy, gradients)?;
-        Product::transposed(&context.transposed(self.kernel(weights, 0))?).forward(context, dy, dx)
+        self.add_gradients(context, weights, index, x, dy, gradients)?;
+        Product::transposed(&context.transposed(self.kernel(weights, index))?).forward(context, dy, dx)
     }
 
     /// Adds to those of the gradients of kernel and bias number `index` that are requested; `x` and `dy` have as many rows.
@@ -116,37 +126,44 @@ impl Dense {
         dy: &[R],
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
-        let kernel = self.kernel(weights, index);
-        let rows = x.len() / kernel.k();
-        self.add_gradients_of_rows(
-            context,
-            weights,
-            index,
-            rows,
-            (x, kernel.k()),
-            (dy, kernel.n()),
-            gradients,
-        )
+        if gradients.requests(self.kernel) {
+            let kernel = self.kernel(weights, index);
+            let dy = row_panels(context, kernel.dtype(), dy, kernel.n())?;
+            self.add_kernel_gradient(context, index, Inputs::Rows(x), &dy, gradients)?;
+        }
+        self.add_bias_gradient(context, index, dy, gradients)
     }
 
-    /// The same from `rows` rows of `x` and of `dy` that are so many values apart.
-    pub fn add_gradients_of_rows<R: Real>(
+    /// Whether the gradients of kernels are to be computed.
+    pub fn requests_kernel<R: Real>(self, gradients: &Gradients<R>) -> bool {
+        gradients.requests(self.kernel)
+    }
+
+    /// Adds to the gradient of kernel number `index` if it is requested.
+    pub fn add_kernel_gradient<R: Real>(
         self,
         context: &Context<'_, R>,
-        weights: &Weights<R>,
         index: usize,
-        rows: usize,
-        x: (&[R], usize),
-        dy: (&[R], usize),
+        x: Inputs<'_, R>,
+        dy: &ActivationPanels<R>,
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
-        let kernel = self.kernel(weights, index);
-        if let Some(all) = gradients.if_requested(self.kernel) {
-            let dw = all.matrix(index, self.count).row_major();
-            kernel_gradient(context, kernel.dtype(), rows, x, dy, (dw, kernel.n()))?;
+        match gradients.if_requested(self.kernel) {
+            Some(all) => product_with_transpose(context, x, dy, all.matrix(index, self.count).row_major()),
+            None => Ok(()),
         }
+    }
+
+    /// Adds the sum of the rows of `dy` to the gradient of bias number `index` if it is requested.
+    pub fn add_bias_gradient<R: Real>(
+        self,
+        context: &Context<'_, R>,
+        index: usize,
+        dy: &[R],
+        gradients: &mut Gradients<R>,
+    ) -> Result<()> {
         match gradients.if_requested(self.bias) {
-            Some(all) => bias_gradient(context, rows, dy, all.matrix(index, self.count).row_major()),
+            Some(all) => bias_gradient(context, dy, all.matrix(index, self.count).row_major()),
             None => Ok(()),
         }
     }
@@ -308,53 +325,76 @@ pub fn join_columns<R: Copy>(parts: &[R], rows: usize, width: usize, out: &mut [
     }
 }
 
-/// `dw += x^T dy`, `[k, n]`: the sum runs over rows `0..rows` in order.
+/// `dw += x^T dy`, `[k, n]`: the sum runs over rows in order.
 ///
-/// `x` has rows of `k` values, `dy` rows of `n`, each with the values from one row to the next; both are rounded to `dtype`
-/// first (full precision: not at all).
+/// `x` and `dy` have as many rows; both are rounded to `dtype` first (full precision: not at all).
 pub fn kernel_gradient<R: Real>(
     context: &Context<'_, R>,
     dtype: Dtype,
-    rows: usize,
-    (x, x_stride): (&[R], usize),
-    (dy, dy_stride): (&[R], usize),
+    x: &[R],
+    dy: &[R],
     (dw, n): (&mut [R], usize),
 ) -> Result<()> {
+    product_with_transpose(context, Inputs::Rows(x), &row_panels(context, dtype, dy, n)?, dw)
+}
+
+/// Rows of `n` values as a right operand.
+pub fn row_panels<R: Real>(
+    context: &Context<'_, R>,
+    dtype: Dtype,
+    values: &[R],
+    n: usize,
+) -> Result<ActivationPanels<R>> {
+    let _place = at(Place::KernelGradient);
+    let rows = values.len() / n;
+    let mut panels = context.panels(dtype, 1, rows, n);
+    const PER_TASK: usize = COLUMNS / PANEL;
+    if rows > 0 {
+        context.each(panels.chunks_mut(PER_TASK).enumerate(), |(task, mut out), _| {
+            let first = task * COLUMNS;
+            out.pack(context.isa, &values[first..], n, false, rows, COLUMNS.min(n - first));
+        })?;
+    }
+    Ok(panels)
+}
+
+/// `dw += x^T dy`: some rows of `dw` per task.
+fn product_with_transpose<R: Real>(
+    context: &Context<'_, R>,
+    x: Inputs<'_, R>,
+    dy: &ActivationPanels<R>,
+    dw: &mut [R],
+) -> Result<()> {
+    let _place = at(Place::KernelGradient);
+    let (isa, dy) = (context.isa, dy.view(0));
+    let (rows, n) = (dy.k, dy.n);
     if rows == 0 {
         return Ok(());
     }
-    let _place = at(Place::KernelGradient);
-    let isa = context.isa;
-    // 1. dy in panels
-    let mut panels = context.panels(dtype, 1, rows, n);
-    const PER_TASK: usize = COLUMNS / PANEL;
-    context.each(panels.chunks_mut(PER_TASK).enumerate(), |(task, mut out), _| {
-        let first = task * COLUMNS;
-        out.pack(isa, &dy[first..], dy_stride, false, rows, COLUMNS.min(n - first));
-    })?;
-    // 2. products, some rows of dw per task, which turns the columns of x that they need
-    let panels = panels.view(0);
-    let stride = full_precision_stride::<R>(rows);
-    let turned = if panels.dtype() == Dtype::Bfloat16 { 0 } else { COLUMNS * stride };
+    let k = dw.len() / n;
+    let turned = match x {
+        Inputs::Rows(_) if dy.dtype() != Dtype::Bfloat16 => COLUMNS * full_precision_stride::<R>(rows),
+        _ => 0,
+    };
     context.each(dw.chunks_mut(COLUMNS * n).enumerate(), |(task, dw), scratch| {
         let ([turned], [lhs, _]) = scratch.split([turned]);
         let own = dw.len() / n;
-        let x = &x[task * COLUMNS..];
-        let x = prepare_transposed_lhs(isa, x, (own, rows), x_stride, panels.dtype(), turned, lhs);
-        matmul(isa, own, x, panels, 0..n, dw, n, Init::Accumulate);
+        let x = match x {
+            Inputs::Rows(x) => {
+                prepare_transposed_lhs(isa, &x[task * COLUMNS..], (own, rows), k, dy.dtype(), turned, lhs)
+            }
+            Inputs::Transposed(x) => x.view().skip_rows(task * COLUMNS),
+        };
+        matmul(isa, own, x, dy, 0..n, dw, n, Init::Accumulate);
     })
 }
 
-/// `db += sum over rows of dy`, rows of `db.len()` values, `stride` apart.
-fn bias_gradient<R: Real>(
-    context: &Context<'_, R>,
-    rows: usize,
-    (dy, stride): (&[R], usize),
-    db: &mut [R],
-) -> Result<()> {
+/// `db += sum over rows of dy`, in order.
+fn bias_gradient<R: Real>(context: &Context<'_, R>, dy: &[R], db: &mut [R]) -> Result<()> {
     let _time = timed(Work::BiasSum);
+    let n = db.len();
     context.each(db.chunks_mut(4 * COLUMNS).enumerate(), |(task, db), _| {
-        for row in dy.chunks(stride).take(rows) {
+        for row in dy.chunks_exact(n) {
             axpy(context.isa, db, R::ONE, &row[task * 4 * COLUMNS..][..db.len()]);
         }
     })

@@ -15,7 +15,7 @@ mod layer_norm;
 mod pooling;
 
 pub use activation::{Activation, CustomActivation};
-pub use dense::{Dense, FEW_ROWS_TASKS, Product, join_columns, kernel_gradient};
+pub use dense::{Dense, FEW_ROWS_TASKS, Inputs, Product, join_columns, kernel_gradient, row_panels};
 pub use dropout::Dropout;
 pub use embedding_table::EmbeddingTable;
 pub use layer_norm::{EPSILON, LayerNorm};

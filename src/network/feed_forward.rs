@@ -7,14 +7,14 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::kernels::{
-    Elementwise, Isa, LhsBuffer, Real, activate_lhs, elementwise, full_precision_stride, prepare_lhs,
+    Elementwise, Isa, LhsBuffer, Real, activate_lhs, add_in_place, elementwise, prepare_lhs,
 };
-use crate::layers::{Activation, Dense, Product};
+use crate::layers::{Activation, Dense, Inputs, Product, row_panels};
 use crate::params::{Gradients, WeightList, Weights};
 use crate::runtime::Context;
 use crate::sys::{Work, at_second_product, timed};
 
-use super::pass::{Pass, RowBlock};
+use super::pass::{MAX_BLOCK, Pass, RowBlock, split_rows};
 
 /// Inner columns made at a time; a multiple of every storage type's row granularity.
 pub(super) const SLICE: usize = 512;
@@ -74,80 +74,103 @@ impl FeedForward {
         dx: &mut [R],
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
+        if activation.is_custom() {
+            return self.backward_custom(pass, activation, index, x, pre, dy, dx, gradients);
+        }
         let (context, isa, weights) = (pass.context, pass.context.isa, pass.weights);
         let products = self.products(weights, index);
         let (hidden, width) = (products.intermediate.k(), products.intermediate.n());
         let rows = x.len() / hidden;
         let blocks = Pass::<R>::fixed_blocks(rows);
-        // A custom activation gets whole arrays.
-        let apart = if activation.is_custom() { width } else { full_precision_stride::<R>(width) };
-        let mut inner = context.buffer(rows * apart);
-        let mut dpre = context.buffer(rows * apart);
         let output = context.transposed(self.output.kernel(weights, index))?;
         let output = Product::transposed(&output);
         let intermediate = context.transposed(self.intermediate.kernel(weights, index))?;
         let intermediate = Product::transposed(&intermediate);
-        let dx_of = |dpre: &[R], stride, rows, cols: Range<usize>, dx: &mut [R], lhs: &mut LhsBuffer| {
-            let dpre = prepare_lhs(isa, dpre, rows, cols.len(), stride, intermediate.dtype(), lhs);
-            intermediate.inner(isa, dpre, rows, cols, dx);
-        };
+        let dtype = intermediate.dtype();
+        // What the gradients of the weights are made of, in the form that those products want: a task writes its rows while
+        // they are in the L2 cache.
+        let mut inner = self
+            .output
+            .requests_kernel(gradients)
+            .then(|| context.transposed_activations(dtype, width, rows));
+        let mut dpre =
+            self.intermediate.requests_kernel(gradients).then(|| context.panels(dtype, 1, rows, width));
+        let mut sums = context.buffer(blocks.len() * width);
+        let mut inners = inner.as_mut().map(|inner| inner.column_chunks_mut(MAX_BLOCK)).transpose()?;
+        let mut dpres = dpre.as_mut().map(|dpre| dpre.row_chunks_mut(MAX_BLOCK)).transpose()?;
+        let pieces = split_rows(dx, blocks.iter().map(|block| block.rows * hidden));
+        let tasks =
+            blocks.iter().zip(pieces).zip(sums.chunks_exact_mut(width)).map(move |((block, dx), sums)| {
+                let inner = inners.as_mut().and_then(Iterator::next);
+                let dpre = dpres.as_mut().and_then(Iterator::next);
+                (block, dx, sums, inner, dpre)
+            });
         let slice = products.slice_len(activation);
-        pass.each_block_of(
-            &blocks,
-            [(&mut inner, apart), (&mut dpre, apart), (&mut *dx, hidden)],
-            |block, [inner, dpre, dx], scratch| {
-                let (_, [lhs, inner_lhs]) = scratch.split([]);
-                let pre = block.of(pre, rows, width);
-                let dy = output.prepare(isa, block.of(dy, rows, hidden), block.rows, lhs);
-                for first in (0..width).step_by(slice) {
-                    let cols = first..(first + slice).min(width);
-                    // 3. out = inner W2 + b2: d inner = dy W2^T
-                    output.columns_apart(isa, dy, block.rows, cols.clone(), &mut dpre[first..], apart);
-                    let rows = inner.chunks_exact_mut(apart).zip(dpre.chunks_exact_mut(apart));
-                    for ((a, da), pre) in rows.zip(pre.chunks_exact(width)) {
-                        let (a, da) = (&mut a[cols.clone()], &mut da[cols.clone()]);
-                        let pre = &pre[cols.clone()];
-                        if activation.is_custom() {
-                            a.copy_from_slice(pre);
-                        } else {
-                            // 2. inner = activation(pre), which cannot fail unless custom
-                            let _ = activation.with_backward(isa, pre, a, da, cols.len());
-                        }
-                    }
-                    if !activation.is_custom() {
-                        // 1. a = x W1 + b1: dx = d a W1^T
-                        dx_of(&dpre[first..], apart, block.rows, cols, dx, inner_lhs);
-                    }
+        context.each(tasks, |(block, dx, sums, mut inner, mut dpre), scratch| {
+            let ([a, da], [lhs, inner_lhs]) = scratch.split([block.rows * slice; 2]);
+            let pre = block.of(pre, rows, width);
+            let dy = output.prepare(isa, block.of(dy, rows, hidden), block.rows, lhs);
+            for first in (0..width).step_by(slice) {
+                let cols = first..(first + slice).min(width);
+                let len = cols.len();
+                let (a, da) = (&mut a[..block.rows * len], &mut da[..block.rows * len]);
+                // 3. out = inner W2 + b2: d inner = dy W2^T
+                output.columns(isa, dy, block.rows, cols.clone(), da);
+                // 2. inner = activation(pre), which cannot fail unless custom
+                for ((a, da), pre) in
+                    a.chunks_exact_mut(len).zip(da.chunks_exact_mut(len)).zip(pre.chunks_exact(width))
+                {
+                    let _ = activation.with_backward(isa, &pre[cols.clone()], a, da, len);
                 }
-            },
-        )?;
-        if activation.is_custom() {
-            activation.backward(isa, &inner, &mut dpre, width)?;
-            activation.forward(isa, &mut inner, width)?;
-            pass.each_block(&blocks, dx, hidden, |block, dx, scratch| {
-                let (_, [lhs, _]) = scratch.split([]);
-                dx_of(block.of(&dpre, rows, width), width, block.rows, 0..width, dx, lhs);
-            })?;
+                // 1. a = x W1 + b1: dx = d a W1^T
+                let lhs = prepare_lhs(isa, da, block.rows, len, len, dtype, inner_lhs);
+                intermediate.inner(isa, lhs, block.rows, cols.clone(), dx);
+                if let Some(inner) = &mut inner {
+                    inner.fill(isa, a, len, block.rows, cols.clone());
+                }
+                if let Some(dpre) = &mut dpre {
+                    dpre.pack(isa, da, len, block.rows, cols.clone());
+                }
+                add_up_rows(isa, da, &mut sums[cols]);
+            }
+        })?;
+        if let Some(inner) = &inner {
+            let dy = row_panels(context, dtype, dy, hidden)?;
+            self.output.add_kernel_gradient(context, index, Inputs::Transposed(inner), &dy, gradients)?;
         }
-        let (of_inner, of_dpre) = ((&inner[..], apart), (&dpre[..], apart));
-        self.output.add_gradients_of_rows(
-            context,
-            weights,
-            index,
-            rows,
-            of_inner,
-            (dy, hidden),
-            gradients,
-        )?;
-        self.intermediate.add_gradients_of_rows(
-            context,
-            weights,
-            index,
-            rows,
-            (x, hidden),
-            of_dpre,
-            gradients,
-        )
+        self.output.add_bias_gradient(context, index, dy, gradients)?;
+        if let Some(dpre) = &dpre {
+            self.intermediate.add_kernel_gradient(context, index, Inputs::Rows(x), dpre, gradients)?;
+        }
+        self.intermediate.add_bias_gradient(context, index, &sums, gradients)
+    }
+
+    /// [`FeedForward::backward`] with an activation that gets whole arrays.
+    fn backward_custom<R: Real>(
+        self,
+        pass: &Pass<'_, R>,
+        activation: &Activation<R>,
+        index: usize,
+        x: &[R],
+        pre: &[R],
+        dy: &[R],
+        dx: &mut [R],
+        gradients: &mut Gradients<R>,
+    ) -> Result<()> {
+        let (context, isa, weights) = (pass.context, pass.context.isa, pass.weights);
+        let mut inner = context.buffer(pre.len());
+        let mut dpre = context.buffer(pre.len());
+        // 3. out = inner W2 + b2: d inner = dy W2^T
+        let output = context.transposed(self.output.kernel(weights, index))?;
+        Product::transposed(&output).forward(context, dy, &mut dpre)?;
+        // 2. inner = activation(pre)
+        let width = self.intermediate.kernel(weights, index).n();
+        activation.backward(isa, pre, &mut dpre, width)?;
+        inner.copy_from_slice(pre);
+        activation.forward(isa, &mut inner, width)?;
+        self.output.add_gradients(context, weights, index, &inner, dy, gradients)?;
+        // 1. a = x W1 + b1: dx = d a W1^T
+        self.intermediate.backward(context, weights, index, x, &dpre, dx, gradients)
     }
 }
 
@@ -258,6 +281,15 @@ impl<R: Real> FeedForwardProducts<'_, R> {
             let slice = prepare_lhs(isa, &inner[first..], rows, cols.len(), width, self.output.dtype(), lhs);
             self.output.inner(isa, slice, rows, cols, out);
         }
+    }
+}
+
+/// `sums = sum over rows of values`, in order.
+fn add_up_rows<R: Real>(isa: Isa, values: &[R], sums: &mut [R]) {
+    let _time = timed(Work::BiasSum);
+    sums.fill(R::ZERO);
+    for row in values.chunks_exact(sums.len()) {
+        add_in_place(isa, sums, row);
     }
 }
 

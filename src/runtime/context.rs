@@ -5,9 +5,10 @@ use std::thread::ThreadId;
 use std::time::Instant;
 
 use super::interrupt::{Interrupt, POLL_INTERVAL};
+use super::operands::{ActivationPanels, TransposedActivations};
 use super::panics::catch;
 use super::parallel::{for_each, thread_count, with_threads};
-use super::scratch::{ActivationPanels, Buffer, CallScratch, ScratchPool, TaskScratch};
+use super::scratch::{Buffer, CallScratch, ScratchPool, TaskScratch};
 use crate::error::{Error, Result};
 use crate::kernels::{Dtype, Isa, PackedMatrix, Real};
 use crate::sys::{Work, timed};
@@ -137,6 +138,11 @@ impl<'a, R: Real> Context<'a, R> {
     /// Memory for `count` right operands of `k x n` that are computed on the way; see [`ActivationPanels`].
     pub fn panels(&self, dtype: Dtype, count: usize, k: usize, n: usize) -> ActivationPanels<R> {
         ActivationPanels::new(self.scratch.pool(), dtype, count, k, n)
+    }
+
+    /// Memory for a left operand of `rows` rows of `k` values that is computed on the way; see [`TransposedActivations`].
+    pub fn transposed_activations(&self, dtype: Dtype, rows: usize, k: usize) -> TransposedActivations<R> {
+        TransposedActivations::new(self.scratch.pool(), dtype, rows, k)
     }
 
     /// The transpose of `matrix` as a right operand: for `dX = dY W^T`.

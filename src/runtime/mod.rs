@@ -7,6 +7,7 @@ mod fault;
 pub mod fork;
 mod interrupt;
 mod ledger;
+mod operands;
 mod panics;
 pub mod parallel;
 mod pool;
@@ -22,7 +23,8 @@ pub(crate) use fault::inject_fault;
 #[cfg(feature = "fault-injection")]
 pub use fault::{ELSEWHERE, ENTRY};
 pub use interrupt::{Interrupt, never};
+pub use operands::{ActivationPanels, PanelRowsMut, PanelsMut, TransposedActivations, TransposedColumnsMut};
 pub(crate) use panics::lock;
 pub use panics::{catch, panic_error};
-pub use scratch::{ActivationPanels, Buffer, PanelsMut, ScratchPool, TaskScratch};
+pub use scratch::{Buffer, ScratchPool, TaskScratch};
 pub use shared::{Locked, Shared, lock_all};

@@ -8,11 +8,8 @@ use half::bf16;
 use super::fork::Section;
 use super::ledger::{Element, Ledger};
 use super::panics::lock;
-use crate::kernels::{
-    Dtype, Isa, LhsBuffer, PANEL, Panels, Real, pack_bfloat16, pack_full_precision, packed_len,
-    transpose_to_bfloat16, transpose_to_full_precision,
-};
-use crate::sys::{AlignedVec, Work, alignment_bytes, timed};
+use crate::kernels::{LhsBuffer, Real};
+use crate::sys::{AlignedVec, alignment_bytes};
 
 /// Scratch memory that outlives calls: what one gave back serves the next. Never larger than what the calls that ran at
 /// once used.
@@ -112,6 +109,11 @@ impl<R: Real> ScratchPool<R> {
     /// A buffer of `len` elements with unspecified contents; goes back to the pool when dropped.
     pub fn buffer(&self, len: usize) -> Buffer<R> {
         Buffer::take(&self.buffers, self.ledger(), len)
+    }
+
+    /// The same for rounded values.
+    pub(super) fn bfloat16_buffer(&self, len: usize) -> Buffer<bf16> {
+        Buffer::take(&self.bfloat16, self.ledger(), len)
     }
 
     /// The same for indices.
@@ -220,99 +222,5 @@ impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
         let data = std::mem::take(&mut self.data);
         exchange(&self.home, |free| keep(free, data));
-    }
-}
-
-/// Right operands that are computed on the way (keys, values, tokens to be mixed): `count` matrices of `k x n`.
-#[derive(Debug)]
-pub struct ActivationPanels<R: Real> {
-    k: usize,
-    n: usize,
-    len: usize,
-    data: PanelStorage<R>,
-}
-
-#[derive(Debug)]
-enum PanelStorage<R: Real> {
-    FullPrecision(Buffer<R>),
-    Bfloat16(Buffer<bf16>),
-}
-
-/// Some panels of one of the matrices, to be filled.
-#[derive(Debug)]
-pub enum PanelsMut<'a, R> {
-    /// In the activations' type.
-    FullPrecision(&'a mut [R]),
-    /// In half of its bits.
-    Bfloat16(&'a mut [bf16]),
-}
-
-impl<R: Real> ActivationPanels<R> {
-    /// `dtype` is that of the weights around: products of activations are in bfloat16 where those are in bfloat16 or
-    /// in 8 bits, else in the activations' type.
-    pub(super) fn new(scratch: &ScratchPool<R>, dtype: Dtype, count: usize, k: usize, n: usize) -> Self {
-        let dtype = dtype.of_activations();
-        let len = packed_len(k, n, dtype);
-        let data = match dtype {
-            Dtype::Bfloat16 => {
-                PanelStorage::Bfloat16(Buffer::take(&scratch.bfloat16, scratch.ledger(), count * len))
-            }
-            _ => PanelStorage::FullPrecision(scratch.buffer(count * len)),
-        };
-        ActivationPanels { k, n, len, data }
-    }
-
-    /// Matrix number `index`.
-    pub fn view(&self, index: usize) -> Panels<'_, R> {
-        let at = index * self.len;
-        match &self.data {
-            PanelStorage::FullPrecision(v) => {
-                Panels::from_full_precision(&v[at..at + self.len], self.k, self.n)
-            }
-            PanelStorage::Bfloat16(v) => Panels::from_bfloat16(&v[at..at + self.len], self.k, self.n),
-        }
-    }
-
-    /// All panels of matrix number `index`, to be filled.
-    pub fn whole_mut(&mut self, index: usize) -> PanelsMut<'_, R> {
-        let own = index * self.len..(index + 1) * self.len;
-        match &mut self.data {
-            PanelStorage::FullPrecision(v) => PanelsMut::FullPrecision(&mut v[own]),
-            PanelStorage::Bfloat16(v) => PanelsMut::Bfloat16(&mut v[own]),
-        }
-    }
-
-    /// All matrices, each split into runs of `panels` panels, to be filled by independent tasks.
-    pub fn chunks_mut(&mut self, panels: usize) -> impl Iterator<Item = PanelsMut<'_, R>> {
-        let (len, all) = (self.len, self.n.div_ceil(PANEL));
-        let chunk = len / all * panels.min(all);
-        let (full, half) = match &mut self.data {
-            PanelStorage::FullPrecision(v) => (&mut v[..], &mut [][..]),
-            PanelStorage::Bfloat16(v) => (&mut [][..], &mut v[..]),
-        };
-        let full = full.chunks_exact_mut(len).flat_map(move |m| m.chunks_mut(chunk));
-        let half = half.chunks_exact_mut(len).flat_map(move |m| m.chunks_mut(chunk));
-        full.map(PanelsMut::FullPrecision).chain(half.map(PanelsMut::Bfloat16))
-    }
-}
-
-impl<R: Real> PanelsMut<'_, R> {
-    /// Fills the panels from rows (or columns, if `transposed`) of activations; see [`pack_full_precision`].
-    pub fn pack(&mut self, isa: Isa, source: &[R], stride: usize, transposed: bool, k: usize, n: usize) {
-        let _time = timed(Work::Packing);
-        match self {
-            PanelsMut::FullPrecision(out) => {
-                pack_full_precision(isa, source, stride, transposed, k, 0..n, out)
-            }
-            PanelsMut::Bfloat16(out) => pack_bfloat16(isa, source, stride, transposed, k, 0..n, out),
-        }
-    }
-
-    /// Fills panel number `panel`, which these must be, of the transpose of `matrix`.
-    pub fn transpose(&mut self, isa: Isa, matrix: &Panels<'_, R>, panel: usize) {
-        match self {
-            PanelsMut::FullPrecision(out) => transpose_to_full_precision(isa, matrix, panel, out),
-            PanelsMut::Bfloat16(out) => transpose_to_bfloat16(matrix, panel, out),
-        }
     }
 }

@@ -178,7 +178,7 @@ impl<R: Real> MixingMatrices<'_, R> {
         })?;
         // dWh = x^T d mixed
         if let Some(dhidden) = dhidden {
-            kernel_gradient(context, dtype, all, (x, hidden), (&dmixed, hidden), (dhidden, hidden))?;
+            kernel_gradient(context, dtype, x, &dmixed[..all * hidden], (dhidden, hidden))?;
         }
         let Some(dseq) = dseq else { return Ok(()) };
         // dWs = sum over examples of dy[b] mixed[b]^T
