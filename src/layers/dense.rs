@@ -9,7 +9,7 @@ use crate::kernels::{
     Dtype, Init, Isa, Lhs, LhsBuffer, PANEL, PackedMatrix, Panels, Real, axpy, full_precision_stride, matmul,
     prepare_lhs, prepare_transposed_lhs,
 };
-use crate::params::{Gradients, MatrixKey, Role, VectorKey, WeightList, Weights};
+use crate::params::{GradientMatrix, Gradients, MatrixKey, Role, VectorKey, WeightList, Weights};
 use crate::runtime::{ActivationPanels, Context, TransposedActivations};
 use crate::sys::{Place, Work, at, timed};
 
@@ -148,10 +148,17 @@ impl Dense {
         dy: &ActivationPanels<R>,
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
-        match gradients.if_requested(self.kernel) {
-            Some(all) => product_with_transpose(context, x, dy, all.matrix(index, self.count).row_major()),
-            None => Ok(()),
+        let Some(GradientMatrix { values, is_stale }) = gradients.matrix_if_requested(self.kernel, index)
+        else {
+            return Ok(());
+        };
+        if dy.view(0).k == 0 {
+            return Ok(());
         }
+        let init = if *is_stale { Init::Zero } else { Init::Accumulate };
+        product_with_transpose(context, x, dy, values, init)?;
+        *is_stale = false;
+        Ok(())
     }
 
     /// Adds the sum of the rows of `dy` to the gradient of bias number `index` if it is requested.
@@ -163,7 +170,11 @@ impl Dense {
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
         match gradients.if_requested(self.bias) {
-            Some(all) => bias_gradient(context, dy, all.matrix(index, self.count).row_major()),
+            Some(all) => {
+                let all = all.row_major();
+                let len = all.len() / self.count;
+                bias_gradient(context, dy, &mut all[index * len..][..len])
+            }
             None => Ok(()),
         }
     }
@@ -335,7 +346,13 @@ pub fn kernel_gradient<R: Real>(
     dy: &[R],
     (dw, n): (&mut [R], usize),
 ) -> Result<()> {
-    product_with_transpose(context, Inputs::Rows(x), &row_panels(context, dtype, dy, n)?, dw)
+    product_with_transpose(
+        context,
+        Inputs::Rows(x),
+        &row_panels(context, dtype, dy, n)?,
+        dw,
+        Init::Accumulate,
+    )
 }
 
 /// Rows of `n` values as a right operand.
@@ -358,19 +375,17 @@ pub fn row_panels<R: Real>(
     Ok(panels)
 }
 
-/// `dw += x^T dy`: some rows of `dw` per task.
+/// `dw = init + x^T dy`: some rows of `dw` per task.
 fn product_with_transpose<R: Real>(
     context: &Context<'_, R>,
     x: Inputs<'_, R>,
     dy: &ActivationPanels<R>,
     dw: &mut [R],
+    init: Init<'_, R>,
 ) -> Result<()> {
     let _place = at(Place::KernelGradient);
     let (isa, dy) = (context.isa, dy.view(0));
     let (rows, n) = (dy.k, dy.n);
-    if rows == 0 {
-        return Ok(());
-    }
     let k = dw.len() / n;
     let turned = match x {
         Inputs::Rows(_) if dy.dtype() != Dtype::Bfloat16 => COLUMNS * full_precision_stride::<R>(rows),
@@ -385,7 +400,7 @@ fn product_with_transpose<R: Real>(
             }
             Inputs::Transposed(x) => x.view().skip_rows(task * COLUMNS),
         };
-        matmul(isa, own, x, dy, 0..n, dw, n, Init::Accumulate);
+        matmul(isa, own, x, dy, 0..n, dw, n, init);
     })
 }
 

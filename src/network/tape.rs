@@ -372,6 +372,32 @@ mod tests {
         check_finite: false,
     };
 
+    #[test]
+    fn gradients_that_are_cleared_lazily_become_those_of_one_backward_pass() {
+        let network = encoder::<f64>(config());
+        let cotangent = values(3, BATCH * SEQ * network.config().hidden_size);
+        let cotangents = Cotangents { sequence_output: Some(&cotangent), ..Cotangents::default() };
+        let backward = |gradients: &mut Gradients<f64>| {
+            with_context(|context| {
+                let recording = Recording::default();
+                let (_, tape) = network.forward_with_tape(context, inputs(), None, ALL, recording)?;
+                network.backward(context, &tape, &cotangents, 1.0, gradients)
+            });
+            gradients.settle();
+        };
+        let [mut once, mut again] = [(); 2].map(|()| Gradients::zeros(network.weights().specs()));
+        backward(&mut once);
+        for weight in 0..network.weights().specs().len() {
+            again.view_mut(weight).row_major().fill(f64::NAN);
+        }
+        again.clear_lazily();
+        backward(&mut again);
+        assert_eq!((again.memory(), again.reached()), (once.memory(), once.reached()));
+        let single = once.memory().to_vec();
+        backward(&mut again);
+        assert!(again.memory().iter().zip(&single).all(|(sum, one)| (sum - 2.0 * one).abs() < 1e-12));
+    }
+
     /// Names of the weights that backward from `cotangents` reaches, by what they begin with.
     fn reached(inputs: OwnedInputs<f64>, cotangents: &Cotangents<'_, f64>, aux: f64) -> Vec<&'static str> {
         let network = encoder::<f64>(config());

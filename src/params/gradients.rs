@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::list::WeightKey;
-use super::spec::Spec;
+use super::list::{MatrixKey, WeightKey};
+use super::spec::{Form, Spec};
 use crate::kernels::Real;
 use crate::runtime::{Buffer, ScratchPool, parallel};
 use crate::sys::{LeasableMemory, Lease, LeasedSlice};
@@ -21,6 +21,9 @@ pub struct Gradients<R: Real> {
     ranges: Vec<Range<usize>>,
     reached: Vec<bool>,
     requested: Vec<bool>,
+    /// Per weight and matrix of it (other weights have none) whether it stands for zeros, whatever its values are: see
+    /// [`Gradients::clear_lazily`].
+    stale: Vec<Vec<bool>>,
 }
 
 /// The right to gradients that are finished.
@@ -41,6 +44,15 @@ pub struct GradientViewMut<'a, R> {
     values: &'a mut [R],
 }
 
+/// The gradient of one matrix, to be added to or, if it is stale, written.
+#[derive(Debug)]
+pub struct GradientMatrix<'a, R> {
+    /// In the order of the matrix's elements.
+    pub values: &'a mut [R],
+    /// Whether it stands for zeros, whatever the values are; to be set to false by who has written all of them.
+    pub is_stale: &'a mut bool,
+}
+
 impl<R: Real> Gradients<R> {
     /// Zeros for the weights `specs`.
     pub fn zeros(specs: &[Spec]) -> Self {
@@ -49,16 +61,34 @@ impl<R: Real> Gradients<R> {
 
     /// Zeros for the weights `specs` in memory of `pool`, to which it goes back.
     pub fn zeros_in(specs: &[Spec], pool: &ScratchPool<R>) -> Self {
+        let mut gradients = Self::lazy_zeros_in(specs, pool);
+        gradients.settle();
+        gradients
+    }
+
+    /// The same as [`Gradients::clear_lazily`] would leave them.
+    pub fn lazy_zeros_in(specs: &[Spec], pool: &ScratchPool<R>) -> Self {
         let (ranges, end) = Self::layout(specs);
         let flags = |value| vec![value; specs.len()];
-        let mut memory = pool.gradient_buffer(end);
-        set_to_zero(&mut memory);
-        Gradients {
-            memory: LeasableMemory::new(memory),
+        let stale = specs.iter().map(|spec| match spec.form {
+            Form::Matrices { count, .. } => vec![true; count],
+            Form::Vector | Form::Table { .. } => Vec::new(),
+        });
+        let mut gradients = Gradients {
+            memory: LeasableMemory::new(pool.gradient_buffer(end)),
             ranges,
             reached: flags(false),
             requested: flags(true),
+            stale: stale.collect(),
+        };
+        let mut first = 0;
+        for weight in (0..specs.len()).rev() {
+            let range = gradients.range(weight);
+            set_to_zero(gradients.memory.slice_mut(first..range.start));
+            first = if gradients.stale[weight].is_empty() { range.start } else { range.end };
         }
+        set_to_zero(gradients.memory.slice_mut(first..end));
+        gradients
     }
 
     /// Number of values in the memory for the weights `specs`.
@@ -98,14 +128,28 @@ impl<R: Real> Gradients<R> {
         self.requests(key).then(|| self.view_mut(key))
     }
 
+    /// Matrix number `index` of the gradient of a weight, if it is to be computed: the weight counts as reached from now on.
+    pub fn matrix_if_requested(&mut self, key: MatrixKey, index: usize) -> Option<GradientMatrix<'_, R>> {
+        let weight = key.index();
+        let (range, stale) = (self.ranges[weight].clone(), &mut self.stale[weight]);
+        if !self.requested[weight] {
+            return None;
+        }
+        self.reached[weight] = true;
+        let own = matrix_range(&range, stale.len(), index);
+        Some(GradientMatrix { values: self.memory.slice_mut(own), is_stale: &mut stale[index] })
+    }
+
     /// The gradient of a weight.
     pub fn view(&self, key: impl WeightKey) -> GradientView<'_, R> {
+        debug_assert!(!self.stale[key.index()].contains(&true), "gradients are settled before they are read");
         GradientView { values: self.memory.slice(self.range(key)) }
     }
 
     /// The same, to be added to: the weight counts as reached from now on.
     pub fn view_mut(&mut self, key: impl WeightKey) -> GradientViewMut<'_, R> {
         self.reached[key.index()] = true;
+        self.settle_weight(key.index());
         let range = self.range(key);
         GradientViewMut { values: self.memory.slice_mut(range) }
     }
@@ -114,6 +158,7 @@ impl<R: Real> Gradients<R> {
     pub fn both_if_requested(&mut self, keys: [impl WeightKey; 2]) -> [Option<GradientViewMut<'_, R>>; 2] {
         let requested = keys.map(|key| self.requests(key));
         keys.iter().for_each(|key| self.reached[key.index()] |= self.requests(*key));
+        keys.iter().for_each(|key| self.settle_weight(key.index()));
         let mut requested = requested.into_iter();
         let views = self.memory.two_slices_mut(keys.map(|key| self.ranges[key.index()].clone()));
         views.map(|values| requested.next()?.then_some(GradientViewMut { values }))
@@ -137,6 +182,10 @@ impl<R: Real> Gradients<R> {
 
     /// All gradients, each in its [`Gradients::range`], with zeros between them.
     pub fn memory(&self) -> &[R] {
+        debug_assert!(
+            !self.stale.iter().flatten().any(|&stale| stale),
+            "gradients are settled before they are read"
+        );
         self.memory.slice(0..self.memory.value_count())
     }
 
@@ -165,6 +214,7 @@ impl<R: Real> Gradients<R> {
     /// Declares the gradients of the weights from number `first` on finished.
     pub fn finish_from(&mut self, first: usize) {
         if self.is_leased() {
+            (first..self.stale.len()).for_each(|weight| self.settle_weight(weight));
             // Behind the last of them there is only room.
             let end = if first == 0 {
                 self.memory.value_count()
@@ -176,7 +226,8 @@ impl<R: Real> Gradients<R> {
     }
 
     /// The memory itself, to be kept by somebody else. Gradients lie in it as in [`Gradients::memory`].
-    pub fn into_memory(self) -> Buffer<R> {
+    pub fn into_memory(mut self) -> Buffer<R> {
+        self.settle();
         self.memory.into_owner()
     }
 
@@ -193,19 +244,49 @@ impl<R: Real> Gradients<R> {
 
     /// Sets every value to zero, and no weight as reached.
     pub fn clear(&mut self) {
-        for (range, reached) in self.ranges.iter().zip(&mut self.reached) {
-            // Others are zero.
-            if std::mem::take(reached) {
-                set_to_zero(self.memory.slice_mut(range.clone()));
+        self.clear_lazily();
+        self.settle();
+    }
+
+    /// The same, to be followed by a computation that adds to the gradients: what it adds to the matrices of weights takes the
+    /// place of their values, so that zeros need not be written and read again. Before anybody else reads the gradients, they
+    /// have to be [settled](Gradients::settle).
+    pub fn clear_lazily(&mut self) {
+        for weight in 0..self.ranges.len() {
+            if self.stale[weight].is_empty() && self.reached[weight] {
+                set_to_zero(self.memory.slice_mut(self.range(weight)));
+            } else if self.reached[weight] {
+                self.stale[weight].fill(true);
+            }
+        }
+        self.reached.fill(false);
+    }
+
+    /// As [`Gradients::lazy_zeros_in`] made them: zeros, no weight is reached, all are requested.
+    pub fn renew_lazily(&mut self) {
+        self.clear_lazily();
+        self.requested.fill(true);
+    }
+
+    /// Makes zeros of the matrices that still stand for them.
+    pub fn settle(&mut self) {
+        (0..self.stale.len()).for_each(|weight| self.settle_weight(weight));
+    }
+
+    fn settle_weight(&mut self, weight: usize) {
+        let count = self.stale[weight].len();
+        for index in 0..count {
+            if std::mem::take(&mut self.stale[weight][index]) {
+                set_to_zero(self.memory.slice_mut(matrix_range(&self.ranges[weight], count, index)));
             }
         }
     }
+}
 
-    /// As [`Gradients::zeros`] made them: zeros, no weight is reached, all are requested.
-    pub fn renew(&mut self) {
-        self.clear();
-        self.requested.fill(true);
-    }
+/// Where matrix number `index` of `count` of a weight is.
+fn matrix_range(weight: &Range<usize>, count: usize, index: usize) -> Range<usize> {
+    let len = weight.len() / count;
+    weight.start + index * len..weight.start + (index + 1) * len
 }
 
 /// Zeros, with the threads of [`parallel::with_threads`].
@@ -225,12 +306,6 @@ impl<'a, R: Real> GradientViewMut<'a, R> {
     /// The values in the order of the weight's elements.
     pub fn row_major(self) -> &'a mut [R] {
         self.values
-    }
-
-    /// The gradient of matrix number `index` of a weight of `count` matrices.
-    pub fn matrix(self, index: usize, count: usize) -> Self {
-        let len = self.values.len() / count;
-        GradientViewMut { values: &mut self.values[index * len..][..len] }
     }
 }
 
@@ -262,7 +337,7 @@ mod tests {
     #[test]
     fn views_that_are_added_to_are_reached_and_others_stay() {
         let mut gradients = Gradients::<f64>::zeros(&specs());
-        gradients.view_mut(2).matrix(0, 1).row_major().fill(2.0);
+        gradients.view_mut(2).row_major().fill(2.0);
         let [Some(a), Some(b)] = gradients.both_if_requested([1, 0]) else { panic!("all are requested") };
         (a.row_major()[0], b.row_major()[0]) = (3.0, 4.0);
         assert_eq!([0, 1, 2].map(|i| gradients.view(i).row_major().iter().sum::<f64>()), [4.0, 3.0, 50.0]);
@@ -271,6 +346,35 @@ mod tests {
         assert!(gradients.memory().iter().all(|&value| value == 0.0) && !gradients.reached()[2]);
         gradients.view_mut(1).row_major()[3] = 1.0;
         assert_eq!(gradients.reached(), [false, true, false]);
+    }
+
+    #[test]
+    fn stale_matrices_stand_for_zeros_until_somebody_writes_them() {
+        let mut list = WeightList::new();
+        let experts = list.matrices("experts", &[2, 5, 3], 2, 5, 3);
+        list.vector("bias", Role::Bias, &[3]);
+        let mut gradients = Gradients::<f32>::zeros(&list.into_specs());
+        for weight in [0, 1] {
+            gradients.view_mut(weight).row_major().fill(f32::NAN);
+        }
+        gradients.clear_lazily();
+        assert_eq!(gradients.reached(), [false; 2]);
+        let GradientMatrix { values, is_stale } =
+            gradients.matrix_if_requested(experts, 1).expect("requested");
+        assert!(*is_stale && values.len() == 15);
+        values.fill(2.0);
+        *is_stale = false;
+        assert!(!*gradients.matrix_if_requested(experts, 1).expect("requested").is_stale);
+        gradients.settle();
+        let expected: Vec<f32> = [[0.0; 15], [2.0; 15]].concat();
+        assert_eq!(gradients.view(0).row_major(), expected);
+        assert_eq!((gradients.view(1).row_major(), gradients.reached()), (&[0.0; 3][..], &[true, false][..]));
+        gradients.clear_lazily();
+        assert!(gradients.view_mut(0).row_major().iter().all(|&value| value == 0.0), "to be added to");
+        let (end, lease) = (gradients.memory().len(), gradients.lease().expect("nobody has them"));
+        gradients.clear_lazily();
+        gradients.finish_from(0);
+        assert!(lease.slice(0..end).expect("finished").iter().all(|&value| value == 0.0));
     }
 
     #[test]
@@ -307,7 +411,8 @@ mod tests {
         assert_eq!(gradients.reached(), [false, true, false]);
         assert!(gradients.requests_any(0..2) && !gradients.requests_any(2..3) && !gradients.requests(0));
         gradients.view_mut(1).row_major().fill(3.0);
-        gradients.renew();
+        gradients.renew_lazily();
+        gradients.settle();
         assert!(gradients.requests(0) && gradients.requests(2) && gradients.reached() == [false; 3]);
         assert!(gradients.memory().iter().all(|&value| value == 0.0));
         assert_eq!(gradients.memory().len(), Gradients::<f64>::memory_len(&specs()));

@@ -26,7 +26,7 @@ mod values;
 mod weights;
 
 pub use exchange::{Wire, pack_bfloat16, tree_sum, unpack_bfloat16};
-pub use gradients::{GradientLease, GradientSlice, GradientView, GradientViewMut, Gradients};
+pub use gradients::{GradientLease, GradientMatrix, GradientSlice, GradientView, GradientViewMut, Gradients};
 pub use initialize::{initial_values, sample};
 pub use list::{MatrixKey, TableKey, VectorKey, WeightKey, WeightList};
 pub use packed_form::PackedForm;

@@ -63,10 +63,10 @@ impl GradientHome {
         &self.specs
     }
 
-    /// Gradients of their own, all zero.
-    pub fn zeros(&self) -> Gradients<f32> {
+    /// Gradients of their own, all zero, for a computation to add to: see [`Gradients::clear_lazily`].
+    pub fn lazy_zeros(&self) -> Gradients<f32> {
         self.has_had_any.store(true, Ordering::Relaxed);
-        Gradients::zeros_in(&self.specs, &SCRATCH)
+        Gradients::lazy_zeros_in(&self.specs, &SCRATCH)
     }
 
     /// Those of the gradients that this thread has applied last, if nobody uses them and nothing else happened to them.
@@ -91,7 +91,7 @@ impl Drop for GradientHome {
 impl GradientMemory {
     /// Zeros. Those that pass on have no memory before their first use.
     pub fn new(home: Arc<GradientHome>, passes_on: bool) -> Self {
-        let state = if passes_on { State::Untouched } else { State::Here(home.zeros()) };
+        let state = if passes_on { State::Untouched } else { State::Here(home.lazy_zeros()) };
         GradientMemory { state, passes_on, is_applied: false, home }
     }
 
@@ -100,15 +100,30 @@ impl GradientMemory {
     /// # Errors
     /// If their memory is passed on; [`Error::Memory`].
     pub fn read(&mut self) -> Result<&mut Gradients<f32>> {
+        let gradients = self.unsettled()?;
+        gradients.settle();
+        Ok(gradients)
+    }
+
+    /// The gradients, which a computation is to add to: see [`Gradients::clear_lazily`].
+    ///
+    /// # Errors
+    /// As [`GradientMemory::read`].
+    pub fn to_add_to(&mut self) -> Result<&mut Gradients<f32>> {
+        self.is_applied = false;
+        self.unsettled()
+    }
+
+    fn unsettled(&mut self) -> Result<&mut Gradients<f32>> {
         if let State::Untouched = self.state {
             let applied = if self.passes_on { self.home.take_applied() } else { None };
             let gradients = catch(|| {
                 Ok(match applied {
                     Some(mut gradients) => {
-                        gradients.renew();
+                        gradients.renew_lazily();
                         gradients
                     }
-                    None => self.home.zeros(),
+                    None => self.home.lazy_zeros(),
                 })
             });
             self.state = State::Here(gradients?);
@@ -145,7 +160,7 @@ impl GradientMemory {
         match &mut self.state {
             State::Here(gradients) => {
                 expect_not_leased(gradients)?;
-                gradients.clear();
+                gradients.clear_lazily();
             }
             state => *state = State::Untouched,
         }

@@ -230,15 +230,15 @@ impl Tape {
                 record.network.check_cotangents(&record.tape, &cotangents)?;
                 let mut locked = into.map(|into| into.shared().lock(interrupt)).transpose()?;
                 if let Some(locked) = &mut locked {
-                    with_threads(self.threads, || locked.write().map(drop))?;
+                    with_threads(self.threads, || locked.to_add_to().map(drop))?;
                 }
-                let mut own = locked.is_none().then(|| with_threads(self.threads, || self.home.zeros()));
+                let mut own = locked.is_none().then(|| with_threads(self.threads, || self.home.lazy_zeros()));
                 drop(record);
                 let record = self.take(last, interrupt)?;
                 let shape = record.tape.row_shape(record.network.config());
                 let mut backward = |network: &SparseMixer<f32>, tape: TapeUse<'_, f32>| {
                     let into = match (&mut locked, &mut own) {
-                        (Some(locked), _) => locked.write()?,
+                        (Some(locked), _) => locked.to_add_to()?,
                         (None, Some(own)) => own,
                         (None, None) => unreachable!("one of the two is there"),
                     };
@@ -250,7 +250,11 @@ impl Tape {
                     Ok(Record { network, tape }) => backward(&network, tape.into()),
                     Err(record) => backward(&record.network, (&record.tape).into()),
                 };
-                Ok((rows?, shape, own))
+                let rows = rows?;
+                if let Some(own) = &mut own {
+                    with_threads(self.threads, || own.settle());
+                }
+                Ok((rows, shape, own))
             })?;
             let own = own.map(|own| {
                 let starts = (0..own.iter().len()).map(|index| own.range(index).start).collect();
