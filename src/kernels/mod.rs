@@ -20,10 +20,10 @@ pub use dtype::Dtype;
 pub use fourier::{ComplexFft, RealFft};
 pub use isa::{Isa, Number, Real, Stored};
 pub use matmul::{
-    INT8_K_BLOCK, Init, Lhs, LhsBuffer, LowPrecision, PANEL, PANEL_LAYOUT_VERSION, PackedMatrix, Panels,
-    activate_lhs, exponentials_lhs, full_precision_stride, lhs_stride, matmul, pack_bfloat16,
-    pack_full_precision, packed_len, prepare_lhs, prepare_transposed_lhs, round_to_bfloat16,
-    round_to_float16, transpose_to_bfloat16, transpose_to_full_precision,
+    GradientRows, INT8_K_BLOCK, Init, Lhs, LhsBuffer, LowPrecision, PANEL, PANEL_LAYOUT_VERSION,
+    PackedMatrix, Panels, activate_lhs, exponentials_lhs, full_precision_stride, lhs_stride, matmul,
+    pack_bfloat16, pack_full_precision, packed_len, prepare_lhs, prepare_transposed_lhs, round_to_bfloat16,
+    round_to_float16, transpose_to_bfloat16, transpose_to_full_precision, update_weights,
 };
 #[doc(hidden)]
 pub use peak::multiply_adds;

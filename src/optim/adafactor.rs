@@ -20,7 +20,7 @@ use super::checks::{check_non_negative, check_positive};
 use super::clip::sum_of_squares;
 use super::layout::{Gradient, ParameterSpec, Update};
 use crate::error::{Error, Result};
-use crate::kernels::Real;
+use crate::kernels::{Isa, Real};
 use crate::runtime::{inject_fault, parallel};
 use crate::sys::alloc_zeroed;
 
@@ -171,6 +171,7 @@ impl Adafactor {
         learning_rate: f64,
         scale: f64,
     ) {
+        let isa = Isa::fastest();
         let (statistics, master) = slots.split_at_mut(slots.len() - usize::from(spec.low_precision));
         let whitening = self.advance(spec, update.gradient, statistics, &mut room.squares, step, scale);
         let squares = room.sums.of(cut_one::<R, 0>(0, spec, update, master), |block| {
@@ -194,6 +195,7 @@ impl Adafactor {
                     values[at] = values[at] * keep - u * rate;
                 });
             });
+            block.store(isa);
         });
     }
 

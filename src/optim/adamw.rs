@@ -15,7 +15,7 @@ use super::blocks::{Block, for_each_block};
 use super::checks::{check_fraction, check_non_negative, check_positive};
 use super::layout::ParameterSpec;
 use crate::error::Result;
-use crate::kernels::Real;
+use crate::kernels::{Isa, Real};
 
 /// Which root epsilon is added to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,12 +73,11 @@ impl<R: Real> Moments<R> {
         }
     }
 
-    /// Moves both moments towards the gradient.
+    /// Both moments, moved towards the gradient.
     #[inline(always)]
-    pub fn advance(&self, m: &mut R, v: &mut R, gradient: R) {
+    pub fn advance(&self, m: R, v: R, gradient: R) -> (R, R) {
         let g = gradient * self.scale;
-        *m += (g - *m) * self.one_minus_beta_1;
-        *v += (g * g - *v) * self.one_minus_beta_2;
+        (m + (g - m) * self.one_minus_beta_1, v + (g * g - v) * self.one_minus_beta_2)
     }
 
     /// The direction `u`.
@@ -108,16 +107,18 @@ impl AdamW {
     ) {
         let moments =
             Moments::<R>::new(self.beta_1, self.beta_2, self.epsilon, self.epsilon_rule, step, scale);
-        let rate = R::from_f64(learning_rate);
+        let (rate, isa) = (R::from_f64(learning_rate), Isa::fastest());
         for_each_block(blocks, |block| {
             let decay = if specs[block.parameter].decay { self.weight_decay } else { 0.0 };
             let keep = R::from_f64(1.0 - learning_rate * decay);
-            block.for_each_run(|values, [m, v], gradient| {
-                for (((p, m), v), &g) in values.iter_mut().zip(m).zip(v).zip(gradient) {
-                    moments.advance(m, v, g);
-                    *p = *p * keep - moments.direction(*m, *v) * rate;
-                }
-            });
+            block.update(
+                isa,
+                #[inline(always)]
+                |p, [m, v], g| {
+                    let (m, v) = moments.advance(m, v, g);
+                    (p * keep - moments.direction(m, v) * rate, [m, v])
+                },
+            );
         });
     }
 }

@@ -4,7 +4,7 @@
 //! values, of each moment, and of the gradient.
 
 use super::layout::{Gradient, Layout, ParameterSpec, Update, panels_len};
-use crate::kernels::{PANEL, Real};
+use crate::kernels::{GradientRows, Isa, LowPrecision, PANEL, Real, update_weights};
 use crate::runtime::{inject_fault, parallel};
 use crate::sys::{alloc_collect, alloc_zeroed};
 
@@ -19,6 +19,8 @@ pub(super) struct Block<'a, R, const SLOTS: usize> {
     values: &'a mut [R],
     slots: [&'a mut [R]; SLOTS],
     source: Source<'a, R>,
+    /// What `values` are the master of, if the parameter is stored in low precision.
+    low_precision: Option<LowPrecision<'a>>,
 }
 
 /// Where a block's gradient is. `offset` is the row-major index of the block's first element.
@@ -61,10 +63,14 @@ pub(super) fn cut_one<'a, R: Real, const SLOTS: usize>(
     slots: &'a mut [Vec<R>],
 ) -> impl Iterator<Item = Block<'a, R, SLOTS>> + Send {
     let gradient = update.gradient;
+    let (slots, master) =
+        slots.split_at_mut(slots.len() - usize::from(spec.low_precision && !slots.is_empty()));
     let mut slots = slots.iter_mut().map(|slot| &mut slot[..]);
     let mut rest: [&mut [R]; SLOTS] = std::array::from_fn(|_| slots.next().unwrap_or_default());
     let pieces = update.values.iter_mut().map(|piece| &mut piece[..]);
-    let mut pieces = pieces.chain(if spec.low_precision { slots.next() } else { None });
+    let mut pieces = pieces.chain(master.iter_mut().map(|master| &mut master[..]));
+    let mut stored = update.low_precision.iter_mut().map(LowPrecision::reborrow);
+    let mut low_precision: Option<LowPrecision<'_>> = None;
     let (mut values, mut storage_offset) = (&mut [][..], 0);
     std::iter::from_fn(move || {
         if matches!(gradient, Gradient::None) {
@@ -80,7 +86,18 @@ pub(super) fn cut_one<'a, R: Real, const SLOTS: usize>(
             *from = tail;
             head
         };
-        Some(Block { parameter, values: take(&mut values), slots: rest.each_mut().map(take), source })
+        let low_precision = if spec.low_precision {
+            let piece = low_precision.take().filter(|rest| !rest.is_empty()).or_else(|| stored.next());
+            piece.map(|piece| {
+                let (own, rest) = piece.split_at(len);
+                low_precision = Some(rest);
+                own
+            })
+        } else {
+            None
+        };
+        let (values, slots) = (take(&mut values), rest.each_mut().map(take));
+        Some(Block { parameter, values, slots, source, low_precision })
     })
 }
 
@@ -127,6 +144,54 @@ fn next_source<'a, R: Real>(
 }
 
 impl<R: Real, const SLOTS: usize> Block<'_, R, SLOTS> {
+    /// The last pass: replaces every value and its moments by `rule(value, moments, gradient)`, and stores the values in
+    /// low precision if they are a master. See [`update_weights`].
+    #[inline]
+    pub fn update(&mut self, isa: Isa, rule: impl Fn(R, [R; SLOTS], R) -> (R, [R; SLOTS]) + Copy) {
+        let gradient = match self.source {
+            Source::Dense { gradient, .. } => GradientRows { values: gradient, stride: PANEL, width: PANEL },
+            Source::Strided { gradient, offset, stride, width } => {
+                GradientRows { values: gradient.get(offset..).unwrap_or_default(), stride, width }
+            }
+        };
+        self.update_from(isa, Some(gradient), rule);
+    }
+
+    /// As [`Block::update`], for rules that need no gradient there: `rule` gets zeros for it.
+    #[inline]
+    pub fn update_without_gradient(
+        &mut self,
+        isa: Isa,
+        rule: impl Fn(R, [R; SLOTS], R) -> (R, [R; SLOTS]) + Copy,
+    ) {
+        self.update_from(isa, None, rule);
+    }
+
+    #[inline]
+    fn update_from(
+        &mut self,
+        isa: Isa,
+        gradient: Option<GradientRows<'_, R>>,
+        rule: impl Fn(R, [R; SLOTS], R) -> (R, [R; SLOTS]) + Copy,
+    ) {
+        let slots = self.slots.each_mut().map(|slot| &mut **slot);
+        update_weights(isa, self.values, slots, gradient, self.low_precision.as_mut(), rule);
+    }
+
+    /// Stores the values in low precision if they are a master: the end of a last pass that is not [`Block::update`].
+    pub fn store(&mut self, isa: Isa) {
+        if let Some(low_precision) = &mut self.low_precision {
+            low_precision.store(isa, self.values);
+        }
+    }
+
+    /// Takes over weights in low precision that somebody else has changed into a master.
+    pub fn sync_master(&mut self, isa: Isa) {
+        if let Some(low_precision) = &self.low_precision {
+            low_precision.sync_master(isa, self.values);
+        }
+    }
+
     /// Calls `visit(values, moments, gradient)` for each run of the block.
     #[inline]
     pub fn for_each_run(&mut self, mut visit: impl FnMut(&mut [R], [&mut [R]; SLOTS], &[R])) {

@@ -14,7 +14,7 @@ use super::checks::{check_fraction, check_non_negative, check_positive};
 use super::clip::sum_of_squares;
 use super::layout::{ParameterSpec, Update};
 use crate::error::Result;
-use crate::kernels::Real;
+use crate::kernels::{Isa, Real};
 
 /// Settings of LAMB.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +57,7 @@ impl Lamb {
             Moments::<R>::new(self.beta_1, self.beta_2, self.epsilon, EpsilonRule::Corrected, step, scale);
         let decay_of =
             |parameter: usize| R::from_f64(if specs[parameter].decay { self.weight_decay } else { 0.0 });
+        let isa = Isa::fastest();
         let squares = sums.of(split_blocks(specs, updates, slots), |block| {
             let decay = decay_of(block.parameter);
             let mut sums = [0.0; 2];
@@ -64,7 +65,7 @@ impl Lamb {
                 sums[0] += sum_of_squares(values);
                 let mut directions = 0.0;
                 for (((p, m), v), &g) in values.iter().zip(m).zip(v).zip(gradient) {
-                    moments.advance(m, v, g);
+                    (*m, *v) = moments.advance(*m, *v, g);
                     let u = (moments.direction(*m, *v) + decay * *p).to_f64();
                     directions += u * u;
                 }
@@ -78,11 +79,11 @@ impl Lamb {
             let adapts = specs[block.parameter].adapt && values_squared > 0.0 && direction_squared > 0.0;
             let ratio = if adapts { (values_squared / direction_squared).sqrt() } else { 1.0 };
             let rate = R::from_f64(learning_rate * ratio);
-            block.for_each_run(|values, [m, v], _| {
-                for ((p, m), v) in values.iter_mut().zip(m).zip(v) {
-                    *p = *p - (moments.direction(*m, *v) + decay * *p) * rate;
-                }
-            });
+            block.update_without_gradient(
+                isa,
+                #[inline(always)]
+                |p, [m, v], _| (p - (moments.direction(m, v) + decay * p) * rate, [m, v]),
+            );
         });
     }
 }

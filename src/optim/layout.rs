@@ -56,7 +56,8 @@ pub enum Gradient<'a, R> {
 pub struct Update<'a, R> {
     /// The storage, in any number of slices; for [`Layout::Panels`] each holds whole matrices. Empty if in low precision.
     pub values: Vec<&'a mut [R]>,
-    /// The storage of a weight that is stored in low precision, in order; else empty.
+    /// The storage of a weight that is stored in low precision, in order; else empty. For [`Layout::Panels`] each holds one
+    /// panel, for [`Layout::Flat`] there is one.
     pub low_precision: Vec<LowPrecision<'a>>,
     /// The gradient.
     pub gradient: Gradient<'a, R>,
@@ -149,7 +150,7 @@ impl<'a, R: Real> Update<'a, R> {
                 if table.full_precision().is_some() {
                     update.values.extend(table.full_precision_mut());
                 } else {
-                    alloc_extend(&mut update.low_precision, table.low_precision_mut().unwrap_or_default());
+                    update.low_precision.extend(table.low_precision_mut());
                 }
             }
             Weight::Matrices(matrices) => {
@@ -238,10 +239,11 @@ impl ParameterSpec {
         let stored = plain + update.low_precision.iter().map(LowPrecision::len).sum::<usize>();
         let expected = self.layout.storage_len(&self.shape);
         let whole = match self.layout {
-            Layout::Flat => true,
+            Layout::Flat => update.low_precision.len() <= 1,
             Layout::Panels { k, n, .. } => {
                 let matrix = panels_len(k, n);
                 update.values.iter().all(|v| matrix == 0 || v.len().is_multiple_of(matrix))
+                    && update.low_precision.iter().all(|panel| panel.len() == k * PANEL)
             }
         };
         if stored != expected || !whole || self.low_precision == update.low_precision.is_empty() && stored > 0

@@ -13,7 +13,7 @@
 //! | `checks` | settings in range |
 //! | `clip` | norms and the global clipping factor |
 //! | `schedule` | learning rates as functions of the step |
-//! | `blocks` | how storage and gradient are split into pieces that threads take |
+//! | `blocks` | how storage and gradient are split into pieces that threads take, and their weights in low precision |
 //!
 //! Work is shared by the threads of [`crate::runtime::parallel::with_threads`]. Pieces have a fixed size and
 //! sums over pieces are added in a fixed order, so the bits do not depend on the number of threads.

@@ -4,16 +4,16 @@ use serde::{Deserialize, Serialize};
 
 use super::adafactor::{Adafactor, AdafactorRoom, slot_shapes};
 use super::adamw::AdamW;
-use super::blocks::{BlockSums, block_count, split_blocks};
+use super::blocks::{BlockSums, block_count, for_each_block, split_blocks};
 use super::checks::{check_non_negative, check_positive};
 use super::clip::{clip_factor, global_norm};
 use super::lamb::Lamb;
 use super::layout::{Gradient, Layout, ParameterSpec, Update};
 use super::sgd::Sgd;
 use crate::error::{Error, Result};
-use crate::kernels::{Isa, LowPrecision, Real};
+use crate::kernels::{Isa, Real};
 use crate::params::Version;
-use crate::runtime::{catch, inject_fault, parallel};
+use crate::runtime::catch;
 use crate::sys::{Work, alloc_collect, alloc_room, alloc_zeroed_huge, timed};
 
 /// An update rule and its settings.
@@ -179,7 +179,7 @@ impl<R: Real> Optimizer<R> {
     /// Lengths that do not fit, a learning rate that is negative or not finite, or, with clipping, gradients whose
     /// norm is not finite; [`Error::Memory`]. Nothing is changed then.
     pub fn apply(&mut self, updates: &mut [Update<'_, R>], how: Step) -> Result<Option<f64>> {
-        let updating = timed(Work::Update);
+        let _time = timed(Work::Update);
         let (norm, mut room) = catch(|| Ok((self.checked_norm(updates, how)?, self.allocate(updates))))?;
         let scale = how.gradient_scale
             * norm.zip(how.clip_norm).map_or(1.0, |(norm, limit)| clip_factor(norm, limit));
@@ -190,29 +190,13 @@ impl<R: Real> Optimizer<R> {
             }
         }
         self.step += 1;
-        let isa = Isa::fastest();
-        let adopting = timed(Work::Adopt);
         // Weights that nobody else has changed since the last step have masters that fit.
-        let fits = |update: &Update<'_, R>, fitting: &Option<Version>| {
-            fitting.is_some() && *fitting == update.versions.map(|[before, _]| before)
-        };
-        let pieces = updates.iter().zip(&self.fitting).map(|(update, fitting)| {
-            let gradient = if fits(update, fitting) { &Gradient::None } else { &update.gradient };
-            (gradient, update.low_precision.iter())
-        });
-        parallel::for_each(with_masters(&self.specs, pieces, &mut self.slots), |(piece, master), _| {
-            inject_fault();
-            piece.sync_master(isa, master);
-        });
-        drop(adopting);
+        for (fitting, update) in self.fitting.iter_mut().zip(&*updates) {
+            *fitting =
+                fitting.filter(|version| update.versions.is_some_and(|[before, _]| *version == before));
+        }
+        self.sync_masters(updates);
         self.apply_rule(updates, &mut room, how.learning_rate, scale);
-        drop(updating);
-        let _time = timed(Work::Store);
-        let pieces = updates.iter_mut().map(|update| (&update.gradient, update.low_precision.iter_mut()));
-        parallel::for_each(with_masters(&self.specs, pieces, &mut self.slots), |(piece, master), _| {
-            inject_fault();
-            piece.store(isa, master);
-        });
         for (fitting, update) in self.fitting.iter_mut().zip(updates) {
             if !matches!(update.gradient, Gradient::None) {
                 *fitting = update.versions.map(|[_, after]| after);
@@ -269,6 +253,17 @@ impl<R: Real> Optimizer<R> {
         room
     }
 
+    /// Takes over what has changed elsewhere of weights in low precision.
+    fn sync_masters(&mut self, updates: &mut [Update<'_, R>]) {
+        let _time = timed(Work::Adopt);
+        let (isa, fitting) = (Isa::fastest(), &self.fitting);
+        let blocks = split_blocks::<R, 0>(&self.specs, updates, &mut self.slots);
+        for_each_block(blocks.filter(|block| fitting[block.parameter].is_none()), |block| {
+            block.sync_master(isa);
+        });
+    }
+
+    /// Updates moments and weights, those in low precision included.
     fn apply_rule(
         &mut self,
         updates: &mut [Update<'_, R>],
@@ -377,25 +372,4 @@ impl<R: Real> Optimizer<R> {
         self.fitting.fill(None);
         Ok(())
     }
-}
-
-/// The pieces of all weights in low precision that have a gradient, each with its part of the weight's master.
-fn with_masters<'a, 'g, R: Real, P: std::ops::Deref<Target = LowPrecision<'a>> + Send>(
-    specs: &'g [ParameterSpec],
-    weights: impl Iterator<Item = (&'g Gradient<'g, R>, impl Iterator<Item = P> + Send)> + Send,
-    slots: &'g mut [Vec<Vec<R>>],
-) -> impl Iterator<Item = (P, &'g mut [R])> + Send {
-    let low_precision = specs
-        .iter()
-        .zip(weights)
-        .zip(slots)
-        .filter(|((spec, (gradient, _)), _)| spec.low_precision && !matches!(gradient, Gradient::None));
-    low_precision.flat_map(|((_, (_, pieces)), slots)| {
-        let mut rest = slots.last_mut().map(|master| &mut master[..]).unwrap_or_default();
-        pieces.map(move |piece| {
-            let (own, after) = std::mem::take(&mut rest).split_at_mut(piece.len());
-            rest = after;
-            (piece, own)
-        })
-    })
 }

@@ -13,7 +13,7 @@ use super::blocks::{Block, for_each_block};
 use super::checks::{check_fraction, check_non_negative};
 use super::layout::ParameterSpec;
 use crate::error::Result;
-use crate::kernels::Real;
+use crate::kernels::{Isa, Real};
 
 /// Settings of gradient descent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,14 +46,14 @@ impl Sgd {
         learning_rate: f64,
         scale: f64,
     ) {
-        let rate = R::from_f64(learning_rate * scale);
+        let (rate, isa) = (R::from_f64(learning_rate * scale), Isa::fastest());
         for_each_block(blocks, |block| {
             let keep = self.keep::<R>(&specs[block.parameter], learning_rate);
-            block.for_each_run(|values, [], gradient| {
-                for (p, &g) in values.iter_mut().zip(gradient) {
-                    *p = *p * keep - g * rate;
-                }
-            });
+            block.update(
+                isa,
+                #[inline(always)]
+                |p, [], g| (p * keep - g * rate, []),
+            );
         });
     }
 
@@ -66,17 +66,19 @@ impl Sgd {
         scale: f64,
     ) {
         let rate = R::from_f64(learning_rate * scale);
-        let momentum = R::from_f64(self.momentum);
+        let (momentum, nesterov, isa) = (R::from_f64(self.momentum), self.nesterov, Isa::fastest());
         for_each_block(blocks, |block| {
             let keep = self.keep::<R>(&specs[block.parameter], learning_rate);
-            block.for_each_run(|values, [m], gradient| {
-                for ((p, m), &g) in values.iter_mut().zip(m).zip(gradient) {
+            block.update(
+                isa,
+                #[inline(always)]
+                |p, [m], g| {
                     let move_down = g * rate;
-                    *m = momentum * *m - move_down;
-                    let change = if self.nesterov { momentum * *m - move_down } else { *m };
-                    *p = *p * keep + change;
-                }
-            });
+                    let m = momentum * m - move_down;
+                    let change = if nesterov { momentum * m - move_down } else { m };
+                    (p * keep + change, [m])
+                },
+            );
         });
     }
 }

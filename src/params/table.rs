@@ -3,9 +3,9 @@
 use half::{bf16, f16};
 
 use crate::kernels::{Dtype, Isa, Lhs, LowPrecision, Real, lhs_stride, round_to_bfloat16, round_to_float16};
-use crate::sys::{AlignedVec, FilePart, MaybeMapped, ParallelFor, alloc_collect};
+use crate::sys::{AlignedVec, FilePart, MaybeMapped, ParallelFor};
 
-/// Rows of a piece of [`Table::low_precision_mut`].
+/// Rows that one task fills.
 const PIECE_ROWS: usize = 64;
 
 #[derive(Clone, Debug)]
@@ -207,17 +207,15 @@ impl<R: Real> Table<R> {
         }
     }
 
-    /// The values in pieces, to be written beside masters; `None` if in the activations' type.
-    pub fn low_precision_mut(&mut self) -> Option<Vec<LowPrecision<'_>>> {
+    /// The values, to be written beside masters; `None` if in the activations' type.
+    pub fn low_precision_mut(&mut self) -> Option<LowPrecision<'_>> {
         let (width, stride) = (self.width, self.stride);
-        let piece = (PIECE_ROWS * stride).max(1);
         match &mut self.storage {
             Storage::FullPrecision(_) => None,
-            Storage::Bfloat16(v) => {
-                let pieces = v.chunks_mut(piece);
-                Some(alloc_collect(pieces.map(|values| LowPrecision::Bfloat16Rows { values, width, stride })))
+            Storage::Bfloat16(values) => {
+                Some(LowPrecision::Bfloat16Rows { values, width, stride, column: 0 })
             }
-            Storage::Float16(v) => Some(alloc_collect(v.chunks_mut(piece).map(LowPrecision::Float16))),
+            Storage::Float16(values) => Some(LowPrecision::Float16(values)),
         }
     }
 

@@ -92,10 +92,8 @@ named! {
         BiasSum = "bias sums",
         /// The optimiser: weights that have changed elsewhere.
         Adopt = "optimiser, adopt",
-        /// The optimiser's rule.
+        /// The optimiser's rule, and new weights in their storage type.
         Update = "optimiser, update",
-        /// The optimiser: new weights in their storage type.
-        Store = "optimiser, store",
         /// Threads without a task while others have one.
         Waiting = "waiting",
     }

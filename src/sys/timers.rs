@@ -296,14 +296,14 @@ mod tests {
     #[test]
     fn an_outer_section_does_not_have_the_time_of_an_inner_one() {
         // Pairs that no other test has.
-        let outer = || so_far(Place::MixtureOutput, Work::Store);
+        let outer = || so_far(Place::MixtureOutput, Work::Dropout);
         let inner = || so_far(Place::MixtureOutput, Work::Update);
         let before = [outer(), inner()];
         let begin;
         {
             let _place = at(Place::MixtureOutput);
             begin = Instant::now();
-            let _outer = timed(Work::Store);
+            let _outer = timed(Work::Dropout);
             spend(20);
             for _ in 0..2 {
                 let _inner = timed(Work::Update);

@@ -38,17 +38,19 @@ impl Isa {
 
     /// Every instruction set of this machine, slowest first. The first call detects them.
     pub fn available() -> Vec<Isa> {
+        Isa::detected().to_vec()
+    }
+
+    fn detected() -> &'static [Isa] {
         static DETECTED: OnceLock<Vec<Isa>> = OnceLock::new();
-        DETECTED
-            .get_or_init(|| {
-                let mut all = vec![Isa::PORTABLE];
-                // Miri interprets plain Rust only.
-                if !cfg!(miri) {
-                    all.extend(machine_levels().into_iter().map(Isa));
-                }
-                all
-            })
-            .clone()
+        DETECTED.get_or_init(|| {
+            let mut all = vec![Isa::PORTABLE];
+            // Miri interprets plain Rust only.
+            if !cfg!(miri) {
+                all.extend(machine_levels().into_iter().map(Isa));
+            }
+            all
+        })
     }
 
     /// The one to use: the environment variable `SPARSE_MIXER_ISA` if set, else the fastest available.
@@ -61,7 +63,7 @@ impl Isa {
 
     /// The last of [`Isa::available`].
     pub(crate) fn fastest() -> Isa {
-        Isa::available().pop().unwrap_or(Isa::PORTABLE)
+        Isa::detected().last().copied().unwrap_or(Isa::PORTABLE)
     }
 
     /// The instruction set called `name`; `argument` is who asks, for the error.

@@ -74,9 +74,11 @@ macro_rules! impl_number {
             fn from_f64(x: f64) -> Self {
                 x as $t
             }
+            #[inline(always)]
             fn to_f64(self) -> f64 {
                 f64::from(self)
             }
+            #[inline(always)]
             fn to_f32(self) -> f32 {
                 self as f32
             }
@@ -86,6 +88,7 @@ macro_rules! impl_number {
             fn ln(self) -> Self {
                 self.ln()
             }
+            #[inline(always)]
             fn sqrt(self) -> Self {
                 self.sqrt()
             }

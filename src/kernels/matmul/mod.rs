@@ -26,6 +26,7 @@ mod product;
 mod quantize;
 mod register_tile;
 mod transposed;
+mod update;
 mod widened;
 
 pub use init::Init;
@@ -42,3 +43,4 @@ pub use panels::Panels;
 pub use product::matmul;
 pub use quantize::{round_to_bfloat16, round_to_float16};
 pub use transposed::{transpose_to_bfloat16, transpose_to_full_precision};
+pub use update::{GradientRows, update_weights};

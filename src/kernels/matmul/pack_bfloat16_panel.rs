@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::layout::PANEL;
-use crate::kernels::isa::{Isa, Real, Simd, VectorLoop, round_upper_half};
+use crate::kernels::isa::{Isa, Number, Real, Simd, VectorLoop, round_upper_half};
 
 /// Fills a bfloat16 panel of `rows` (even) rows from `columns` columns of row-major `source`, which has `k` rows,
 /// `stride` apart.
@@ -39,9 +39,7 @@ pub fn pack_bfloat16_panel(
                         }
                     }
                 }
-                for ((out, &first), &second) in out.chunks_exact_mut(2).zip(&rows[0]).zip(&rows[1]) {
-                    write_group(out, round_pair(first, second));
-                }
+                round_two_rows(&rows, out);
             }
         }
     }
@@ -83,6 +81,14 @@ pub fn pack_bfloat16_panel_transposed(
         }
     }
     f32::dispatch(isa, Pack { source, stride, k, columns, panel });
+}
+
+/// Rounds two rows to bfloat16 and writes them as a panel has them: side by side, `2 * PANEL` elements.
+#[inline(always)]
+pub fn round_two_rows<R: Number>(rows: &[[R; PANEL]; 2], out: &mut [bf16]) {
+    for ((out, &first), &second) in out.chunks_exact_mut(2).zip(&rows[0]).zip(&rows[1]) {
+        write_group(out, round_pair(first.to_f32(), second.to_f32()));
+    }
 }
 
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! What several test files share: a small set of parameters in every layout, and data from a formula.
 
 mod against_keras;
+mod low_precision;
 mod properties;
 
 use super::*;
