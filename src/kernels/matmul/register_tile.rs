@@ -51,7 +51,8 @@ impl<R: Real> Tile<'_, R> {
                 match self.rows {
                     // SAFETY: the caller's promise.
                     $($rows if $rows <= S::TILE_ROWS => unsafe {
-                        if S::TILE_VECS == 2 {
+                        // Half a panel, such as of a router to few experts, takes half as long.
+                        if S::TILE_VECS == 2 && self.width > LANES {
                             self.sums::<S, $rows, 2>(simd)
                         } else {
                             self.sums::<S, $rows, 1>(simd)
@@ -65,7 +66,7 @@ impl<R: Real> Tile<'_, R> {
     }
 
     /// # Safety
-    /// As [`Tile::run`], with `rows == ROWS` and `TILE_VECS == VECS`.
+    /// As [`Tile::run`], with `rows == ROWS` and `width <= VECS * LANES`.
     #[inline(always)]
     unsafe fn sums<S: Simd<Elem = R>, const ROWS: usize, const VECS: usize>(&self, simd: S) {
         let mut sums = [[simd.zero(); VECS]; ROWS];
