@@ -42,6 +42,9 @@ pub struct Adafactor {
     pub weight_decay: f64,
 }
 
+/// Directions that are computed at a time, on the stack.
+const AT_ONCE: usize = 64;
+
 /// The last two axes of a shape, the others merged.
 #[derive(Clone, Copy)]
 struct Matrices {
@@ -178,7 +181,9 @@ impl Adafactor {
             let mut sums = [0.0; 2];
             block.for_each_row_major_run(|offset, values, [], gradient| {
                 sums[0] += sum_of_squares(values);
-                whitening.for_each_direction(offset, gradient, |_, u| sums[1] += u.to_f64() * u.to_f64());
+                whitening.for_each_direction(offset, gradient, |_, directions| {
+                    directions.iter().for_each(|u| sums[1] += u.to_f64() * u.to_f64());
+                });
             });
             sums
         });
@@ -191,8 +196,10 @@ impl Adafactor {
         let keep = R::from_f64(keep);
         for_each_block(cut_one::<R, 0>(0, spec, update, master), |block| {
             block.for_each_row_major_run(|offset, values, [], gradient| {
-                whitening.for_each_direction(offset, gradient, |at, u| {
-                    values[at] = values[at] * keep - u * rate;
+                whitening.for_each_direction(offset, gradient, |first, directions| {
+                    for (p, &u) in values[first..].iter_mut().zip(directions) {
+                        *p = *p * keep - u * rate;
+                    }
                 });
             });
             block.store(isa);
@@ -247,26 +254,35 @@ impl Adafactor {
 }
 
 impl<R: Real> Whitening<'_, R> {
-    /// Calls `visit(index in gradient, direction)` for a run of the gradient that begins at row-major index `offset`;
-    /// the gradient's scale is left out.
+    /// Calls `visit(index of the first in gradient, directions)` for some at a time of a run of the gradient that begins at
+    /// row-major index `offset`; the gradient's scale is left out.
     #[inline]
-    fn for_each_direction(&self, offset: usize, gradient: &[R], mut visit: impl FnMut(usize, R)) {
+    fn for_each_direction(&self, offset: usize, gradient: &[R], mut visit: impl FnMut(usize, &[R])) {
+        let mut directions = [R::ZERO; AT_ONCE];
         match self {
             Whitening::Whole(v) => {
-                for (at, (&g, v)) in gradient.iter().zip(&v[offset..]).enumerate() {
-                    visit(at, g / v.sqrt());
+                let pieces = gradient.chunks(AT_ONCE).zip(v[offset..].chunks(AT_ONCE));
+                for (piece, (gradient, v)) in pieces.enumerate() {
+                    let directions = &mut directions[..gradient.len()];
+                    for ((u, &g), v) in directions.iter_mut().zip(gradient).zip(v) {
+                        *u = g / v.sqrt();
+                    }
+                    visit(piece * AT_ONCE, directions);
                 }
             }
             Whitening::Factored { dims, row_factors, col_factors } => {
                 let mut at = 0;
                 while at < gradient.len() {
                     let (row, col) = ((offset + at) / dims.cols, (offset + at) % dims.cols);
-                    let len = (dims.cols - col).min(gradient.len() - at);
+                    let len = (dims.cols - col).min(gradient.len() - at).min(AT_ONCE);
                     let first_col = row / dims.rows * dims.cols + col;
                     let row_factor = row_factors[row];
-                    for i in 0..len {
-                        visit(at + i, gradient[at + i] * row_factor * col_factors[first_col + i]);
+                    let directions = &mut directions[..len];
+                    let factors = gradient[at..].iter().zip(&col_factors[first_col..]);
+                    for (u, (&g, &col_factor)) in directions.iter_mut().zip(factors) {
+                        *u = g * row_factor * col_factor;
                     }
+                    visit(at, directions);
                     at += len;
                 }
             }

@@ -14,7 +14,10 @@ use super::checks::{check_fraction, check_non_negative, check_positive};
 use super::clip::sum_of_squares;
 use super::layout::{ParameterSpec, Update};
 use crate::error::Result;
-use crate::kernels::{Isa, Real};
+use crate::kernels::{GradientRows, Isa, PANEL, Real, update_weights};
+
+/// Directions that are computed at a time: they stay in the L1 cache until they are added up.
+const AT_ONCE: usize = 32 * PANEL;
 
 /// Settings of LAMB.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,11 +66,27 @@ impl Lamb {
             let mut sums = [0.0; 2];
             block.for_each_run(|values, [m, v], gradient| {
                 sums[0] += sum_of_squares(values);
-                let mut directions = 0.0;
-                for (((p, m), v), &g) in values.iter().zip(m).zip(v).zip(gradient) {
-                    (*m, *v) = moments.advance(*m, *v, g);
-                    let u = (moments.direction(*m, *v) + decay * *p).to_f64();
-                    directions += u * u;
+                let (mut directions, mut buffer) = (0.0, [R::ZERO; AT_ONCE]);
+                let pieces = values.chunks(AT_ONCE).zip(gradient.chunks(AT_ONCE));
+                for ((p, g), (m, v)) in pieces.zip(m.chunks_mut(AT_ONCE).zip(v.chunks_mut(AT_ONCE))) {
+                    let u = &mut buffer[..p.len()];
+                    u.copy_from_slice(p);
+                    let gradient = GradientRows { values: g, stride: PANEL, width: PANEL };
+                    update_weights(
+                        isa,
+                        u,
+                        [m, v],
+                        Some(gradient),
+                        None,
+                        #[inline(always)]
+                        |p, [m, v], g| {
+                            let (m, v) = moments.advance(m, v, g);
+                            (moments.direction(m, v) + decay * p, [m, v])
+                        },
+                    );
+                    for u in u {
+                        directions += u.to_f64() * u.to_f64();
+                    }
                 }
                 sums[1] += directions;
             });
