@@ -109,7 +109,7 @@ impl GradientMemory {
     ///
     /// # Errors
     /// As [`GradientMemory::read`].
-    pub fn to_add_to(&mut self) -> Result<&mut Gradients<f32>> {
+    pub fn for_adding(&mut self) -> Result<&mut Gradients<f32>> {
         self.is_applied = false;
         self.unsettled()
     }

@@ -189,7 +189,7 @@ impl Head {
             let d_features = enter_core(py, |interrupt| {
                 let head = projection(&weights)?;
                 let mut into = into.shared().lock(interrupt)?;
-                let into = into.to_add_to()?;
+                let into = into.for_adding()?;
                 into.request(&requested);
                 run(isa, threads, &SCRATCH, interrupt, |context| {
                     let (features, d_logits) = (features.values(), &d_logits.data);
@@ -269,7 +269,7 @@ impl Head {
                 };
                 let mut into = match into.as_deref_mut() {
                     Some((own, encoders)) => {
-                        Some((own.to_add_to()?, with_threads(threads, || encoders.to_add_to())?))
+                        Some((own.for_adding()?, with_threads(threads, || encoders.for_adding())?))
                     }
                     None => None,
                 };

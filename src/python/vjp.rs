@@ -230,7 +230,7 @@ impl Tape {
                 record.network.check_cotangents(&record.tape, &cotangents)?;
                 let mut locked = into.map(|into| into.shared().lock(interrupt)).transpose()?;
                 if let Some(locked) = &mut locked {
-                    with_threads(self.threads, || locked.to_add_to().map(drop))?;
+                    with_threads(self.threads, || locked.for_adding().map(drop))?;
                 }
                 let mut own = locked.is_none().then(|| with_threads(self.threads, || self.home.lazy_zeros()));
                 drop(record);
@@ -238,7 +238,7 @@ impl Tape {
                 let shape = record.tape.row_shape(record.network.config());
                 let mut backward = |network: &SparseMixer<f32>, tape: TapeUse<'_, f32>| {
                     let into = match (&mut locked, &mut own) {
-                        (Some(locked), _) => locked.to_add_to()?,
+                        (Some(locked), _) => locked.for_adding()?,
                         (None, Some(own)) => own,
                         (None, None) => unreachable!("one of the two is there"),
                     };
