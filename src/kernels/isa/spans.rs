@@ -18,7 +18,7 @@ pub struct Span {
 
 /// What vectors of `R` can be written as: `R` itself, or bfloat16.
 pub trait Stored<R>: Sized {
-    /// Whether that is bfloat16: see [`VectorLoop::TO_BFLOAT16`](super::vector_loop::VectorLoop::TO_BFLOAT16).
+    /// Whether that is bfloat16: see `VectorLoop::TO_BFLOAT16`.
     const IS_BFLOAT16: bool;
     /// Writes the lanes that `at` stands for.
     fn store<S: Simd<Elem = R>>(at: Span, simd: S, v: S::Vec, out: &mut [Self]);
