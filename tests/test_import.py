@@ -50,6 +50,18 @@ print(len(os.listdir("/proc/self/task")) - before)
     assert python("-c", program).stdout.strip() == "0"
 
 
+def test_first_call_looks_for_nothing_in_numpy() -> None:
+    """That would run Python code, in which a signal can arrive."""
+    python(
+        "-c",
+        "import numpy as np, numpy.lib, sparse_mixer\n"
+        "numpy.lib.NumpyVersion = None\n"
+        "encoder = sparse_mixer.SparseMixer(7, hidden_size=8, num_layers=1, num_attention_heads=1)\n"
+        "ids = np.zeros((1, 512), np.int32)\n"
+        "encoder({'input_word_ids': ids, 'input_mask': ids + 1, 'input_type_ids': ids})\n",
+    )
+
+
 def test_import_needs_only_numpy() -> None:
     """No optional dependency is imported before it is needed, TensorFlow least of all."""
     program = """

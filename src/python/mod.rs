@@ -90,6 +90,8 @@ mod _native {
         // Before there are threads: a fork must not find either half made.
         std::sync::LazyLock::force(&SCRATCH);
         fork::register();
+        // NumPy's functions are looked up now, in Python code: a signal in there would be a panic of the first call.
+        numpy::PyArray1::<f32>::zeros(module.py(), 0, false);
         let hooks = PyDict::new(module.py());
         hooks.set_item("before", wrap_pyfunction!(before_fork, module)?)?;
         hooks.set_item("after_in_parent", wrap_pyfunction!(after_fork, module)?)?;
