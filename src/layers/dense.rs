@@ -126,7 +126,7 @@ impl Dense {
         dy: &[R],
         gradients: &mut Gradients<R>,
     ) -> Result<()> {
-        if gradients.requests(self.kernel) {
+        if self.requests_kernel(gradients) {
             let kernel = self.kernel(weights, index);
             let dy = row_panels(context, kernel.dtype(), dy, kernel.n())?;
             self.add_kernel_gradient(context, index, Inputs::Rows(x), &dy, gradients)?;
@@ -137,6 +137,11 @@ impl Dense {
     /// Whether the gradients of kernels are to be computed.
     pub fn requests_kernel<R: Real>(self, gradients: &Gradients<R>) -> bool {
         gradients.requests(self.kernel)
+    }
+
+    /// Whether the gradients of biases are to be computed.
+    pub fn requests_bias<R: Real>(self, gradients: &Gradients<R>) -> bool {
+        gradients.requests(self.bias)
     }
 
     /// Adds to the gradient of kernel number `index` if it is requested.

@@ -87,26 +87,28 @@ impl FeedForward {
         let intermediate = context.transposed(self.intermediate.kernel(weights, index))?;
         let intermediate = Product::transposed(&intermediate);
         let dtype = intermediate.dtype();
-        // What the gradients of the weights are made of, in the form that those products want: a task writes its rows while
-        // they are in the L2 cache.
+        // What the gradients of the weights that are requested are made of, in the form that those products want: a task
+        // writes its rows while they are in the L2 cache.
         let mut inner = self
             .output
             .requests_kernel(gradients)
             .then(|| context.transposed_activations(dtype, width, rows));
         let mut dpre =
             self.intermediate.requests_kernel(gradients).then(|| context.panels(dtype, 1, rows, width));
-        let mut sums = context.buffer(blocks.len() * width);
+        let mut sums =
+            self.intermediate.requests_bias(gradients).then(|| context.buffer(blocks.len() * width));
         let mut inners = inner.as_mut().map(|inner| inner.column_chunks_mut(MAX_BLOCK)).transpose()?;
         let mut dpres = dpre.as_mut().map(|dpre| dpre.row_chunks_mut(MAX_BLOCK)).transpose()?;
+        let mut block_sums = sums.as_mut().map(|sums| sums.chunks_exact_mut(width));
         let pieces = split_rows(dx, blocks.iter().map(|block| block.rows * hidden));
-        let tasks =
-            blocks.iter().zip(pieces).zip(sums.chunks_exact_mut(width)).map(move |((block, dx), sums)| {
-                let inner = inners.as_mut().and_then(Iterator::next);
-                let dpre = dpres.as_mut().and_then(Iterator::next);
-                (block, dx, sums, inner, dpre)
-            });
+        let tasks = blocks.iter().zip(pieces).map(move |(block, dx)| {
+            let inner = inners.as_mut().and_then(Iterator::next);
+            let dpre = dpres.as_mut().and_then(Iterator::next);
+            let sums = block_sums.as_mut().and_then(Iterator::next);
+            (block, dx, inner, dpre, sums)
+        });
         let slice = products.slice_len(activation);
-        context.each(tasks, |(block, dx, sums, mut inner, mut dpre), scratch| {
+        context.each(tasks, |(block, dx, mut inner, mut dpre, mut sums), scratch| {
             let ([a, da], [lhs, inner_lhs]) = scratch.split([block.rows * slice; 2]);
             let pre = block.of(pre, rows, width);
             let dy = output.prepare(isa, block.of(dy, rows, hidden), block.rows, lhs);
@@ -131,7 +133,9 @@ impl FeedForward {
                 if let Some(dpre) = &mut dpre {
                     dpre.pack(isa, da, len, block.rows, cols.clone());
                 }
-                add_up_rows(isa, da, &mut sums[cols]);
+                if let Some(sums) = &mut sums {
+                    add_up_rows(isa, da, &mut sums[cols]);
+                }
             }
         })?;
         if let Some(inner) = &inner {
@@ -142,7 +146,10 @@ impl FeedForward {
         if let Some(dpre) = &dpre {
             self.intermediate.add_kernel_gradient(context, index, Inputs::Rows(x), dpre, gradients)?;
         }
-        self.intermediate.add_bias_gradient(context, index, &sums, gradients)
+        match &sums {
+            Some(sums) => self.intermediate.add_bias_gradient(context, index, sums, gradients),
+            None => Ok(()),
+        }
     }
 
     /// [`FeedForward::backward`] with an activation that gets whole arrays.
