@@ -8,8 +8,8 @@
 
 use crate::error::Result;
 use crate::kernels::{
-    Dtype, Init, LhsBuffer, PANEL, Panels, Real, add_in_place, exponentials, exponentials_lhs,
-    full_precision_stride, matmul, prepare_lhs, prepare_transposed_lhs, softmax_backward, softmax_in_place,
+    Dtype, Init, LhsBuffer, PANEL, Panels, Real, add_in_place, dropped_softmax_backward, exponentials,
+    exponentials_lhs, full_precision_stride, matmul, prepare_lhs, prepare_transposed_lhs, softmax_in_place,
 };
 use crate::layers::{Dense, FEW_ROWS_TASKS, Product, join_columns};
 use crate::params::{Gradients, WeightList};
@@ -323,7 +323,7 @@ impl Attention {
         })?;
         // Per example and head: [d query, d key, d value], each [S, D], and d biases
         let dropout = pass.dropout(pass.config.attention_dropout, Purpose::AttentionDropout, layer);
-        let step = (MAX_SCORES / seq).clamp(1, seq);
+        let step = scores_at_once(seq, seq);
         let size = seq * head;
         let offsets = self.position_bias.map_or(0, |_| 2 * seq - 1);
         let whole = 3 * size + offsets;
@@ -363,13 +363,12 @@ impl Attention {
                 pass.attention_mask.mask(isa, example, n, first, p, seq);
                 softmax_in_place(isa, p, seq);
                 let at_element = (dropout_matrix(pass, matrix) * seq + first) * seq;
-                // 4. mixed = dropped(p) v: dp = dropped(d mixed v^T), dv += dropped(p)^T d mixed
+                // 4. mixed = dropped(p) v: d dropped(p) = d mixed v^T, dv += dropped(p)^T d mixed
                 let dm = prepare_lhs(isa, dmixed, count, head, hidden, dtype, lhs);
                 matmul(isa, count, dm, value_columns.view(0), 0..seq, dp, seq, Init::Zero);
                 let weights_of_values = if let Some(dropout) = &dropout {
                     let dropped = &mut dropped[..count * seq];
                     dropped.copy_from_slice(p);
-                    dropout.apply(isa, dp, at_element);
                     dropout.apply(isa, dropped, at_element);
                     &*dropped
                 } else {
@@ -380,8 +379,8 @@ impl Attention {
                 let mut own_rows = context.panels(weights, 1, count, head);
                 own_rows.whole_mut(0).pack(isa, dmixed, hidden, false, count, head);
                 matmul(isa, seq, w, own_rows.view(0), 0..head, dvalues, head, Init::Accumulate);
-                // 3. softmax
-                softmax_backward(isa, p, dp, seq);
+                // 3. dropout, softmax
+                dropped_softmax_backward(isa, p, weights_of_values, dp, seq);
                 pass.attention_mask.mask_gradient(example, first, dp, seq);
                 if !dbiases.is_empty() {
                     for (ds, query) in dp.chunks_exact(seq).zip(first..) {
