@@ -28,7 +28,7 @@ pub use matmul::{
 #[doc(hidden)]
 pub use peak::multiply_adds;
 pub use rows::{
-    Elementwise, add_in_place, axpy, dropout, elementwise, elementwise_backward, elementwise_with_backward,
-    exponentials, layer_norm, layer_norm_backward, log_sum_exp, philox, softmax_backward, softmax_in_place,
-    transpose, unit,
+    Elementwise, add_in_place, axpy, dropout, dropped_softmax_backward, elementwise, elementwise_backward,
+    elementwise_with_backward, exponentials, layer_norm, layer_norm_backward, log_sum_exp, philox,
+    softmax_backward, softmax_in_place, transpose, unit,
 };

@@ -98,7 +98,7 @@ impl FeedForward {
         let mut sums =
             self.intermediate.requests_bias(gradients).then(|| context.buffer(blocks.len() * width));
         let mut inners = inner.as_mut().map(|inner| inner.column_chunks_mut(MAX_BLOCK)).transpose()?;
-        let mut dpres = dpre.as_mut().map(|dpre| dpre.row_chunks_mut(MAX_BLOCK)).transpose()?;
+        let mut dpres = dpre.as_mut().map(|dpre| dpre.row_chunks_mut(1, MAX_BLOCK)).transpose()?;
         let mut block_sums = sums.as_mut().map(|sums| sums.chunks_exact_mut(width));
         let pieces = split_rows(dx, blocks.iter().map(|block| block.rows * hidden));
         let tasks = blocks.iter().zip(pieces).map(move |(block, dx)| {
@@ -131,7 +131,7 @@ impl FeedForward {
                     inner.fill(isa, a, len, block.rows, cols.clone());
                 }
                 if let Some(dpre) = &mut dpre {
-                    dpre.pack(isa, da, len, block.rows, cols.clone());
+                    dpre.pack(isa, 0, da, len, block.rows, cols.clone());
                 }
                 if let Some(sums) = &mut sums {
                     add_up_rows(isa, da, &mut sums[cols]);

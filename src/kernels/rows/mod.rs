@@ -14,5 +14,8 @@ pub use elementwise::{
     Elementwise, elementwise, elementwise_backward, elementwise_to_bfloat16, elementwise_with_backward,
 };
 pub use layer_norm::{layer_norm, layer_norm_backward};
-pub use softmax::{exponentials, exponentials_to_bfloat16, log_sum_exp, softmax_backward, softmax_in_place};
+pub use softmax::{
+    dropped_softmax_backward, exponentials, exponentials_to_bfloat16, log_sum_exp, softmax_backward,
+    softmax_in_place,
+};
 pub use transpose::transpose;

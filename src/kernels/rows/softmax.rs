@@ -113,35 +113,45 @@ pub fn exponentials_to_bfloat16<R: Real>(isa: Isa, row: &mut [R], out: &mut [bf1
 /// # Panics
 /// If the lengths differ.
 pub fn softmax_backward<R: Real>(isa: Isa, p: &[R], dp: &mut [R], n: usize) {
-    struct SoftmaxBackward<'a, R>(&'a [R], &'a mut [R], usize);
+    dropped_softmax_backward(isa, p, p, dp, n);
+}
+
+/// The same with dropout after the softmax: `dropped` is what that made of `p`, and `dp`, in place, the gradient of `dropped`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn dropped_softmax_backward<R: Real>(isa: Isa, p: &[R], dropped: &[R], dp: &mut [R], n: usize) {
+    struct SoftmaxBackward<'a, R>([&'a [R]; 2], &'a mut [R], usize);
     impl<R: Real> VectorLoop<R> for SoftmaxBackward<'_, R> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd<Elem = R>>(self, simd: S) {
-            let SoftmaxBackward(p, dp, n) = self;
-            for (p, dp) in p.chunks_exact(n).zip(dp.chunks_exact_mut(n)) {
+            let SoftmaxBackward([p, dropped], dp, n) = self;
+            let rows = p.chunks_exact(n).zip(dropped.chunks_exact(n));
+            for ((p, dropped), dp) in rows.zip(dp.chunks_exact_mut(n)) {
+                // Dropout multiplies by 0 or by a factor, back as well as forth: what is left of `p * d p` is `dropped * dp`.
                 let dot = sum(
                     simd,
                     n,
                     #[inline(always)]
-                    |at| simd.mul(at.load(simd, p), at.load(simd, dp)),
+                    |at| simd.mul(at.load(simd, dropped), at.load(simd, dp)),
                 );
-                let dot = simd.splat(dot);
+                let minus_dot = simd.splat(-dot);
                 each_span(
                     n,
                     #[inline(always)]
                     |at| {
-                        let d = simd.mul(at.load(simd, p), simd.sub(at.load(simd, dp), dot));
-                        at.store(simd, d, dp);
+                        let own = simd.mul(at.load(simd, dropped), at.load(simd, dp));
+                        at.store(simd, simd.mul_add(at.load(simd, p), minus_dot, own), dp);
                     },
                 );
             }
         }
     }
-    assert_eq!(p.len(), dp.len(), "as many gradients as probabilities");
+    assert!(p.len() == dp.len() && dropped.len() == dp.len(), "as many gradients as probabilities");
     let _time = timed(Work::Softmax);
     if n > 0 {
-        R::dispatch(isa, SoftmaxBackward(p, dp, n));
+        R::dispatch(isa, SoftmaxBackward([p, dropped], dp, n));
     }
 }
 
@@ -209,7 +219,21 @@ mod tests {
             assert_close(&out, &p, &what);
             softmax_backward(isa, &out, &mut d, n);
             assert_close(&d, &dx, &what);
+            check_dropped_softmax_backward::<R>(isa, n);
         }
+    }
+
+    /// Some are dropped, the others doubled.
+    fn check_dropped_softmax_backward<R: Real>(isa: Isa, n: usize) {
+        let (p, dp) = (numbers(n, 7), numbers(n, 8));
+        let factor = |i: usize| if i % 3 == 1 { 0.0 } else { 2.0 };
+        let products: Vec<f64> = (0..n).map(|i| factor(i) * p[i] * dp[i]).collect();
+        let dot: f64 = products.iter().sum();
+        let expected: Vec<f64> = products.iter().zip(&p).map(|(own, p)| own - p * dot).collect();
+        let dropped: Vec<f64> = p.iter().enumerate().map(|(i, p)| factor(i) * p).collect();
+        let mut got = cast::<R>(&dp);
+        dropped_softmax_backward(isa, &cast::<R>(&p), &cast::<R>(&dropped), &mut got, n);
+        assert_close(&got, &expected, &format!("{} dropped softmax of {n}", isa.name()));
     }
 
     #[test]

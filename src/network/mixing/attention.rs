@@ -8,16 +8,16 @@
 
 use crate::error::Result;
 use crate::kernels::{
-    Dtype, Init, LhsBuffer, PANEL, Panels, Real, add_in_place, exponentials, exponentials_lhs,
-    full_precision_stride, matmul, prepare_lhs, prepare_transposed_lhs, softmax_backward, softmax_in_place,
+    Dtype, Init, LhsBuffer, PANEL, Panels, Real, add_in_place, dropped_softmax_backward, exponentials,
+    exponentials_lhs, full_precision_stride, matmul, prepare_lhs, prepare_transposed_lhs, softmax_in_place,
 };
 use crate::layers::{Dense, FEW_ROWS_TASKS, Product, join_columns};
 use crate::params::{Gradients, WeightList};
 use crate::random::Purpose;
 use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
-use crate::sys::{Work, alloc_zeroed, timed};
+use crate::sys::{Work, alloc_collect_up_to, alloc_zeroed, timed};
 
-use crate::network::pass::{Pass, RowBlock, RowGroup};
+use crate::network::pass::{Pass, RowBlock, RowGroup, split_rows};
 use crate::network::position_bias::{PositionBias, of_query_mut};
 
 /// The four projections.
@@ -132,31 +132,46 @@ impl Attention {
 
     /// Keys and values of all tokens of `x` (`[B*S, H]`).
     pub fn prepare<R: Real>(self, pass: &Pass<'_, R>, x: &[R]) -> Result<KeysValues<R>> {
-        let (context, seq) = (pass.context, pass.seq);
+        let (context, isa, seq) = (pass.context, pass.context.isa, pass.seq);
         let Attention { hidden, heads, .. } = self;
         let head = hidden / heads;
-        let [key, value] = [self.key, self.value].map(|dense| dense.product(pass.weights));
-        let mut key_rows = context.buffer(pass.batch * seq * hidden);
-        let mut value_rows = context.buffer(pass.batch * seq * hidden);
-        // 1. rows of keys and of values
+        let products = [self.key, self.value].map(|dense| dense.product(pass.weights));
+        let [key, _] = &products;
+        let mut keys = context.panels(key.dtype(), pass.batch * heads, head, seq);
+        let mut values = context.panels(key.dtype(), pass.batch * heads, seq, head);
         let blocks = pass.row_blocks(seq);
-        let outs = [(&mut key_rows[..], hidden), (&mut value_rows[..], hidden)];
-        pass.each_group_of(&pass.groups(&blocks), outs, |group, [keys, values], scratch| {
-            let (_, [lhs, _]) = scratch.split([]);
-            let x = group.of(x, seq, hidden, &mut []);
-            key.rows(context.isa, x, group.rows, keys, lhs);
-            value.rows(context.isa, x, group.rows, values, lhs);
+        let groups = pass.groups(&blocks);
+        // Where each block's keys and values go, the keys transposed
+        let longest = blocks.first().map_or(PANEL, |block| block.rows.next_multiple_of(PANEL));
+        let chunks = keys.column_chunks_mut(heads, longest)?.zip(values.row_chunks_mut(heads, longest)?);
+        let mut chunks = alloc_collect_up_to(blocks.len(), chunks);
+        let tasks = groups.iter().zip(split_rows(&mut chunks, groups.iter().map(|group| group.blocks.len())));
+        let run = heads_per_run(heads, head);
+        context.each(tasks, |(group, chunks), scratch| {
+            let ([rows], [lhs, _]) = scratch.split([group.rows * run * head]);
+            let left = key.prepare(isa, group.of(x, seq, hidden, &mut []), group.rows, lhs);
+            for (product, of_keys) in products.iter().zip([true, false]) {
+                // Some heads at a time, which go to their panels while they are in the L1 cache
+                for first in (0..heads).step_by(run) {
+                    let width = run.min(heads - first) * head;
+                    let rows = &mut rows[..group.rows * width];
+                    product.columns(isa, left, group.rows, first * head..first * head + width, rows);
+                    let mut done = 0;
+                    for (block, (keys, values)) in group.blocks.iter().zip(&mut *chunks) {
+                        for n in 0..width / head {
+                            let rows = &rows[done * width + n * head..];
+                            if of_keys {
+                                keys.pack_transposed(isa, first + n, rows, width, head, block.rows);
+                            } else {
+                                values.pack(isa, first + n, rows, width, block.rows, 0..head);
+                            }
+                        }
+                        done += block.rows;
+                    }
+                }
+            }
         })?;
-        // 2. panels: keys transposed, values as they are
-        let dtype = key.dtype();
-        let mut keys = context.panels(dtype, pass.batch * heads, head, seq);
-        let mut values = context.panels(dtype, pass.batch * heads, seq, head);
-        let tasks = keys.chunks_mut(usize::MAX).zip(values.chunks_mut(usize::MAX)).enumerate();
-        context.each(tasks, |(index, (mut keys, mut values)), _| {
-            let at = index / heads * seq * hidden + index % heads * head;
-            keys.pack(context.isa, &key_rows[at..], hidden, true, head, seq);
-            values.pack(context.isa, &value_rows[at..], hidden, false, seq, head);
-        })?;
+        drop(chunks);
         Ok(KeysValues { keys, values })
     }
 
@@ -232,7 +247,7 @@ impl Attention {
             query.prepare(isa, &first_rows, all, &mut lhs)
         };
         // 1 to 4. runs of heads whose columns begin at the start of a panel
-        let least = (1..=heads).find(|count| (count * head).is_multiple_of(PANEL)).unwrap_or(heads);
+        let least = heads_per_run(heads, head);
         let per_task = least * heads.div_ceil(least).div_ceil(FEW_ROWS_TASKS * context.threads());
         let mut mixed = context.buffer(all * hidden);
         context.each(mixed.chunks_mut(all * per_task * head).enumerate(), |(task, mixed), scratch| {
@@ -308,7 +323,7 @@ impl Attention {
         })?;
         // Per example and head: [d query, d key, d value], each [S, D], and d biases
         let dropout = pass.dropout(pass.config.attention_dropout, Purpose::AttentionDropout, layer);
-        let step = (MAX_SCORES / seq).clamp(1, seq);
+        let step = scores_at_once(seq, seq);
         let size = seq * head;
         let offsets = self.position_bias.map_or(0, |_| 2 * seq - 1);
         let whole = 3 * size + offsets;
@@ -348,13 +363,12 @@ impl Attention {
                 pass.attention_mask.mask(isa, example, n, first, p, seq);
                 softmax_in_place(isa, p, seq);
                 let at_element = (dropout_matrix(pass, matrix) * seq + first) * seq;
-                // 4. mixed = dropped(p) v: dp = dropped(d mixed v^T), dv += dropped(p)^T d mixed
+                // 4. mixed = dropped(p) v: d dropped(p) = d mixed v^T, dv += dropped(p)^T d mixed
                 let dm = prepare_lhs(isa, dmixed, count, head, hidden, dtype, lhs);
                 matmul(isa, count, dm, value_columns.view(0), 0..seq, dp, seq, Init::Zero);
                 let weights_of_values = if let Some(dropout) = &dropout {
                     let dropped = &mut dropped[..count * seq];
                     dropped.copy_from_slice(p);
-                    dropout.apply(isa, dp, at_element);
                     dropout.apply(isa, dropped, at_element);
                     &*dropped
                 } else {
@@ -365,8 +379,8 @@ impl Attention {
                 let mut own_rows = context.panels(weights, 1, count, head);
                 own_rows.whole_mut(0).pack(isa, dmixed, hidden, false, count, head);
                 matmul(isa, seq, w, own_rows.view(0), 0..head, dvalues, head, Init::Accumulate);
-                // 3. softmax
-                softmax_backward(isa, p, dp, seq);
+                // 3. dropout, softmax
+                dropped_softmax_backward(isa, p, weights_of_values, dp, seq);
                 pass.attention_mask.mask_gradient(example, first, dp, seq);
                 if !dbiases.is_empty() {
                     for (ds, query) in dp.chunks_exact(seq).zip(first..) {
@@ -423,6 +437,11 @@ impl Attention {
             value.add_rows(isa, block.of(dvalues, all, hidden), block.rows, dkv, lhs);
         })
     }
+}
+
+/// The fewest of `heads` heads of `head` columns each, side by side, that are whole panels; or all of them.
+fn heads_per_run(heads: usize, head: usize) -> usize {
+    (1..=heads).find(|count| (count * head).is_multiple_of(PANEL)).unwrap_or(heads)
 }
 
 /// The matrix of dropout numbers that attention weights number `matrix` use.

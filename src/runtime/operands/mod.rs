@@ -1,7 +1,7 @@
 //! Operands of products that are computed on the way: right ones in panels, left ones in rows.
 //!
-//! Tasks fill disjoint parts of them: of right operands some panels, or some rows of all panels; of left operands some
-//! columns of all rows.
+//! Tasks fill disjoint parts of them: of right operands some panels, or some rows or columns of several operands; of left
+//! operands some columns of all rows.
 
 use std::ops::Range;
 
@@ -86,13 +86,36 @@ impl<R: Real> ActivationPanels<R> {
         full.map(PanelsMut::FullPrecision).chain(half.map(PanelsMut::Bfloat16))
     }
 
-    /// All panels of matrix number 0, split into runs of `rows` rows (a multiple of 32), to be filled by independent tasks.
+    /// Matrices in runs of `matrices`, each run split after every `rows` rows (a multiple of 32), to be filled by independent
+    /// tasks.
     ///
     /// # Errors
     /// Never in fact.
-    pub fn row_chunks_mut(&mut self, rows: usize) -> Result<impl Iterator<Item = PanelRowsMut<'_, R>>> {
+    pub fn row_chunks_mut(
+        &mut self,
+        matrices: usize,
+        rows: usize,
+    ) -> Result<impl Iterator<Item = PanelRowsMut<'_, R>>> {
         let panels = self.n.div_ceil(PANEL);
-        Ok(self.data.column_chunks_mut(panels, self.len / panels.max(1), rows * PANEL)?.map(PanelRowsMut))
+        let chunks =
+            self.data.column_chunks_mut(matrices * panels, self.len / panels.max(1), rows * PANEL)?;
+        Ok(chunks.map(move |values| PanelRowsMut { panels, values }))
+    }
+
+    /// The same, split after every `columns` columns (a multiple of [`PANEL`]).
+    ///
+    /// # Errors
+    /// Never in fact.
+    pub fn column_chunks_mut(
+        &mut self,
+        matrices: usize,
+        columns: usize,
+    ) -> Result<impl Iterator<Item = PanelColumnsMut<'_, R>>> {
+        let panel = self.len / self.n.div_ceil(PANEL).max(1);
+        Ok(self
+            .data
+            .column_chunks_mut(matrices, self.len, columns.div_ceil(PANEL) * panel)?
+            .map(PanelColumnsMut))
     }
 }
 
@@ -113,9 +136,18 @@ pub enum ColumnsMut<'a, R> {
     Bfloat16(ArrayViewMut2<'a, bf16>),
 }
 
-/// Some rows of all panels of a right operand, to be filled.
+/// Some rows of right operands, to be filled.
 #[derive(Debug)]
-pub struct PanelRowsMut<'a, R>(ColumnsMut<'a, R>);
+pub struct PanelRowsMut<'a, R> {
+    /// Of each operand.
+    panels: usize,
+    /// A row for each panel.
+    values: ColumnsMut<'a, R>,
+}
+
+/// Some columns of right operands, to be filled: a row for each operand.
+#[derive(Debug)]
+pub struct PanelColumnsMut<'a, R>(ColumnsMut<'a, R>);
 
 /// Some columns of a left operand, to be filled.
 #[derive(Debug)]
@@ -159,54 +191,63 @@ impl<R: Real> TransposedActivations<R> {
 }
 
 impl<R: Real> OperandStorage<R> {
-    /// `rows` rows of `width` values, split into runs of `columns` columns.
+    /// Arrays of `rows` rows of `width` values, below each other, each split into runs of `columns` columns.
     fn column_chunks_mut(
         &mut self,
         rows: usize,
         width: usize,
         columns: usize,
     ) -> Result<impl Iterator<Item = ColumnsMut<'_, R>>> {
+        let all = |len: usize| (len / width.max(1), width);
         let whole = match self {
             OperandStorage::FullPrecision(v) => {
-                ArrayViewMut2::from_shape((rows, width), v).map(ColumnsMut::FullPrecision)
+                ArrayViewMut2::from_shape(all(v.len()), v).map(ColumnsMut::FullPrecision)
             }
             OperandStorage::Bfloat16(v) => {
-                ArrayViewMut2::from_shape((rows, width), v).map(ColumnsMut::Bfloat16)
+                ArrayViewMut2::from_shape(all(v.len()), v).map(ColumnsMut::Bfloat16)
             }
         };
-        let whole = whole
-            .map_err(|e| Error::Internal(format!("an operand of {rows} rows of {width} values: {e}")))?;
-        let mut rest = Some(whole);
+        let whole = whole.map_err(|e| Error::Internal(format!("operands of rows of {width} values: {e}")))?;
+        let (mut rest, mut array) = (Some(whole), None);
         Ok(std::iter::from_fn(move || {
-            let (first, others) = rest.take()?.split_at(columns)?;
-            rest = Some(others);
-            Some(first)
+            loop {
+                if let Some((first, others)) =
+                    array.take().and_then(|v: ColumnsMut<'_, R>| v.split_at(1, columns))
+                {
+                    array = Some(others);
+                    return Some(first);
+                }
+                let (first, others) = rest.take()?.split_at(0, rows)?;
+                (array, rest) = (Some(first), Some(others));
+            }
         }))
     }
 }
 
 impl<R> ColumnsMut<'_, R> {
-    /// The first `columns` columns, or all if there are not as many, and the others; `None` if there are none at all.
-    fn split_at(self, columns: usize) -> Option<(Self, Self)> {
+    /// The first `count` rows (`axis` 0) or columns (1), or all if there are not as many, and the others; `None` if there are
+    /// none at all.
+    fn split_at(self, axis: usize, count: usize) -> Option<(Self, Self)> {
         match self {
             ColumnsMut::FullPrecision(v) => {
-                let (first, others) = split_columns(v, columns)?;
+                let (first, others) = split_array(v, axis, count)?;
                 Some((ColumnsMut::FullPrecision(first), ColumnsMut::FullPrecision(others)))
             }
             ColumnsMut::Bfloat16(v) => {
-                let (first, others) = split_columns(v, columns)?;
+                let (first, others) = split_array(v, axis, count)?;
                 Some((ColumnsMut::Bfloat16(first), ColumnsMut::Bfloat16(others)))
             }
         }
     }
 }
 
-fn split_columns<T>(
+fn split_array<T>(
     values: ArrayViewMut2<'_, T>,
-    columns: usize,
+    axis: usize,
+    count: usize,
 ) -> Option<(ArrayViewMut2<'_, T>, ArrayViewMut2<'_, T>)> {
-    let first = columns.min(values.ncols());
-    (first > 0).then(|| values.split_at(Axis(1), first))
+    let first = count.min(values.len_of(Axis(axis)));
+    (first > 0).then(|| values.split_at(Axis(axis), first))
 }
 
 /// Row number `row`.
@@ -215,14 +256,22 @@ fn row_mut<'a, T>(values: &'a mut ArrayViewMut2<'_, T>, row: usize) -> &'a mut [
 }
 
 impl<R: Real> PanelRowsMut<'_, R> {
-    /// Fills the rows' columns `columns` (the start a multiple of [`PANEL`]; whole panels, but for the last) from `rows` rows
-    /// of activations, `stride` apart.
-    pub fn pack(&mut self, isa: Isa, source: &[R], stride: usize, rows: usize, columns: Range<usize>) {
+    /// Fills columns `columns` (the start a multiple of [`PANEL`]; whole panels, but for the last) of the rows of matrix number
+    /// `matrix` of the run from `rows` rows of activations, `stride` apart.
+    pub fn pack(
+        &mut self,
+        isa: Isa,
+        matrix: usize,
+        source: &[R],
+        stride: usize,
+        rows: usize,
+        columns: Range<usize>,
+    ) {
         let _time = timed(Work::Packing);
         for first in columns.clone().step_by(PANEL) {
-            let (panel, own) = (first / PANEL, 0..PANEL.min(columns.end - first));
+            let (panel, own) = (matrix * self.panels + first / PANEL, 0..PANEL.min(columns.end - first));
             let source = &source[first - columns.start..];
-            match &mut self.0 {
+            match &mut self.values {
                 ColumnsMut::FullPrecision(out) => {
                     pack_full_precision(isa, source, stride, false, rows, own, row_mut(out, panel));
                 }
@@ -231,6 +280,26 @@ impl<R: Real> PanelRowsMut<'_, R> {
                 }
             }
         }
+    }
+}
+
+impl<R: Real> PanelColumnsMut<'_, R> {
+    /// Fills the first `columns` columns of matrix number `matrix` of the run, `k` values each, from as many rows of
+    /// activations, `stride` apart.
+    pub fn pack_transposed(
+        &mut self,
+        isa: Isa,
+        matrix: usize,
+        source: &[R],
+        stride: usize,
+        k: usize,
+        columns: usize,
+    ) {
+        let mut own = match &mut self.0 {
+            ColumnsMut::FullPrecision(out) => PanelsMut::FullPrecision(row_mut(out, matrix)),
+            ColumnsMut::Bfloat16(out) => PanelsMut::Bfloat16(row_mut(out, matrix)),
+        };
+        own.pack(isa, source, stride, true, k, columns);
     }
 }
 
@@ -294,51 +363,4 @@ impl<R: Real> PanelsMut<'_, R> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernels::prepare_transposed_lhs;
-    use crate::kernels::testing::noise;
-
-    #[test]
-    fn parts_filled_one_by_one_are_the_whole() {
-        let isa = Isa::fastest();
-        let scratch = ScratchPool::<f32>::new();
-        for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Int8] {
-            for (k, n) in [(1, 1), (32, 64), (70, 100), (130, 512), (256, 33)] {
-                let (stride, values) = (n + 3, noise(k * (n + 3), 1));
-                let mut whole = ActivationPanels::new(&scratch, dtype, 1, k, n);
-                whole.whole_mut(0).pack(isa, &values, stride, false, k, n);
-                let mut parts = ActivationPanels::new(&scratch, dtype, 1, k, n);
-                let mut turned = TransposedActivations::new(&scratch, dtype, n, k);
-                let rows = (0..k).step_by(64).map(|first| (first, 64.min(k - first)));
-                let left = turned.column_chunks_mut(64).expect("fitting");
-                let right = parts.row_chunks_mut(64).expect("fitting");
-                for (((first, rows), mut left), mut right) in rows.zip(left).zip(right) {
-                    for columns in [0..n / 64 * 32, n / 64 * 32..n] {
-                        let source = &values[first * stride + columns.start..];
-                        left.fill(isa, source, stride, rows, columns.clone());
-                        right.pack(isa, source, stride, rows, columns);
-                    }
-                }
-                assert_eq!(
-                    format!("{:?}", parts.view(0)),
-                    format!("{:?}", whole.view(0)),
-                    "{dtype:?} {k} x {n}"
-                );
-                let mut memory = vec![0.0; n * full_precision_stride::<f32>(k)];
-                let mut buffer = Default::default();
-                let dtype = dtype.of_activations();
-                let expected =
-                    prepare_transposed_lhs(isa, &values, (n, k), stride, dtype, &mut memory, &mut buffer);
-                for row in 0..n {
-                    let values = |operand: Lhs<'_, f32>| match operand.skip_rows(row) {
-                        Lhs::FullPrecision { values, .. } => format!("{:?}", &values[..k]),
-                        Lhs::Bfloat16 { values, .. } => format!("{:?}", &values[..k.next_multiple_of(32)]),
-                        Lhs::Int8 { .. } => unreachable!("not asked for"),
-                    };
-                    assert_eq!(values(turned.view()), values(expected), "{dtype:?} {k} x {n}, row {row}");
-                }
-            }
-        }
-    }
-}
+mod tests;
