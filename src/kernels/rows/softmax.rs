@@ -113,7 +113,30 @@ pub fn exponentials_to_bfloat16<R: Real>(isa: Isa, row: &mut [R], out: &mut [bf1
 /// # Panics
 /// If the lengths differ.
 pub fn softmax_backward<R: Real>(isa: Isa, p: &[R], dp: &mut [R], n: usize) {
-    dropped_softmax_backward(isa, p, p, dp, n);
+    struct SoftmaxBackward<'a, R>(&'a [R], &'a mut [R], usize);
+    impl<R: Real> VectorLoop<R> for SoftmaxBackward<'_, R> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd<Elem = R>>(self, simd: S) {
+            let SoftmaxBackward(p, dp, n) = self;
+            for (p, dp) in p.chunks_exact(n).zip(dp.chunks_exact_mut(n)) {
+                let dot = simd.splat(dot(simd, p, dp));
+                each_span(
+                    n,
+                    #[inline(always)]
+                    |at| {
+                        let d = simd.mul(at.load(simd, p), simd.sub(at.load(simd, dp), dot));
+                        at.store(simd, d, dp);
+                    },
+                );
+            }
+        }
+    }
+    assert_eq!(p.len(), dp.len(), "as many gradients as probabilities");
+    let _time = timed(Work::Softmax);
+    if n > 0 {
+        R::dispatch(isa, SoftmaxBackward(p, dp, n));
+    }
 }
 
 /// The same with dropout after the softmax: `dropped` is what that made of `p`, and `dp`, in place, the gradient of `dropped`.
@@ -121,22 +144,16 @@ pub fn softmax_backward<R: Real>(isa: Isa, p: &[R], dp: &mut [R], n: usize) {
 /// # Panics
 /// If the lengths differ.
 pub fn dropped_softmax_backward<R: Real>(isa: Isa, p: &[R], dropped: &[R], dp: &mut [R], n: usize) {
-    struct SoftmaxBackward<'a, R>([&'a [R]; 2], &'a mut [R], usize);
-    impl<R: Real> VectorLoop<R> for SoftmaxBackward<'_, R> {
+    struct DroppedSoftmaxBackward<'a, R>([&'a [R]; 2], &'a mut [R], usize);
+    impl<R: Real> VectorLoop<R> for DroppedSoftmaxBackward<'_, R> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd<Elem = R>>(self, simd: S) {
-            let SoftmaxBackward([p, dropped], dp, n) = self;
+            let DroppedSoftmaxBackward([p, dropped], dp, n) = self;
             let rows = p.chunks_exact(n).zip(dropped.chunks_exact(n));
             for ((p, dropped), dp) in rows.zip(dp.chunks_exact_mut(n)) {
                 // Dropout multiplies by 0 or by a factor, back as well as forth: what is left of `p * d p` is `dropped * dp`.
-                let dot = sum(
-                    simd,
-                    n,
-                    #[inline(always)]
-                    |at| simd.mul(at.load(simd, dropped), at.load(simd, dp)),
-                );
-                let minus_dot = simd.splat(-dot);
+                let minus_dot = simd.splat(-dot(simd, dropped, dp));
                 each_span(
                     n,
                     #[inline(always)]
@@ -151,8 +168,19 @@ pub fn dropped_softmax_backward<R: Real>(isa: Isa, p: &[R], dropped: &[R], dp: &
     assert!(p.len() == dp.len() && dropped.len() == dp.len(), "as many gradients as probabilities");
     let _time = timed(Work::Softmax);
     if n > 0 {
-        R::dispatch(isa, SoftmaxBackward([p, dropped], dp, n));
+        R::dispatch(isa, DroppedSoftmaxBackward([p, dropped], dp, n));
     }
+}
+
+/// `sum(a * b)`.
+#[inline(always)]
+fn dot<S: Simd>(simd: S, a: &[S::Elem], b: &[S::Elem]) -> S::Elem {
+    sum(
+        simd,
+        a.len(),
+        #[inline(always)]
+        |at| simd.mul(at.load(simd, a), at.load(simd, b)),
+    )
 }
 
 /// `out[r] = log(sum(exp(row r)))` of each row of `n` values: infinite if one of them is `+inf`, `-inf` if all are `-inf`,

@@ -2,23 +2,20 @@
 //! `out = concat_n(softmax(mask((q_n / sqrt D) k_n^T)) v_n) Wo + bo`, `[rows, H]`, heads of size `D`.
 //!
 //! In pre-norm blocks queries come from the normalised stream, keys and values from the stream itself (the reference's
-//! `TransformerScaffold` does so). The mask is `attention_mask.rs`'s. Scores exist for one block of queries and one head at a
-//! time.
+//! `TransformerScaffold` does so). The mask is `attention_mask.rs`'s, what a head does `attention_head.rs`'s.
 //! Source: `tf_keras.layers.MultiHeadAttention` and `SelfAttentionMask`.
 
 use crate::error::Result;
-use crate::kernels::{
-    Dtype, Init, LhsBuffer, PANEL, Panels, Real, add_in_place, dropped_softmax_backward, exponentials,
-    exponentials_lhs, full_precision_stride, matmul, prepare_lhs, prepare_transposed_lhs, softmax_in_place,
-};
+use crate::kernels::{LhsBuffer, PANEL, Real, add_in_place};
 use crate::layers::{Dense, FEW_ROWS_TASKS, Product, join_columns};
 use crate::params::{Gradients, WeightList};
-use crate::random::Purpose;
 use crate::runtime::{ActivationPanels, Buffer, TaskScratch};
 use crate::sys::{Work, alloc_collect_up_to, alloc_zeroed, timed};
 
 use crate::network::pass::{Pass, RowBlock, RowGroup, split_rows};
-use crate::network::position_bias::{PositionBias, of_query_mut};
+use crate::network::position_bias::PositionBias;
+
+use super::attention_head::{Head, scale, scores_at_once};
 
 /// The four projections.
 #[derive(Clone, Copy, Debug)]
@@ -46,67 +43,10 @@ pub struct KeysValues<R: Real> {
     values: ActivationPanels<R>,
 }
 
-/// Score values that a task holds at once: bounds the block of queries for long sequences.
-pub(in crate::network) const MAX_SCORES: usize = 1 << 16;
-
-/// Queries whose scores a task holds at once, of `rows` queries for `seq` keys.
-fn scores_at_once(rows: usize, seq: usize) -> usize {
-    (MAX_SCORES / seq).clamp(1, rows.max(1))
-}
-
-/// One example's keys and values of one head.
-struct Head<'a, R> {
-    /// `[D, S]`
-    keys: Panels<'a, R>,
-    /// `[S, D]`
-    values: Panels<'a, R>,
-    /// Number of example and head together.
-    index: usize,
-    layer: usize,
-}
-
-impl<R: Real> Head<'_, R> {
-    /// `out` = weighted sums of values for the queries of `block`, both rows of `D` values `stride` apart. `scores` holds
-    /// those of [`scores_at_once`] queries, `sums` one value for each of these.
-    fn attend(
-        &self,
-        pass: &Pass<'_, R>,
-        block: RowBlock,
-        queries: &[R],
-        out: &mut [R],
-        stride: usize,
-        (scores, sums): (&mut [R], &mut [R]),
-        [lhs, score_lhs]: &mut [LhsBuffer; 2],
-    ) {
-        let (isa, seq, head) = (pass.context.isa, pass.seq, self.keys.k);
-        let dtype = self.keys.dtype();
-        let dropout = pass.dropout(pass.config.attention_dropout, Purpose::AttentionDropout, self.layer);
-        let step = scores_at_once(block.rows, seq);
-        for first in (0..block.rows).step_by(step) {
-            let rows = step.min(block.rows - first);
-            let (at, row) = (first * stride, block.first + first);
-            let scores = &mut scores[..rows * seq];
-            // 2. scores = q k^T, masked
-            let q = prepare_lhs(isa, &queries[at..], rows, head, stride, dtype, lhs);
-            matmul(isa, rows, q, self.keys, 0..seq, scores, seq, Init::Zero);
-            let n = self.index % pass.config.num_attention_heads;
-            pass.attention_mask.mask(isa, block.example, n, row, scores, seq);
-            // 3. softmax over keys but for the division, dropout
-            let p = if let Some(dropout) = &dropout {
-                exponentials(isa, scores, seq, sums);
-                dropout.apply(isa, scores, (dropout_matrix(pass, self.index) * seq + row) * seq);
-                prepare_lhs(isa, scores, rows, seq, seq, dtype, score_lhs)
-            } else {
-                exponentials_lhs(isa, scores, seq, sums, dtype, score_lhs)
-            };
-            // 4. weighted sum of values, over the sum of the weights
-            let out = &mut out[at..];
-            matmul(isa, rows, p, self.values, 0..head, out, stride, Init::Zero);
-            for (out, &sum) in out.chunks_mut(stride).zip(&sums[..rows]) {
-                let scale = R::ONE / sum;
-                out[..head].iter_mut().for_each(|out| *out *= scale);
-            }
-        }
+impl<R: Real> KeysValues<R> {
+    /// Those of one head, number `index` of example and head together.
+    fn head(&self, index: usize, layer: usize) -> Head<'_, R> {
+        Head { keys: self.keys.view(index), values: self.values.view(index), index, layer }
     }
 }
 
@@ -206,10 +146,16 @@ impl Attention {
             first += mixed.len();
             for n in 0..self.heads {
                 let index = block.example * self.heads + n;
-                let matrix =
-                    Head { keys: state.keys.view(index), values: state.values.view(index), index, layer };
                 let at = n * head;
-                matrix.attend(pass, block, &queries[at..], &mut mixed[at..], hidden, (scores, sums), lhs);
+                state.head(index, layer).attend(
+                    pass,
+                    block,
+                    &queries[at..],
+                    &mut mixed[at..],
+                    hidden,
+                    (scores, sums),
+                    lhs,
+                );
             }
         }
         // 5. out = mixed Wo + bo
@@ -283,7 +229,7 @@ impl Attention {
 
     /// `q / sqrt D`
     fn scale<R: Real>(self, queries: &mut [R]) {
-        let scale = R::from_f64(1.0 / ((self.hidden / self.heads) as f64).sqrt());
+        let scale = scale::<R>(self.hidden / self.heads);
         queries.iter_mut().for_each(|q| *q *= scale);
     }
 
@@ -308,9 +254,6 @@ impl Attention {
         let (context, isa, seq) = (pass.context, pass.context.isa, pass.seq);
         let Attention { hidden, heads, .. } = self;
         let (head, all) = (hidden / heads, pass.batch * seq);
-        let scale = R::from_f64(1.0 / (head as f64).sqrt());
-        let weights = self.query.product(pass.weights).dtype();
-        let dtype = weights.of_activations();
         let transposed = |dense: Dense| context.transposed(dense.kernel(pass.weights, 0));
         let blocks = Pass::<R>::fixed_blocks(all);
         // 5. undone: d mixed = dy Wo^T
@@ -322,80 +265,15 @@ impl Attention {
             output.rows(isa, block.of(dy, all, hidden), block.rows, out, lhs);
         })?;
         // Per example and head: [d query, d key, d value], each [S, D], and d biases
-        let dropout = pass.dropout(pass.config.attention_dropout, Purpose::AttentionDropout, layer);
-        let step = scores_at_once(seq, seq);
         let size = seq * head;
         let offsets = self.position_bias.map_or(0, |_| 2 * seq - 1);
         let whole = 3 * size + offsets;
-        let turned = if dtype == Dtype::Bfloat16 { 0 } else { seq * full_precision_stride::<R>(step) };
         let mut by_head = context.buffer(pass.batch * heads * whole);
-        context.each(by_head.chunks_exact_mut(whole).enumerate(), |(matrix, out), scratch| {
-            let (example, n) = (matrix / heads, matrix % heads);
-            let scores = step * seq;
-            let lengths = [scores, scores, if dropout.is_some() { scores } else { 0 }, turned];
-            let ([p, dp, dropped, turned], [lhs, other_lhs]) = scratch.split(lengths);
-            // Rows of the head, `hidden` values apart.
-            let rows_of = |first: usize| (example * seq + first) * hidden + n * head;
-            let (key_columns, value_rows) = (state.keys.view(matrix), state.values.view(matrix));
-            let mut key_rows = context.panels(weights, 1, seq, head);
-            let mut value_columns = context.panels(weights, 1, head, seq);
-            let transposing = timed(Work::Transpose);
-            for (matrix, transposed) in [(key_columns, &mut key_rows), (value_rows, &mut value_columns)] {
-                for (panel, mut out) in transposed.chunks_mut(1).enumerate() {
-                    out.transpose(isa, &matrix, panel);
-                }
-            }
-            drop(transposing);
-            let (dqueries, rest) = out.split_at_mut(size);
-            let (dkeys, rest) = rest.split_at_mut(size);
-            let (dvalues, dbiases) = rest.split_at_mut(size);
-            dbiases.fill(R::ZERO);
-            dkeys.fill(R::ZERO);
-            dvalues.fill(R::ZERO);
-            for first in (0..seq).step_by(step) {
-                let count = step.min(seq - first);
-                let at = first * head..(first + count) * head;
-                let (p, dp) = (&mut p[..count * seq], &mut dp[..count * seq]);
-                // 2, 3. attention weights, again
-                let (queries, dmixed) = (&queries[rows_of(first)..], &dmixed[rows_of(first)..]);
-                let q = prepare_lhs(isa, queries, count, head, hidden, dtype, lhs);
-                matmul(isa, count, q, key_columns, 0..seq, p, seq, Init::Zero);
-                pass.attention_mask.mask(isa, example, n, first, p, seq);
-                softmax_in_place(isa, p, seq);
-                let at_element = (dropout_matrix(pass, matrix) * seq + first) * seq;
-                // 4. mixed = dropped(p) v: d dropped(p) = d mixed v^T, dv += dropped(p)^T d mixed
-                let dm = prepare_lhs(isa, dmixed, count, head, hidden, dtype, lhs);
-                matmul(isa, count, dm, value_columns.view(0), 0..seq, dp, seq, Init::Zero);
-                let weights_of_values = if let Some(dropout) = &dropout {
-                    let dropped = &mut dropped[..count * seq];
-                    dropped.copy_from_slice(p);
-                    dropout.apply(isa, dropped, at_element);
-                    &*dropped
-                } else {
-                    &*p
-                };
-                let shape = (seq, count);
-                let w = prepare_transposed_lhs(isa, weights_of_values, shape, seq, dtype, turned, other_lhs);
-                let mut own_rows = context.panels(weights, 1, count, head);
-                own_rows.whole_mut(0).pack(isa, dmixed, hidden, false, count, head);
-                matmul(isa, seq, w, own_rows.view(0), 0..head, dvalues, head, Init::Accumulate);
-                // 3. dropout, softmax
-                dropped_softmax_backward(isa, p, weights_of_values, dp, seq);
-                pass.attention_mask.mask_gradient(example, first, dp, seq);
-                if !dbiases.is_empty() {
-                    for (ds, query) in dp.chunks_exact(seq).zip(first..) {
-                        add_in_place(isa, of_query_mut(dbiases, query, seq), ds);
-                    }
-                }
-                // 2. scores = q k^T: dq = ds k, dk += ds^T q
-                let ds = prepare_lhs(isa, dp, count, seq, seq, dtype, lhs);
-                let out = &mut dqueries[at.clone()];
-                matmul(isa, count, ds, key_rows.view(0), 0..head, out, head, Init::Zero);
-                out.iter_mut().for_each(|q| *q *= scale);
-                let ds = prepare_transposed_lhs(isa, dp, shape, seq, dtype, turned, other_lhs);
-                own_rows.whole_mut(0).pack(isa, queries, hidden, false, count, head);
-                matmul(isa, seq, ds, own_rows.view(0), 0..head, dkeys, head, Init::Accumulate);
-            }
+        context.each(by_head.chunks_exact_mut(whole).enumerate(), |(index, gradients), scratch| {
+            // Rows of the head, `hidden` values apart
+            let at = index / heads * seq * hidden + index % heads * head;
+            let (queries, dmixed) = (&queries[at..], &dmixed[at..]);
+            state.head(index, layer).backward(pass, queries, dmixed, hidden, gradients, scratch);
         })?;
         // Heads side by side again: [d query, d key, d value], each [B*S, H]
         let copying = timed(Work::Copy);
@@ -442,9 +320,4 @@ impl Attention {
 /// The fewest of `heads` heads of `head` columns each, side by side, that are whole panels; or all of them.
 fn heads_per_run(heads: usize, head: usize) -> usize {
     (1..=heads).find(|count| (count * head).is_multiple_of(PANEL)).unwrap_or(heads)
-}
-
-/// The matrix of dropout numbers that attention weights number `matrix` use.
-fn dropout_matrix<R: Real>(pass: &Pass<'_, R>, matrix: usize) -> usize {
-    if pass.config.semantics().shared_attention_dropout { 0 } else { matrix }
 }

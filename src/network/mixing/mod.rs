@@ -1,6 +1,7 @@
 //! The first sublayer of a block: tokens exchange information, by mixing or by attention.
 
 pub(super) mod attention;
+mod attention_head;
 mod convolution;
 mod linear;
 mod spectral;
