@@ -108,9 +108,10 @@ def test_parquet_has_lists_of_a_fixed_size(model: TextEncoder, tmp_path: Path) -
     assert about["settings"]["precision"] == "float32"
 
 
-def version(path: Path) -> tuple[int, int]:
-    """What a file has as long as nobody writes it: reading changes its time of access."""
-    return path.stat().st_ino, path.stat().st_mtime_ns
+def version(path: Path) -> tuple[int, int, int, int]:
+    """What a file has as long as nobody writes it: reading changes its time of access alone."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @pytest.mark.parametrize("target", ["b.parquet", "b.npy", "b.jsonl"])

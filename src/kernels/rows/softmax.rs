@@ -125,6 +125,7 @@ pub fn softmax_backward<R: Real>(isa: Isa, p: &[R], dp: &mut [R], n: usize) {
                     n,
                     #[inline(always)]
                     |at| {
+                        // Subtracting first rounds less than `p * dp - p * dot` where the two nearly cancel.
                         let d = simd.mul(at.load(simd, p), simd.sub(at.load(simd, dp), dot));
                         at.store(simd, d, dp);
                     },

@@ -99,8 +99,8 @@ impl<R: Real> Head<'_, R> {
         let (context, isa, seq, head) = (pass.context, pass.context.isa, pass.seq, self.keys.k);
         let dtype = self.keys.dtype();
         let scale = scale::<R>(head);
-        let (example, n) =
-            (self.index / pass.config.num_attention_heads, self.index % pass.config.num_attention_heads);
+        let heads = pass.config.num_attention_heads;
+        let (example, n) = (self.index / heads, self.index % heads);
         let dropout = pass.dropout(pass.config.attention_dropout, Purpose::AttentionDropout, self.layer);
         let step = scores_at_once(seq, seq);
         let scores = step * seq;
